@@ -1,0 +1,138 @@
+"""Charts of numbers: training curves from a metrics CSV, histograms. Off screen, written atomically.
+
+Comes after `figures.py`; pictures of crystals are in `pictures.py`.
+"""
+
+from __future__ import annotations
+
+import csv
+import math
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from latentite.figures import INK, new_figure, save_figure
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+COLOURS = ["#2f6f9f", "#d1495b", "#3a7d44", "#edae49", "#6b4c9a", "#66717e"]
+
+Curve = tuple[np.ndarray, np.ndarray]
+"""Steps and values, equally long."""
+
+
+def read_metrics(path: str | Path) -> dict[str, Curve]:
+    """Columns of a Lightning `metrics.csv` by name: the steps at which each was logged, and its values.
+
+    Raises:
+        ValueError: when the file has no column `step`.
+    """
+    points: dict[str, list[tuple[float, float]]] = defaultdict(list)
+    with Path(path).open(newline="", encoding="utf-8") as file:
+        reader = csv.DictReader(file)
+        if "step" not in (reader.fieldnames or []):
+            raise ValueError(f"{path} must be a metrics CSV with a column 'step', got {reader.fieldnames}")
+        for row in reader:
+            for name, text in row.items():
+                if text and name not in ("step", "epoch"):
+                    points[name].append((float(row["step"]), float(text)))
+    return {name: (np.array(p)[:, 0], np.array(p)[:, 1]) for name, p in points.items()}
+
+
+def draw_training_curve(
+    metrics: str | Path,
+    path: str | Path,
+    *,
+    losses: Sequence[str] = ("train/loss", "val/loss"),
+    rates: Sequence[str] = ("val/match_rate_loose", "val/match_rate_strict", "val/element_accuracy"),
+    heading: str | None = None,
+    dpi: int = 150,
+) -> Path:
+    """Write losses (logarithmic) above rates (0 to 1) against the step, as PNG.
+
+    Args:
+        metrics: a Lightning `metrics.csv`.
+        path: the picture.
+        losses: columns of the upper panel; those that are absent are left out.
+        rates: columns of the lower panel, likewise.
+        heading: one line on top.
+        dpi: pixels per inch.
+
+    Raises:
+        ValueError: when none of the columns is there, naming those that are.
+    """
+    curves = read_metrics(metrics)
+    panels = [[name for name in names if name in curves] for names in (losses, rates)]
+    if not any(panels):
+        raise ValueError(f"{metrics} must have one of {[*losses, *rates]}, got {sorted(curves)}")
+    shown = [(names, is_rate) for names, is_rate in zip(panels, (False, True), strict=True) if names]
+    figure = new_figure(6.6, 2.7 * len(shown), heading)
+    axes = figure.subplots(len(shown), 1, squeeze=False, sharex=True)[:, 0]
+    for axis, (names, is_rate) in zip(axes, shown, strict=True):
+        for colour, name in zip(COLOURS, names, strict=False):
+            steps, values = curves[name]
+            dense = len(steps) > 200
+            if dense:
+                axis.plot(steps, values, color=colour, alpha=0.25, linewidth=0.8)
+                steps, values = _smooth(steps, values)
+            axis.plot(steps, values, color=colour, linewidth=1.6, label=name, marker="" if dense else ".")
+        if is_rate:
+            axis.set_ylim(-0.02, 1.02)
+        elif all((curves[name][1] > 0).all() for name in names):
+            axis.set_yscale("log")
+        _plain_style(axis)
+        axis.legend(frameon=False, fontsize=8)
+    axes[-1].set_xlabel("step", color=INK)
+    return save_figure(figure, path, dpi)
+
+
+def draw_histograms(
+    values: Mapping[str, Sequence[float] | np.ndarray],
+    path: str | Path,
+    *,
+    columns: int = 3,
+    bins: int = 40,
+    heading: str | None = None,
+    dpi: int = 150,
+) -> Path:
+    """Write one histogram per name as PNG; values that are not finite are counted in the title, not drawn.
+
+    Raises:
+        ValueError: for no names.
+    """
+    if not values:
+        raise ValueError("draw_histograms needs at least one named series, got none")
+    columns = min(columns, len(values))
+    rows = math.ceil(len(values) / columns)
+    figure = new_figure(3.1 * columns, 2.3 * rows, heading)
+    axes = figure.subplots(rows, columns, squeeze=False).flat
+    for axis in axes[len(values) :]:
+        axis.set_axis_off()
+    for axis, (name, series) in zip(axes, values.items(), strict=False):
+        array = np.asarray(series, dtype=float)
+        finite = array[np.isfinite(array)]
+        is_count = len(finite) > 0 and bool((finite == np.round(finite)).all()) and np.ptp(finite) < 120
+        edges = np.arange(finite.min() - 0.5, finite.max() + 1.0) if is_count else bins
+        axis.hist(finite, bins=edges, color=COLOURS[0], edgecolor="white", linewidth=0.3)
+        missing = len(array) - len(finite)
+        axis.set_title(name + (f" ({missing} missing)" if missing else ""), fontsize=9, color=INK)
+        _plain_style(axis)
+    return save_figure(figure, path, dpi)
+
+
+def _smooth(steps: np.ndarray, values: np.ndarray) -> Curve:
+    """Running mean over a fiftieth of the curve, at the steps in the middle of each window."""
+    window = max(2, len(values) // 50)
+    kernel = np.full(window, 1.0 / window)
+    return np.convolve(steps, kernel, mode="valid"), np.convolve(values, kernel, mode="valid")
+
+
+def _plain_style(axis: Axes) -> None:
+    axis.spines[["top", "right"]].set_visible(False)
+    axis.tick_params(labelsize=8, colors=INK)
+    axis.grid(axis="y", color="#e3e6ea", linewidth=0.7)
+    axis.set_axisbelow(True)

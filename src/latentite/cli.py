@@ -1,0 +1,117 @@
+"""The `latentite` command. Each group of commands lives beside what it commands; this file only gathers them.
+
+Comes last: nothing imports it. Commands set `func`, from the parsed arguments to an exit code. Mistakes that
+the user can set right end with one line and exit code 2. Imports are late, so that `--help` is quick.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+import sys
+from collections.abc import Callable, Sequence
+from importlib import import_module
+
+from latentite import __version__
+
+EPILOG = """examples:
+  latentite demo
+  latentite data build my_cifs/ --out data/mine
+  latentite train vae data.data_dir=data/mine trainer=cpu trainer.max_epochs=50
+  latentite vae reconstruct logs/.../checkpoints/last.ckpt my_cifs/ --out report
+  latentite hub list
+
+Each command has its own --help."""
+
+TRAIN_HELP = """usage: latentite train STAGE [key=value ...] [--cfg job] [--multirun]
+
+Stages: vae.
+
+examples:
+  latentite train vae experiment=prototypes/vae_dng
+  latentite train vae experiment=mp_20/vae_dng trainer=gpu logger.wandb.name=first
+  latentite train vae experiment=mp_20/vae_dng --cfg job        print every setting
+  latentite train vae experiment=mp_20/vae_dng ckpt_path=logs/.../checkpoints/last.ckpt    resume
+
+The keys are those of configs/, the same as for python src/train_vae.py.
+"""
+
+STAGES = ("vae", "ldm")
+
+_CHILD = "LATENTITE_TRAIN_STAGE"
+"""The stage, for the further processes of a distributed run: Lightning passes them the overrides only."""
+
+GROUPS = {
+    "demo": ("latentite.demo_commands", "train a small VAE on embedded crystals and show what it rebuilds"),
+    "data": ("latentite.data.commands", "datasets: build from your files, look into one"),
+    "train": (None, "train a stage: latentite train vae [key=value ...]"),
+    "vae": ("latentite.reconstruct_commands", "use a trained VAE: reconstruct"),
+    "hub": ("latentite.hub_commands", "named checkpoints: list, download, verify"),
+}
+"""Groups of commands: the module whose `register` adds them, and a line of help."""
+
+
+def build_parser(group: str | None = None) -> argparse.ArgumentParser:
+    """The parser with all groups, of which only the named one is imported and complete."""
+    parser = argparse.ArgumentParser(
+        prog="latentite",
+        description="Inorganic crystals by staged latent generation.",
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--version", action="version", version=f"latentite {__version__}")
+    subparsers = parser.add_subparsers(required=True, metavar="COMMAND")
+    for name, (module, line) in GROUPS.items():
+        if module is not None and name == group:
+            import_module(module).register(subparsers)
+        else:
+            subparsers.add_parser(name, help=line)
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run a command; gives its exit code."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    if _CHILD in os.environ and "LOCAL_RANK" in os.environ:
+        arguments = ["train", os.environ[_CHILD], *arguments]
+    if arguments[:1] == ["train"]:
+        return _train(arguments[1:])
+    parsed = build_parser(arguments[0] if arguments else None).parse_args(arguments)
+    return _run(lambda: parsed.func(parsed))
+
+
+def csv_to_dataset(argv: Sequence[str] | None = None) -> int:
+    """The command `csv-to-dataset`."""
+    from latentite.data import commands
+
+    return _run(lambda: commands.csv_to_dataset(argv))
+
+
+def _run(command: Callable[[], int]) -> int:
+    """Run with logging on; one line for what the user can set right."""
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    try:
+        return command()
+    except (ValueError, FileNotFoundError) as error:
+        sys.stderr.write(f"error: {' '.join(str(error).split())}\n")
+        return 2
+    except KeyboardInterrupt:
+        sys.stderr.write("interrupted\n")
+        return 130
+
+
+def _train(arguments: list[str]) -> int:
+    if not arguments or arguments[0] in ("-h", "--help"):
+        sys.stdout.write(TRAIN_HELP)
+        return 0 if arguments else 2
+    stage, *overrides = arguments
+    if stage not in STAGES:
+        sys.stderr.write(f"error: stage must be one of {', '.join(STAGES)}, got {stage!r}\n")
+        return 2
+    from latentite.config import run_stage
+
+    os.environ[_CHILD] = stage
+    sys.argv = [sys.argv[0], *overrides]
+    run_stage(stage)
+    return 0

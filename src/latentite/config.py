@@ -1,0 +1,203 @@
+"""Composed YAML to typed, validated dataclasses. The only importer of hydra and omegaconf in the package.
+
+`compose` and `load` are the two halves; `run_stage` is what the scripts `src/train_*.py` and the command line
+call: hydra composes and makes the run's folder, the settings are checked before anything heavy starts, and a
+mistake ends with one sentence and exit code 2. No `DictConfig` travels further than this file.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import re
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+import hydra
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.hydra_config import HydraConfig
+from hydra.errors import ConfigCompositionException, HydraException
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from latentite.plain import from_plain
+
+log = logging.getLogger(__name__)
+
+Config = TypeVar("Config")
+
+USER_ERROR = 2
+"""Exit code for what the user can set right."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class StageEntry:
+    """A training stage as the command line knows it."""
+
+    config_name: str
+    load: Callable[[], tuple[type[Any], Callable[[Any], Any]]]
+    """Imports, only when needed, the stage's config class and the function that runs it."""
+
+
+def _vae() -> tuple[type[Any], Callable[[Any], Any]]:
+    from latentite.training.stages import TrainVAEConfig, train_vae
+
+    return TrainVAEConfig, train_vae
+
+
+def _ldm() -> tuple[type[Any], Callable[[Any], Any]]:
+    from latentite.training.stages import TrainLDMConfig, train_ldm
+
+    return TrainLDMConfig, train_ldm
+
+
+STAGES = {
+    "vae": StageEntry(config_name="train_vae", load=_vae),
+    "ldm": StageEntry(config_name="train_ldm", load=_ldm),
+}
+"""Training stages by name."""
+
+
+def config_dir() -> Path:
+    """The folder of YAML files: that of the source tree, else the copy inside the installed package.
+
+    Raises:
+        ValueError: if neither is there.
+    """
+    package = Path(__file__).resolve().parent
+    for folder in (package.parents[1] / "configs", package / "_configs"):
+        if (folder / "train_vae.yaml").is_file():
+            return folder
+    raise ValueError(f"configs/ must lie beside src/ or in {package}, got neither; reinstall latentite")
+
+
+def compose(config_name: str, overrides: Sequence[str] = ()) -> dict[str, Any]:
+    """Compose a config as the command line does, without running anything.
+
+    Raises:
+        ValueError: in one sentence, if an override does not fit.
+    """
+    _register_resolvers()
+    GlobalHydra.instance().clear()
+    try:
+        with hydra.initialize_config_dir(str(config_dir()), version_base="1.3"):
+            return _to_plain(_compose_loosely(config_name, list(overrides)))
+    except (HydraException, OmegaConfBaseException) as error:
+        raise ValueError(one_sentence(error)) from error
+    finally:
+        GlobalHydra.instance().clear()
+
+
+def _compose_loosely(config_name: str, overrides: list[str]) -> DictConfig:
+    """Compose, adding keys that are in no YAML file: `load` knows or refuses them, with better messages."""
+    while True:
+        try:
+            return hydra.compose(config_name, overrides=overrides)
+        except ConfigCompositionException as error:
+            unknown = re.match(r"Could not override '([^']+)'", str(error))
+            position = next(
+                (i for i, o in enumerate(overrides) if unknown and o.startswith(f"{unknown[1]}=")), None
+            )
+            if position is None:
+                raise
+            overrides = [*overrides[:position], f"+{overrides[position]}", *overrides[position + 1 :]]
+
+
+def load(kind: type[Config], values: dict[str, Any]) -> Config:
+    """A typed config from composed values.
+
+    Raises:
+        ValueError: naming the dotted key of the first mistake.
+    """
+    return from_plain(kind, values)
+
+
+def run_stage(stage: str) -> None:
+    """Run a training stage with the overrides in `sys.argv`.
+
+    Ends the process: 0 when the run finished, or was told to stop and saved; 2 for a mistake of the user.
+    """
+    entry = STAGES[stage]
+    _register_resolvers()
+
+    def task(composed: DictConfig) -> None:
+        kind, run = entry.load()
+        values = _to_plain(composed) | {"run_dir": HydraConfig.get().runtime.output_dir}
+        with _user_errors():
+            run(load(kind, values))
+
+    main = hydra.main(version_base="1.3", config_path=str(config_dir()), config_name=entry.config_name)(task)
+    sys.argv[1:] = _flags_first(sys.argv[1:])
+    with _user_errors():
+        check_first(entry, sys.argv[1:])
+        main()
+
+
+def check_first(entry: StageEntry, arguments: Sequence[str]) -> None:
+    """Refuse wrong settings before hydra makes a folder for the run.
+
+    Not for sweeps, whose overrides are lists, nor where hydra is only asked to show something.
+
+    Raises:
+        ValueError: naming the setting.
+    """
+    if any(argument.startswith("-") for argument in arguments):
+        return
+    overrides = [argument for argument in arguments if not argument.startswith("hydra.")]
+    values = compose(entry.config_name, overrides)
+    kind, _ = entry.load()
+    load(kind, values)
+
+
+def _flags_first(arguments: Sequence[str]) -> list[str]:
+    """Flags before overrides: hydra refuses `a=1 --cfg job b=2`."""
+    overrides = [a for a in arguments if not a.startswith("-") and ("=" in a or a.startswith("~"))]
+    return [*(a for a in arguments if a not in overrides), *overrides]
+
+
+@contextmanager
+def _user_errors() -> Iterator[None]:
+    """End with one line and exit code 2 for what the user can set right; `HYDRA_FULL_ERROR=1` shows all."""
+    try:
+        yield
+    except (ValueError, FileNotFoundError, HydraException, OmegaConfBaseException) as error:
+        if os.environ.get("HYDRA_FULL_ERROR") == "1":
+            raise
+        sys.stderr.write(f"error: {one_sentence(error)}\n")
+        raise SystemExit(USER_ERROR) from None
+
+
+def one_sentence(error: BaseException) -> str:
+    """An error's message on one line, without Hydra's advice to add keys that no one reads."""
+    if not isinstance(error, (HydraException, OmegaConfBaseException)):
+        return " ".join(str(error).split())
+    if missing := re.search(r"Could not find '([^'/]+)/([^']+)'", str(error)):
+        group, name = missing.groups()
+        folder = config_dir() / group
+        names = sorted(str(path.relative_to(folder).with_suffix("")) for path in folder.rglob("*.yaml"))
+        return f"{group}={name} does not exist; there are {', '.join(names)}"
+    skipped = ("To append to your config", "full_key:", "object_type=", "See http", "Set the environment")
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    sentence = "; ".join(line for line in lines if not line.startswith(skipped)) or type(error).__name__
+    return re.sub(r"^\w+ raised while resolving interpolation: ", "", sentence)  # what a resolver said itself
+
+
+def _to_plain(composed: DictConfig) -> dict[str, Any]:
+    values = OmegaConf.to_container(composed, resolve=True, throw_on_missing=True)
+    assert isinstance(values, dict), "a primary config is a section of keys"
+    return {str(key): value for key, value in values.items()}
+
+
+def _register_resolvers() -> None:
+    OmegaConf.register_new_resolver("hub", _hub, replace=True)
+
+
+def _hub(name: str) -> str:
+    """`${hub:name}`: path of a published checkpoint, fetched if it is not there."""
+    from latentite import hub
+
+    return str(hub.resolve(name))

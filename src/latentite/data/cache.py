@@ -1,0 +1,141 @@
+"""Packed datasets on disk: one safetensors file per split, memory-mapped when read.
+
+A file holds the tensors of a `CrystalDataset`, its ids and rejections as JSON bytes, and everything else in
+the header. It is written under a temporary name and renamed, so a file with the right name is always whole;
+two writers of the same file write the same bytes, and the last one wins.
+
+Comes after `dataset.py`; `build.py` decides what a file is called.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+
+import numpy as np
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+
+from latentite.crystal import CrystalBatch
+from latentite.data.dataset import CrystalDataset
+from latentite.data.records import Rejection
+from latentite.files import replacing
+
+FORMAT = 1
+"""Version of the layout of the file; files of another version are not read."""
+
+_PROPERTY = "property."
+
+
+def content_hash(crystals: CrystalBatch, ids: Sequence[str], categories: Mapping[str, Sequence[str]]) -> str:
+    """sha256 over all tensors, ids and category names of a dataset."""
+    digest = hashlib.sha256()
+    tensors = [crystals.atomic_numbers, crystals.frac_coords, crystals.lattice, crystals.num_atoms]
+    for tensor in tensors + [crystals.properties[name] for name in sorted(crystals.properties)]:
+        digest.update(tensor.contiguous().numpy().tobytes())
+    digest.update(
+        json.dumps([sorted(crystals.properties), list(ids), dict(categories)], sort_keys=True).encode()
+    )
+    return digest.hexdigest()
+
+
+def _to_bytes(value: object) -> torch.Tensor:
+    return torch.from_numpy(np.frombuffer(json.dumps(value).encode(), dtype=np.uint8).copy())
+
+
+def _from_bytes(tensor: torch.Tensor) -> list:
+    return json.loads(tensor.numpy().tobytes())
+
+
+def write_dataset(
+    path: str | Path,
+    dataset: CrystalDataset,
+    *,
+    rejections: Sequence[Rejection] = (),
+    notes: Mapping[str, str] | None = None,
+) -> None:
+    """Write a dataset as one file, atomically.
+
+    Args:
+        path: the file; its folder is made when missing.
+        dataset: what to write.
+        rejections: rows that did not enter it, kept for the reports of later readers.
+        notes: plain texts for the header (canonical version, options, counts, ...).
+    """
+    path = Path(path)
+    crystals = dataset.crystals
+    tensors = {
+        "atomic_numbers": crystals.atomic_numbers,
+        "frac_coords": crystals.frac_coords,
+        "lattice": crystals.lattice,
+        "num_atoms": crystals.num_atoms,
+        "ids": _to_bytes(dataset.ids),
+        "rejections": _to_bytes([asdict(rejection) for rejection in rejections]),
+    } | {_PROPERTY + name: values for name, values in crystals.properties.items()}
+    metadata = dict(notes or {}) | {
+        "latentite.dataset": str(FORMAT),
+        "content_hash": dataset.content_hash,
+        "categories": json.dumps(dataset.categories),
+        # safetensors gives the tensors back in its own order; this keeps the order of the properties.
+        "properties": json.dumps(list(crystals.properties)),
+    }
+    with replacing(path) as temporary:
+        temporary.touch()
+        mode = temporary.stat().st_mode  # the user's own; safetensors would let nobody else read the file
+        save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, temporary, metadata)
+        temporary.chmod(mode)
+
+
+def _open(path: Path) -> safe_open:
+    if not path.is_file():
+        raise FileNotFoundError(f"dataset file must exist, got {path}; build it with `latentite data build`")
+    try:
+        handle = safe_open(path, framework="pt")
+    except SafetensorError as error:
+        raise ValueError(
+            f"{path} must be a dataset written by latentite, got a file that is not: {error}"
+        ) from error
+    version = (handle.metadata() or {}).get("latentite.dataset")
+    if version != str(FORMAT):
+        raise ValueError(f"{path} must have dataset format {FORMAT}, got {version}; build it again")
+    return handle
+
+
+def read_dataset(path: str | Path) -> CrystalDataset:
+    """A dataset from its file; the tensors are mapped into memory and read from the disk when touched.
+
+    Raises:
+        FileNotFoundError: when there is no such file.
+        ValueError: when the file is not a dataset of this format.
+    """
+    with _open(Path(path)) as handle:
+        metadata = handle.metadata()
+        names = json.loads(metadata["properties"])
+        crystals = CrystalBatch(
+            atomic_numbers=handle.get_tensor("atomic_numbers"),
+            frac_coords=handle.get_tensor("frac_coords"),
+            lattice=handle.get_tensor("lattice"),
+            num_atoms=handle.get_tensor("num_atoms"),
+            properties={name: handle.get_tensor(_PROPERTY + name) for name in names},
+        )
+        ids = _from_bytes(handle.get_tensor("ids"))
+    categories = {name: tuple(values) for name, values in json.loads(metadata["categories"]).items()}
+    return CrystalDataset(
+        crystals=crystals, ids=tuple(ids), categories=categories, content_hash=metadata["content_hash"]
+    )
+
+
+def read_rejections(path: str | Path) -> list[Rejection]:
+    """The rows that did not enter the dataset of this file."""
+    with _open(Path(path)) as handle:
+        return [Rejection(**entry) for entry in _from_bytes(handle.get_tensor("rejections"))]
+
+
+def read_notes(path: str | Path) -> dict[str, str]:
+    """The header of a dataset file."""
+    with _open(Path(path)) as handle:
+        return dict(handle.metadata())

@@ -1,0 +1,146 @@
+"""CIF text to arrays: a strict fast path for the P1 files that pymatgen writes, and pymatgen for all others.
+
+The datasets of this field are CSVs of P1 CIFs, and pymatgen reads about 600 of them per second. `parse_p1`
+reads only the exact layout of `CifWriter` without symmetry; at anything else (another header or loop,
+symmetry, occupancy other than 1, charges, isotopes, uncertainties in brackets, several blocks) it returns
+None and the caller asks pymatgen. Tests hold the two equal on every real row.
+
+Comes before `table.py`; knows nothing of rows, limits or properties.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+import warnings
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from pymatgen.core import Structure
+
+Arrays = tuple[np.ndarray, np.ndarray, np.ndarray]
+"""`(atomic_numbers [atom] int64, frac_coords [atom 3], lattice [3 3])`; row vectors in Å, float64."""
+
+_TABLE = """
+H He Li Be B C N O F Ne Na Mg Al Si P S Cl Ar K Ca Sc Ti V Cr Mn Fe Co Ni Cu Zn Ga Ge As Se Br
+Kr Rb Sr Y Zr Nb Mo Tc Ru Rh Pd Ag Cd In Sn Sb Te I Xe Cs Ba La Ce Pr Nd Pm Sm Eu Gd Tb Dy Ho Er
+Tm Yb Lu Hf Ta W Re Os Ir Pt Au Hg Tl Pb Bi Po At Rn Fr Ra Ac Th Pa U Np Pu Am Cm Bk Cf Es Fm Md
+No Lr Rf Db Sg Bh Hs Mt Ds Rg Cn Nh Fl Mc Lv Ts Og
+"""
+SYMBOLS = tuple(_TABLE.split())
+"""Element symbols; the atomic number is the position plus one."""
+
+ATOMIC_NUMBER = {symbol: number for number, symbol in enumerate(SYMBOLS, start=1)}
+
+_NUMBER = r" +(\d+\.?\d*)\n"
+_HEADER = re.compile(
+    r"\s*(?:# generated using pymatgen\n)?data_[A-Za-z0-9().]+\n"
+    r"_symmetry_space_group_name_H-M +'P 1'\n"
+    rf"_cell_length_a{_NUMBER}_cell_length_b{_NUMBER}_cell_length_c{_NUMBER}"
+    rf"_cell_angle_alpha{_NUMBER}_cell_angle_beta{_NUMBER}_cell_angle_gamma{_NUMBER}"
+    r"_symmetry_Int_Tables_number +1\n"
+    r"_chemical_formula_structural +[A-Za-z0-9().]+\n"
+    r"_chemical_formula_sum +(?:'[A-Za-z0-9 .]+'|[A-Za-z0-9.]+)\n"
+    r"_cell_volume +[0-9.]+\n"
+    r"_cell_formula_units_Z +\d+\n"
+    r"loop_\n _symmetry_equiv_pos_site_id\n _symmetry_equiv_pos_as_xyz\n +1 +'x, y, z'\n"
+    r"loop_\n _atom_site_type_symbol\n _atom_site_label\n _atom_site_symmetry_multiplicity\n"
+    r" _atom_site_fract_x\n _atom_site_fract_y\n _atom_site_fract_z\n _atom_site_occupancy\n"
+)
+_UNUSUAL = re.compile(r"[^A-Za-z0-9.\- \n]")
+_COLUMNS = 7  # symbol, label, multiplicity, x, y, z, occupancy
+_IDEAL_FRACTIONS = (1 / 3, 2 / 3)
+_IDEAL_TOLERANCE = 1e-4  # CifParser's default frac_tolerance, relative
+
+
+def parse_p1(text: str) -> Arrays | None:
+    """Arrays of a P1 CIF in the exact layout of pymatgen's `CifWriter`, or None for any other text.
+
+    Atoms stand in the order of the file; coordinates near 1/3 and 2/3 are made exact as `CifParser` does; the
+    cell has the orientation of `Lattice.from_parameters`. What `CifParser` would refuse later is
+    kept: atoms that coincide, coordinates that are not finite, flat cells; the caller's checks name them.
+    """
+    header = _HEADER.match(text)
+    if header is None:
+        return None
+    body = text[header.end() :]
+    tokens = body.split()
+    count, remainder = divmod(len(tokens), _COLUMNS)
+    if remainder or count == 0 or _UNUSUAL.search(body) or body.rstrip().count("\n") != count - 1:
+        return None
+    ones = ["1"] * count
+    if tokens[2::_COLUMNS] != ones or tokens[6::_COLUMNS] != ones:
+        return None
+    try:
+        numbers = [ATOMIC_NUMBER[symbol] for symbol in tokens[0::_COLUMNS]]
+        columns = [list(map(float, tokens[axis::_COLUMNS])) for axis in (3, 4, 5)]
+    except (KeyError, ValueError):
+        return None
+    coords = np.array(columns).T.copy()
+    # Few crystals have such coordinates; a loop over Python floats is cheaper than arrays for those without.
+    if any(0.333 < x < 0.334 or 0.666 < x < 0.667 for column in columns for x in column):
+        _make_ideal(coords)
+    a, b, c, alpha, beta, gamma = map(float, header.groups())
+    return np.array(numbers, dtype=np.int64), coords, lattice_matrix((a, b, c), (alpha, beta, gamma))
+
+
+def _make_ideal(coords: np.ndarray) -> None:
+    """Replace, in place, 0.3333 and the like by the exact third, with `CifParser`'s own test and order."""
+    for ideal in _IDEAL_FRACTIONS:
+        close = np.abs(coords / ideal - 1.0) <= _IDEAL_TOLERANCE
+        if close.any():
+            coords[close] = ideal
+
+
+def lattice_matrix(lengths: tuple[float, float, float], angles: tuple[float, float, float]) -> np.ndarray:
+    """Row vectors (Å) of a cell from lengths (Å) and angles (degrees): c along z, a in the xz plane.
+
+    Angles that no cell can have are clamped and give a flat cell, which the caller's volume check refuses;
+    scalar arithmetic, because one call serves one row and arrays of three would cost ten times as much.
+    """
+    a, b, c = lengths
+    alpha, beta, gamma = map(math.radians, angles)
+    sine_product = math.sin(alpha) * math.sin(beta)
+    if sine_product == 0.0:
+        return np.zeros((3, 3))
+    cos_gamma_star = (math.cos(alpha) * math.cos(beta) - math.cos(gamma)) / sine_product
+    cos_gamma_star = max(-1.0, min(1.0, cos_gamma_star))
+    sin_gamma_star = math.sqrt(1.0 - cos_gamma_star * cos_gamma_star)
+    return np.array(
+        (
+            (a * math.sin(beta), 0.0, a * math.cos(beta)),
+            (
+                -b * math.sin(alpha) * cos_gamma_star,
+                b * math.sin(alpha) * sin_gamma_star,
+                b * math.cos(alpha),
+            ),
+            (0.0, 0.0, c),
+        )
+    )
+
+
+def parse_with_pymatgen(text: str) -> Structure:
+    """The one structure of a CIF, read by pymatgen, cell and symmetry expanded as the file says.
+
+    Raises:
+        ValueError: with pymatgen's reason, or when the file holds several structures.
+    """
+    from pymatgen.io.cif import CifParser
+
+    notes: list[str] = []
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            parser = CifParser.from_str(text)
+            notes = vars(parser)[
+                "warnings"
+            ]  # filled while parsing: with on_error="ignore" the real reasons end here
+            structures = parser.parse_structures(primitive=False, on_error="ignore")
+        except Exception as error:  # the parser raises nearly every builtin type on broken text
+            reason = " ".join(" ".join(notes).split()) or str(error) or type(error).__name__
+            raise ValueError(f"unreadable CIF: malformed or cut off (pymatgen says: {reason})") from error
+    if len(structures) != 1:
+        raise ValueError(f"CIF holds {len(structures)} structures; give one structure per file or row")
+    return structures[0]

@@ -1,0 +1,133 @@
+"""`latentite data build | info` and `csv-to-dataset`: the command line of `build.py` and `info.py`.
+
+`cli.py` calls `register`; each subcommand sets `func`, from the arguments to the exit code. Errors are raised
+as ValueError or FileNotFoundError and become one line there.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+
+from rich.console import Console
+
+from latentite.data.splits import DEFAULT_FRACTIONS, SPLITS
+
+
+def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """Add `data` with its two commands."""
+    parser = subparsers.add_parser("data", help="datasets: build from your files, look into one")
+    commands = parser.add_subparsers(dest="data_command", required=True, metavar="{build,info}")
+
+    build = commands.add_parser(
+        "build",
+        help="files of crystals -> a dataset folder with train, val and test",
+        description="Read CSV, Parquet, JSON, extxyz, an ASE database, CIFs or POSCARs; check, canonicalise "
+        "and divide the crystals, and write a folder for data.data_dir. Unusable rows go to rejected.csv.",
+    )
+    build.add_argument("source", metavar="SOURCE", help="a file, a folder, or a name such as mp_20")
+    build.add_argument("--out", required=True, type=Path, metavar="DIR", help="the folder to write")
+    _add_build_options(build)
+    build.set_defaults(func=_build)
+
+    info = commands.add_parser("info", help="counts, elements, cell sizes and labels of a dataset")
+    info.add_argument("data_dir", metavar="DIR", help="a dataset, train/val/test files, or a name (mp_20)")
+    info.add_argument("--png", type=Path, metavar="FILE", help="picture to write (default: DIR/info.png)")
+    info.add_argument("--no-png", action="store_true", help="write no picture")
+    info.add_argument("--max-atoms", type=int, default=20, metavar="N", help="for tables (20; 0: no limit)")
+    info.set_defaults(func=_info)
+
+
+def _add_build_options(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    for split in SPLITS:
+        default = DEFAULT_FRACTIONS[split]
+        add(f"--{split}-fraction", type=float, default=default, metavar="X", help=f"({default})")
+    add("--group-by", default="formula", metavar="WHAT", help="stays together: formula, none or a property")
+    add("--seed", type=int, default=0, help="of the division (0)")
+    add("--property", action="append", dest="properties", metavar="NAME", help="column to keep (all numeric)")
+    add("--categorical", action="append", default=[], metavar="NAME", help="column to keep as names")
+    add("--derive", action="append", default=[], metavar="NAME", help="property to compute from structures")
+    add("--symprec", type=float, default=0.1, metavar="Å", help="tolerance of derived space groups (0.1)")
+    add("--max-atoms", type=int, default=20, metavar="N", help="reject larger cells (20; 0: no limit)")
+    add("--min-distance", type=float, default=0.5, metavar="Å", help="reject closer atoms (0.5)")
+    add("--as-is", action="store_true", help="keep cell, origin and order of atoms of the source")
+    add("--workers", type=int, default=None, metavar="N", help="processes (default: all cores)")
+
+
+def csv_to_dataset(argv: Sequence[str] | None = None) -> int:
+    """The command `csv-to-dataset`: `data build` of a folder of CSVs, under the name that its users know."""
+    parser = argparse.ArgumentParser(
+        prog="csv-to-dataset", description="A folder of CSVs -> a dataset folder; see `latentite data build`."
+    )
+    parser.add_argument("--csv-folder", required=True, dest="source", metavar="DIR", help="the CSVs")
+    parser.add_argument("--output-folder", required=True, dest="out", type=Path, metavar="DIR")
+    _add_build_options(parser)
+    return _build(parser.parse_args(argv))
+
+
+def _source(text: str) -> Path:
+    """A path as given, or the folder of the named dataset when there is no such path."""
+    from latentite.data.sources import DATASETS, resolve
+
+    path = Path(text)
+    return resolve(text) if text in DATASETS and not path.exists() else path
+
+
+def _build(arguments: argparse.Namespace) -> int:
+    from latentite.data.build import BuildOptions, build_dataset
+    from latentite.data.checks import Limits
+
+    limits = Limits(max_atoms=arguments.max_atoms or None, min_distance=arguments.min_distance)
+    options = BuildOptions(
+        limits=limits,
+        properties=None if arguments.properties is None else tuple(arguments.properties),
+        derived=tuple(arguments.derive),
+        categorical=tuple(arguments.categorical),
+        canonical=not arguments.as_is,
+        symprec=arguments.symprec,
+    )
+    summary = build_dataset(
+        _source(arguments.source),
+        arguments.out,
+        fractions={split: getattr(arguments, f"{split}_fraction") for split in SPLITS},
+        group_by=arguments.group_by,
+        seed=arguments.seed,
+        options=options,
+        workers=arguments.workers,
+    )
+    console = Console(highlight=False)
+    colour = "red" if summary.num_rejected else "green"
+    console.print(
+        f"{summary.num_in:,} in = [green]{summary.num_accepted:,} accepted[/] + "
+        f"[{colour}]{summary.num_rejected:,} rejected[/]"
+    )
+    for reason, count in summary.reasons.items():
+        console.print(f"  {count:,} × {reason}", markup=False)
+    counts = ", ".join(f"{count:,} {split}" for split, count in summary.counts.items())
+    console.print(f"{counts} (split by {summary.group_by})", markup=False)
+    if summary.shared_formulas:
+        console.print(
+            f"[yellow]{summary.shared_formulas:,} reduced formulas stand in both train and test[/]: "
+            "scores on test will look better than they are"
+        )
+    console.print(f"written to {summary.out_dir} (dataset.json, rejected.csv)", markup=False, soft_wrap=True)
+    return 0
+
+
+def _info(arguments: argparse.Namespace) -> int:
+    from latentite.data.build import BuildOptions, load_splits
+    from latentite.data.checks import Limits
+    from latentite.data.info import describe, draw, tables
+
+    options = BuildOptions(limits=Limits(max_atoms=arguments.max_atoms or None))
+    folder = _source(arguments.data_dir)
+    splits = load_splits(folder, options=options)
+    console = Console(highlight=False)
+    for table in tables(describe(splits)):
+        console.print(table)
+    if not arguments.no_png:
+        path = draw(splits, arguments.png or folder / "info.png")
+        console.print(f"picture: {path}", markup=False, soft_wrap=True)
+    return 0

@@ -1,0 +1,90 @@
+"""What a build leaves beside its splits: a summary, `dataset.json`, and `rejected.csv`.
+
+Used by `build.py`; `commands.py` prints the summary.
+"""
+
+from __future__ import annotations
+
+import csv
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from latentite import __version__
+from latentite.data.canonical import CANONICAL_VERSION
+from latentite.data.dataset import CrystalDataset
+from latentite.data.records import Rejection
+from latentite.files import replacing
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class BuildSummary:
+    """What `build_dataset` did; `num_in = num_accepted + num_rejected`."""
+
+    out_dir: Path
+    num_in: int
+    num_accepted: int
+    num_rejected: int
+    counts: dict[str, int]
+    """Crystals per split."""
+    group_by: str
+    reasons: dict[str, int]
+    """Rejections by the beginning of their reason, most frequent first."""
+    shared_formulas: int
+    """Reduced formulas of the test split that the train split has too."""
+
+
+def report(
+    summary: BuildSummary, splits: Mapping[str, CrystalDataset], request: Mapping[str, Any]
+) -> dict[str, Any]:
+    """The content of `dataset.json`; `request` is what the user asked for."""
+    details = {}
+    for split, dataset in splits.items():
+        labels = dataset.crystals.properties
+        details[split] = {
+            "file": f"{split}.safetensors",
+            "crystals": len(dataset),
+            "atoms": dataset.crystals.total_atoms,
+            "content_hash": dataset.content_hash,
+            "missing_labels": {name: int(values.isnan().sum()) for name, values in labels.items()},
+        }
+    first = next(iter(splits.values()))
+    return {
+        "format": 1,
+        "latentite": __version__,
+        "canonical_version": CANONICAL_VERSION,
+        **request,
+        "group_by": summary.group_by,
+        "num_in": summary.num_in,
+        "num_accepted": summary.num_accepted,
+        "num_rejected": summary.num_rejected,
+        "rejection_reasons": summary.reasons,
+        "formulas_of_test_also_in_train": summary.shared_formulas,
+        "splits": details,
+        "properties": list(first.crystals.properties),
+        "categories": {name: list(values) for name, values in first.categories.items()},
+    }
+
+
+def write_rejections(path: Path, rejections: Sequence[Rejection]) -> None:
+    """A CSV with source, row, id and reason; only the header when nothing was rejected."""
+    with replacing(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as handle:
+        writer = csv.writer(handle)
+        writer.writerow(["source", "row", "id", "reason"])
+        writer.writerows([item.source, item.row, item.id, item.reason] for item in rejections)
+
+
+def count_reasons(rejections: Sequence[Rejection]) -> dict[str, int]:
+    """Rejections by kind of reason (its text without numbers and details), most frequent first."""
+    kinds = Counter(_kind(rejection.reason) for rejection in rejections)
+    return dict(kinds.most_common())
+
+
+def _kind(reason: str) -> str:
+    if "apart, closer than" in reason:
+        return "atoms too close"
+    if "more than the limit" in reason:
+        return "more atoms than the limit"
+    return reason.split(":")[0].split(" (")[0]

@@ -1,0 +1,185 @@
+"""Readers: any source of crystals to rows of arrays, or to rejections with a reason.
+
+    for item in read("folder_or_table", limits=Limits(max_atoms=20)):
+        if isinstance(item, Rejection): ...
+
+Every row of a source comes out exactly once, as a `Row` or a `Rejection`; only a source that is unusable as
+a whole raises. Comes after `records.py` (which cuts sources into records) and `checks.py`; `canonical.py`
+and `build.py` take the rows from here.
+"""
+
+from __future__ import annotations
+
+import io
+import warnings
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
+
+import numpy as np
+
+from latentite.data.checks import Limits, refusals
+from latentite.data.cif import Arrays, parse_p1, parse_with_pymatgen
+from latentite.data.records import Kind, Record, Rejection, Value, open_records
+
+if TYPE_CHECKING:
+    from ase import Atoms
+    from pymatgen.core import Structure
+
+__all__ = ["Limits", "Rejection", "Row", "arrays_of", "parse_many", "read"]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Row:
+    """One crystal that was read and is within the limits; cell, origin and order of atoms as in the
+    source."""
+
+    source: str
+    row: int
+    """Position within the source, from 0."""
+    id: str
+    atomic_numbers: np.ndarray
+    """[atom] int64."""
+    frac_coords: np.ndarray
+    """[atom 3] float64, not wrapped."""
+    lattice: np.ndarray
+    """[3 3] float64, row vectors in Å."""
+    properties: dict[str, Value] = field(default_factory=dict)
+
+
+def read(
+    source: str | Path | Sequence[Structure | Atoms], *, limits: Limits | None = None
+) -> Iterator[Row | Rejection]:
+    """Every row of a source, in order: a file, a folder, or a list of pymatgen structures or ASE atoms.
+
+    Raises:
+        FileNotFoundError: when the path does not exist.
+        ValueError: when the source as a whole is unusable (unknown format, no structure column, ...).
+    """
+    limits = limits or Limits()
+    return _rows(open_records(source), limits)
+
+
+def _rows(records: Iterator[Record | Rejection], limits: Limits) -> Iterator[Row | Rejection]:
+    while chunk := list(islice(records, 256)):
+        parsed = parse_many([item for item in chunk if isinstance(item, Record)], limits)
+        outcomes = iter(parsed)
+        for item in chunk:
+            if isinstance(item, Rejection):
+                yield item
+                continue
+            outcome = next(outcomes)
+            if isinstance(outcome, str):
+                yield Rejection(source=item.source, row=item.row, id=item.id, reason=outcome)
+            else:
+                numbers, coords, lattice = outcome
+                yield Row(
+                    source=item.source,
+                    row=item.row,
+                    id=item.id,
+                    atomic_numbers=numbers,
+                    frac_coords=coords,
+                    lattice=lattice,
+                    properties=item.properties,
+                )
+
+
+def parse_many(records: Sequence[Record], limits: Limits) -> list[Arrays | str]:
+    """For each record its arrays, or the reason why it is rejected."""
+    outcomes: list[Arrays | str] = []
+    for record in records:
+        try:
+            outcomes.append(arrays_of(record))
+        except ValueError as error:
+            outcomes.append(" ".join(str(error).split()))
+    readable = [position for position, outcome in enumerate(outcomes) if not isinstance(outcome, str)]
+    reasons = refusals([cast("Arrays", outcomes[position]) for position in readable], limits)
+    for position, reason in zip(readable, reasons, strict=True):
+        if reason is not None:
+            outcomes[position] = reason
+    return outcomes
+
+
+def arrays_of(record: Record) -> Arrays:
+    """Arrays of one record, unchecked.
+
+    Raises:
+        ValueError: with the reason, when the payload cannot be read or is no ordered crystal.
+    """
+    if record.kind is Kind.CIF:
+        text = cast("str", record.payload)
+        return parse_p1(text) or _from_structure(parse_with_pymatgen(text))
+    if record.kind is Kind.STRUCTURE:
+        return _from_structure(cast("Structure", record.payload))
+    if record.kind is Kind.STRUCTURE_DICT:
+        return _from_structure(_structure_from_dict(cast("dict[str, Any]", record.payload)))
+    if record.kind is Kind.POSCAR:
+        return _from_structure(_structure_from_poscar(cast("str", record.payload)))
+    if record.kind is Kind.EXTXYZ:
+        return _from_atoms(_atoms_from_extxyz(cast("str", record.payload)))
+    return _from_atoms(cast("Atoms", record.payload))
+
+
+def _structure_from_dict(content: dict[str, Any]) -> Structure:
+    from pymatgen.core import Structure
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            return Structure.from_dict(content)
+        except Exception as error:  # from_dict raises nearly every builtin type on broken input
+            raise ValueError(f"unreadable structure: {type(error).__name__}: {error}") from error
+
+
+def _structure_from_poscar(text: str) -> Structure:
+    from pymatgen.io.vasp import Poscar
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            poscar = Poscar.from_str(text)
+        except Exception as error:  # the parser raises nearly every builtin type on broken text
+            raise ValueError(f"unreadable POSCAR: {error or type(error).__name__}") from error
+    if not poscar.true_names:
+        raise ValueError(
+            "POSCAR names no elements; write the symbols above the line of counts (VASP 5 format)"
+        )
+    return poscar.structure
+
+
+def _atoms_from_extxyz(text: str) -> Atoms:
+    from ase.io import read as ase_read
+
+    try:
+        return cast("Atoms", ase_read(io.StringIO(text), format="extxyz"))
+    except Exception as error:  # ASE raises nearly every builtin type
+        raise ValueError(f"unreadable extxyz frame: {error or type(error).__name__}") from error
+
+
+def _from_structure(structure: Structure) -> Arrays:
+    if not structure.is_ordered:
+        site = next(site for site in structure if not site.is_ordered)
+        raise ValueError(f"partial occupancy: {site.species_string} on one site")
+    elements = [getattr(specie, "element", specie) for specie in structure.species]
+    isotopes = {"D", "T"} & {getattr(element, "name", "") for element in elements}  # their symbol is "H"
+    if isotopes:
+        raise ValueError(f"isotope {min(isotopes)}: the element classes know no isotopes; write it as H")
+    numbers = [getattr(element, "Z", 0) for element in elements]
+    lattice = np.array(structure.lattice.matrix, dtype=np.float64)
+    return np.array(numbers, dtype=np.int64), np.array(structure.frac_coords, dtype=np.float64), lattice
+
+
+def _from_atoms(atoms: Atoms) -> Arrays:
+    occupancy: Iterable[dict[str, float]] = (atoms.info.get("occupancy") or {}).values()
+    for site in occupancy:
+        if len(site) > 1 or any(abs(share - 1.0) > 1e-6 for share in site.values()):
+            raise ValueError(f"partial occupancy: {site} on one site")
+    lattice = np.array(atoms.cell, dtype=np.float64)
+    if not atoms.pbc.all():
+        raise ValueError(f"not periodic in all three directions (pbc = {atoms.pbc.tolist()})")
+    if not np.isfinite(lattice).all() or abs(np.linalg.det(lattice)) < 1e-6:
+        raise ValueError("absurd cell: its volume is zero or not a number")
+    coords = np.linalg.solve(lattice.T, np.asarray(atoms.positions, dtype=np.float64).T).T
+    return np.array(atoms.numbers, dtype=np.int64), coords, lattice

@@ -1,0 +1,73 @@
+"""Files on disk: atomic replacement, hashes, and the names of things that are not what they claim to be.
+
+Imports nothing of ours; `checkpoint.py`, `hub.py` and the readers of data may all use it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import secrets
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+_CHUNK = 1 << 20
+_LFS_POINTER = b"version https://git-lfs.github.com/spec/"
+
+
+def sha256_file(path: str | Path) -> str:
+    """SHA-256 of a file's bytes, as 64 hexadecimal digits."""
+    digest = hashlib.sha256()
+    with Path(path).open("rb") as file:
+        while chunk := file.read(_CHUNK):
+            digest.update(chunk)
+    return digest.hexdigest()
+
+
+@contextmanager
+def replacing(path: str | Path) -> Iterator[Path]:
+    """Gives a temporary path beside `path`; what is written there takes its place when the block ends well.
+
+    A reader sees the old file or the whole new one, never a part; after an error nothing is left behind.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}.tmp")
+    try:
+        yield temporary
+        with temporary.open("rb") as file:
+            os.fsync(file.fileno())  # else a power cut after the rename can leave an empty file
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_json(path: str | Path, value: Any) -> None:
+    """Writes plain values as indented JSON, atomically. NaN and infinities are kept in Python's spelling."""
+    with replacing(path) as temporary:
+        temporary.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def impostor(path: str | Path) -> str | None:
+    """What a downloaded file is instead of data, or None when nothing speaks against it.
+
+    Recognises an empty file, a Git-LFS pointer and an HTML page (an error page saved under the file's name).
+    """
+    with Path(path).open("rb") as file:
+        head = file.read(512)
+    if not head:
+        return "an empty file"
+    if head.startswith(_LFS_POINTER):
+        return "a Git-LFS pointer, not the file itself (run `git lfs pull`)"
+    start = head.removeprefix(b"\xef\xbb\xbf").lstrip().lower()
+    if start.startswith((b"<!doctype html", b"<html")):
+        return "an HTML page, not data (a download that went wrong)"
+    return None
+
+
+def cache_dir() -> Path:
+    """Where what can be made or fetched again is kept: LATENTITE_CACHE_DIR, else ~/.cache/latentite."""
+    return Path(os.environ.get("LATENTITE_CACHE_DIR") or Path.home() / ".cache" / "latentite")

@@ -1,0 +1,1 @@
+"""Metrics: one file each; functions of crystals that give a plain table."""

@@ -1,0 +1,242 @@
+"""LoRA: fine-tune a frozen network through small additions to its linear layers (Hu et al. 2022).
+
+An own implementation, not the `peft` package, because public names must not change: an adapted layer keeps its
+`weight` and `bias` under their names and gains `lora.down.weight` and `lora.up.weight`, so checkpoints of the
+base fit before and after. Comes after `denoiser.py`, whose fused projection of queries, keys and values it can
+adapt as well.
+
+    names = add_lora(denoiser, LoraConfig())       # everything else is frozen from here on
+    ...train...
+    torch.save(lora_state_dict(denoiser), path)    # the adapters alone
+    plain = merged(denoiser)                       # an ordinary network with the same outputs
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from latentite.nn.denoiser import DenoiserAttention
+
+IN_PROJ = "in_proj"
+"""Name, below an attention layer, of its fused projection."""
+ADAPTER_NAMES = ("lora", "in_proj_adapter")
+"""What an adapter is called in the layer that it belongs to."""
+
+
+@dataclass(kw_only=True, slots=True)
+class LoraConfig:
+    """Size and place of the adapters. Defaults of Chemeleon2, except that modulation is adapted too."""
+
+    rank: int = 16
+    alpha: float = 32.0
+    """The addition is scaled by `alpha / rank`."""
+    dropout: float = 0.1
+    """On the input of the addition, in training."""
+    targets: list[str] = field(
+        default_factory=lambda: [
+            "attn.in_proj",
+            "attn.out_proj",
+            "mlp.fc1",
+            "mlp.fc2",
+            "adaLN_modulation.1",
+        ]
+    )
+    """Layers to adapt, by the end of their dotted name; `in_proj` is an attention's fused projection."""
+    trainable: list[str] = field(default_factory=list)
+    """Beginnings of the names of parameters that are trained in full, for example `condition_module`."""
+
+    def __post_init__(self) -> None:
+        if self.rank < 1:
+            raise ValueError(f"rank must be at least 1, got {self.rank}")
+        if not self.alpha > 0:
+            raise ValueError(f"alpha must be positive, got {self.alpha}")
+        if not 0.0 <= self.dropout < 1.0:
+            raise ValueError(f"dropout must be at least 0 and below 1, got {self.dropout}")
+        if not self.targets:
+            raise ValueError("targets must name at least one layer, got none")
+
+
+class LoraBranch(nn.Module):
+    """`alpha / rank * up(down(dropout(x)))` (Hu et al. 2022, section 4.1); `up` starts at zero."""
+
+    def __init__(self, in_features: int, out_features: int, config: LoraConfig) -> None:
+        super().__init__()
+        self.scale = config.alpha / config.rank
+        self.dropout = nn.Dropout(config.dropout)
+        self.down = nn.Linear(in_features, config.rank, bias=False)
+        self.up = nn.Linear(config.rank, out_features, bias=False)
+        nn.init.zeros_(self.up.weight)
+
+    def forward(self, inputs: Float[Tensor, "*row input"]) -> Float[Tensor, "*row output"]:
+        return self.scale * self.up(self.down(self.dropout(inputs)))
+
+    @property
+    def weight(self) -> Float[Tensor, "output input"]:
+        """What the branch adds to the weight of its layer, computed in double precision."""
+        return self.scale * (self.up.weight.double() @ self.down.weight.double())
+
+
+class LoraLinear(nn.Linear):
+    """A linear layer with a branch beside it; it takes over the layer's own parameters."""
+
+    def __init__(self, base: nn.Linear, config: LoraConfig) -> None:
+        super().__init__(base.in_features, base.out_features, bias=base.bias is not None, device="meta")
+        self.weight, self.bias = base.weight, base.bias
+        self.lora = LoraBranch(base.in_features, base.out_features, config)
+
+    def forward(self, inputs: Float[Tensor, "*row input"]) -> Float[Tensor, "*row output"]:
+        return F.linear(inputs, self.weight, self.bias) + self.lora(inputs)
+
+
+def add_lora(network: nn.Module, config: LoraConfig) -> list[str]:
+    """Adapt the target layers of a network in place and freeze everything but adapters and `config.trainable`.
+
+    The output does not change until the adapters are trained.
+
+    Returns:
+        Names of the adapted layers.
+
+    Raises:
+        ValueError: when the network has adapters already, or a target or trainable name fits nothing.
+    """
+    if _branches(network):
+        raise ValueError("the network must have no adapters yet, got one with adapters; merge them first")
+    layers = _adaptable(network)
+    chosen = [name for name in layers if _ends_with(name, config.targets)]
+    for target in config.targets:
+        if not any(_ends_with(name, [target]) for name in layers):
+            raise ValueError(
+                f"targets must be linear layers of the network, got {target}; try {', '.join(layers)}"
+            )
+    for beginning in config.trainable:
+        if not any(name.startswith(beginning) for name, _ in network.named_parameters()):
+            raise ValueError(f"trainable must be the beginning of parameter names, got {beginning}")
+    for name, parameter in network.named_parameters():
+        parameter.requires_grad_(name.startswith(tuple(config.trainable)))
+    for name in chosen:
+        _adapt(network, name, config)
+    return chosen
+
+
+def _adaptable(network: nn.Module) -> list[str]:
+    """Names of all layers that can be adapted."""
+    names = []
+    for name, module in network.named_modules():
+        if isinstance(module, DenoiserAttention):
+            names.append(f"{name}.{IN_PROJ}".removeprefix("."))
+        elif isinstance(module, nn.Linear):
+            names.append(name)
+    return names
+
+
+def _ends_with(name: str, endings: Sequence[str]) -> bool:
+    return any(name == ending or name.endswith(f".{ending}") for ending in endings)
+
+
+def _adapt(network: nn.Module, name: str, config: LoraConfig) -> None:
+    parent_name, _, child = name.rpartition(".")
+    parent = network.get_submodule(parent_name)
+    if child == IN_PROJ and isinstance(parent, DenoiserAttention):
+        weight = parent.in_proj_weight
+        branch = LoraBranch(weight.shape[1], weight.shape[0], config)
+        parent.in_proj_adapter = branch.to(weight).train(parent.training)
+        return
+    base = getattr(parent, child)
+    adapted = LoraLinear(base, config)
+    adapted.lora.to(base.weight)
+    setattr(parent, child, adapted.train(base.training))
+
+
+def merged(network: nn.Module) -> nn.Module:
+    """A copy whose weights include the adapters' additions, with no adapters left.
+
+    The network itself is not touched and can be trained on. Every parameter of the copy is trainable.
+    """
+    plain = copy.deepcopy(network)
+    for name, module in list(plain.named_modules()):
+        parent_name, _, child = name.rpartition(".")
+        if isinstance(module, LoraLinear):
+            linear = nn.Linear(
+                module.in_features, module.out_features, module.bias is not None, device="meta"
+            )
+            linear.weight, linear.bias = _sum(module.weight, module.lora), module.bias
+            setattr(plain.get_submodule(parent_name), child, linear.train(module.training))
+        elif isinstance(module, DenoiserAttention) and isinstance(module.in_proj_adapter, LoraBranch):
+            module.in_proj_weight = _sum(module.in_proj_weight, module.in_proj_adapter)
+            module.in_proj_adapter = None
+    return plain.requires_grad_(True)
+
+
+def _sum(weight: Tensor, branch: LoraBranch) -> nn.Parameter:
+    """The weight with the branch's addition, rounded once."""
+    return nn.Parameter((weight.detach().double() + branch.weight.detach()).to(weight.dtype))
+
+
+def lora_state_dict(network: nn.Module) -> dict[str, Tensor]:
+    """The tensors of the adapters alone."""
+    prefixes = tuple(f"{name}." for name in _branches(network))
+    return {name: value for name, value in network.state_dict().items() if name.startswith(prefixes)}
+
+
+def load_lora_state_dict(network: nn.Module, state: Mapping[str, Tensor]) -> None:
+    """Load adapters into a network that was prepared by `add_lora` with the same configuration.
+
+    Raises:
+        ValueError: when the names do not agree.
+    """
+    own = lora_state_dict(network)
+    if set(own) != set(state):
+        wrong = sorted(set(own) ^ set(state))
+        raise ValueError(
+            f"adapters must be those that the network has, got {len(wrong)} names of only one side, "
+            f"for example {wrong[0]}"
+        )
+    network.load_state_dict(dict(state), strict=False)
+
+
+def _branches(network: nn.Module) -> list[str]:
+    return [name for name, module in network.named_modules() if isinstance(module, LoraBranch)]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TrainableSummary:
+    """Which parameters of a network are trained, in numbers."""
+
+    trainable: dict[str, int]
+    """For each part of the network (first name) how many numbers are trained."""
+    frozen: dict[str, int]
+    """And how many are not."""
+
+    @property
+    def num_trainable(self) -> int:
+        return sum(self.trainable.values())
+
+    @property
+    def num_frozen(self) -> int:
+        return sum(self.frozen.values())
+
+    def __str__(self) -> str:
+        total = self.num_trainable + self.num_frozen
+        share = 100.0 * self.num_trainable / total if total else 0.0
+        lines = [f"{self.num_trainable:,} of {total:,} parameters are trained ({share:.2f} %)"]
+        for part in dict.fromkeys([*self.trainable, *self.frozen]):
+            trained, frozen = self.trainable.get(part, 0), self.frozen.get(part, 0)
+            lines.append(f"  {part}: {trained:,} trained, {frozen:,} frozen")
+        return "\n".join(lines)
+
+
+def trainable_summary(network: nn.Module) -> TrainableSummary:
+    """What is trained and what is frozen, by part of the network, adapters as a part of their own."""
+    counts: dict[bool, dict[str, int]] = {True: {}, False: {}}
+    adapters = tuple(f"{name}." for name in _branches(network))
+    for name, parameter in network.named_parameters():
+        part = "adapters" if adapters and name.startswith(adapters) else name.split(".")[0]
+        kind = counts[parameter.requires_grad]
+        kind[part] = kind.get(part, 0) + parameter.numel()
+    return TrainableSummary(trainable=counts[True], frozen=counts[False])

@@ -1,0 +1,80 @@
+"""The latent diffusion model: a frozen VAE, the statistics of its latents, and a denoiser.
+
+Everything that sampling needs travels together, so that a checkpoint of this stage stands alone. Follow one
+crystal: `CrystalBatch` -> `encode` -> normalised `LatentBatch` -> noise and `denoiser` (see `diffusion/`) ->
+`decode` -> `DecodedCrystals`. Comes after `vae.py` and `denoiser.py`; `objectives/ldm.py` trains it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from latentite.crystal import CrystalBatch
+from latentite.latent import LatentBatch
+from latentite.nn.decoder import DecodedCrystals
+from latentite.nn.denoiser import Denoiser, DenoiserConfig
+from latentite.nn.vae import CrystalVAE, VAEConfig
+
+
+@dataclass(kw_only=True, slots=True)
+class LDMConfig:
+    """Architecture of a `LatentDiffusion`."""
+
+    vae: VAEConfig = field(default_factory=VAEConfig)
+    denoiser: DenoiserConfig = field(default_factory=DenoiserConfig)
+
+    def __post_init__(self) -> None:
+        if self.denoiser.latent_dim != self.vae.latent_dim:
+            raise ValueError(
+                f"denoiser.latent_dim must be the VAE's latent_dim ({self.vae.latent_dim}), "
+                f"got {self.denoiser.latent_dim}"
+            )
+
+
+class LatentDiffusion(nn.Module):
+    """Frozen VAE, latent statistics and denoiser. A plain module: training lives in `training/ldm.py`."""
+
+    latent_mean: Tensor
+    latent_std: Tensor
+
+    def __init__(self, config: LDMConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.vae = CrystalVAE(config.vae).requires_grad_(False)
+        self.denoiser = Denoiser(config.denoiser)
+        self.register_buffer("latent_mean", torch.zeros(config.vae.latent_dim))
+        self.register_buffer("latent_std", torch.ones(config.vae.latent_dim))
+
+    @torch.no_grad()
+    def fit_statistics(
+        self, means: Float[Tensor, "atom channel"], variances: Float[Tensor, "atom channel"]
+    ) -> None:
+        """Mean and standard deviation per channel of posterior draws over the whole training set.
+
+        Args:
+            means: posterior means of every atom.
+            variances: posterior variances of every atom.
+        """
+        self.latent_mean.copy_(means.mean(dim=0))
+        spread = means.var(dim=0, unbiased=False) + variances.mean(dim=0)
+        self.latent_std.copy_(spread.sqrt().clamp(min=1e-6))
+
+    @torch.no_grad()
+    def encode(self, batch: CrystalBatch, generator: torch.Generator | None = None) -> LatentBatch:
+        """Normalised latents: a posterior draw, or the posterior mean without a generator."""
+        posterior = self.vae.encode(batch)
+        latent = posterior.mean if generator is None else posterior.sample(generator)
+        latent = (latent.float() - self.latent_mean) / self.latent_std
+        return LatentBatch.from_packed(latent, batch.num_atoms)
+
+    @torch.no_grad()
+    def decode(
+        self, latents: LatentBatch, atomic_numbers: Int[Tensor, " atom"] | None = None
+    ) -> DecodedCrystals:
+        """What normalised latents stand for; `atomic_numbers` for a structure-prediction VAE."""
+        latent = latents.packed * self.latent_std + self.latent_mean
+        return self.vae.decode(latent, latents.num_atoms, atomic_numbers)

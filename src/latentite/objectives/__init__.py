@@ -1,0 +1,1 @@
+"""Objectives: pure functions of (networks, batch) that give `LossTerms`."""

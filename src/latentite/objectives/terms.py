@@ -1,0 +1,47 @@
+"""`LossTerms`: what every objective gives back, named and not yet reduced to one number.
+
+Each term is a sum with its count, so that several processes can divide by the count of all of them and the
+loss of a run does not depend on how its batches were dealt out.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Term:
+    """A sum over a batch, how many entries were summed, and the weight in the total."""
+
+    sum: Float[Tensor, ""]
+    count: Float[Tensor, ""]
+    weight: float
+
+    @staticmethod
+    def mean_of(values: Float[Tensor, " *any"], weight: float) -> Term:
+        """The term whose value is the mean of these values (fp32 whatever the precision of training)."""
+        values = values.float()
+        count = torch.tensor(float(values.numel()), device=values.device)
+        return Term(sum=values.sum(), count=count, weight=weight)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class LossTerms:
+    """Named terms of one batch."""
+
+    terms: dict[str, Term]
+
+    def values(self, counts: dict[str, Tensor] | None = None) -> dict[str, Float[Tensor, ""]]:
+        """Unweighted value of each term, over these counts or its own."""
+        own = {name: term.count for name, term in self.terms.items()}
+        return {name: term.sum / (counts or own)[name].clamp(min=1.0) for name, term in self.terms.items()}
+
+    def total(self, counts: dict[str, Tensor] | None = None) -> Float[Tensor, ""]:
+        """Weighted sum of the values. Terms of weight 0 are for the log only and touch no gradient."""
+        values = self.values(counts)
+        weighted = [term.weight * values[name] for name, term in self.terms.items() if term.weight != 0.0]
+        return torch.stack(weighted).sum()

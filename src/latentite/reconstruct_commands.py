@@ -1,0 +1,147 @@
+"""`latentite vae reconstruct`: the command line of `reconstruct.py`, called by `cli.py`."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+if TYPE_CHECKING:
+    from latentite.data.dataset import CrystalDataset
+    from latentite.data.records import Rejection
+    from latentite.reconstruct import Reconstruction
+
+SPLIT_CHOICES = ("train", "val", "test")
+
+
+def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """Add `vae` and its commands; each sets `func`, arguments to exit code. `cli.py` reports mistakes."""
+    parser = subparsers.add_parser("vae", help="use a trained VAE: reconstruct")
+    commands = parser.add_subparsers(dest="vae_command", required=True, metavar="{reconstruct}")
+    command = commands.add_parser(
+        "reconstruct",
+        help="encode and decode crystals and report what came back",
+        description="Encode crystals, decode the posterior mean, compare; leaves a folder with the report.",
+    )
+    command.add_argument("checkpoint", metavar="CKPT", help="a .ckpt or .safetensors file, or a hub name")
+    command.add_argument(
+        "source",
+        metavar="SOURCE",
+        help="crystals: CSV, Parquet, JSON, extxyz, a folder of CIFs, ..., a folder made by `latentite data "
+        "build` (its --split), or the name of a dataset",
+    )
+    command.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder of the report")
+    command.add_argument("--limit", type=int, metavar="N", help="only N crystals, drawn with --seed")
+    command.add_argument(
+        "--split", choices=SPLIT_CHOICES, default="test", help="of a built folder [%(default)s]"
+    )
+    command.add_argument(
+        "--max-atoms", type=int, default=20, help="reject larger cells [%(default)s]; 0: none"
+    )
+    command.add_argument("--batch-size", type=int, default=256, help="crystals at once [%(default)s]")
+    command.add_argument("--device", default="cpu", help="cpu, cuda, cuda:1, ... [%(default)s]")
+    command.add_argument("--seed", type=int, default=0, help="draws --limit and the pictures [%(default)s]")
+    command.add_argument("--weights", choices=("ema", "raw"), help="which weights [ema where there are any]")
+    command.add_argument("--no-cifs", action="store_true", help="write no CIF pairs")
+    command.set_defaults(func=_reconstruct)
+
+
+def _reconstruct(arguments: argparse.Namespace) -> int:
+    from latentite.reconstruct import report_table
+
+    result = _run(arguments, Console(stderr=True))
+    console = Console()
+    console.print(report_table(result))
+    console.print(f"Report in {arguments.out}", markup=False, highlight=False, soft_wrap=True)
+    return 0
+
+
+def _run(arguments: argparse.Namespace, errors: Console) -> Reconstruction:
+    # Imported here: torch and the networks take seconds, and `--help` should not.
+    from latentite import hub
+    from latentite.reconstruct import load_vae, reconstruct, subset, write_report
+
+    _check(arguments)
+    network, record = load_vae(hub.resolve(arguments.checkpoint), weights=arguments.weights)
+    dataset, rejections = read_source(arguments.source, split=arguments.split, max_atoms=arguments.max_atoms)
+    num_accepted = len(dataset)
+    if num_accepted == 0:
+        first = f" ({rejections[0].reason})" if rejections else ""
+        raise ValueError(f"SOURCE must hold a usable crystal, got none of {len(rejections)}{first}")
+    if arguments.limit is not None:
+        dataset = subset(dataset, arguments.limit, seed=arguments.seed)
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=errors, disable=not errors.is_terminal) as progress:
+        task = progress.add_task("decode and match", total=2 * len(dataset))
+        result = reconstruct(
+            network,
+            dataset,
+            rejections=rejections,
+            num_accepted=num_accepted,
+            batch_size=arguments.batch_size,
+            device=arguments.device,
+            advance=lambda count: progress.advance(task, count),
+        )
+    write_report(
+        result,
+        arguments.out,
+        record=record,
+        source=str(arguments.source),
+        with_cifs=not arguments.no_cifs,
+        seed=arguments.seed,
+    )
+    return result
+
+
+def _check(arguments: argparse.Namespace) -> None:
+    import torch
+
+    if arguments.limit is not None and arguments.limit < 1:
+        raise ValueError(f"--limit must be at least 1, got {arguments.limit}")
+    if arguments.batch_size < 1:
+        raise ValueError(f"--batch-size must be at least 1, got {arguments.batch_size}")
+    try:
+        device = torch.device(arguments.device)
+    except RuntimeError as error:
+        raise ValueError(f"--device must be cpu, cuda, cuda:0, ..., got {arguments.device}") from error
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise ValueError(
+            f"--device {arguments.device} was asked for, but torch sees no CUDA device; use --device cpu"
+        )
+    if arguments.out.exists() and not arguments.out.is_dir():
+        raise ValueError(f"--out must be a folder, got the file {arguments.out}")
+
+
+def read_source(source: str, *, split: str, max_atoms: int) -> tuple[CrystalDataset, tuple[Rejection, ...]]:
+    """A dataset of whatever the user named, in canonical form, and what was rejected on the way.
+
+    Args:
+        source: a path that the readers know, a dataset file or folder of `latentite data build`, or the name
+            of a dataset.
+        split: which of the splits, where there are several.
+        max_atoms: cells with more atoms are rejected; 0 for no limit.
+
+    Raises:
+        FileNotFoundError: when there is no such path and no dataset of that name.
+        ValueError: when the source as a whole cannot be used.
+    """
+    from latentite.data.build import BuildOptions, build_split, split_files
+    from latentite.data.cache import read_dataset, read_rejections
+    from latentite.data.checks import Limits
+    from latentite.data.sources import DATASETS, resolve
+
+    path = Path(source)
+    if not path.exists() and source in DATASETS:
+        path = resolve(source)
+    if path.is_dir() and (files := split_files(path)):
+        if split not in files:
+            raise ValueError(f"--split {split} must be one of {', '.join(files)} in {path}")
+        path = files[split]
+    if path.suffix == ".safetensors":
+        return read_dataset(path), tuple(read_rejections(path))
+    limits = Limits(max_atoms=max_atoms or None)
+    built = build_split(path, options=BuildOptions(limits=limits, properties=()))
+    return built.dataset, built.rejections

@@ -1,0 +1,244 @@
+"""Callbacks of a run: progress with throughput, a time limit, a clean end on SIGTERM, a stop at NaN.
+
+Averaged weights are in `ema.py`, checkpoints in `checkpointing.py`. `training/fit.py` puts them together.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import signal
+import threading
+import time
+from types import FrameType
+from typing import Any
+
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.callbacks import ProgressBar
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from latentite.crystal import CrystalBatch
+from latentite.training.checkpointing import CheckpointCallback
+
+log = logging.getLogger(__name__)
+
+
+class Preempted(BaseException):
+    """Raised in the training loop after a signal, when `last.ckpt` is written. Never an error."""
+
+
+class TrainingDiverged(ValueError):
+    """The loss is no longer a number."""
+
+
+class PreemptionCallback(Callback):
+    """On SIGTERM (a cluster's preemption) or the first Ctrl-C: finish the step, write `last.ckpt`, end.
+
+    In a validation the weights do not change, so it is abandoned and, on resume, not repeated.
+    """
+
+    SIGNALS = (signal.SIGTERM, signal.SIGINT)
+
+    def __init__(self, checkpoints: CheckpointCallback) -> None:
+        self.checkpoints = checkpoints
+        self.received: signal.Signals | None = None
+        self._previous: dict[signal.Signals, Any] = {}
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Remember the handlers before Lightning sets its own."""
+        if threading.current_thread() is threading.main_thread():
+            self._previous = {number: signal.getsignal(number) for number in self.SIGNALS}
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Take over the signals; Lightning's own handlers only end the run."""
+        for number in self._previous:
+            signal.signal(number, self._handle)
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Between two steps everything that resuming needs is consistent."""
+        self._stop_if_asked(trainer)
+
+    def on_validation_batch_end(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        """Do not wait for the rest of a long validation."""
+        if not trainer.sanity_checking:
+            self._stop_if_asked(trainer)
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        """Give the signals back; `teardown` is not called after an exception."""
+        self._give_back()
+
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Give the signals back."""
+        self._give_back()
+
+    def _give_back(self) -> None:
+        for number, handler in self._previous.items():
+            signal.signal(number, handler)
+        self._previous = {}
+
+    def _handle(self, number: int, frame: FrameType | None) -> None:
+        if self.received is not None and number == signal.SIGINT:
+            raise KeyboardInterrupt
+        self.received = signal.Signals(number)
+        log.warning("%s: finishing this step and saving; press Ctrl-C again to abort", self.received.name)
+
+    def _stop_if_asked(self, trainer: Trainer) -> None:
+        asked = self.received is not None
+        if trainer.world_size > 1:
+            asked = trainer.strategy.reduce_boolean_decision(asked, all=False)
+        if asked:
+            self.checkpoints.save_last(trainer)
+            raise Preempted(str(self.checkpoints.last_path))
+
+
+class TimeLimitCallback(Callback):
+    """End the run in good order after so much wall-clock time of this invocation."""
+
+    def __init__(self, seconds: float) -> None:
+        self.seconds = seconds
+        self._start = time.monotonic()
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Ask Lightning to stop: it validates first, then checkpoints are written as at any end."""
+        over = time.monotonic() - self._start > self.seconds
+        if trainer.world_size > 1:
+            over = trainer.strategy.reduce_boolean_decision(over, all=False)
+        if over and not trainer.should_stop:
+            log.info("time limit of %.0f s reached in epoch %d", self.seconds, trainer.current_epoch)
+            trainer.should_stop = True
+
+
+class NanGuardCallback(Callback):
+    """End the run when a loss is not a finite number, before it spoils a checkpoint.
+
+    Reading a number from a GPU waits for it, so there only every 20th step is looked at, and the last one of
+    an epoch; weights do not recover from NaN, so nothing is missed.
+    """
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Look at the loss that this step reported.
+
+        Raises:
+            TrainingDiverged: naming epoch and step.
+        """
+        loss = _loss_of(outputs)
+        if loss is None or (loss.is_cuda and batch_idx % 20 and not trainer.is_last_batch):
+            return
+        if not math.isfinite(value := loss.item()):
+            raise TrainingDiverged(
+                f"the loss must be a finite number, got {value} in epoch {trainer.current_epoch + 1}, step "
+                f"{trainer.global_step}; lower the optimizer's lr, set trainer.gradient_clip_val, or use "
+                "trainer.precision=32-true"
+            )
+
+
+def _loss_of(outputs: Any) -> torch.Tensor | None:
+    loss = outputs.get("loss") if isinstance(outputs, dict) else outputs
+    return loss if isinstance(loss, torch.Tensor) else None
+
+
+class Throughput:
+    """Crystals per second over the last steps."""
+
+    def __init__(self, window: int = 50) -> None:
+        self._window = window
+        self._marks: list[tuple[float, int]] = []
+        self._total = 0
+
+    def add(self, crystals: int) -> float:
+        """Count a finished step; gives the rate (0 at the first)."""
+        self._total += crystals
+        self._marks = [*self._marks[-self._window :], (time.monotonic(), self._total)]
+        (start, before), (end, now) = self._marks[0], self._marks[-1]
+        return (now - before) / (end - start) if end > start else 0.0
+
+
+class ProgressCallback(ProgressBar):
+    """A rich bar per epoch on a terminal, else one line per validation; both with crystals per second."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._throughput = Throughput()
+        self._rate = 0.0
+        self._drawn = 0.0
+        self._bar: Progress | None = None
+        self._enabled = True
+
+    def disable(self) -> None:
+        """Lightning silences all processes but the first."""
+        self._enabled = False
+
+    def enable(self) -> None:
+        """Undo `disable`."""
+        self._enabled = True
+
+    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Open the bar."""
+        if self._bar is None and self._enabled:
+            bar = Progress(
+                TextColumn("{task.description}"),
+                BarColumn(bar_width=24),
+                MofNCompleteColumn(),
+                TextColumn("{task.fields[note]}"),
+                TimeRemainingColumn(),
+                transient=True,
+            )
+            self._bar = bar if bar.console.is_terminal else None
+            if self._bar is not None:
+                self._bar.start()
+                self._bar.add_task("", total=None, note="")
+        if self._bar is not None:
+            last = "" if trainer.max_epochs in (None, -1) else f"/{trainer.max_epochs}"
+            self._bar.reset(
+                self._bar.task_ids[0],
+                total=int(trainer.num_training_batches),
+                description=f"epoch {trainer.current_epoch + 1}{last}",
+            )
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: CrystalBatch, batch_idx: int
+    ) -> None:
+        """Count the crystals of all processes."""
+        self._rate = self._throughput.add(len(batch) * trainer.world_size)
+        now = time.monotonic()
+        if self._bar is None or (now - self._drawn < 0.2 and not trainer.is_last_batch):
+            return
+        self._drawn = now
+        loss = _loss_of(outputs)
+        shown = "" if loss is None else f"loss {loss.item() / trainer.world_size:.4f}  "
+        note = f"{shown}{self._rate:,.0f} crystals/s"
+        self._bar.update(self._bar.task_ids[0], completed=batch_idx + 1, note=note)
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Put the rate among the metrics."""
+        if trainer.logger is not None and self._rate > 0:
+            trainer.logger.log_metrics({"train/crystals_per_second": self._rate}, step=trainer.global_step)
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """One line that stays."""
+        if trainer.sanity_checking or not self._enabled:
+            return
+        names = sorted(name for name in trainer.callback_metrics if name.startswith("val/"))
+        shown = "  ".join(f"{n.removeprefix('val/')} {float(trainer.callback_metrics[n]):.4g}" for n in names)
+        log.info("epoch %d: %s  (%.0f crystals/s)", trainer.current_epoch + 1, shown, self._rate)
+
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Close the bar."""
+        if self._bar is not None:
+            self._bar.stop()
+            self._bar = None

@@ -1,0 +1,176 @@
+"""When checkpoints of a run are written: `last.ckpt` to resume from, the best as `epoch_*.ckpt`.
+
+What is in them and how they are read is said in `latentite/checkpoint.py`. Files are written under a
+temporary name and renamed. `training/fit.py` adds the callback to every run.
+"""
+
+from __future__ import annotations
+
+import copy
+import logging
+import os
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.callbacks import Checkpoint
+
+from latentite.checkpoint import PAYLOAD_KEY, Stage, build_payload, export_portable
+from latentite.training.settings import CheckpointConfig, MonitorMode
+
+log = logging.getLogger(__name__)
+
+
+class CheckpointCallback(Checkpoint):
+    """Writes the run's checkpoints, and the portable pair at its end."""
+
+    def __init__(
+        self,
+        config: CheckpointConfig,
+        folder: Path,
+        *,
+        stage: Stage,
+        network_config: Any,
+        data: Callable[[], dict[str, Any]],
+    ) -> None:
+        """Say what and where.
+
+        Args:
+            config: how often and how many.
+            folder: `checkpoints/` of the run.
+            stage: of training.
+            network_config: from which the network can be built again; goes into the files.
+            data: gives hashes and statistics of the data; asked once, when they are loaded.
+        """
+        super().__init__()
+        self.config = config
+        self.folder = folder
+        self.best: list[tuple[float, str]] = []
+        """Score and path of the kept epochs, best first."""
+        self._stage = stage
+        self._network_config = network_config
+        self._data = data
+        self._metrics: dict[str, float] = {}
+        self._has_new_metrics = False
+        self._last_saved = time.monotonic()
+        self._loops_before_validation: dict[str, Any] | None = None
+
+    @property
+    def last_path(self) -> Path:
+        """Where `last.ckpt` lies."""
+        return self.folder / "last.ckpt"
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Count the minutes from here."""
+        self._last_saved = time.monotonic()
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Write `last.ckpt` after long silence; remember where training stands before a validation."""
+        minutes = self.config.every_n_minutes
+        due = minutes is not None and time.monotonic() - self._last_saved > 60 * minutes
+        # Clocks differ between processes, and all must save together.
+        if trainer.world_size > 1 and minutes is not None:
+            due = trainer.strategy.reduce_boolean_decision(due, all=False)
+        if due and not trainer.is_last_batch:
+            self.save_last(trainer)
+        if trainer.is_last_batch or isinstance(trainer.val_check_interval, int):
+            self._loops_before_validation = copy.deepcopy(trainer.fit_loop.state_dict())
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Take over the metrics that this validation measured."""
+        if trainer.sanity_checking:
+            return
+        self._metrics = {
+            name: float(value) for name, value in trainer.callback_metrics.items() if name.startswith("val/")
+        }
+        self._has_new_metrics = bool(self._metrics)
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Save what is due; all metrics of the epoch are known here."""
+        epoch = trainer.current_epoch
+        validated, self._has_new_metrics = self._has_new_metrics, False
+        if validated and self.config.save_top_k != 0:
+            self._keep_best(trainer, epoch)
+        period = self.config.every_n_epochs
+        due = validated if period is None else (epoch + 1) % period == 0
+        if due:
+            self.save_last(trainer)
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Leave `last.ckpt` of the very end, and the portable pair."""
+        self.save_last(trainer)
+        if self.config.export and trainer.is_global_zero:
+            source = self.best_path or self.last_path
+            weights, card = export_portable(source, self.folder / "model")
+            log.info("exported %s as %s and %s", source.name, weights.name, card.name)
+
+    @property
+    def best_path(self) -> Path | None:
+        """The best epoch's checkpoint, if there is one."""
+        return Path(self.best[0][1]) if self.best else None
+
+    def save_last(self, trainer: Trainer) -> None:
+        """Write `last.ckpt` now."""
+        self._save(trainer, self.last_path)
+        self._last_saved = time.monotonic()
+
+    def on_save_checkpoint(
+        self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        """Add our own section, with plain values only."""
+        section = checkpoint.setdefault(PAYLOAD_KEY, {})
+        payload = build_payload(
+            stage=self._stage, config=self._network_config, data=self._data(), metrics=self._metrics
+        )
+        section.update({key: value for key, value in payload.items() if key != "ema" or key not in section})
+        if trainer.validating and self._loops_before_validation is not None:
+            # Interrupted in a validation: resume as if it had not begun, its half-counted metrics are lost.
+            checkpoint["loops"]["fit_loop"] = self._loops_before_validation
+
+    def state_dict(self) -> dict[str, Any]:
+        """Which epochs were best, for the resumed run."""
+        return {"best": [[score, path] for score, path in self.best]}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on with the best epochs that still exist."""
+        self.best = [(float(score), str(path)) for score, path in state_dict["best"] if Path(path).is_file()]
+
+    def _keep_best(self, trainer: Trainer, epoch: int) -> None:
+        score = _score(self._metrics, self.config)
+        path = self.folder / f"epoch_{epoch:04d}.ckpt"
+        ranked = sorted([(score, str(path)), *self.best], key=lambda entry: entry[0])
+        kept = ranked if self.config.save_top_k == -1 else ranked[: self.config.save_top_k]
+        if (score, str(path)) not in kept:
+            return
+        dropped = [Path(entry[1]) for entry in ranked if entry not in kept]
+        self.best = kept
+        self._save(trainer, path)
+        for old in dropped:
+            # A resumed run leaves the files of the run before it alone.
+            if trainer.is_global_zero and old.parent == self.folder:
+                old.unlink(missing_ok=True)
+
+    def _save(self, trainer: Trainer, path: Path) -> None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = path.with_name(f".{path.name}.tmp")
+        trainer.save_checkpoint(temporary, weights_only=False)  # with optimizer and loops, to resume from
+        if trainer.is_global_zero:
+            os.replace(temporary, path)
+
+
+def _score(metrics: Mapping[str, float], config: CheckpointConfig) -> float:
+    """The monitored metric, turned so that smaller is better."""
+    if config.monitor not in metrics:
+        raise ValueError(
+            f"callbacks.checkpoint.monitor must be a metric of validation, got {config.monitor!r}; "
+            f"there are {', '.join(sorted(metrics))}"
+        )
+    value = metrics[config.monitor]
+    if not torch.isfinite(torch.tensor(value)):
+        return float("inf")
+    return value if config.mode is MonitorMode.MIN else -value

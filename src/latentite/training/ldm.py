@@ -1,0 +1,152 @@
+"""Stage 2: the Lightning module that trains a denoiser in a frozen VAE's latent space.
+
+The maths is in `objectives/ldm.py`. Comes after `module.py`; `fit.py` drives it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from latentite import hub
+from latentite.checkpoint import CheckpointRecord, Stage, load_network_state, read_checkpoint
+from latentite.crystal import CrystalBatch
+from latentite.data.augment import AugmentationConfig, augment
+from latentite.diffusion.guidance import unconditional
+from latentite.diffusion.loss import DiffusionLoss
+from latentite.nn.denoiser import DenoiserConfig
+from latentite.nn.ldm import LatentDiffusion
+from latentite.nn.vae import VAEConfig
+from latentite.objectives.ldm import (
+    DiffusionConfig,
+    LDMStageConfig,
+    diffusion_loss,
+    loss_by_level,
+    loss_terms,
+)
+from latentite.objectives.terms import LossTerms
+from latentite.plain import from_plain
+from latentite.training.datamodule import CrystalDataModule
+from latentite.training.ema import EMAConfig
+from latentite.training.module import StageModule, Stream
+from latentite.training.optim import OptimizerConfig, SchedulerConfig
+
+_ENCODE_CHUNK = 1024
+
+
+@dataclass(kw_only=True, slots=True)
+class LDMModuleConfig:
+    """Everything about the diffusion stage but its data: the `ldm_module` group."""
+
+    vae_ckpt_path: str | None = None
+    """Path or name (`latentite hub list`) of the VAE's checkpoint. Required."""
+    denoiser: DenoiserConfig = field(default_factory=DenoiserConfig)
+    diffusion: DiffusionConfig = field(default_factory=DiffusionConfig)
+    sample_posterior: bool = True
+    """Train on posterior draws; off, on posterior means."""
+    augmentation: AugmentationConfig = field(default_factory=AugmentationConfig)
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    scheduler: SchedulerConfig = field(default_factory=SchedulerConfig)
+    ema: EMAConfig = field(default_factory=lambda: EMAConfig(decay=0.9999))
+
+    def __post_init__(self) -> None:
+        if not self.vae_ckpt_path:
+            raise ValueError(
+                "vae_ckpt_path must name the VAE's checkpoint (a path or a name of `latentite hub list`)"
+            )
+        if self.denoiser.learn_variance != self.diffusion.learn_variance:
+            raise ValueError(
+                f"denoiser.learn_variance must be {str(self.diffusion.learn_variance).lower()} for this diffusion "
+                f"(kind={self.diffusion.kind}, variance={self.diffusion.variance}), "
+                f"got {str(self.denoiser.learn_variance).lower()}"
+            )
+
+
+class LDMTrainingModule(StageModule):
+    """Trains `network.denoiser`; the VAE stays as it is."""
+
+    network: LatentDiffusion
+
+    def __init__(self, config: LDMModuleConfig, network: LatentDiffusion, *, seed: int = 0) -> None:
+        """Take a network whose VAE holds its trained weights."""
+        super().__init__(
+            seed=seed,
+            augmentation=config.augmentation,
+            optimizer=config.optimizer,
+            scheduler=config.scheduler,
+        )
+        self.config = config
+        self.network = network
+        self.schedule = config.diffusion.build_schedule()
+        self._has_statistics = False
+
+    def compile_network(self) -> None:
+        """Compile the denoiser's blocks in place; names of parameters stay as they are."""
+        for block in self.network.denoiser.blocks:
+            block.compile(dynamic=True)
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        self._has_statistics = True
+
+    def on_fit_start(self) -> None:
+        if self.schedule is not None:
+            self.schedule = self.schedule.to(self.device)
+        if not self._has_statistics:
+            self._fit_statistics()
+
+    def on_train_epoch_start(self) -> None:
+        self.network.vae.eval()
+
+    def training_terms(self, batch: CrystalBatch, generator: torch.Generator) -> LossTerms:
+        return loss_terms(self._loss(batch, generator))
+
+    def validation_step(self, batch: CrystalBatch, batch_idx: int) -> None:
+        generator = self.generator(Stream.VALIDATION, 0, batch_idx, self.global_rank)
+        found = self._loss(batch, generator)
+        metrics = {**loss_by_level(found), "loss": found.total.mean()}
+        logged = {f"val/{name}": value for name, value in metrics.items()}
+        self.log_dict(logged, batch_size=len(batch), on_epoch=True, sync_dist=True)
+
+    def _loss(self, batch: CrystalBatch, generator: torch.Generator) -> DiffusionLoss:
+        latents = self.network.encode(batch, generator if self.config.sample_posterior else None)
+        denoise = unconditional(self.network.denoiser, latents.mask)
+        return diffusion_loss(
+            denoise, latents, self.config.diffusion, schedule=self.schedule, generator=generator
+        )
+
+    @torch.no_grad()
+    def _fit_statistics(self) -> None:
+        """Statistics of the latents over the whole augmented training set, the same on every process."""
+        data = self.trainer.datamodule  # type: ignore[attr-defined]  # Lightning's own attribute
+        assert isinstance(data, CrystalDataModule)
+        crystals = data.splits["train"].crystals
+        means, variances = [], []
+        for number, index in enumerate(torch.arange(len(crystals)).split(_ENCODE_CHUNK)):
+            generator = self.generator(Stream.STATISTICS, 0, number, 0)
+            batch = augment(crystals.select(index).to(self.device), self.config.augmentation, generator)
+            posterior = self.network.vae.encode(batch)
+            means.append(posterior.mean.float())
+            variances.append(posterior.logvar.float().exp())
+        self.network.fit_statistics(torch.cat(means), torch.cat(variances))
+        self._has_statistics = True
+
+
+def read_vae(config: LDMModuleConfig) -> tuple[CheckpointRecord, LDMStageConfig]:
+    """The trained VAE, and what a checkpoint of this run will need to build its network again.
+
+    Raises:
+        ValueError: when the VAE's checkpoint cannot be used.
+    """
+    assert config.vae_ckpt_path is not None
+    record = read_checkpoint(hub.resolve(config.vae_ckpt_path), stage=Stage.VAE)
+    vae = from_plain(VAEConfig, record.config)
+    return record, LDMStageConfig(vae=vae, denoiser=config.denoiser, diffusion=config.diffusion)
+
+
+def build_network(record: CheckpointRecord, settings: LDMStageConfig) -> LatentDiffusion:
+    """A new network with the trained VAE in it; the denoiser's weights are drawn."""
+    network = LatentDiffusion(settings)
+    load_network_state(record, network.vae)
+    return network

@@ -1,0 +1,82 @@
+"""What the Lightning modules of all stages share: seeded draws, the training step, the optimizer.
+
+Comes after `optim.py` and `reduce.py`; `vae.py` and `ldm.py` fill in their objective.
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from enum import IntEnum
+from typing import Any
+
+import torch
+from lightning.pytorch import LightningModule
+from torch import Tensor, nn
+
+from latentite.crystal import CrystalBatch
+from latentite.data.augment import AugmentationConfig, augment
+from latentite.data.sampler import seeded_generator
+from latentite.objectives.terms import LossTerms
+from latentite.training.optim import OptimizerConfig, SchedulerConfig, configure
+from latentite.training.reduce import global_loss
+
+
+class Stream(IntEnum):
+    """First part of the seed of each kind of draw, so that the streams never meet."""
+
+    TRAIN = 1
+    VALIDATION = 2
+    STATISTICS = 3
+
+
+class StageModule(LightningModule):
+    """Trains `network`. Every random draw is seeded by (seed, stream, epoch, batch, rank): resuming is exact."""
+
+    network: nn.Module
+
+    def __init__(
+        self,
+        *,
+        seed: int,
+        augmentation: AugmentationConfig,
+        optimizer: OptimizerConfig,
+        scheduler: SchedulerConfig,
+    ) -> None:
+        super().__init__()
+        self.seed = seed
+        self._augmentation = augmentation
+        self._optimizer = optimizer
+        self._scheduler = scheduler
+
+    @abstractmethod
+    def compile_network(self) -> None:
+        """`torch.compile` the parts that gain from it, keeping all parameter names."""
+
+    @abstractmethod
+    def training_terms(self, batch: CrystalBatch, generator: torch.Generator) -> LossTerms:
+        """The objective of one augmented batch."""
+
+    def training_step(self, batch: CrystalBatch, batch_idx: int) -> Tensor:
+        """Augment, compute the objective, log it."""
+        generator = self.generator(Stream.TRAIN, self.current_epoch, batch_idx, self.global_rank)
+        terms = self.training_terms(augment(batch, self._augmentation, generator), generator)
+        loss, values = global_loss(terms)
+        total = values.pop("loss")
+        logged = {f"train/{name}": value for name, value in values.items()}
+        self.log_dict(logged, batch_size=len(batch), on_step=True, on_epoch=False)
+        self.log("train/loss", total, batch_size=len(batch), prog_bar=True, on_step=True, on_epoch=False)
+        return loss
+
+    def configure_optimizers(self) -> Any:
+        """As configured, over the parameters that require gradients."""
+        return configure(
+            self.parameters(),
+            self._optimizer,
+            self._scheduler,
+            total_steps=self.trainer.estimated_stepping_batches,
+            validate_every=self.trainer.check_val_every_n_epoch,
+        )
+
+    def generator(self, stream: Stream, epoch: int, batch: int, rank: int) -> torch.Generator:
+        """The generator that owns one draw, on the module's device."""
+        return seeded_generator(self.seed, int(stream), epoch, batch, rank, device=self.device)

@@ -1,0 +1,206 @@
+"""Settings that all training stages share: trainer, loggers, callbacks, and the run itself.
+
+Each stage's config extends `RunConfig` with its module's section. No Lightning here, so that a wrong setting
+is refused before anything heavy is imported. Comes before `training/fit.py`.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, field
+from enum import StrEnum
+from pathlib import Path
+from typing import Any
+
+from latentite.training.datamodule import DataConfig
+
+
+class Precision(StrEnum):
+    """Number formats of training."""
+
+    FP32 = "32-true"
+    BF16_MIXED = "bf16-mixed"
+    FP16_MIXED = "16-mixed"
+    FP64 = "64-true"
+
+
+class WandbMode(StrEnum):
+    """What wandb may do."""
+
+    ONLINE = "online"
+    OFFLINE = "offline"
+    DISABLED = "disabled"
+
+
+class MonitorMode(StrEnum):
+    """Whether a metric is better small or large."""
+
+    MIN = "min"
+    MAX = "max"
+
+
+_DURATION = re.compile(r"^(?:(\d+):)?(\d{1,4}):(\d{1,2}):(\d{1,2})$")
+
+
+@dataclass(kw_only=True, slots=True)
+class TrainerConfig:
+    """Lightning's trainer: the options in common use by name, any other under `options`."""
+
+    max_epochs: int | None = 5000
+    """Null or -1: no limit (then give max_steps or max_time)."""
+    max_steps: int = -1
+    """Optimizer steps; -1: no limit."""
+    max_time: str | int | None = None
+    """Wall-clock limit of this invocation, `HH:MM:SS`, `DD:HH:MM:SS` or seconds; then validate, save, end."""
+    accelerator: str = "auto"
+    devices: int | str | list[int] = "auto"
+    num_nodes: int = 1
+    strategy: str = "auto"
+    precision: Precision = Precision.FP32
+    gradient_clip_val: float | None = None
+    """Largest norm of the gradient; null: no clipping."""
+    accumulate_grad_batches: int = 1
+    check_val_every_n_epoch: int | None = 1
+    val_check_interval: int | float | None = None
+    """Validate every so many batches (whole number) or fraction of an epoch, instead of at its end."""
+    limit_train_batches: int | float | None = None
+    limit_val_batches: int | float | None = None
+    num_sanity_val_steps: int = 0
+    log_every_n_steps: int = 10
+    deterministic: bool = False
+    detect_anomaly: bool = False
+    options: dict[str, Any] = field(default_factory=dict)
+    """Further arguments of `lightning.pytorch.Trainer`, passed on as they are."""
+
+    def __post_init__(self) -> None:
+        for key, low in (("num_nodes", 1), ("accumulate_grad_batches", 1), ("log_every_n_steps", 1)):
+            if getattr(self, key) < low:
+                raise ValueError(f"{key} must be at least {low}, got {getattr(self, key)}")
+        if self.max_epochs is not None and self.max_epochs != -1 and self.max_epochs < 1:
+            raise ValueError(f"max_epochs must be at least 1, or -1 for no limit, got {self.max_epochs}")
+        if self.max_steps != -1 and self.max_steps < 1:
+            raise ValueError(f"max_steps must be at least 1, or -1 for no limit, got {self.max_steps}")
+        if self.max_epochs in (None, -1) and self.max_steps == -1 and self.max_time is None:
+            raise ValueError("max_epochs must be given where neither max_steps nor max_time limits the run")
+        if self.check_val_every_n_epoch is not None and self.check_val_every_n_epoch < 1:
+            raise ValueError(
+                f"check_val_every_n_epoch must be at least 1 or null, got {self.check_val_every_n_epoch}"
+            )
+        if self.gradient_clip_val is not None and not self.gradient_clip_val > 0:
+            raise ValueError(f"gradient_clip_val must be above 0 or null, got {self.gradient_clip_val}")
+        _ = self.max_seconds
+
+    @property
+    def max_seconds(self) -> float | None:
+        """`max_time` in seconds."""
+        if self.max_time is None:
+            return None
+        if isinstance(self.max_time, int):
+            seconds = self.max_time
+        else:
+            match = _DURATION.match(self.max_time)
+            if match is None:
+                raise ValueError(f"max_time must be HH:MM:SS, DD:HH:MM:SS or seconds, got {self.max_time!r}")
+            days, hours, minutes, rest = (int(part or 0) for part in match.groups())
+            seconds = ((days * 24 + hours) * 60 + minutes) * 60 + rest
+        if seconds <= 0:
+            raise ValueError(f"max_time must be longer than 0 seconds, got {self.max_time!r}")
+        return float(seconds)
+
+
+@dataclass(kw_only=True, slots=True)
+class WandbConfig:
+    """Weights & Biases. Without an API key `online` becomes `offline` by itself; `WANDB_MODE` overrides."""
+
+    mode: WandbMode = WandbMode.DISABLED
+    project: str = "latentite"
+    name: str | None = None
+    """Of the run; null takes the task and the time."""
+    group: str | None = None
+    entity: str | None = None
+    tags: list[str] = field(default_factory=list)
+
+
+@dataclass(kw_only=True, slots=True)
+class LoggerConfig:
+    """Where metrics go: always to `metrics.csv` of the run, and to wandb if wanted."""
+
+    wandb: WandbConfig = field(default_factory=WandbConfig)
+
+
+@dataclass(kw_only=True, slots=True)
+class CheckpointConfig:
+    """`last.ckpt` to resume from, and the best `epoch_*.ckpt`."""
+
+    monitor: str = "val/loss"
+    """Validation metric that says which epochs are best."""
+    mode: MonitorMode = MonitorMode.MIN
+    save_top_k: int = 1
+    """How many of the best to keep; 0: none, -1: every validated epoch."""
+    every_n_epochs: int | None = None
+    """Write `last.ckpt` every so many epochs; null: after each validation. Always at the end of the run."""
+    every_n_minutes: float | None = 30.0
+    """Write `last.ckpt` also after so many minutes without one, in the middle of an epoch; null: never."""
+    export: bool = True
+    """At the end write the best (else the last) checkpoint as `model.safetensors` and `model.json`."""
+
+    def __post_init__(self) -> None:
+        if self.save_top_k < -1:
+            raise ValueError(f"save_top_k must be -1 (all), 0 (none) or more, got {self.save_top_k}")
+        if self.every_n_epochs is not None and self.every_n_epochs < 1:
+            raise ValueError(f"every_n_epochs must be at least 1 or null, got {self.every_n_epochs}")
+        if self.every_n_minutes is not None and not self.every_n_minutes > 0:
+            raise ValueError(f"every_n_minutes must be above 0 or null, got {self.every_n_minutes}")
+
+
+@dataclass(kw_only=True, slots=True)
+class EarlyStoppingConfig:
+    """End the run when a validation metric no longer improves."""
+
+    monitor: str = "val/loss"
+    mode: MonitorMode = MonitorMode.MIN
+    patience: int = 20
+    """Validations without improvement."""
+    min_delta: float = 0.0
+    """What counts as an improvement."""
+
+    def __post_init__(self) -> None:
+        if self.patience < 1:
+            raise ValueError(f"patience must be at least 1, got {self.patience}")
+        if self.min_delta < 0:
+            raise ValueError(f"min_delta must be 0 or more, got {self.min_delta}")
+
+
+@dataclass(kw_only=True, slots=True)
+class CallbacksConfig:
+    """What happens around the training steps."""
+
+    checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
+    early_stopping: EarlyStoppingConfig | None = None
+    progress_bar: bool = True
+    """Off (or where the output is no terminal), one line per validation instead."""
+
+
+@dataclass(kw_only=True, slots=True)
+class RunConfig:
+    """What every training run has; a stage's config adds the section of its module."""
+
+    task_name: str = "train"
+    run_dir: Path = Path("logs/train/run")
+    """Everything that the run leaves lies here."""
+    seed: int = 0
+    """Of weights, data order, noise; 0 is a seed like any other."""
+    compile: bool = False
+    """`torch.compile` the network."""
+    ckpt_path: Path | None = None
+    """Checkpoint to resume from: weights, optimizer, schedule, EMA and position in the data."""
+    data: DataConfig = field(default_factory=DataConfig)
+    trainer: TrainerConfig = field(default_factory=TrainerConfig)
+    logger: LoggerConfig = field(default_factory=LoggerConfig)
+    callbacks: CallbacksConfig = field(default_factory=CallbacksConfig)
+
+    def __post_init__(self) -> None:
+        if self.seed < 0:
+            raise ValueError(f"seed must be 0 or more, got {self.seed}")
+        if self.ckpt_path is not None and not self.ckpt_path.is_file():
+            raise ValueError(f"ckpt_path must be an existing checkpoint file, got {str(self.ckpt_path)!r}")

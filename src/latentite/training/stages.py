@@ -1,0 +1,56 @@
+"""One config and one function per training stage: typed settings in, a fitted run out.
+
+Comes after `fit.py`; `config.py` fills the configs from YAML and calls the functions.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from latentite.checkpoint import Stage
+from latentite.training.datamodule import CrystalDataModule
+from latentite.training.fit import FitResult, fit
+from latentite.training.ldm import LDMModuleConfig, LDMTrainingModule, build_network, read_vae
+from latentite.training.settings import RunConfig
+from latentite.training.vae import VAEModuleConfig, VAETrainingModule
+
+
+@dataclass(kw_only=True, slots=True)
+class TrainVAEConfig(RunConfig):
+    """A run of stage 1."""
+
+    vae_module: VAEModuleConfig = field(default_factory=VAEModuleConfig)
+
+
+def train_vae(config: TrainVAEConfig, *, datamodule: CrystalDataModule | None = None) -> FitResult:
+    """Train a crystal VAE."""
+    module = config.vae_module
+    return fit(
+        config,
+        lambda: VAETrainingModule(module, seed=config.seed),
+        stage=Stage.VAE,
+        network_config=module.architecture(),
+        ema=module.ema,
+        datamodule=datamodule,
+    )
+
+
+@dataclass(kw_only=True, slots=True)
+class TrainLDMConfig(RunConfig):
+    """A run of stage 2."""
+
+    ldm_module: LDMModuleConfig = field(default_factory=LDMModuleConfig)
+
+
+def train_ldm(config: TrainLDMConfig, *, datamodule: CrystalDataModule | None = None) -> FitResult:
+    """Train a denoiser in a VAE's latent space."""
+    module = config.ldm_module
+    vae, settings = read_vae(module)
+    return fit(
+        config,
+        lambda: LDMTrainingModule(module, build_network(vae, settings), seed=config.seed),
+        stage=Stage.LDM,
+        network_config=settings,
+        ema=module.ema,
+        datamodule=datamodule,
+    )

@@ -1,0 +1,94 @@
+"""What every test may use: run-time shape checks, deterministic hypothesis, small crystals, real data."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+# Threads of OpenMP sleep while they wait: on a busy machine spinning ones took a hundred times longer.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
+import hypothesis
+import numpy as np
+import pytest
+import torch
+from jaxtyping import install_import_hook
+
+# Shapes and dtypes in the annotations of these packages are checked at every call during the tests.
+# The hook acts on modules that are imported later, so it comes before the first import of ours.
+CHECKED = [f"latentite.{name}" for name in ("lattice", "crystal", "latent", "nn", "objectives")]
+install_import_hook(CHECKED, "beartype.beartype")
+
+from latentite.crystal import CrystalBatch  # noqa: E402
+from latentite.data.cif import Arrays  # noqa: E402
+
+# One thread: the tests' tensors are small, and on a busy machine threads mostly wait for each other.
+torch.set_num_threads(1)
+
+hypothesis.settings.register_profile("local", deadline=None, max_examples=30)
+hypothesis.settings.register_profile(
+    "ci", deadline=None, max_examples=30, derandomize=True, database=None, print_blob=True
+)
+hypothesis.settings.load_profile("ci" if os.environ.get("CI") else "local")
+
+
+def _data_dir() -> Path:
+    root = Path(__file__).resolve().parents[1]
+    return Path(os.environ.get("LATENTITE_DATA_DIR", root.parent / "shared" / "data"))
+
+
+@pytest.fixture(scope="session")
+def shared_data() -> Path:
+    """Folder of the real data (`LATENTITE_DATA_DIR`, else `../shared/data`); skips where there is none."""
+    folder = _data_dir()
+    if not (folder / "mp_20_biternary").is_dir():
+        pytest.skip(f"no real data in {folder}; set LATENTITE_DATA_DIR to run this test")
+    return folder
+
+
+@pytest.fixture
+def rocksalt() -> Arrays:
+    """NaCl, the conventional cell of eight atoms, a = 5.64 Å."""
+    sodium = np.array([[0.0, 0.0, 0.0], [0.0, 0.5, 0.5], [0.5, 0.0, 0.5], [0.5, 0.5, 0.0]])
+    return np.array([11] * 4 + [17] * 4), np.concatenate([sodium, (sodium + 0.5) % 1.0]), 5.64 * np.eye(3)
+
+
+@pytest.fixture
+def perovskite() -> Arrays:
+    """SrTiO3, five atoms, a = 3.905 Å."""
+    coords = [[0.5, 0.5, 0.5], [0.0, 0.0, 0.0], [0.5, 0.0, 0.0], [0.0, 0.5, 0.0], [0.0, 0.0, 0.5]]
+    return np.array([38, 22, 8, 8, 8]), np.array(coords), 3.905 * np.eye(3)
+
+
+def random_crystals(count: int, *, seed: int = 0, max_atoms: int = 12) -> list[Arrays]:
+    """Triclinic cells of 1 to `max_atoms` atoms of random elements, 15 Å^3 per atom, none overlapping."""
+    generator = np.random.default_rng(seed)
+    crystals: list[Arrays] = []
+    while len(crystals) < count:
+        num_atoms = int(generator.integers(1, max_atoms + 1))
+        shape = np.eye(3) + 0.25 * generator.uniform(-1.0, 1.0, size=(3, 3))
+        lattice = shape * (15.0 * num_atoms / abs(np.linalg.det(shape))) ** (1.0 / 3.0)
+        coords = _spread(num_atoms, lattice, generator)
+        if coords is not None:
+            crystals.append((generator.integers(1, 90, size=num_atoms), coords, lattice))
+    return crystals
+
+
+def _spread(num_atoms: int, lattice: np.ndarray, generator: np.random.Generator) -> np.ndarray | None:
+    """Uniform positions at least 1.2 Å from each other and from each other's images, or None."""
+    images = np.stack(np.meshgrid(*[[-1.0, 0.0, 1.0]] * 3, indexing="ij"), axis=-1).reshape(-1, 3)
+    placed: list[np.ndarray] = []
+    for _ in range(200 * num_atoms):
+        candidate = generator.uniform(size=3)
+        near = [np.linalg.norm((candidate - other + images) @ lattice, axis=-1).min() for other in placed]
+        if not near or min(near) > 1.2:
+            placed.append(candidate)
+        if len(placed) == num_atoms:
+            return np.array(placed)
+    return None
+
+
+@pytest.fixture
+def crystals() -> CrystalBatch:
+    """Sixteen random crystals in one batch, the same in every run."""
+    return CrystalBatch.from_arrays(random_crystals(16))

@@ -1,0 +1,178 @@
+"""Settings: what is wrong is refused in one sentence that names the dotted key, before anything starts."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from latentite.config import STAGES, check_first, compose, config_dir, load, one_sentence
+from latentite.training.stages import TrainVAEConfig
+
+ROOT = config_dir().parent
+
+
+def settings(*overrides: str) -> TrainVAEConfig:
+    return load(TrainVAEConfig, compose("train_vae", overrides))
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("data.batchsize=3", r"data\.batchsize is not a setting; did you mean data\.batch_size\?"),
+        ("+data.batchsize=3", r"data\.batchsize is not a setting; did you mean data\.batch_size\?"),
+        ("vae_modul.latent_dim=4", r"vae_modul is not a setting; did you mean vae_module\?"),
+        ("vae_module.encoder.dmodel=4", r"vae_module\.encoder\.dmodel is not a setting; did you mean"),
+        ("vae_module.latent_dim=0", r"vae_module\.latent_dim must be at least 1, got 0"),
+        ("vae_module.latent_dim=8.5", r"vae_module\.latent_dim must be a whole number, got 8\.5"),
+        ("data.batch_size=-1", r"data\.batch_size must be at least 1, got -1"),
+        ("data.batch_size=many", r"data\.batch_size must be a whole number, got 'many'"),
+        ("data.batch_size=true", r"data\.batch_size must be a whole number, got True"),
+        ("data.batch_size=null", r"data\.batch_size must be a whole number, got None"),
+        ("data.batch_atoms=5", r"data\.batch_atoms must be at least max_atoms \(20\), got 5"),
+        ("data.data_dir=/nowhere", r"data\.data_dir must be an existing folder, got '/nowhere'"),
+        ("ckpt_path=/nowhere.ckpt", r"ckpt_path must be an existing checkpoint file, got '/nowhere\.ckpt'"),
+        ("seed=-1", r"seed must be 0 or more, got -1"),
+        ("trainer.max_epochs=0", r"trainer\.max_epochs must be at least 1, or -1 for no limit, got 0"),
+        ("trainer.max_epochs=-1", r"trainer\.max_epochs must be given where neither"),
+        ("trainer.max_time=soon", r"trainer\.max_time must be HH:MM:SS, DD:HH:MM:SS or seconds, got 'soon'"),
+        ("trainer.precision=fp8", r"trainer\.precision must be one of 32-true, bf16-mixed.*, got 'fp8'"),
+        ("trainer.gradient_clip_val=0", r"trainer\.gradient_clip_val must be above 0 or null, got 0"),
+        ("vae_module.optimizer.lr=-1", r"vae_module\.optimizer\.lr must be a positive number, got -1"),
+        ("vae_module.optimizer.lr=nan", r"vae_module\.optimizer\.lr must be a positive number, got nan"),
+        ("vae_module.optimizer.name=adamx", r"vae_module\.optimizer\.name must be one of adamw, adam, sgd"),
+        ("vae_module.optimizer.betas=[0.9]", r"vae_module\.optimizer\.betas must be a list of 2 values"),
+        ("vae_module.scheduler.name=step", r"vae_module\.scheduler\.name must be one of constant, cosine"),
+        ("vae_module.scheduler.factor=1.5", r"vae_module\.scheduler\.factor must lie between 0 and 1"),
+        ("vae_module.ema.decay=1", r"vae_module\.ema\.decay must lie in \[0, 1\), got 1"),
+        ("vae_module.noise.ratio=2", r"vae_module\.noise\.ratio must be in \[0, 1\], got 2"),
+        ("vae_module.loss_weights.kl=-1", r"vae_module\.loss_weights\.kl must be a finite number"),
+        (
+            "vae_module.augmentation.rotate=5",
+            r"vae_module\.augmentation\.rotate must be true or false, got 5",
+        ),
+        ("vae_module.encoder=3", r"vae_module\.encoder must be a section of keys, got 3"),
+        ("logger.wandb.mode=maybe", r"logger\.wandb\.mode must be one of online, offline, disabled"),
+        ("data=mp20", r"data=mp20 does not exist; there are .*mp_20,"),
+        ("experiment=mp_20/vae", r"experiment=mp_20/vae does not exist; there are .*mp_20/vae_dng"),
+        ("data.batch_size", r"."),
+        ("data.target_condition=[a", r"."),
+    ],
+)
+def test_a_mistake_is_refused_in_one_sentence(override, message):
+    with pytest.raises(ValueError, match=message) as caught:
+        settings(override)
+    sentence = one_sentence(caught.value)
+    assert "\n" not in sentence
+    assert "append to your config" not in sentence
+    assert len(sentence) < 600
+
+
+def test_the_keys_that_users_type_reach_the_typed_config(tmp_path):
+    config = settings(
+        "trainer.max_epochs=7",
+        "trainer.max_time=01:30:00",
+        "data.batch_size=32",
+        f"data.data_dir={tmp_path}",
+        "data.target_condition=[band_gap,density]",
+        "logger.wandb.project=p",
+        "logger.wandb.name=n",
+        "vae_module.loss_weights={atom_types:2,lengths:3,angles:4,frac_coords:5,kl:1e-4,fa:0}",
+        "vae_module.noise.ratio=0.1",
+        "vae_module.noise.corruption_scale=0.2",
+        "vae_module.augmentation.translate=false",
+        "vae_module.augmentation.rotate=false",
+        "vae_module.latent_dim=4",
+        "vae_module.atom_type_predict=false",
+        "vae_module.encoder.num_layers=2",
+        "vae_module.decoder.num_layers=3",
+        "vae_module.optimizer.lr=1e-3",
+        "vae_module.scheduler.name=cosine",
+        "trainer.precision=bf16-mixed",
+        "compile=true",
+        "seed=5",
+        "task_name=mine",
+    )
+    assert config.trainer.max_epochs == 7
+    assert config.trainer.max_seconds == 5400
+    assert (config.data.batch_size, config.data.data_dir, config.data.seed) == (32, tmp_path, 5)
+    assert config.data.conditions == ["band_gap", "density"]
+    assert (config.logger.wandb.project, config.logger.wandb.name) == ("p", "n")
+    assert config.vae_module.loss_weights.kl == 1e-4
+    assert config.vae_module.loss_weights.frac_coords == 5
+    assert (config.vae_module.noise.ratio, config.vae_module.noise.corruption_scale) == (0.1, 0.2)
+    assert not config.vae_module.augmentation.translate
+    assert not config.vae_module.augmentation.rotate
+    assert not config.vae_module.atom_type_predict
+    assert (config.vae_module.encoder.num_layers, config.vae_module.decoder.num_layers) == (2, 3)
+    assert config.vae_module.optimizer.lr == 1e-3
+    assert (config.compile, config.seed, config.task_name) == (True, 5, "mine")
+
+
+def test_defaults_are_the_numbers_of_the_public_checkpoints():
+    config = settings()
+    module = config.vae_module
+    for part in (module.encoder, module.decoder):
+        assert (part.d_model, part.num_heads, part.dim_feedforward, part.num_layers) == (512, 8, 2048, 8)
+    weights = module.loss_weights
+    assert (weights.atom_types, weights.lengths, weights.angles) == (1, 1, 10)
+    assert (weights.frac_coords, weights.kl, weights.fa) == (10, 1e-5, 0)
+    assert (module.optimizer.name, module.optimizer.lr, module.optimizer.weight_decay) == ("adamw", 1e-4, 0)
+    assert module.scheduler.name == "constant"
+    assert (config.data.batch_size, config.trainer.gradient_clip_val) == (256, 10)
+    assert (config.trainer.max_epochs, config.trainer.check_val_every_n_epoch) == (5000, 50)
+
+
+def test_every_trainer_of_the_configs_is_valid():
+    names = {path.stem for path in (config_dir() / "trainer").glob("*.yaml")}
+    assert names >= {"cpu", "gpu", "ddp", "ddp_cpu", "default"}
+    for name in names:
+        settings(f"trainer={name}")
+
+
+@pytest.mark.parametrize("text", ["00:00:30", "00:00:00:30", 30])
+def test_max_time_is_read_in_three_forms(text):
+    assert settings(f"trainer.max_time={text}").trainer.max_seconds == 30
+
+
+def test_hub_names_are_resolved_when_a_config_asks(monkeypatch, tmp_path):
+    from latentite import hub
+
+    checkpoint = tmp_path / "model.ckpt"
+    checkpoint.touch()
+    monkeypatch.setattr(hub, "resolve", lambda name: {"mp_20_vae": checkpoint}[name])
+    assert settings("ckpt_path='${hub:mp_20_vae}'").ckpt_path == checkpoint
+
+
+def test_sweeps_are_not_checked_as_single_settings():
+    check_first(STAGES["vae"], ["--multirun", "seed=1,2"])
+    with pytest.raises(ValueError, match=r"data\.batch_size"):
+        check_first(STAGES["vae"], ["data.batch_size=-1"])
+
+
+def run(*arguments: str, cwd: Path) -> subprocess.CompletedProcess:
+    command = [sys.executable, str(ROOT / "src" / "train_vae.py"), *arguments]
+    return subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=120, check=False)
+
+
+def test_the_script_refuses_with_one_line_and_leaves_nothing(tmp_path):
+    done = run("experiment=prototypes/vae_dng", "vae_module.latent_dim=0", cwd=tmp_path)
+    assert done.returncode == 2
+    assert done.stderr == "error: vae_module.latent_dim must be at least 1, got 0\n"
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_cfg_job_prints_the_settings_from_any_folder(tmp_path):
+    done = run("experiment=mp_20/vae_csp", "--cfg", "job", "data.batch_size=3", cwd=tmp_path)
+    assert done.returncode == 0
+    printed = yaml.safe_load(done.stdout)
+    assert printed["data"]["batch_size"] == 3
+    assert printed["vae_module"]["atom_type_predict"] is False
+
+
+def test_a_wrong_hub_name_is_refused_in_the_hub_s_own_words():
+    with pytest.raises(ValueError, match=r"^there is no checkpoint named 'mp_20_va'; did you mean mp_20_vae"):
+        compose("train_ldm", ["ldm_module.vae_ckpt_path=${hub:mp_20_va}"])

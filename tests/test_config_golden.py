@@ -1,0 +1,65 @@
+"""Every experiment composes, is valid, opens with its command, and resolves to what was reviewed."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytest
+
+sys.path.insert(0, str(Path(__file__).parent / "golden"))
+from update import GOLDEN, config_name, experiments, resolved, stage
+
+from latentite.config import STAGES, compose, config_dir, load
+from latentite.training.stages import TrainVAEConfig
+
+EXPERIMENTS = experiments()
+REQUIRED = {
+    "mp_20/vae_dng",
+    "mp_20/vae_csp",
+    "alex_mp_20/vae_dng",
+    "alex_mp_20/vae_csp",
+    "mp_20_biternary/vae_dng",
+    "prototypes/vae_dng",
+}
+
+
+def test_the_promised_experiments_exist():
+    assert set(EXPERIMENTS) >= REQUIRED
+
+
+@pytest.mark.parametrize("experiment", EXPERIMENTS)
+def test_an_experiment_resolves_to_its_golden_text(experiment):
+    path = GOLDEN / f"{experiment}.yaml"
+    assert path.is_file(), "run python tests/golden/update.py"
+    assert resolved(experiment) == path.read_text(encoding="utf-8"), (
+        "run python tests/golden/update.py if meant"
+    )
+
+
+@pytest.mark.parametrize("experiment", EXPERIMENTS)
+def test_an_experiment_is_valid_and_opens_with_its_command(experiment):
+    kind, _ = STAGES[stage(experiment)].load()
+    config = load(kind, compose(config_name(experiment), [f"experiment={experiment}"]))
+    if isinstance(config, TrainVAEConfig):
+        assert config.vae_module.atom_type_predict is not experiment.endswith("csp")
+    lines = (config_dir() / "experiment" / f"{experiment}.yaml").read_text(encoding="utf-8").splitlines()
+    assert lines[0] == "# @package _global_"
+    assert lines[1].startswith(f"# python src/{config_name(experiment)}.py experiment={experiment}")
+
+
+def test_the_yaml_states_every_setting():
+    """What `--cfg job` prints is complete: no default lives in the code alone."""
+
+    def missing(plain: dict, typed: object, where: str) -> list[str]:
+        gaps = []
+        for name in typed.__dataclass_fields__:
+            value = getattr(typed, name)
+            if name not in plain:
+                gaps.append(where + name)
+            elif hasattr(value, "__dataclass_fields__") and isinstance(plain[name], dict):
+                gaps += missing(plain[name], value, f"{where}{name}.")
+        return gaps
+
+    values = compose("train_vae")
+    assert missing(values, load(TrainVAEConfig, values), "") == ["run_dir"]

@@ -1,0 +1,62 @@
+"""The demo, with a few random crystals and a tiny network in place of its own."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from latentite import cli, demo
+from latentite.checkpoint import read_checkpoint
+from latentite.crystal import CrystalBatch
+from latentite.data.cache import write_dataset
+from latentite.data.dataset import CrystalDataset
+
+
+@pytest.fixture
+def small_demo(tmp_path: Path, crystals: CrystalBatch, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Folder in which the demo will run on sixteen crystals."""
+    folder = tmp_path / "data"
+    for split, chosen in (("train", slice(0, 10)), ("val", slice(10, 13)), ("test", slice(13, 16))):
+        part = crystals.select(torch.arange(16)[chosen])
+        names = tuple(f"{split}-{i}" for i in range(len(part)))
+        write_dataset(
+            folder / f"{split}.safetensors", CrystalDataset(crystals=part, ids=names, content_hash=split)
+        )
+    size = {"d_model": 16, "num_heads": 2, "dim_feedforward": 32, "num_layers": 1}
+    overrides = [f"vae_module.{part}.{key}={size[key]}" for part in ("encoder", "decoder") for key in size]
+    overrides += [f"data.data_dir={folder}", "data.batch_size=4", "callbacks.progress_bar=false"]
+    monkeypatch.setattr(demo, "OVERRIDES", [*demo.OVERRIDES, *overrides])
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def test_demo_leaves_a_report_pictures_and_a_checkpoint_and_prints_the_rates(
+    small_demo: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.main(["demo", "--out", "here", "--minutes", "0.02"]) == 0
+    out = small_demo / "here"
+    summary = json.loads((out / "reconstruction" / "summary.json").read_text(encoding="utf-8"))
+    assert summary["num_evaluated"] == 3
+    assert summary["rates"]["match_loose"]["denominator"] == 3
+    for name in ("reconstructions.png", "training.png", "reconstruction/reconstructions.png"):
+        assert (out / name).stat().st_size > 1000
+    assert read_checkpoint(out / "run" / "checkpoints" / "last.ckpt").stage == "vae"
+    assert "of 3;" in capsys.readouterr().out
+
+
+def test_demo_without_time_is_refused_before_anything_is_written(
+    small_demo: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.main(["demo", "--out", "here", "--minutes", "0"]) == 2
+    assert "--minutes must be more than 0" in capsys.readouterr().err
+    assert not (small_demo / "here").exists()
+
+
+def test_the_schedule_of_the_demo_ends_with_its_steps(tmp_path: Path) -> None:
+    config = demo.demo_config(tmp_path / "run", seed=3)
+    assert config.seed == 3
+    assert config.vae_module.scheduler.name == "cosine"
+    assert config.data.name == "prototypes"

@@ -1,0 +1,138 @@
+"""The documents say what is true: commands parse, names exist, every file is listed."""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+DOCUMENTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+SCRIPTS = [*sorted((ROOT / "examples").glob("*.py")), *sorted((ROOT / "benchmarks").glob("*.py"))]
+CONFIGS = sorted((ROOT / "configs").rglob("*.yaml"))
+EXPERIMENTS = {
+    str(path.relative_to(ROOT / "configs" / "experiment").with_suffix(""))
+    for path in CONFIGS
+    if path.is_relative_to(ROOT / "configs" / "experiment")
+}
+BLOCK = re.compile(r"```bash\n(.*?)```", re.DOTALL)
+
+
+def lines_of(path: Path) -> list[str]:
+    """Every line of shell in a document: its `bash` blocks, or the comments that open a config."""
+    text = path.read_text(encoding="utf-8")
+    if path.suffix == ".md":
+        return [line.strip() for block in BLOCK.findall(text) for line in block.splitlines() if line.strip()]
+    return [line.removeprefix("#").strip() for line in text.splitlines() if line.startswith("#")]
+
+
+def commands(kind: str) -> list[str]:
+    """Each different command of a kind in all documents and configs, `&&` taken apart."""
+    found = []
+    for path in [*DOCUMENTS, *CONFIGS]:
+        for line in lines_of(path):
+            parts = [part.strip() for part in line.split("&&")] if path.suffix == ".md" else [line]
+            # In a config's header, words in brackets after two spaces are a remark.
+            found += [re.split(r"\s{2,}\(", part)[0] for part in parts if part.startswith(kind)]
+    return list(dict.fromkeys(found))
+
+
+def two_commands() -> list[str]:
+    """The README's two commands: the lines that make a virtual environment."""
+    return [line for line in lines_of(ROOT / "README.md") if line.startswith("python3 -m venv")]
+
+
+TRAINING = commands("python src/") + commands("latentite train ")
+
+
+@pytest.mark.parametrize("command", [c for c in commands("latentite ") if c not in TRAINING])
+def test_documented_command_is_understood(command: str) -> None:
+    from latentite import cli
+
+    arguments = shlex.split(command, comments=True)[1:]
+    assert callable(cli.build_parser(arguments[0]).parse_args(arguments).func)
+
+
+@pytest.mark.parametrize("command", TRAINING)
+def test_documented_training_command_composes_and_validates(command: str, tmp_path: Path) -> None:
+    from latentite.config import STAGES, compose, load
+
+    words = shlex.split(command, comments=True)
+    overrides = words[words.index("vae") + 1 :] if words[0] == "latentite" else words[2:]
+    if words[0] == "python":
+        assert (ROOT / words[1]).is_file()
+    stage = STAGES["vae" if words[0] == "latentite" else Path(words[1]).stem.removeprefix("train_")]
+    overrides = [item for item in overrides if item not in ("--cfg", "job") and not item.startswith("[")]
+    # The reader's folders are not here: any folder that exists stands for them.
+    overrides = [
+        f"data.data_dir={tmp_path}" if item.startswith("data.data_dir=") else item for item in overrides
+    ]
+    values = compose(stage.config_name, [item for item in overrides if not item.startswith("ckpt_path=")])
+    load(stage.load()[0], values | {"run_dir": str(tmp_path)})
+
+
+def test_the_training_script_prints_its_settings(tmp_path: Path) -> None:
+    command = [sys.executable, ROOT / "src" / "train_vae.py", "experiment=prototypes/vae_dng", "--cfg", "job"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "d_model: 256" in done.stdout
+
+
+def test_every_experiment_opens_with_its_own_command() -> None:
+    for name in EXPERIMENTS:
+        text = (ROOT / "configs" / "experiment" / f"{name}.yaml").read_text(encoding="utf-8")
+        assert f"experiment={name}" in text.splitlines()[1], name
+
+
+@pytest.mark.parametrize("path", [*DOCUMENTS, *SCRIPTS], ids=lambda path: str(path.relative_to(ROOT)))
+def test_every_experiment_that_is_named_exists(path: Path) -> None:
+    text = path.read_text(encoding="utf-8")
+    named = set(re.findall(r"\bexperiment=([\w/]+)", text))
+    named |= set(re.findall(r"`((?:mp_20|alex_mp_20|prototypes|mp_20_biternary)/\w+)`", text))
+    assert named <= EXPERIMENTS
+
+
+@pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: str(path.relative_to(ROOT)))
+def test_every_link_to_a_file_leads_to_one(path: Path) -> None:
+    targets = re.findall(r"\]\(([^)#]+)\)", path.read_text(encoding="utf-8"))
+    local = [target for target in targets if "://" not in target]
+    assert [target for target in local if not (path.parent / target).exists()] == []
+
+
+def test_readme_lists_every_file_of_the_package_and_no_other() -> None:
+    listed = re.findall(
+        r"^\| `([\w/]+\.py)` \|", (ROOT / "README.md").read_text(encoding="utf-8"), re.MULTILINE
+    )
+    package = ROOT / "src" / "latentite"
+    existing = {
+        str(path.relative_to(package)) for path in package.rglob("*.py") if path.name != "__init__.py"
+    }
+    assert len(listed) == len(set(listed))
+    assert set(listed) == existing
+
+
+def test_readme_has_the_two_commands_and_ci_runs_the_same() -> None:
+    demo, tests = two_commands()
+    assert demo.endswith("&& latentite demo")
+    assert tests.endswith("&& pytest")
+    script = (ROOT / ".ci" / "run").read_text(encoding="utf-8").replace("pip install --quiet", "pip install")
+    for part in tests.split(" && "):
+        if part.startswith(("pip", "pytest")):
+            assert part in script.splitlines()
+    assert script.rstrip().splitlines()[-1] == "pytest"
+
+
+def test_picture_of_the_readme_is_small() -> None:
+    assert (ROOT / "docs" / "images" / "crystals.png").stat().st_size < 300_000
+
+
+def test_public_documents_name_no_place_of_one_machine() -> None:
+    for path in [*DOCUMENTS, *SCRIPTS, ROOT / ".ci" / "run"]:
+        text = path.read_text(encoding="utf-8")
+        assert not re.search(r"(?<![\w.])/(home|root|work|Users|opt)/", text), path
+        assert os.environ.get("HOME", "/root") not in text or os.environ.get("HOME") == "/"

@@ -1,0 +1,90 @@
+"""Pictures and charts: what is drawn, and that it is written whole or not at all."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from matplotlib.image import imread
+
+from latentite import charts, pictures
+from latentite.crystal import CrystalBatch
+from latentite.data.cif import Arrays
+
+
+def test_border_atoms_are_drawn_on_every_face_edge_and_corner(rocksalt: Arrays) -> None:
+    atoms, coords = pictures._with_border_copies(rocksalt[1])
+    # The conventional rocksalt cell as textbooks draw it: 14 sites of one kind, 13 of the other.
+    assert sorted(np.unique(rocksalt[0][atoms], return_counts=True)[1].tolist()) == [13, 14]
+    assert coords.min() >= 0.0
+    assert coords.max() <= 1.0
+
+
+def test_equal_crystals_in_other_orientations_give_the_same_scene(rocksalt: Arrays) -> None:
+    numbers, coords, lattice = rocksalt
+    rotation = np.linalg.qr(np.random.default_rng(0).normal(size=(3, 3)))[0]
+    rotation *= np.sign(np.linalg.det(rotation))
+    scenes = [pictures._scene(numbers, coords, cell) for cell in (lattice, lattice @ rotation)]
+    np.testing.assert_allclose(scenes[0].points, scenes[1].points, atol=1e-6)
+
+
+def test_reconstruction_is_drawn_on_the_side_of_the_border_where_its_original_is(rocksalt: Arrays) -> None:
+    numbers, coords, lattice = rocksalt
+    shifted = (coords - 0.001) % 1.0  # atoms at 0 are now at 0.999
+    original = pictures._scene(numbers, coords, lattice)
+    rebuilt = pictures._scene(numbers, shifted, lattice, beside=coords)
+    assert np.array_equal(rebuilt.numbers, original.numbers)
+    assert np.abs(rebuilt.points - original.points).max() < 0.02  # Å on the paper: 0.001 of a cell of 5.64 Å
+
+
+def test_each_crystal_leaves_ink_in_its_own_panel(tmp_path: Path, crystals: CrystalBatch) -> None:
+    path = pictures.draw_crystals(
+        crystals.select(torch.arange(4)), tmp_path / "deep" / "grid.png", columns=2, dpi=50
+    )
+    image = imread(path)[..., :3]
+    height, width = image.shape[:2]
+    for rows in (slice(0, height // 2), slice(height // 2, height)):
+        for columns in (slice(0, width // 2), slice(width // 2, width)):
+            assert (image[rows, columns].min(axis=-1) < 0.9).mean() > 0.02
+    assert [file.name for file in path.parent.iterdir()] == ["grid.png"]
+
+
+def test_pairs_with_a_reconstruction_that_is_no_cell_are_still_drawn(
+    tmp_path: Path, crystals: CrystalBatch
+) -> None:
+    originals = crystals.select(torch.arange(2))
+    broken = replace(originals, frac_coords=originals.frac_coords * float("nan"))
+    assert imread(pictures.draw_pairs(originals, broken, tmp_path / "pairs.png", dpi=40)).std() > 0
+
+
+def test_counts_that_disagree_are_refused_and_leave_no_file(tmp_path: Path, crystals: CrystalBatch) -> None:
+    with pytest.raises(ValueError, match=r"one per crystal \(16\), got 1"):
+        pictures.draw_crystals(crystals, tmp_path / "x.png", titles=["only one"])
+    with pytest.raises(ValueError, match="got 16 and 2"):
+        pictures.draw_pairs(crystals, crystals.select(torch.arange(2)), tmp_path / "x.png")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_formula_gets_subscripts() -> None:
+    assert pictures.pretty("Co(RhS2)12") == "Co(RhS$_{2}$)$_{12}$"
+
+
+def test_metrics_are_read_at_the_steps_at_which_they_were_logged(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.csv"
+    path.write_text(
+        "epoch,step,train/loss,val/match_rate_loose\n0,1,2.5,\n0,2,1.5,\n0,2,,0.25\n", encoding="utf-8"
+    )
+    curves = charts.read_metrics(path)
+    assert [c.tolist() for c in curves["train/loss"]] == [[1.0, 2.0], [2.5, 1.5]]
+    assert [c.tolist() for c in curves["val/match_rate_loose"]] == [[2.0], [0.25]]
+    assert charts.draw_training_curve(path, tmp_path / "curve.png", dpi=40).stat().st_size > 1000
+    with pytest.raises(ValueError, match="train/loss"):
+        charts.draw_training_curve(path, tmp_path / "curve.png", losses=["absent"], rates=[])
+
+
+def test_histograms_take_missing_and_constant_values(tmp_path: Path) -> None:
+    values = {"atoms": [4, 4, 4], "gap": [0.1, float("nan"), 2.0], "none": [float("nan")]}
+    assert charts.draw_histograms(values, tmp_path / "h.png", dpi=40).stat().st_size > 1000

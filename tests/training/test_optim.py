@@ -1,0 +1,146 @@
+"""Optimizers, schedules and the moving average against formulas written out again here."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import nn
+
+from latentite.training.ema import EMAConfig, WeightAverage
+from latentite.training.optim import (
+    OptimizerConfig,
+    SchedulerConfig,
+    build_optimizer,
+    build_scheduler,
+    configure,
+    lr_factor,
+)
+
+
+def rates(config: SchedulerConfig, total: int, steps: int) -> list[float]:
+    optimizer = build_optimizer(nn.Linear(2, 2).parameters(), OptimizerConfig(lr=2.0))
+    scheduler = build_scheduler(optimizer, config, total)
+    seen = []
+    for _ in range(steps):
+        seen.append(optimizer.param_groups[0]["lr"])
+        optimizer.step()
+        if scheduler is not None:
+            scheduler.step()
+    return seen
+
+
+def test_cosine_falls_from_the_peak_to_the_floor():
+    found = rates(SchedulerConfig(name="cosine", min_lr_ratio=0.1), 10, 11)
+    expected = [2.0 * (0.1 + 0.9 * (1 + math.cos(math.pi * t / 10)) / 2) for t in range(11)]
+    assert found == pytest.approx(expected)
+
+
+def test_warmup_rises_linearly_and_is_never_zero():
+    found = rates(SchedulerConfig(name="warmup_linear", warmup_steps=3), 7, 8)
+    assert found == pytest.approx([0.5, 1.0, 1.5, 2.0, 1.5, 1.0, 0.5, 0.0])
+
+
+def test_constant_is_constant():
+    assert rates(SchedulerConfig(), 5, 5) == [2.0] * 5
+
+
+@given(
+    name=st.sampled_from(["constant", "cosine", "warmup_linear"]),
+    warmup=st.integers(0, 20),
+    total=st.integers(1, 50),
+    floor=st.floats(0, 1),
+    step=st.integers(0, 200),
+)
+def test_a_rate_is_never_negative_nor_above_the_peak(name, warmup, total, floor, step):
+    config = SchedulerConfig(name=name, warmup_steps=warmup, min_lr_ratio=floor)
+    assert 0 <= lr_factor(config, total)(step) <= 1
+
+
+def test_the_configured_length_goes_before_the_trainer_s():
+    found = rates(SchedulerConfig(name="cosine", total_steps=4), 1000, 5)
+    assert found[-1] == pytest.approx(0)
+
+
+def test_a_falling_schedule_without_an_end_is_refused():
+    with pytest.raises(ValueError, match="needs the length of the run, got inf steps"):
+        configure(
+            nn.Linear(1, 1).parameters(),
+            OptimizerConfig(),
+            SchedulerConfig(name="cosine"),
+            total_steps=float("inf"),
+        )
+
+
+def test_plateau_looks_only_when_there_is_a_new_validation():
+    found = configure(
+        nn.Linear(1, 1).parameters(),
+        OptimizerConfig(),
+        SchedulerConfig(name="plateau"),
+        total_steps=10,
+        validate_every=50,
+    )
+    assert found["lr_scheduler"]["frequency"] == 50
+    assert found["lr_scheduler"]["monitor"] == "val/loss"
+
+
+def test_weight_decay_spares_vectors():
+    network = nn.Sequential(nn.Linear(3, 3), nn.LayerNorm(3))
+    groups = build_optimizer(network.parameters(), OptimizerConfig(weight_decay=0.1)).param_groups
+    decay = {id(p): group["weight_decay"] for group in groups for p in group["params"]}
+    assert {decay[id(p)] for p in network.parameters() if p.ndim == 2} == {0.1}
+    assert {decay[id(p)] for p in network.parameters() if p.ndim == 1} == {0.0}
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"lr": 0.0}, "lr must be a positive number, got 0.0"),
+        ({"name": "lion"}, "name must be one of adamw, adam, sgd, got 'lion'"),
+        ({"weight_decay": -1.0}, "weight_decay must be 0 or more"),
+        ({"betas": (0.9, 1.0)}, "betas must lie in"),
+    ],
+)
+def test_impossible_optimizers_are_refused(change, message):
+    with pytest.raises(ValueError, match=message):
+        OptimizerConfig(**change)
+
+
+@given(decay=st.floats(0.01, 0.999), steps=st.integers(1, 20), warmup=st.booleans())
+def test_the_average_is_the_recursion_of_its_definition(decay, steps, warmup):
+    torch.manual_seed(0)
+    network = nn.Linear(3, 2).double()
+    average = WeightAverage(network, EMAConfig(decay=decay, warmup=warmup))
+    expected = network.weight.detach().clone()
+    for step in range(1, steps + 1):
+        with torch.no_grad():
+            network.weight.add_(torch.randn_like(network.weight))
+        average.update(step)
+        kept = min(decay, (1 + step) / (10 + step)) if warmup else decay
+        expected = kept * expected + (1 - kept) * network.weight.detach()
+    torch.testing.assert_close(average.state_dict()["weight"], expected)
+
+
+def test_swapping_twice_changes_nothing_and_keeps_the_storages():
+    network = nn.Linear(3, 2)
+    average = WeightAverage(network, EMAConfig())
+    with torch.no_grad():
+        network.weight.add_(1.0)
+    live, pointer = network.weight.detach().clone(), network.weight.data_ptr()
+    held = average.state_dict()["weight"].clone()
+    average.swap()
+    assert network.weight.equal(held)
+    assert average.state_dict()["weight"].equal(held)
+    assert average.trained()["weight"].equal(live)
+    average.swap()
+    assert network.weight.equal(live)
+    assert network.weight.data_ptr() == pointer
+
+
+def test_an_average_of_another_network_is_refused():
+    average = WeightAverage(nn.Linear(1, 1), EMAConfig())
+    with pytest.raises(ValueError, match=r"they differ in \['bias'\]"):
+        average.load_state_dict({"weight": torch.zeros(1, 1)})

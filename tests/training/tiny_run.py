@@ -1,0 +1,90 @@
+"""A tiny data set and tiny runs: everything here trains a few hundred parameters for a few steps."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from latentite.crystal import CrystalBatch
+from latentite.data.dataset import CrystalDataset
+from latentite.nn.decoder import DecoderConfig
+from latentite.nn.encoders import EncoderConfig
+from latentite.training.datamodule import CrystalDataModule, DataConfig
+from latentite.training.ema import EMAConfig
+from latentite.training.optim import OptimizerConfig, SchedulerConfig
+from latentite.training.settings import CallbacksConfig, CheckpointConfig, TrainerConfig
+from latentite.training.stages import TrainVAEConfig
+from latentite.training.vae import VAEModuleConfig
+
+
+def tiny_split(count: int, *, seed: int) -> CrystalDataset:
+    """Random crystals of 1 to 6 atoms."""
+    generator = np.random.default_rng(seed)
+    arrays = []
+    for _ in range(count):
+        num_atoms = int(generator.integers(1, 7))
+        lattice = 4.0 * np.eye(3) + 0.3 * generator.normal(size=(3, 3))
+        arrays.append((generator.integers(1, 90, num_atoms), generator.random((num_atoms, 3)), lattice))
+    return CrystalDataset(
+        crystals=CrystalBatch.from_arrays(arrays),
+        ids=tuple(f"{seed}-{i}" for i in range(count)),
+        content_hash=f"tiny-{seed}",
+    )
+
+
+def tiny_datamodule(*, batch_size: int = 8, count: int = 44, seed: int = 0) -> CrystalDataModule:
+    """Six batches an epoch, the last one smaller."""
+    config = DataConfig(name="tiny", batch_size=batch_size, seed=seed)
+    splits = {"train": tiny_split(count, seed=1), "val": tiny_split(12, seed=2)}
+    return CrystalDataModule(config, splits=splits)
+
+
+def tiny_config(run_dir: Path, **changes: object) -> TrainVAEConfig:
+    """Every part that has a state: AdamW, cosine with warm-up, EMA, noise, augmentation, clipping."""
+    size = {"d_model": 16, "num_heads": 2, "dim_feedforward": 32, "num_layers": 1}
+    module = VAEModuleConfig(
+        encoder=EncoderConfig(**size),
+        decoder=DecoderConfig(**size),
+        optimizer=OptimizerConfig(lr=3e-3, weight_decay=0.01),
+        scheduler=SchedulerConfig(name="cosine", warmup_steps=3, total_steps=24),
+        ema=EMAConfig(decay=0.9),
+        match_limit=0,
+    )
+    module.noise.ratio = 0.3
+    trainer = TrainerConfig(
+        max_epochs=4, accelerator="cpu", devices=1, gradient_clip_val=1.0, log_every_n_steps=1
+    )
+    callbacks = CallbacksConfig(checkpoint=CheckpointConfig(export=False), progress_bar=False)
+    config = TrainVAEConfig(run_dir=run_dir, seed=0, trainer=trainer, callbacks=callbacks, vae_module=module)
+    for key, value in changes.items():
+        target: object = config
+        *path, last = key.split("__")
+        for part in path:
+            target = getattr(target, part)
+        assert hasattr(target, last), key
+        setattr(target, last, value)
+    return config
+
+
+def read(path: Path) -> dict:
+    """A checkpoint file, read as safely as it must be readable."""
+    return torch.load(path, weights_only=True)
+
+
+def assert_same(one: object, other: object, where: str = "") -> None:
+    """Bit for bit, through dicts and lists."""
+    assert type(one) is type(other), where
+    if isinstance(one, torch.Tensor):
+        assert torch.equal(one, other), where
+    elif isinstance(one, dict):
+        assert one.keys() == other.keys(), where
+        for key in one:
+            assert_same(one[key], other[key], f"{where}.{key}")
+    elif isinstance(one, (list, tuple)):
+        assert len(one) == len(other), where
+        for position, (a, b) in enumerate(zip(one, other, strict=True)):
+            assert_same(a, b, f"{where}[{position}]")
+    else:
+        assert one == other, where
