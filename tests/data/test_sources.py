@@ -57,7 +57,7 @@ class Server:
         misdeeds = self.misdeeds.get(handler.path, [])
         misdeed = misdeeds.pop(0) if misdeeds else ""
         if misdeed == "stall":
-            time.sleep(1.0)
+            time.sleep(5.0)
         if body is None or misdeed.isdigit():
             handler.send_error(int(misdeed or 404))
             return
@@ -165,7 +165,7 @@ def test_a_server_that_accepts_and_never_answers_is_given_up(served: Server) -> 
     start = time.monotonic()
     with pytest.raises(DownloadError, match="timed out"):
         resolve("mp_20", patience=Patience(read_s=0.1, tries=1))
-    assert time.monotonic() - start < 0.9
+    assert time.monotonic() - start < 4.5
 
 
 def test_a_wrong_number_of_rows_is_refused(served: Server, tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ from latentite import hub
 from latentite.hub import Patience
 
 NAME = "mp_20_vae"
-QUICK = Patience(answer_s=0.4, read_s=0.4, tries=3, pause_s=0.01)
+QUICK = Patience(answer_s=0.8, read_s=0.8, tries=3, pause_s=0.01)
 CONTENT = bytes(range(256)) * 2000  # 512,000 bytes
 
 
@@ -63,7 +63,7 @@ class Handler(BaseHTTPRequestHandler):
         misdeed = self.hub.misdeeds.pop(0) if self.hub.misdeeds else ""
         content = self.hub.content
         if misdeed == "silence":
-            time.sleep(2)
+            time.sleep(4)
             return
         if misdeed.isdigit():
             self.send_error(int(misdeed))
@@ -90,7 +90,7 @@ class Handler(BaseHTTPRequestHandler):
         self.wfile.write(content[start:end])
         if misdeed == "stall":
             self.wfile.flush()
-            time.sleep(2)
+            time.sleep(4)
 
 
 def files_in_cache(tmp_path: Path) -> list[str]:

@@ -54,11 +54,13 @@ def test_a_passing_failure_is_overcome(loopback: LoopbackHub, tmp_path: Path, mi
 def test_an_interrupted_download_continues_where_it_broke(
     loopback: LoopbackHub, misdeed: str, is_large_file: bool
 ) -> None:
-    loopback.misdeeds = [misdeed] * 4  # more than `tries`, but each brings something new
+    loopback.misdeeds = [misdeed] * 3  # more than `tries`, but each brings something new
     loopback.is_large_file = is_large_file
-    assert hub.download(NAME, patience=QUICK).read_bytes() == CONTENT
+    # Long enough for a busy machine: only the stalls are to be given up, never an honest answer.
+    patience = Patience(answer_s=30.0, read_s=1.0 if misdeed == "stall" else 30.0, tries=2, pause_s=0.01)
+    assert hub.download(NAME, patience=patience).read_bytes() == CONTENT
     ranges = [asked for path, asked in loopback.requests if (path == "/storage") == is_large_file]
-    assert ranges == [None] + [f"bytes={n}00000-" for n in (1, 2, 3, 4)]
+    assert ranges == [None] + [f"bytes={n}00000-" for n in (1, 2, 3)]
 
 
 def test_a_server_without_ranges_starts_again(loopback: LoopbackHub) -> None:
@@ -87,7 +89,7 @@ def _send_half_without_ranges(handler: Handler) -> None:
 @pytest.mark.parametrize(
     ("misdeed", "message"),
     [
-        ("silence", r"3 tries.*ReadTimeout|3 tries.*no answer within 0\.4 s"),
+        ("silence", r"3 tries.*ReadTimeout|3 tries.*no answer within 0\.8 s"),
         ("500", "3 tries.*HTTP 500"),
         ("damage", "3 tries.*what came has sha256 .*, the hub says"),
     ],
@@ -99,7 +101,7 @@ def test_a_lasting_failure_is_clear_and_leaves_nothing(
     start = time.monotonic()
     with pytest.raises(HubError, match=message) as caught:
         hub.resolve(NAME, patience=QUICK)
-    assert time.monotonic() - start < 5
+    assert time.monotonic() - start < 30
     assert f"put it at {tmp_path / 'cache' / 'hub' / (NAME + '.ckpt')}" in str(caught.value)
     assert hub.PUBLIC[NAME] in str(caught.value)
     assert files_in_cache(tmp_path) == []
@@ -132,7 +134,7 @@ def test_a_hub_that_accepts_and_never_answers_is_given_up(
         start = time.monotonic()
         with pytest.raises(HubError, match=r"no answer within 0\.3 s"):
             hub.download(NAME, patience=Patience(answer_s=0.3, read_s=60, tries=2, pause_s=0.01))
-        assert time.monotonic() - start < 2
+        assert time.monotonic() - start < 20  # not the minute of read_s
 
 
 def test_nobody_listening_is_said(loopback: LoopbackHub, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -153,7 +155,7 @@ def test_offline_fails_at_once_and_says_which_file_to_put_where(
     start = time.monotonic()
     with pytest.raises(HubError, match="HF_HUB_OFFLINE is set") as caught:
         hub.resolve(NAME)
-    assert time.monotonic() - start < 1
+    assert time.monotonic() - start < 10  # one try that waits takes 15 s
     place = tmp_path / "cache" / "hub" / f"{NAME}.ckpt"
     assert f"{hub.REPOSITORY}/resolve/main/{hub.PUBLIC[NAME]}" in str(caught.value)
     assert str(place) in str(caught.value)
