@@ -29,6 +29,7 @@ ORDER = [
     {"energy", "match"},
     {"metrics"},
     {"rewards"},
+    {"sampling"},
     {"generate", "evaluate", "reconstruct"},
     {"training", "campaign"},
     {"config"},

@@ -1,4 +1,4 @@
-"""The latent diffusion model: a frozen VAE, the statistics of its latents, and a denoiser.
+"""The latent diffusion model: a frozen VAE, the statistics of its latents, a denoiser, and its conditions.
 
 Everything that sampling needs travels together, so that a checkpoint of this stage stands alone. Follow one
 crystal: `CrystalBatch` -> `encode` -> normalised `LatentBatch` -> noise and `denoiser` (see `diffusion/`) ->
@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from latentite.crystal import CrystalBatch
 from latentite.latent import LatentBatch
+from latentite.nn.conditions import ConditionModule, ConditionModuleConfig
 from latentite.nn.decoder import DecodedCrystals
 from latentite.nn.denoiser import Denoiser, DenoiserConfig
 from latentite.nn.vae import CrystalVAE, VAEConfig
@@ -26,6 +27,8 @@ class LDMConfig:
 
     vae: VAEConfig = field(default_factory=VAEConfig)
     denoiser: DenoiserConfig = field(default_factory=DenoiserConfig)
+    condition_module: ConditionModuleConfig | None = None
+    """What the model can be asked for; null for an unconditional one."""
 
     def __post_init__(self) -> None:
         if self.denoiser.latent_dim != self.vae.latent_dim:
@@ -33,10 +36,16 @@ class LDMConfig:
                 f"denoiser.latent_dim must be the VAE's latent_dim ({self.vae.latent_dim}), "
                 f"got {self.denoiser.latent_dim}"
             )
+        width = self.denoiser.shape[1]
+        if self.condition_module is not None and self.condition_module.hidden_size != width:
+            raise ValueError(
+                f"condition_module.hidden_size must be the denoiser's ({width}), "
+                f"got {self.condition_module.hidden_size}"
+            )
 
 
 class LatentDiffusion(nn.Module):
-    """Frozen VAE, latent statistics and denoiser. A plain module: training lives in `training/ldm.py`."""
+    """Frozen VAE, latent statistics, denoiser and conditions. A plain module: training lives in `training/ldm.py`."""
 
     latent_mean: Tensor
     latent_std: Tensor
@@ -46,6 +55,9 @@ class LatentDiffusion(nn.Module):
         self.config = config
         self.vae = CrystalVAE(config.vae).requires_grad_(False)
         self.denoiser = Denoiser(config.denoiser)
+        self.condition_module = (
+            None if config.condition_module is None else ConditionModule(config.condition_module)
+        )
         self.register_buffer("latent_mean", torch.zeros(config.vae.latent_dim))
         self.register_buffer("latent_std", torch.ones(config.vae.latent_dim))
 

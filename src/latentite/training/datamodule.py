@@ -20,6 +20,7 @@ from latentite.crystal import CrystalBatch
 from latentite.data.atom_features import attach_features
 from latentite.data.dataset import CrystalDataset
 from latentite.data.sampler import BatchPlan, epoch_batches
+from latentite.training.conditions import FROM_CRYSTAL
 
 log = logging.getLogger(__name__)
 
@@ -49,7 +50,8 @@ class DataConfig:
     seed: int = 0
     """Of the order of the crystals."""
     target_condition: list[str] | str | None = None
-    """Properties that a later stage is conditioned on; they are loaded with the crystals."""
+    """What the diffusion stage is conditioned on: labels, which are loaded with the crystals, and names such as
+    `composition` that are read off the crystals themselves (`training/conditions.py`)."""
     properties: list[str] = field(default_factory=list)
     """Further properties to load."""
     atom_features_path: Path | None = None
@@ -93,8 +95,9 @@ class DataConfig:
 
     @property
     def wanted_properties(self) -> tuple[str, ...]:
-        """Every property to load, each once, conditions first."""
-        return tuple(dict.fromkeys([*self.conditions, *self.properties]))
+        """Every property to load, each once, conditions first; what is read off the crystal itself is none."""
+        labels = [name for name in self.conditions if name not in FROM_CRYSTAL]
+        return tuple(dict.fromkeys([*labels, *self.properties]))
 
 
 class BatchLoader:

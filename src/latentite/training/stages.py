@@ -8,6 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from latentite.checkpoint import Stage
+from latentite.training.conditions import check_conditions
 from latentite.training.datamodule import CrystalDataModule
 from latentite.training.fit import FitResult, fit
 from latentite.training.ldm import LDMModuleConfig, LDMTrainingModule, build_network, read_vae
@@ -41,16 +42,22 @@ class TrainLDMConfig(RunConfig):
 
     ldm_module: LDMModuleConfig = field(default_factory=LDMModuleConfig)
 
+    def __post_init__(self) -> None:
+        RunConfig.__post_init__(self)
+        check_conditions(self.data.conditions, self.ldm_module.condition_module)
+
 
 def train_ldm(config: TrainLDMConfig, *, datamodule: CrystalDataModule | None = None) -> FitResult:
     """Train a denoiser in a VAE's latent space."""
     module = config.ldm_module
-    vae, settings = read_vae(module)
+    data = datamodule or CrystalDataModule(config.data)
+    data.setup("fit")
+    vae, settings = read_vae(module, data)
     return fit(
         config,
         lambda: LDMTrainingModule(module, build_network(vae, settings), seed=config.seed),
         stage=Stage.LDM,
         network_config=settings,
         ema=module.ema,
-        datamodule=datamodule,
+        datamodule=data,
     )

@@ -1,0 +1,135 @@
+"""Which conditions a run trains: `data.target_condition` names them, `condition_module` says how.
+
+`resolve_conditions` joins the two with what the data say of each name into the network's own
+`ConditionModuleConfig`. Comes before `datamodule.py`; `ldm.py` calls it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+from latentite.nn.condition_values import LABELS, ConditionConfig, ConditionKind, Transform
+from latentite.nn.conditions import ConditionModuleConfig
+
+FROM_CRYSTAL = tuple(kind.value for kind in ConditionKind if kind not in LABELS)
+"""Conditions that are read off the crystal itself: their names are those of their kinds, and no label is
+loaded for them."""
+
+UNITS = {
+    "band_gap": "eV",
+    "dft_band_gap": "eV",
+    "formation_energy_per_atom": "eV/atom",
+    "energy_above_hull": "eV/atom",
+    "density": "g/cm^3",
+    ConditionKind.VOLUME_PER_ATOM.value: "Å^3",
+}
+"""Units of well-known properties; others are given in `condition_module.conditions.<name>.unit`."""
+
+
+@dataclass(kw_only=True, slots=True)
+class ConditionOptions:
+    """What may be said of one condition; everything has a default."""
+
+    kind: ConditionKind | None = None
+    """null: by the name for what is read off the crystal and for `space_group`, else categorical where the
+    labels are names and scalar where they are numbers."""
+    unit: str | None = None
+    transform: Transform = Transform.NONE
+    drop_probability: float | None = None
+    """null: that of the module."""
+
+
+@dataclass(kw_only=True, slots=True)
+class ConditionModuleOptions:
+    """How conditions are trained: `ldm_module.condition_module`; `{}` takes all defaults."""
+
+    drop_probability: float = 0.1
+    """Probability in training that a condition alone is hidden."""
+    row_drop_probability: float = 0.1
+    """Probability that all conditions of a crystal are hidden together."""
+    conditions: dict[str, ConditionOptions] = field(default_factory=dict)
+    """Details by name, for names of `data.target_condition`."""
+
+    def __post_init__(self) -> None:
+        for name in ("drop_probability", "row_drop_probability"):
+            if not 0.0 <= getattr(self, name) <= 1.0:
+                raise ValueError(f"{name} must be between 0 and 1, got {getattr(self, name)}")
+
+
+def check_conditions(names: Sequence[str], options: ConditionModuleOptions | None) -> None:
+    """Refuse a conditional run without a condition module, and the other way round.
+
+    Raises:
+        ValueError: saying which of the two is missing.
+    """
+    if names and options is None:
+        raise ValueError(
+            f"data.target_condition={list(names)} needs a condition module, but ldm_module.condition_module is null; "
+            "set ldm_module.condition_module={} or leave data.target_condition out"
+        )
+    if options is None:
+        return
+    if not names:
+        raise ValueError(
+            "ldm_module.condition_module needs conditions, but data.target_condition is empty; "
+            "set data.target_condition=[...] or ldm_module.condition_module=null"
+        )
+    if unknown := [name for name in options.conditions if name not in names]:
+        raise ValueError(
+            f"ldm_module.condition_module.conditions.{unknown[0]} must be one of data.target_condition "
+            f"({', '.join(names)})"
+        )
+
+
+def resolve_conditions(
+    names: Sequence[str],
+    options: ConditionModuleOptions | None,
+    *,
+    categories: Mapping[str, Sequence[str]],
+    hidden_size: int,
+) -> ConditionModuleConfig | None:
+    """The network's condition module for these names; None for an unconditional run.
+
+    Args:
+        names: `data.target_condition`.
+        options: `ldm_module.condition_module`.
+        categories: of the data set: the names behind the codes of its categorical labels.
+        hidden_size: of the denoiser.
+
+    Raises:
+        ValueError: when one of names and options is missing, or an option does not fit its condition.
+    """
+    check_conditions(names, options)
+    if options is None:
+        return None
+    return ConditionModuleConfig(
+        conditions=[_resolve(name, options, categories) for name in names],
+        hidden_size=hidden_size,
+        row_drop_probability=options.row_drop_probability,
+    )
+
+
+def _resolve(
+    name: str, options: ConditionModuleOptions, categories: Mapping[str, Sequence[str]]
+) -> ConditionConfig:
+    said = options.conditions.get(name, ConditionOptions())
+    kind = said.kind or _kind_of(name, categories)
+    if kind.value in FROM_CRYSTAL and kind.value != name:
+        raise ValueError(
+            f"a condition of kind {kind} must be called {kind} in data.target_condition, got {name}"
+        )
+    return ConditionConfig(
+        name=name,
+        kind=kind,
+        unit=UNITS.get(name, "") if said.unit is None else said.unit,
+        transform=said.transform,
+        classes=list(categories.get(name, ())) if kind is ConditionKind.CATEGORICAL else [],
+        drop_probability=options.drop_probability if said.drop_probability is None else said.drop_probability,
+    )
+
+
+def _kind_of(name: str, categories: Mapping[str, Sequence[str]]) -> ConditionKind:
+    if name in FROM_CRYSTAL or name == ConditionKind.SPACE_GROUP.value:
+        return ConditionKind(name)
+    return ConditionKind.CATEGORICAL if name in categories else ConditionKind.SCALAR
