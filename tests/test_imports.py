@@ -26,6 +26,7 @@ ORDER = [
     {"objectives"},
     {"checkpoint"},
     {"hub"},
+    {"ldm_checkpoint"},
     {"energy", "match"},
     {"metrics"},
     {"rewards"},

@@ -9,12 +9,11 @@ import pytest
 import torch
 from tiny_run import assert_same, read, tiny_config, tiny_datamodule
 
-from latentite.checkpoint import Stage, load_network_state, read_checkpoint
+from latentite.checkpoint import Stage, read_checkpoint
 from latentite.generate import SamplingConfig, sample_crystals
+from latentite.ldm_checkpoint import load_ldm
 from latentite.nn.denoiser import DenoiserConfig, DenoiserSize, TokenIndex
-from latentite.nn.ldm import LatentDiffusion
 from latentite.objectives.ldm import DiffusionConfig, DiffusionKind, LDMStageConfig
-from latentite.plain import from_plain
 from latentite.training.ema import EMAConfig
 from latentite.training.ldm import LDMModuleConfig
 from latentite.training.optim import OptimizerConfig
@@ -57,21 +56,13 @@ def ldm_config(
     )
 
 
-def load_ldm(path: Path) -> tuple[LatentDiffusion, LDMStageConfig]:
-    record = read_checkpoint(path, stage=Stage.LDM)
-    settings = from_plain(LDMStageConfig, record.config)
-    network = LatentDiffusion(settings)
-    load_network_state(record, network)
-    return network.eval(), settings
-
-
 @pytest.mark.parametrize("kind", DiffusionKind)
 def test_a_checkpoint_stands_alone_and_samples(
     kind: DiffusionKind, vae_checkpoint: Path, tmp_path: Path
 ) -> None:
     config = ldm_config(tmp_path / "run", vae_checkpoint, kind, trainer__max_epochs=1)
     result = train_ldm(config, datamodule=tiny_datamodule())
-    network, settings = load_ldm(result.last_path)
+    network, settings, _ = load_ldm(result.last_path)
     vae = read_checkpoint(vae_checkpoint, stage=Stage.VAE).state
     for name, value in network.vae.state_dict().items():
         assert value.equal(vae[name]), f"{name} of the VAE moved"
@@ -85,7 +76,7 @@ def test_a_checkpoint_stands_alone_and_samples(
 
 def test_a_sampled_crystal_does_not_depend_on_the_batch_size(vae_checkpoint: Path, tmp_path: Path) -> None:
     config = ldm_config(tmp_path / "run", vae_checkpoint, trainer__max_epochs=1)
-    network, settings = load_ldm(train_ldm(config, datamodule=tiny_datamodule()).last_path)
+    network, settings, _ = load_ldm(train_ldm(config, datamodule=tiny_datamodule()).last_path)
     sizes = torch.tensor([3, 1, 6, 2, 2, 5, 4])
     together, apart = (
         sample_crystals(network, settings.diffusion, sizes, config=SamplingConfig(steps=5, batch_size=size))

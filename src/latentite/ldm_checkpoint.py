@@ -1,0 +1,39 @@
+"""The network of a latent diffusion checkpoint: ready to sample from, or to be fine-tuned.
+
+Comes after `checkpoint.py` and `hub.py`, which read the file, and `nn/ldm.py`, which is what is in it.
+Sampling and training load their models here.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from latentite import hub
+from latentite.checkpoint import CheckpointRecord, Stage, Weights, load_network_state, read_checkpoint
+from latentite.nn.ldm import LatentDiffusion
+from latentite.objectives.ldm import LDMStageConfig
+from latentite.plain import from_plain
+
+
+def load_ldm(
+    path_or_name: str | Path, weights: Weights | str | None = None
+) -> tuple[LatentDiffusion, LDMStageConfig, CheckpointRecord]:
+    """A trained latent diffusion model on the CPU, in evaluation mode.
+
+    Args:
+        path_or_name: a checkpoint file, or a name of `latentite hub list`.
+        weights: which weights; None takes the EMA where there is one, else the raw weights.
+
+    Returns:
+        The network, what it was built from (with the diffusion process that sampling must walk back), and what
+        else the file says.
+
+    Raises:
+        CheckpointError: when the file is not a checkpoint of this stage.
+        ValueError: for an unknown name, or a path at which there is no file.
+    """
+    record = read_checkpoint(hub.resolve(path_or_name), stage=Stage.LDM, weights=weights)
+    settings = from_plain(LDMStageConfig, record.config)
+    network = LatentDiffusion(settings)
+    load_network_state(record, network)
+    return network.eval(), settings, record
