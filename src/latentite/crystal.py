@@ -101,19 +101,21 @@ class CrystalBatch:
             atom_features=None if self.atom_features is None else move(self.atom_features),
         )
 
-    def select(self, index: Int[Tensor, " selected"]) -> CrystalBatch:
-        """The crystals at the given positions, in that order (repeats allowed), without a Python loop."""
+    def atoms_of(self, index: Int[Tensor, " selected"]) -> Int[Tensor, " atom"]:
+        """Positions of the atoms of the crystals at the given positions, crystal by crystal."""
         num_atoms = self.num_atoms[index]
         total = int(num_atoms.sum())
         start = self.first_atom[index] - (num_atoms.cumsum(0) - num_atoms)
-        atoms = torch.arange(total, device=self.device) + start.repeat_interleave(
-            num_atoms, output_size=total
-        )
+        return torch.arange(total, device=self.device) + start.repeat_interleave(num_atoms, output_size=total)
+
+    def select(self, index: Int[Tensor, " selected"]) -> CrystalBatch:
+        """The crystals at the given positions, in that order (repeats allowed), without a Python loop."""
+        atoms = self.atoms_of(index)
         return CrystalBatch(
             atomic_numbers=self.atomic_numbers[atoms],
             frac_coords=self.frac_coords[atoms],
             lattice=self.lattice[index],
-            num_atoms=num_atoms,
+            num_atoms=self.num_atoms[index],
             properties={name: values[index] for name, values in self.properties.items()},
             atom_features=None if self.atom_features is None else self.atom_features[atoms],
         )

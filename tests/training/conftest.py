@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from tiny_run import tiny_config
+from tiny_run import tiny_config, tiny_datamodule
 
-from latentite.training.stages import TrainVAEConfig
+from latentite.training.stages import TrainVAEConfig, train_vae
 
 
 @pytest.fixture
@@ -29,3 +29,10 @@ def _one_thread() -> Iterator[None]:
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="session")
+def vae_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A VAE trained for one epoch on the tiny data set."""
+    config = tiny_config(tmp_path_factory.mktemp("vae"), trainer__max_epochs=1)
+    return train_vae(config, datamodule=tiny_datamodule()).last_path

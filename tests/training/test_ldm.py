@@ -7,60 +7,22 @@ from pathlib import Path
 
 import pytest
 import torch
-from tiny_run import assert_same, read, tiny_config, tiny_datamodule
+from tiny_run import assert_same, read, tiny_datamodule, tiny_ldm_config
 
 from latentite.checkpoint import Stage, read_checkpoint
 from latentite.generate import SamplingConfig, sample_crystals
 from latentite.ldm_checkpoint import load_ldm
-from latentite.nn.denoiser import DenoiserConfig, DenoiserSize, TokenIndex
-from latentite.objectives.ldm import DiffusionConfig, DiffusionKind, LDMStageConfig
-from latentite.training.ema import EMAConfig
+from latentite.nn.denoiser import DenoiserConfig
+from latentite.objectives.ldm import DiffusionKind, LDMStageConfig
 from latentite.training.ldm import LDMModuleConfig
-from latentite.training.optim import OptimizerConfig
-from latentite.training.stages import TrainLDMConfig, train_ldm, train_vae
-
-
-@pytest.fixture(scope="module")
-def vae_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    config = tiny_config(tmp_path_factory.mktemp("vae"), trainer__max_epochs=1)
-    return train_vae(config, datamodule=tiny_datamodule()).last_path
-
-
-def ldm_config(
-    run_dir: Path, vae: Path, kind: DiffusionKind = DiffusionKind.FLOW, **changes: object
-) -> TrainLDMConfig:
-    """A tiny run with every part that has a state."""
-    shared = tiny_config(run_dir, **changes)
-    diffusion = DiffusionConfig(kind=kind)
-    denoiser = DenoiserConfig(
-        size=DenoiserSize.CUSTOM,
-        depth=1,
-        hidden_size=16,
-        num_heads=2,
-        learn_variance=diffusion.learn_variance,
-        index=TokenIndex.NONE,
-    )
-    module = LDMModuleConfig(
-        vae_ckpt_path=str(vae),
-        denoiser=denoiser,
-        diffusion=diffusion,
-        optimizer=OptimizerConfig(lr=3e-3),
-        ema=EMAConfig(decay=0.9),
-    )
-    return TrainLDMConfig(
-        run_dir=run_dir,
-        trainer=shared.trainer,
-        callbacks=shared.callbacks,
-        ckpt_path=shared.ckpt_path,
-        ldm_module=module,
-    )
+from latentite.training.stages import train_ldm
 
 
 @pytest.mark.parametrize("kind", DiffusionKind)
 def test_a_checkpoint_stands_alone_and_samples(
     kind: DiffusionKind, vae_checkpoint: Path, tmp_path: Path
 ) -> None:
-    config = ldm_config(tmp_path / "run", vae_checkpoint, kind, trainer__max_epochs=1)
+    config = tiny_ldm_config(tmp_path / "run", vae_checkpoint, kind, trainer__max_epochs=1)
     result = train_ldm(config, datamodule=tiny_datamodule())
     network, settings, _ = load_ldm(result.last_path)
     vae = read_checkpoint(vae_checkpoint, stage=Stage.VAE).state
@@ -75,7 +37,7 @@ def test_a_checkpoint_stands_alone_and_samples(
 
 
 def test_a_sampled_crystal_does_not_depend_on_the_batch_size(vae_checkpoint: Path, tmp_path: Path) -> None:
-    config = ldm_config(tmp_path / "run", vae_checkpoint, trainer__max_epochs=1)
+    config = tiny_ldm_config(tmp_path / "run", vae_checkpoint, trainer__max_epochs=1)
     network, settings, _ = load_ldm(train_ldm(config, datamodule=tiny_datamodule()).last_path)
     sizes = torch.tensor([3, 1, 6, 2, 2, 5, 4])
     together, apart = (
@@ -94,13 +56,15 @@ def test_a_sampled_crystal_does_not_depend_on_the_batch_size(vae_checkpoint: Pat
 
 def test_resuming_equals_not_stopping_bit_for_bit(vae_checkpoint: Path, tmp_path: Path) -> None:
     whole = train_ldm(
-        ldm_config(tmp_path / "whole", vae_checkpoint, trainer__max_epochs=2), datamodule=tiny_datamodule()
+        tiny_ldm_config(tmp_path / "whole", vae_checkpoint, trainer__max_epochs=2),
+        datamodule=tiny_datamodule(),
     )
     half = train_ldm(
-        ldm_config(tmp_path / "half", vae_checkpoint, trainer__max_epochs=1), datamodule=tiny_datamodule()
+        tiny_ldm_config(tmp_path / "half", vae_checkpoint, trainer__max_epochs=1),
+        datamodule=tiny_datamodule(),
     )
     rest = train_ldm(
-        ldm_config(tmp_path / "rest", vae_checkpoint, trainer__max_epochs=2, ckpt_path=half.last_path),
+        tiny_ldm_config(tmp_path / "rest", vae_checkpoint, trainer__max_epochs=2, ckpt_path=half.last_path),
         datamodule=tiny_datamodule(),
     )
     one, other = read(whole.last_path), read(rest.last_path)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -10,13 +11,18 @@ import torch
 from latentite.crystal import CrystalBatch
 from latentite.data.dataset import CrystalDataset
 from latentite.nn.decoder import DecoderConfig
+from latentite.nn.denoiser import DenoiserConfig, DenoiserSize, TokenIndex
 from latentite.nn.encoders import EncoderConfig
+from latentite.objectives.ldm import DiffusionConfig, DiffusionKind
 from latentite.training.datamodule import CrystalDataModule, DataConfig
 from latentite.training.ema import EMAConfig
+from latentite.training.ldm import LDMModuleConfig
 from latentite.training.optim import OptimizerConfig, SchedulerConfig
 from latentite.training.settings import CallbacksConfig, CheckpointConfig, TrainerConfig
-from latentite.training.stages import TrainVAEConfig
+from latentite.training.stages import TrainLDMConfig, TrainVAEConfig
 from latentite.training.vae import VAEModuleConfig
+
+Config = TypeVar("Config", TrainVAEConfig, TrainLDMConfig)
 
 
 def tiny_split(count: int, *, seed: int) -> CrystalDataset:
@@ -58,6 +64,38 @@ def tiny_config(run_dir: Path, **changes: object) -> TrainVAEConfig:
     )
     callbacks = CallbacksConfig(checkpoint=CheckpointConfig(export=False), progress_bar=False)
     config = TrainVAEConfig(run_dir=run_dir, seed=0, trainer=trainer, callbacks=callbacks, vae_module=module)
+    return _changed(config, changes)
+
+
+def tiny_ldm_config(
+    run_dir: Path, vae: Path, kind: DiffusionKind = DiffusionKind.FLOW, **changes: object
+) -> TrainLDMConfig:
+    """A tiny run of the diffusion stage with every part that has a state."""
+    diffusion = DiffusionConfig(kind=kind)
+    denoiser = DenoiserConfig(
+        size=DenoiserSize.CUSTOM,
+        depth=1,
+        hidden_size=16,
+        num_heads=2,
+        learn_variance=diffusion.learn_variance,
+        index=TokenIndex.NONE,
+    )
+    module = LDMModuleConfig(
+        vae_ckpt_path=str(vae),
+        denoiser=denoiser,
+        diffusion=diffusion,
+        optimizer=OptimizerConfig(lr=3e-3),
+        ema=EMAConfig(decay=0.9),
+    )
+    shared = tiny_config(run_dir)
+    config = TrainLDMConfig(
+        run_dir=run_dir, trainer=shared.trainer, callbacks=shared.callbacks, ldm_module=module
+    )
+    return _changed(config, changes)
+
+
+def _changed(config: Config, changes: dict[str, object]) -> Config:
+    """The config with values set by name: `trainer__max_epochs=2`."""
     for key, value in changes.items():
         target: object = config
         *path, last = key.split("__")

@@ -18,7 +18,7 @@ from latentite.latent import LatentBatch
 from latentite.nn.conditions import ConditionModule, ConditionModuleConfig
 from latentite.nn.decoder import DecodedCrystals
 from latentite.nn.denoiser import Denoiser, DenoiserConfig
-from latentite.nn.vae import CrystalVAE, VAEConfig
+from latentite.nn.vae import CrystalVAE, Posterior, VAEConfig
 
 
 @dataclass(kw_only=True, slots=True)
@@ -78,10 +78,18 @@ class LatentDiffusion(nn.Module):
     @torch.no_grad()
     def encode(self, batch: CrystalBatch, generator: torch.Generator | None = None) -> LatentBatch:
         """Normalised latents: a posterior draw, or the posterior mean without a generator."""
-        posterior = self.vae.encode(batch)
+        return self.latents(self.vae.encode(batch), batch.num_atoms, generator)
+
+    def latents(
+        self,
+        posterior: Posterior,
+        num_atoms: Int[Tensor, " crystal"],
+        generator: torch.Generator | None = None,
+    ) -> LatentBatch:
+        """What `encode` makes of a posterior."""
         latent = posterior.mean if generator is None else posterior.sample(generator)
         latent = (latent.float() - self.latent_mean) / self.latent_std
-        return LatentBatch.from_packed(latent, batch.num_atoms)
+        return LatentBatch.from_packed(latent, num_atoms)
 
     @torch.no_grad()
     def decode(

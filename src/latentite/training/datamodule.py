@@ -10,13 +10,13 @@ import logging
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
+from jaxtyping import Int
 from lightning.pytorch import LightningDataModule
 from torch import Tensor
 
-from latentite.crystal import CrystalBatch
 from latentite.data.atom_features import attach_features
 from latentite.data.dataset import CrystalDataset
 from latentite.data.sampler import BatchPlan, epoch_batches
@@ -100,6 +100,19 @@ class DataConfig:
         return tuple(dict.fromkeys([*labels, *self.properties]))
 
 
+class BatchSource(Protocol):
+    """What batches are taken from: a whole split as a `CrystalBatch`, or something that stands in for it."""
+
+    @property
+    def num_atoms(self) -> Int[Tensor, " crystal"]:
+        """Atoms of each crystal, on the CPU."""
+        ...
+
+    def select(self, index: Int[Tensor, " selected"]) -> Any:
+        """The batch of the crystals at these positions."""
+        ...
+
+
 class BatchLoader:
     """The batches of a split, epoch by epoch; what Lightning takes for a data loader.
 
@@ -110,10 +123,8 @@ class BatchLoader:
     batch_sampler = None
     """Lightning asks for it."""
 
-    def __init__(
-        self, crystals: CrystalBatch, plan: BatchPlan, *, rank: int = 0, world_size: int = 1
-    ) -> None:
-        self.crystals = crystals
+    def __init__(self, source: BatchSource, plan: BatchPlan, *, rank: int = 0, world_size: int = 1) -> None:
+        self.source = source
         self.plan = plan
         self.rank = rank
         self.world_size = world_size
@@ -134,7 +145,7 @@ class BatchLoader:
     def batches(self, epoch: int) -> list[Tensor]:
         """Positions of the crystals of each batch of that epoch, for this process."""
         if self._planned is None or self._planned[0] != epoch:
-            sizes = self.crystals.num_atoms
+            sizes = self.source.num_atoms
             plan = epoch_batches(sizes, self.plan, epoch=epoch, rank=self.rank, world_size=self.world_size)
             self._planned = (epoch, plan)
         return self._planned[1]
@@ -142,7 +153,7 @@ class BatchLoader:
     def __len__(self) -> int:
         return len(self.batches(self._epoch))
 
-    def __iter__(self) -> Iterator[CrystalBatch]:
+    def __iter__(self) -> Iterator[Any]:
         # A generator: its body runs at the first batch, when Lightning has set the epoch.
         epoch = self._epoch
         start = self._resume[1] if self._resume is not None and self._resume[0] == epoch else 0
@@ -150,7 +161,7 @@ class BatchLoader:
         for position, index in enumerate(self.batches(epoch)):
             if position >= start:
                 self._next = position + 1
-                yield self.crystals.select(index)
+                yield self.source.select(index)
 
     def state_dict(self) -> dict[str, int]:
         """Where the order stands."""
@@ -176,6 +187,7 @@ class CrystalDataModule(LightningDataModule):
         self._splits: dict[str, CrystalDataset] | None = None if splits is None else dict(splits)
         self._train_loader: BatchLoader | None = None
         self._position: dict[str, int] | None = None
+        self._train_source: BatchSource | None = None
 
     @property
     def splits(self) -> dict[str, CrystalDataset]:
@@ -209,10 +221,16 @@ class CrystalDataModule(LightningDataModule):
             bucketed=config.bucketed,
             seed=config.seed,
         )
-        self._train_loader = self._loader("train", plan)
+        self._train_loader = self._loader(self._train_source or self.splits["train"].crystals, plan)
         if self._position is not None:
             self._train_loader.load_state_dict(self._position)
         return self._train_loader
+
+    def serve_train_from(self, source: BatchSource | None) -> None:
+        """Take training batches from something with the same crystals in it; None: from the crystals again."""
+        self._train_source = source
+        if self._train_loader is not None:
+            self._train_loader.source = source or self.splits["train"].crystals
 
     def state_dict(self) -> dict[str, Any]:
         """Where training stands in the data.
@@ -263,13 +281,12 @@ class CrystalDataModule(LightningDataModule):
         plan = BatchPlan(
             batch_size=size, batch_atoms=self.config.batch_atoms, bucketed=self.config.bucketed, shuffle=False
         )
-        return self._loader(split, plan)
+        return self._loader(self.splits[split].crystals, plan)
 
-    def _loader(self, split: str, plan: BatchPlan) -> BatchLoader:
+    def _loader(self, source: BatchSource, plan: BatchPlan) -> BatchLoader:
         rank = 0 if self.trainer is None else self.trainer.global_rank
         world_size = 1 if self.trainer is None else self.trainer.world_size
-        crystals = self.splits[split].crystals
-        return BatchLoader(crystals, plan, rank=rank, world_size=world_size)
+        return BatchLoader(source, plan, rank=rank, world_size=world_size)
 
 
 def load(config: DataConfig) -> dict[str, CrystalDataset]:

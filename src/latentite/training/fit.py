@@ -215,5 +215,6 @@ def _quieten() -> None:
         ".*The number of training batches .* is smaller than the logging interval.*",
         ".*isinstance.treespec, LeafSpec.*",
         ".*Total length of .* across ranks is zero.*",
+        ".*in eval mode at the start of training.*",  # the frozen VAE of the later stages
     ):
         warnings.filterwarnings("ignore", message=message)

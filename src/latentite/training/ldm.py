@@ -5,6 +5,8 @@ The maths is in `objectives/ldm.py`. Comes after `module.py`; `fit.py` drives it
 
 from __future__ import annotations
 
+import logging
+import time
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any
@@ -15,8 +17,9 @@ from torch import Tensor
 from latentite import hub
 from latentite.checkpoint import CheckpointRecord, Stage, load_network_state, read_checkpoint
 from latentite.crystal import CrystalBatch
-from latentite.data.augment import AugmentationConfig, augment
+from latentite.data.augment import AugmentationConfig
 from latentite.diffusion.loss import DiffusionLoss
+from latentite.latent import LatentBatch
 from latentite.nn.denoiser import DenoiserConfig
 from latentite.nn.ldm import LatentDiffusion
 from latentite.nn.vae import VAEConfig
@@ -32,10 +35,11 @@ from latentite.plain import from_plain
 from latentite.training.conditions import ConditionModuleOptions, resolve_conditions
 from latentite.training.datamodule import CrystalDataModule
 from latentite.training.ema import EMAConfig
+from latentite.training.latent_cache import CachedBatch, CachedLatents, encode_split
 from latentite.training.module import StageModule, Stream
 from latentite.training.optim import OptimizerConfig, SchedulerConfig
 
-_ENCODE_CHUNK = 1024
+log = logging.getLogger(__name__)
 
 
 class Shown(StrEnum):
@@ -60,6 +64,9 @@ class LDMModuleConfig:
     condition_module: ConditionModuleOptions | None = None
     """How the conditions of `data.target_condition` are trained; null for an unconditional model."""
     augmentation: AugmentationConfig = field(default_factory=AugmentationConfig)
+    latent_cache: int = 0
+    """Augmented copies of the training set that are encoded once, before training, and kept on the device; each
+    step then draws from them instead of encoding. 0: off. Without augmentation all copies are one."""
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     scheduler: SchedulerConfig = field(default_factory=SchedulerConfig)
     ema: EMAConfig = field(default_factory=lambda: EMAConfig(decay=0.9999))
@@ -68,6 +75,12 @@ class LDMModuleConfig:
         if not self.vae_ckpt_path:
             raise ValueError(
                 "vae_ckpt_path must name the VAE's checkpoint (a path or a name of `latentite hub list`)"
+            )
+        if self.latent_cache < 0:
+            raise ValueError(f"latent_cache must be 0 (off) or more, got {self.latent_cache}")
+        if self.latent_cache > 1 and not (self.augmentation.translate or self.augmentation.rotate):
+            raise ValueError(
+                f"latent_cache must be 0 or 1 without augmentation, where all copies are equal, got {self.latent_cache}"
             )
         if self.denoiser.learn_variance != self.diffusion.learn_variance:
             raise ValueError(
@@ -94,6 +107,7 @@ class LDMTrainingModule(StageModule):
         self.network = network
         self.schedule = config.diffusion.build_schedule()
         self._has_statistics = False
+        self._cache: CachedLatents | None = None
 
     def compile_network(self) -> None:
         """Compile the denoiser's blocks in place; names of parameters stay as they are."""
@@ -106,14 +120,26 @@ class LDMTrainingModule(StageModule):
     def on_fit_start(self) -> None:
         if self.schedule is not None:
             self.schedule = self.schedule.to(self.device)
-        if not self._has_statistics:
-            self._fit_statistics()
+        self._prepare_latents()
+
+    def on_fit_end(self) -> None:
+        self._cache = None
+        self._data.serve_train_from(None)
 
     def on_train_epoch_start(self) -> None:
         self.network.vae.eval()
 
-    def training_terms(self, batch: CrystalBatch, generator: torch.Generator) -> LossTerms:
-        return loss_terms(self._loss(batch, generator, Shown.DRAWN))
+    def training_terms(self, batch: CrystalBatch | CachedBatch, generator: torch.Generator) -> LossTerms:
+        drawn = generator if self.config.sample_posterior else None
+        if isinstance(batch, CachedBatch):
+            assert self._cache is not None
+            posterior = self._cache.posterior(batch, generator)
+            latents = self.network.latents(posterior, batch.num_atoms, drawn)
+            values = self._cache.condition_values(batch)
+        else:
+            latents = self.network.encode(self.augmented(batch, generator), drawn)
+            values = self._condition_values(batch)
+        return loss_terms(self._loss(latents, values, generator, Shown.DRAWN))
 
     def validation_step(self, batch: CrystalBatch, batch_idx: int) -> None:
         """The loss with every condition shown and, for a conditional model, with all hidden: the gap is their use."""
@@ -126,11 +152,13 @@ class LDMTrainingModule(StageModule):
 
     def _validation_loss(self, batch: CrystalBatch, batch_idx: int, shown: Shown) -> DiffusionLoss:
         generator = self.generator(Stream.VALIDATION, 0, batch_idx, self.global_rank)
-        return self._loss(batch, generator, shown)
-
-    def _loss(self, batch: CrystalBatch, generator: torch.Generator, shown: Shown) -> DiffusionLoss:
         latents = self.network.encode(batch, generator if self.config.sample_posterior else None)
-        condition = self._condition(batch, generator, shown)
+        return self._loss(latents, self._condition_values(batch), generator, shown)
+
+    def _loss(
+        self, latents: LatentBatch, values: dict[str, Tensor], generator: torch.Generator, shown: Shown
+    ) -> DiffusionLoss:
+        condition = self._condition(values, len(latents.mask), generator, shown)
         denoiser = self.network.denoiser
         return diffusion_loss(
             lambda tokens, time: denoiser(tokens, time, latents.mask, condition),
@@ -140,33 +168,68 @@ class LDMTrainingModule(StageModule):
             generator=generator,
         )
 
-    def _condition(self, batch: CrystalBatch, generator: torch.Generator, shown: Shown) -> Tensor | None:
+    def _condition_values(self, crystals: CrystalBatch) -> dict[str, Tensor]:
+        module = self.network.condition_module
+        return {} if module is None else module.values(crystals)
+
+    def _condition(
+        self, values: dict[str, Tensor], num_crystals: int, generator: torch.Generator, shown: Shown
+    ) -> Tensor | None:
         """Conditioning vectors of a batch; None for an unconditional model."""
         module = self.network.condition_module
         if module is None:
             return None
         if shown is Shown.NONE:
-            return module.absent(len(batch))
-        values = module.values(batch)
+            return module.absent(num_crystals)
         return module(values, None if shown is Shown.ALL else module.hide(values, generator=generator))
 
-    @torch.no_grad()
-    def _fit_statistics(self) -> None:
-        """Statistics of the latents over the whole augmented training set, the same on every process."""
+    @property
+    def _data(self) -> CrystalDataModule:
         data = self.trainer.datamodule  # type: ignore[attr-defined]  # Lightning's own attribute
         assert isinstance(data, CrystalDataModule)
-        crystals = data.splits["train"].crystals
-        means, variances = [], []
-        for number, index in enumerate(torch.arange(len(crystals)).split(_ENCODE_CHUNK)):
-            generator = self.generator(Stream.STATISTICS, 0, number, 0)
-            batch = augment(crystals.select(index).to(self.device), self.config.augmentation, generator)
-            posterior = self.network.vae.encode(batch)
-            means.append(posterior.mean.float())
-            variances.append(posterior.logvar.float().exp())
-        self.network.fit_statistics(torch.cat(means), torch.cat(variances))
+        return data
+
+    def _prepare_latents(self) -> None:
+        """Encode the training set where its statistics or its cache are wanted.
+
+        Every process encodes the whole set, with the same draws, so that statistics agree without talking and
+        any process can serve any crystal. A resumed run keeps its statistics and finds the same cache again.
+        """
+        num_copies = self.config.latent_cache
+        cache = None
+        if num_copies or not self._has_statistics:
+            cache = self._encode_training_set(max(num_copies, 1))
+            if not self._has_statistics:
+                self._fit_statistics(cache)
+        self._cache = cache if num_copies else None
+        self._data.serve_train_from(self._cache)
+
+    def _encode_training_set(self, num_copies: int) -> CachedLatents:
+        crystals = self._data.splits["train"].crystals
+        start = time.monotonic()
+        with self.trainer.precision_plugin.forward_context():  # as a training step would encode
+            cached = encode_split(
+                self.network.vae.eval(),
+                crystals,
+                num_copies=num_copies,
+                augmentation=self.config.augmentation,
+                values=self._condition_values(crystals),
+                generator=lambda copy, chunk: self.generator(Stream.STATISTICS, copy, chunk, 0),
+            )
+        log.info(
+            "encoded %d crystals %d times in %.1f s (%.1f MB)",
+            len(crystals),
+            num_copies,
+            time.monotonic() - start,
+            cached.num_bytes / 1e6,
+        )
+        return cached
+
+    def _fit_statistics(self, cached: CachedLatents) -> None:
+        """Statistics of the latents and of the labels over the whole training set."""
+        self.network.fit_statistics(cached.means.flatten(0, 1), cached.logvars.flatten(0, 1).exp())
         if self.network.condition_module is not None:
-            values = self.network.condition_module.values(crystals)
-            self.network.condition_module.fit_statistics(values)
+            self.network.condition_module.fit_statistics(cached.values)
         self._has_statistics = True
 
 

@@ -54,12 +54,16 @@ class StageModule(LightningModule):
 
     @abstractmethod
     def training_terms(self, batch: CrystalBatch, generator: torch.Generator) -> LossTerms:
-        """The objective of one augmented batch."""
+        """The objective of one batch, which it augments first (`self.augmented`)."""
+
+    def augmented(self, batch: CrystalBatch, generator: torch.Generator) -> CrystalBatch:
+        """The batch as training sees it."""
+        return augment(batch, self._augmentation, generator)
 
     def training_step(self, batch: CrystalBatch, batch_idx: int) -> Tensor:
-        """Augment, compute the objective, log it."""
+        """Compute the objective, log it."""
         generator = self.generator(Stream.TRAIN, self.current_epoch, batch_idx, self.global_rank)
-        terms = self.training_terms(augment(batch, self._augmentation, generator), generator)
+        terms = self.training_terms(batch, generator)
         loss, values = global_loss(terms)
         total = values.pop("loss")
         logged = {f"train/{name}": value for name, value in values.items()}

@@ -123,7 +123,7 @@ class VAETrainingModule(StageModule):
             )
 
     def training_terms(self, batch: CrystalBatch, generator: torch.Generator) -> LossTerms:
-        return self._terms(batch, generator)
+        return self._terms(self.augmented(batch, generator), generator)
 
     def _terms(self, target: CrystalBatch, generator: torch.Generator) -> LossTerms:
         noise = self.config.noise
