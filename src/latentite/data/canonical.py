@@ -78,13 +78,18 @@ def canonicalize_many(crystals: Sequence[Arrays]) -> list[Arrays]:
     Raises:
         ValueError: naming the position of a crystal that has none (see `canonicalize`).
     """
-    results: list[Arrays] = []
+    return [arrays for arrays, _ in canonicalize_with_order(crystals)]
+
+
+def canonicalize_with_order(crystals: Sequence[Arrays]) -> list[tuple[Arrays, Int[np.ndarray, " atom"]]]:
+    """As `canonicalize_many`, each with the place that every atom of the canonical form had in the input."""
+    results: list[tuple[Arrays, np.ndarray]] = []
     for start in range(0, len(crystals), _CHUNK):
         results += _canonicalize_chunk(crystals[start : start + _CHUNK], start)
     return results
 
 
-def _canonicalize_chunk(crystals: Sequence[Arrays], start: int) -> list[Arrays]:
+def _canonicalize_chunk(crystals: Sequence[Arrays], start: int) -> list[tuple[Arrays, np.ndarray]]:
     """The work of `canonicalize_many` on crystals whose arrays fit in memory; `start` counts those before."""
     num_atoms = np.array([len(numbers) for numbers, _, _ in crystals])
     if not num_atoms.all():
@@ -108,9 +113,9 @@ def _canonicalize_chunk(crystals: Sequence[Arrays], start: int) -> list[Arrays]:
     coords = _wrap(multiply((coords - coords[origins[crystal_index]])[:, None, :], inverse)[:, 0])
     order = _atom_order(numbers, coords, crystal_index)
     edges = np.cumsum(num_atoms)[:-1]
-    return list(
-        zip(np.split(numbers[order], edges), np.split(coords[order], edges), list(lattices), strict=True)
-    )
+    canonical = zip(np.split(numbers[order], edges), np.split(coords[order], edges), lattices, strict=True)
+    places = order - np.repeat(np.cumsum(num_atoms) - num_atoms, num_atoms)
+    return list(zip(canonical, np.split(places, edges), strict=True))
 
 
 def _standard_orientation(lattices: Float[np.ndarray, "crystal 3 3"]) -> Float[np.ndarray, "crystal 3 3"]:

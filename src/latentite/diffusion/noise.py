@@ -21,6 +21,7 @@ _MULTIPLIERS = (0xD2511F53, 0xCD9E8D57)
 _KEY_STEPS = (0x9E3779B9, 0xBB67AE85)
 _NUM_ROUNDS = 10
 _SEED_STREAM = 0xFFFFFFFF
+_UNIFORM_STREAM = 0xFFFFFFFE
 _BLOCK_NUMBERS = 1 << 20
 """About so many numbers are made at once, so that the calls of one step do not add up."""
 
@@ -68,6 +69,20 @@ def crystal_seeds(run_seed: int, indices: Sequence[int]) -> list[int]:
     zero = torch.zeros_like(index[0])
     high, low, _, _ = philox((index[0], index[1], zero, zero + _SEED_STREAM), run)
     return [(upper << 32) | lower for upper, lower in zip(high.tolist(), low.tolist(), strict=True)]
+
+
+def crystal_uniforms(run_seed: int, indices: Sequence[int], draw: int) -> Float[Tensor, " crystal"]:
+    """One uniform number in [0, 1) for each crystal of a run, float64 with 32 random bits.
+
+    Args:
+        run_seed: of the run.
+        indices: place of each crystal in the run.
+        draw: which of a crystal's numbers, from 0; different draws are independent.
+    """
+    index = _words(indices)
+    zero = torch.zeros_like(index[0])
+    word = philox((index[0], index[1], zero + draw, zero + _UNIFORM_STREAM), _words([run_seed]))[0]
+    return word.double() * 2.0**-32
 
 
 def _words(integers: Sequence[int]) -> tuple[Tensor, Tensor]:

@@ -40,6 +40,19 @@ class Ask:
     """Atomic number of every atom of the cell in increasing order, if the formula is given."""
     elements: ElementRules | None = None
     """Rules for the elements, where no composition is given."""
+    num_atoms: int | None = None
+    """Atoms in the cell where the request says so (a formula and its units, a structure to start from)."""
+    start: int = 0
+    """Which of the run's starting structures (`start.Start`) it begins at, where there are any."""
+    request: int = 0
+    """Which of the user's requests this is one way to fulfil, counted from 0 without gaps."""
+    weight: float = 1.0
+    """How often this way is taken, relative to the others of the same request (other formula units)."""
+
+    @property
+    def min_atoms(self) -> int:
+        """Fewest atoms that can fulfil it."""
+        return max(1, 0 if self.elements is None else len(self.elements.required))
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
