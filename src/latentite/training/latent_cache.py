@@ -18,7 +18,7 @@ from latentite.crystal import CrystalBatch
 from latentite.data.augment import AugmentationConfig, augment
 from latentite.nn.vae import CrystalVAE, Posterior
 
-ENCODE_CHUNK = 1024
+ENCODE_CHUNK = 128
 """Crystals that are encoded together."""
 
 
