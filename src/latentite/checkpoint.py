@@ -32,6 +32,7 @@ from torch import Tensor, nn
 
 from latentite import __version__
 from latentite.files import impostor, replacing, sha256_file, write_json
+from latentite.nn.adapters import LoraConfig, merged_state_dict
 from latentite.plain import from_plain
 
 FORMAT = 1
@@ -179,6 +180,8 @@ def export_portable(
 ) -> tuple[Path, Path]:
     """Writes `OUT_STEM.safetensors` and its card `OUT_STEM.json`; the same input gives the same bytes.
 
+    Adapters are merged (`merge_adapters`): what is published is a plain network.
+
     Each file is replaced atomically, the weights first; a card that does not fit its weights is noticed when
     the pair is read.
 
@@ -187,7 +190,7 @@ def export_portable(
     """
     from safetensors.torch import save_file
 
-    record = read_checkpoint(path_ckpt, weights=weights)
+    record = merge_adapters(read_checkpoint(path_ckpt, weights=weights))
     stem = Path(out_stem)
     weights_path, card_path = stem.with_name(stem.name + ".safetensors"), stem.with_name(stem.name + ".json")
     state = {name: tensor.contiguous() for name, tensor in record.state.items()}
@@ -275,6 +278,16 @@ def load_network_state(record: CheckpointRecord, network: nn.Module) -> None:
         shown = "; ".join(sorted(wrong)[:5]) + (f"; and {len(wrong) - 5} more" if len(wrong) > 5 else "")
         raise CheckpointError(f"{record.path} does not fit this {type(network).__name__}: {shown}")
     network.load_state_dict(record.state)
+
+
+def merge_adapters(record: CheckpointRecord) -> CheckpointRecord:
+    """The record of a plain network with the same outputs; one without adapters (no config `lora`) as it is."""
+    if record.config.get("lora") is None:
+        return record
+    lora = from_plain(LoraConfig, record.config["lora"], where="lora")
+    return dataclasses.replace(
+        record, config={**record.config, "lora": None}, state=merged_state_dict(record.state, lora)
+    )
 
 
 def _require_file(path: Path) -> None:

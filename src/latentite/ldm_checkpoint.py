@@ -9,7 +9,14 @@ from __future__ import annotations
 from pathlib import Path
 
 from latentite import hub
-from latentite.checkpoint import CheckpointRecord, Stage, Weights, load_network_state, read_checkpoint
+from latentite.checkpoint import (
+    CheckpointRecord,
+    Stage,
+    Weights,
+    load_network_state,
+    merge_adapters,
+    read_checkpoint,
+)
 from latentite.nn.ldm import LatentDiffusion
 from latentite.objectives.ldm import LDMStageConfig
 from latentite.plain import from_plain
@@ -18,7 +25,7 @@ from latentite.plain import from_plain
 def load_ldm(
     path_or_name: str | Path, weights: Weights | str | None = None
 ) -> tuple[LatentDiffusion, LDMStageConfig, CheckpointRecord]:
-    """A trained latent diffusion model on the CPU, in evaluation mode.
+    """A trained latent diffusion model on the CPU, in evaluation mode, with LoRA adapters merged into its weights.
 
     Args:
         path_or_name: a checkpoint file, or a name of `latentite hub list`.
@@ -32,7 +39,7 @@ def load_ldm(
         CheckpointError: when the file is not a checkpoint of this stage.
         ValueError: for an unknown name, or a path at which there is no file.
     """
-    record = read_checkpoint(hub.resolve(path_or_name), stage=Stage.LDM, weights=weights)
+    record = merge_adapters(read_checkpoint(hub.resolve(path_or_name), stage=Stage.LDM, weights=weights))
     settings = from_plain(LDMStageConfig, record.config)
     network = LatentDiffusion(settings)
     load_network_state(record, network)

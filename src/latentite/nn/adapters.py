@@ -9,11 +9,13 @@ adapt as well.
     ...train...
     torch.save(lora_state_dict(denoiser), path)    # the adapters alone
     plain = merged(denoiser)                       # an ordinary network with the same outputs
+    state = merged_state_dict(state, LoraConfig())  # the same for the tensors of a checkpoint
 """
 
 from __future__ import annotations
 
 import copy
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -25,8 +27,9 @@ from latentite.nn.denoiser import DenoiserAttention
 
 IN_PROJ = "in_proj"
 """Name, below an attention layer, of its fused projection."""
-ADAPTER_NAMES = ("lora", "in_proj_adapter")
-"""What an adapter is called in the layer that it belongs to."""
+_ADAPTED_WEIGHT = {"lora": "weight", "in_proj_adapter": "in_proj_weight"}
+"""What an adapter is called in the layer that it belongs to, and the weight that it adds to."""
+_ADAPTER_TENSOR = re.compile(rf"\.(?P<adapter>{'|'.join(_ADAPTED_WEIGHT)})\.(?P<factor>down|up)\.weight$")
 
 
 @dataclass(kw_only=True, slots=True)
@@ -35,7 +38,7 @@ class LoraConfig:
 
     rank: int = 16
     alpha: float = 32.0
-    """The addition is scaled by `alpha / rank`."""
+    """The addition is multiplied by `alpha / rank`."""
     dropout: float = 0.1
     """On the input of the addition, in training."""
     targets: list[str] = field(
@@ -49,7 +52,7 @@ class LoraConfig:
     )
     """Layers to adapt, by the end of their dotted name; `in_proj` is an attention's fused projection."""
     trainable: list[str] = field(default_factory=list)
-    """Beginnings of the names of parameters that are trained in full, for example `condition_module`."""
+    """Beginnings of the names of parameters that are trained in full, for example `final_layer`."""
 
     def __post_init__(self) -> None:
         if self.rank < 1:
@@ -61,25 +64,30 @@ class LoraConfig:
         if not self.targets:
             raise ValueError("targets must name at least one layer, got none")
 
+    @property
+    def scale(self) -> float:
+        """Factor of the addition."""
+        return self.alpha / self.rank
+
 
 class LoraBranch(nn.Module):
     """`alpha / rank * up(down(dropout(x)))` (Hu et al. 2022, section 4.1); `up` starts at zero."""
 
     def __init__(self, in_features: int, out_features: int, config: LoraConfig) -> None:
         super().__init__()
-        self.scale = config.alpha / config.rank
+        self.config = config
         self.dropout = nn.Dropout(config.dropout)
         self.down = nn.Linear(in_features, config.rank, bias=False)
         self.up = nn.Linear(config.rank, out_features, bias=False)
         nn.init.zeros_(self.up.weight)
 
     def forward(self, inputs: Float[Tensor, "*row input"]) -> Float[Tensor, "*row output"]:
-        return self.scale * self.up(self.down(self.dropout(inputs)))
+        return self.config.scale * self.up(self.down(self.dropout(inputs)))
 
     @property
     def weight(self) -> Float[Tensor, "output input"]:
         """What the branch adds to the weight of its layer, computed in double precision."""
-        return self.scale * (self.up.weight.double() @ self.down.weight.double())
+        return _addition(self.up.weight, self.down.weight, self.config)
 
 
 class LoraLinear(nn.Linear):
@@ -165,17 +173,40 @@ def merged(network: nn.Module) -> nn.Module:
             linear = nn.Linear(
                 module.in_features, module.out_features, module.bias is not None, device="meta"
             )
-            linear.weight, linear.bias = _sum(module.weight, module.lora), module.bias
+            linear.weight, linear.bias = nn.Parameter(_sum(module.weight, module.lora.weight)), module.bias
             setattr(plain.get_submodule(parent_name), child, linear.train(module.training))
         elif isinstance(module, DenoiserAttention) and isinstance(module.in_proj_adapter, LoraBranch):
-            module.in_proj_weight = _sum(module.in_proj_weight, module.in_proj_adapter)
+            module.in_proj_weight = nn.Parameter(_sum(module.in_proj_weight, module.in_proj_adapter.weight))
             module.in_proj_adapter = None
     return plain.requires_grad_(True)
 
 
-def _sum(weight: Tensor, branch: LoraBranch) -> nn.Parameter:
-    """The weight with the branch's addition, rounded once."""
-    return nn.Parameter((weight.detach().double() + branch.weight.detach()).to(weight.dtype))
+def _sum(weight: Tensor, addition: Tensor) -> Tensor:
+    """The weight with a branch's addition, rounded once."""
+    return (weight.detach().double() + addition.detach()).to(weight.dtype)
+
+
+def merged_state_dict(state: Mapping[str, Tensor], config: LoraConfig) -> dict[str, Tensor]:
+    """The tensors of `merged(network)` from those of the network, which is not needed.
+
+    Args:
+        state: of a network that was prepared by `add_lora`, under any prefix.
+        config: with which it was prepared.
+    """
+    plain = {name: tensor for name, tensor in state.items() if not _ADAPTER_TENSOR.search(name)}
+    for name in state.keys() - plain.keys():
+        match = _ADAPTER_TENSOR.search(name)
+        if match is not None and match["factor"] == "up":
+            layer = name[: match.start()]
+            weight = f"{layer}.{_ADAPTED_WEIGHT[match['adapter']]}"
+            down = state[name.replace(".up.", ".down.")]
+            plain[weight] = _sum(plain[weight], _addition(state[name], down, config))
+    return plain
+
+
+def _addition(up: Tensor, down: Tensor, config: LoraConfig) -> Tensor:
+    """What a branch adds to the weight of its layer, in double precision."""
+    return config.scale * (up.double() @ down.double())
 
 
 def lora_state_dict(network: nn.Module) -> dict[str, Tensor]:

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from latentite.crystal import CrystalBatch
 from latentite.latent import LatentBatch
+from latentite.nn.adapters import LoraConfig, add_lora
 from latentite.nn.conditions import ConditionModule, ConditionModuleConfig
 from latentite.nn.decoder import DecodedCrystals
 from latentite.nn.denoiser import Denoiser, DenoiserConfig
@@ -29,6 +30,8 @@ class LDMConfig:
     denoiser: DenoiserConfig = field(default_factory=DenoiserConfig)
     condition_module: ConditionModuleConfig | None = None
     """What the model can be asked for; null for an unconditional one."""
+    lora: LoraConfig | None = None
+    """Adapters of a denoiser that is being fine-tuned; null where it is trained in full, or when they are merged."""
 
     def __post_init__(self) -> None:
         if self.denoiser.latent_dim != self.vae.latent_dim:
@@ -55,6 +58,8 @@ class LatentDiffusion(nn.Module):
         self.config = config
         self.vae = CrystalVAE(config.vae).requires_grad_(False)
         self.denoiser = Denoiser(config.denoiser)
+        if config.lora is not None:
+            add_lora(self.denoiser, config.lora)
         self.condition_module = (
             None if config.condition_module is None else ConditionModule(config.condition_module)
         )

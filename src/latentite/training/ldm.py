@@ -20,6 +20,8 @@ from latentite.crystal import CrystalBatch
 from latentite.data.augment import AugmentationConfig
 from latentite.diffusion.loss import DiffusionLoss
 from latentite.latent import LatentBatch
+from latentite.nn.adapters import LoraConfig
+from latentite.nn.conditions import ConditionModuleConfig
 from latentite.nn.denoiser import DenoiserConfig
 from latentite.nn.ldm import LatentDiffusion
 from latentite.nn.vae import VAEConfig
@@ -56,7 +58,15 @@ class LDMModuleConfig:
     """Everything about the diffusion stage but its data: the `ldm_module` group."""
 
     vae_ckpt_path: str | None = None
-    """Path or name (`latentite hub list`) of the VAE's checkpoint. Required."""
+    """Path or name (`latentite hub list`) of the VAE's checkpoint. Required, but for fine-tuning."""
+    ldm_ckpt_path: str | None = None
+    """Fine-tuning: path or name of the base, a checkpoint of this stage. VAE, statistics, denoiser and diffusion
+    are then the base's, whatever the other settings say, and its conditions stay."""
+    lora: LoraConfig | None = None
+    """Fine-tuning: train low-rank adapters of the denoiser (and the condition module in full) instead of all
+    weights; `{}` takes all defaults. An implementation of our own (`nn/adapters.py`)."""
+    freeze: list[str] = field(default_factory=list)
+    """Fine-tuning: beginnings of the names of parameters that stay as they are, for example `denoiser.blocks.0`."""
     denoiser: DenoiserConfig = field(default_factory=DenoiserConfig)
     diffusion: DiffusionConfig = field(default_factory=DiffusionConfig)
     sample_posterior: bool = True
@@ -72,9 +82,15 @@ class LDMModuleConfig:
     ema: EMAConfig = field(default_factory=lambda: EMAConfig(decay=0.9999))
 
     def __post_init__(self) -> None:
-        if not self.vae_ckpt_path:
+        if not self.vae_ckpt_path and not self.ldm_ckpt_path:
             raise ValueError(
-                "vae_ckpt_path must name the VAE's checkpoint (a path or a name of `latentite hub list`)"
+                "vae_ckpt_path must name the VAE's checkpoint (a path or a name of `latentite hub list`), "
+                "or ldm_ckpt_path that of a base to fine-tune"
+            )
+        if not self.ldm_ckpt_path and (self.lora is not None or self.freeze):
+            raise ValueError(
+                f"ldm_ckpt_path must name the base to fine-tune where {'freeze' if self.lora is None else 'lora'} "
+                "is given"
             )
         if self.latent_cache < 0:
             raise ValueError(f"latent_cache must be 0 (off) or more, got {self.latent_cache}")
@@ -95,8 +111,24 @@ class LDMTrainingModule(StageModule):
 
     network: LatentDiffusion
 
-    def __init__(self, config: LDMModuleConfig, network: LatentDiffusion, *, seed: int = 0) -> None:
-        """Take a network whose VAE holds its trained weights."""
+    def __init__(
+        self,
+        config: LDMModuleConfig,
+        network: LatentDiffusion,
+        *,
+        seed: int = 0,
+        fit_latent_statistics: bool = True,
+        fit_condition_statistics: bool = True,
+    ) -> None:
+        """Take a network whose VAE holds its trained weights.
+
+        Args:
+            config: with the diffusion process of the network.
+            network: parameters that stay as they are require no gradients.
+            seed: of all draws.
+            fit_latent_statistics: off where the network brings its own, as in fine-tuning.
+            fit_condition_statistics: off where its conditions bring theirs.
+        """
         super().__init__(
             seed=seed,
             augmentation=config.augmentation,
@@ -106,7 +138,8 @@ class LDMTrainingModule(StageModule):
         self.config = config
         self.network = network
         self.schedule = config.diffusion.build_schedule()
-        self._has_statistics = False
+        self._fit_latent_statistics = fit_latent_statistics
+        self._fit_condition_statistics = fit_condition_statistics
         self._cache: CachedLatents | None = None
 
     def compile_network(self) -> None:
@@ -115,7 +148,7 @@ class LDMTrainingModule(StageModule):
             block.compile(dynamic=True)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        self._has_statistics = True
+        self._fit_latent_statistics = self._fit_condition_statistics = False
 
     def on_fit_start(self) -> None:
         if self.schedule is not None:
@@ -128,6 +161,12 @@ class LDMTrainingModule(StageModule):
 
     def on_train_epoch_start(self) -> None:
         self.network.vae.eval()
+
+    def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
+        if self.network.config.lora is not None:
+            # Dropout knows torch's own generator only: it is seeded anew in each step, so that resuming is exact.
+            draws = self.generator(Stream.DROPOUT, self.current_epoch, batch_idx, self.global_rank)
+            torch.manual_seed(draws.initial_seed())
 
     def training_terms(self, batch: CrystalBatch | CachedBatch, generator: torch.Generator) -> LossTerms:
         drawn = generator if self.config.sample_posterior else None
@@ -196,12 +235,15 @@ class LDMTrainingModule(StageModule):
         any process can serve any crystal. A resumed run keeps its statistics and finds the same cache again.
         """
         num_copies = self.config.latent_cache
-        cache = None
-        if num_copies or not self._has_statistics:
-            cache = self._encode_training_set(max(num_copies, 1))
-            if not self._has_statistics:
-                self._fit_statistics(cache)
-        self._cache = cache if num_copies else None
+        self._cache = None
+        if num_copies or self._fit_latent_statistics:
+            cached = self._encode_training_set(max(num_copies, 1))
+            if self._fit_latent_statistics:
+                self.network.fit_statistics(cached.means.flatten(0, 1), cached.logvars.flatten(0, 1).exp())
+            self._cache = cached if num_copies else None
+        if self._fit_condition_statistics and self.network.condition_module is not None:
+            values = self._condition_values(self._data.splits["train"].crystals)
+            self.network.condition_module.fit_statistics(values)
         self._data.serve_train_from(self._cache)
 
     def _encode_training_set(self, num_copies: int) -> CachedLatents:
@@ -225,13 +267,6 @@ class LDMTrainingModule(StageModule):
         )
         return cached
 
-    def _fit_statistics(self, cached: CachedLatents) -> None:
-        """Statistics of the latents and of the labels over the whole training set."""
-        self.network.fit_statistics(cached.means.flatten(0, 1), cached.logvars.flatten(0, 1).exp())
-        if self.network.condition_module is not None:
-            self.network.condition_module.fit_statistics(cached.values)
-        self._has_statistics = True
-
 
 def read_vae(config: LDMModuleConfig, data: CrystalDataModule) -> tuple[CheckpointRecord, LDMStageConfig]:
     """The trained VAE, and what a checkpoint of this run will need to build its network again.
@@ -245,14 +280,21 @@ def read_vae(config: LDMModuleConfig, data: CrystalDataModule) -> tuple[Checkpoi
         vae=from_plain(VAEConfig, record.config),
         denoiser=config.denoiser,
         diffusion=config.diffusion,
-        condition_module=resolve_conditions(
-            data.config.conditions,
-            config.condition_module,
-            categories=data.splits["train"].categories,
-            hidden_size=config.denoiser.shape[1],
-        ),
+        condition_module=run_conditions(config, data, hidden_size=config.denoiser.shape[1]),
     )
     return record, settings
+
+
+def run_conditions(
+    config: LDMModuleConfig, data: CrystalDataModule, *, hidden_size: int
+) -> ConditionModuleConfig | None:
+    """The conditions of a run on these data, for a denoiser of that width; None for an unconditional run."""
+    return resolve_conditions(
+        data.config.conditions,
+        config.condition_module,
+        categories=data.splits["train"].categories,
+        hidden_size=hidden_size,
+    )
 
 
 def build_network(record: CheckpointRecord, settings: LDMStageConfig) -> LatentDiffusion:

@@ -27,6 +27,7 @@ class Stream(IntEnum):
     TRAIN = 1
     VALIDATION = 2
     STATISTICS = 3
+    DROPOUT = 4
 
 
 class StageModule(LightningModule):

@@ -11,7 +11,8 @@ from latentite.checkpoint import Stage
 from latentite.training.conditions import check_conditions
 from latentite.training.datamodule import CrystalDataModule
 from latentite.training.fit import FitResult, fit
-from latentite.training.ldm import LDMModuleConfig, LDMTrainingModule, build_network, read_vae
+from latentite.training.ldm import LDMModuleConfig
+from latentite.training.ldm_start import build_module, plan_network
 from latentite.training.settings import RunConfig
 from latentite.training.vae import VAEModuleConfig, VAETrainingModule
 
@@ -48,16 +49,16 @@ class TrainLDMConfig(RunConfig):
 
 
 def train_ldm(config: TrainLDMConfig, *, datamodule: CrystalDataModule | None = None) -> FitResult:
-    """Train a denoiser in a VAE's latent space."""
+    """Train a denoiser in a VAE's latent space, from the start or from a trained one."""
     module = config.ldm_module
     data = datamodule or CrystalDataModule(config.data)
     data.setup("fit")
-    vae, settings = read_vae(module, data)
+    plan = plan_network(module, data)
     return fit(
         config,
-        lambda: LDMTrainingModule(module, build_network(vae, settings), seed=config.seed),
+        lambda: build_module(module, plan, seed=config.seed),
         stage=Stage.LDM,
-        network_config=settings,
+        network_config=plan.settings,
         ema=module.ema,
         datamodule=data,
     )

@@ -1,0 +1,151 @@
+"""The network that a run of the diffusion stage starts from: new in a VAE's latent space, or a trained base.
+
+Fine-tuning takes VAE, latent statistics, denoiser and diffusion process from the base. Conditions may be added
+to an unconditional base, or are those that it has. Comes after `ldm.py`; `stages.py` calls `plan_network` and,
+when the run is seeded, `build_module`.
+"""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass, replace
+
+from torch import nn
+
+from latentite import hub
+from latentite.checkpoint import CheckpointRecord, Stage, read_checkpoint
+from latentite.ldm_checkpoint import load_ldm
+from latentite.nn.adapters import trainable_summary
+from latentite.nn.condition_values import ConditionConfig
+from latentite.nn.conditions import ConditionModuleConfig
+from latentite.nn.ldm import LatentDiffusion
+from latentite.objectives.ldm import LDMStageConfig
+from latentite.training.conditions import check_conditions
+from latentite.training.datamodule import CrystalDataModule
+from latentite.training.ldm import LDMModuleConfig, LDMTrainingModule, build_network, read_vae, run_conditions
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class NetworkPlan:
+    """What a run needs to build its network."""
+
+    settings: LDMStageConfig
+    """From which a checkpoint of the run can build it again."""
+    vae: CheckpointRecord | None
+    """The trained VAE of a new network; None in fine-tuning, where the base has it."""
+    base: LatentDiffusion | None
+    """What is fine-tuned."""
+
+
+def plan_network(config: LDMModuleConfig, data: CrystalDataModule) -> NetworkPlan:
+    """Read what the network is made from.
+
+    Raises:
+        ValueError: when a checkpoint cannot be used, or VAE, base, conditions and data do not fit together.
+    """
+    if config.ldm_ckpt_path is not None:
+        return _plan_from_base(config, config.ldm_ckpt_path, data)
+    vae, settings = read_vae(config, data)
+    return NetworkPlan(settings=settings, vae=vae, base=None)
+
+
+def build_module(config: LDMModuleConfig, plan: NetworkPlan, *, seed: int) -> LDMTrainingModule:
+    """The training module with its network; what is new in that is drawn from torch's own generator."""
+    settings = plan.settings
+    if plan.base is None:
+        assert plan.vae is not None
+        network = build_network(plan.vae, settings)
+    else:
+        network = LatentDiffusion(settings)
+        _start_from(plan.base, network)
+        _freeze(network, config.freeze)
+        log.info("fine-tuning %s: %s", config.ldm_ckpt_path, trainable_summary(network))
+    return LDMTrainingModule(
+        replace(config, denoiser=settings.denoiser, diffusion=settings.diffusion),
+        network,
+        seed=seed,
+        fit_latent_statistics=plan.base is None,
+        fit_condition_statistics=plan.base is None or plan.base.condition_module is None,
+    )
+
+
+def _plan_from_base(config: LDMModuleConfig, path: str, data: CrystalDataModule) -> NetworkPlan:
+    check_conditions(data.config.conditions, config.condition_module)
+    base, settings, _ = load_ldm(path)
+    if config.vae_ckpt_path:
+        _check_same_vae(config, config.vae_ckpt_path, base)
+    conditions = run_conditions(config, data, hidden_size=settings.denoiser.shape[1])
+    if settings.condition_module is not None:
+        conditions = _kept_conditions(settings.condition_module, conditions)
+    settings = replace(settings, condition_module=conditions, lora=config.lora)
+    return NetworkPlan(settings=settings, vae=None, base=base)
+
+
+def _check_same_vae(config: LDMModuleConfig, path: str, base: LatentDiffusion) -> None:
+    there, own = read_checkpoint(hub.resolve(path), stage=Stage.VAE).state, base.vae.state_dict()
+    if there.keys() != own.keys() or not all(own[name].equal(there[name]) for name in own):
+        raise ValueError(
+            f"vae_ckpt_path must be the VAE that {config.ldm_ckpt_path} was trained on, got another one "
+            f"({path}); leave it out (ldm_module.vae_ckpt_path=null): the base brings its own"
+        )
+
+
+def _kept_conditions(base: ConditionModuleConfig, run: ConditionModuleConfig | None) -> ConditionModuleConfig:
+    """The base's conditions with the run's drop probabilities.
+
+    Raises:
+        ValueError: when the run's conditions are not the base's, in name, order or meaning.
+    """
+    names = [condition.name for condition in base.conditions]
+    found = [] if run is None else [condition.name for condition in run.conditions]
+    if run is None or found != names:
+        raise ValueError(
+            f"data.target_condition must be [{', '.join(names)}], the conditions of the base (ldm_ckpt_path), "
+            f"got [{', '.join(found)}]; only an unconditional base can be given conditions"
+        )
+    for own, other in zip(run.conditions, base.conditions, strict=True):
+        if _meaning(own) != _meaning(other):
+            raise ValueError(
+                f"condition {own.name} must mean what it means in the base (ldm_ckpt_path), "
+                f"{_meaning(other)}, got {_meaning(own)}"
+            )
+    return replace(run, absent=base.absent)
+
+
+def _meaning(condition: ConditionConfig) -> dict[str, object]:
+    """What must not change between base and fine-tuning."""
+    return {
+        "kind": str(condition.kind),
+        "unit": condition.unit,
+        "transform": str(condition.transform),
+        "classes": condition.classes,
+    }
+
+
+def _start_from(base: LatentDiffusion, network: LatentDiffusion) -> None:
+    """Load a base into a network that has adapters or conditions besides; its outputs are the base's.
+
+    Adapters start at zero by themselves. The last layer of new conditions is set to zero: their vector, which
+    is added to the embedding of time, then is zero whatever is asked for.
+    """
+    found = network.load_state_dict(base.state_dict(), strict=False)
+    assert not found.unexpected_keys, "a fine-tuned network has all that its base has"
+    if base.condition_module is None and network.condition_module is not None:
+        last = network.condition_module.proj[-1]
+        assert isinstance(last, nn.Linear)
+        nn.init.zeros_(last.weight)
+        nn.init.zeros_(last.bias)
+
+
+def _freeze(network: LatentDiffusion, prefixes: list[str]) -> None:
+    for prefix in prefixes:
+        named = [(name, p) for name, p in network.named_parameters() if name.startswith(prefix)]
+        if not named:
+            parts = ", ".join(name for name, _ in network.named_children())
+            raise ValueError(
+                f"ldm_module.freeze must hold beginnings of parameter names, got {prefix!r}; they begin with {parts}"
+            )
+        for _, parameter in named:
+            parameter.requires_grad_(False)
