@@ -116,9 +116,8 @@ class Start:
         fixed = self.fixed[which][LatentBatch.token_mask(jobs.num_atoms, self.fixed.shape[1])]
         moved = lat.wrapped_difference(crystals.frac_coords, begun.frac_coords)
         distance = torch.einsum("ai,aij->aj", moved, begun.lattice[begun.crystal_index]).norm(dim=-1)
-        return torch.zeros(len(jobs)).index_reduce(
-            0, begun.crystal_index, torch.where(fixed, distance, 0.0), "amax"
-        )
+        kept = torch.where(fixed, distance, 0.0)
+        return torch.zeros(len(jobs)).scatter_reduce(0, begun.crystal_index, kept, "amax")
 
 
 @torch.no_grad()
