@@ -8,6 +8,7 @@ from safetensors.torch import save_file
 from tiny_run import tiny_split
 
 from latentite.data.cache import write_dataset
+from latentite.data.properties import derive
 from latentite.training.datamodule import CrystalDataModule, DataConfig, attach_features, load
 
 
@@ -34,6 +35,14 @@ def test_max_crystals_takes_the_first_and_changes_the_hash(folder):
 def test_a_condition_that_is_no_label_is_refused(folder):
     with pytest.raises(ValueError, match="band_gap is not in train; there are none"):
         load(DataConfig(data_dir=folder, target_condition="band_gap"))
+
+
+def test_what_can_be_computed_from_the_crystals_needs_no_label(folder):
+    train = load(DataConfig(data_dir=folder, target_condition=["density", "space_group"]))["train"]
+    crystals = train.crystals
+    assert crystals.properties["density"].equal(derive("density", crystals))
+    assert set(crystals.properties) == {"density", "space_group"}
+    assert train.content_hash != load(DataConfig(data_dir=folder))["train"].content_hash
 
 
 def test_features_follow_their_atoms(tmp_path):

@@ -10,10 +10,11 @@ import torch
 from tiny_run import assert_same, read, tiny_datamodule, tiny_ldm_config
 
 from latentite.checkpoint import Stage, read_checkpoint
-from latentite.generate import SamplingConfig, sample_crystals
 from latentite.ldm_checkpoint import load_ldm
 from latentite.nn.denoiser import DenoiserConfig
 from latentite.objectives.ldm import DiffusionKind, LDMStageConfig
+from latentite.sampling.chain import SamplingConfig, sample_jobs
+from latentite.sampling.jobs import Jobs
 from latentite.training.ldm import LDMModuleConfig
 from latentite.training.stages import train_ldm
 
@@ -30,7 +31,9 @@ def test_a_checkpoint_stands_alone_and_samples(
         assert value.equal(vae[name]), f"{name} of the VAE moved"
     assert (network.latent_std != 1.0).all()
     sizes = torch.tensor([3, 1, 6, 2, 2, 5, 4])
-    crystals = sample_crystals(network, settings.diffusion, sizes, seed=0, config=SamplingConfig(steps=4))
+    crystals = sample_jobs(
+        network, settings.diffusion, Jobs.plain(sizes), seed=0, config=SamplingConfig(steps=4)
+    ).crystals
     assert crystals.num_atoms.equal(sizes)
     assert crystals.frac_coords.isfinite().all()
     assert crystals.lattice.isfinite().all()
@@ -41,14 +44,19 @@ def test_a_sampled_crystal_does_not_depend_on_the_batch_size(vae_checkpoint: Pat
     network, settings, _ = load_ldm(train_ldm(config, datamodule=tiny_datamodule()).last_path)
     sizes = torch.tensor([3, 1, 6, 2, 2, 5, 4])
     together, apart = (
-        sample_crystals(network, settings.diffusion, sizes, config=SamplingConfig(steps=5, batch_size=size))
+        sample_jobs(
+            network,
+            settings.diffusion,
+            Jobs.plain(sizes),
+            seed=0,
+            config=SamplingConfig(steps=5, batch_size=size),
+        ).crystals
         for size in (64, 1)
     )
     torch.testing.assert_close(apart.frac_coords, together.frac_coords, atol=1e-4, rtol=1e-3)
     torch.testing.assert_close(apart.lattice, together.lattice, atol=1e-4, rtol=1e-3)
-    alone = sample_crystals(
-        network, settings.diffusion, sizes[5:], indices=[5, 6], config=SamplingConfig(steps=5)
-    )
+    jobs = Jobs.plain(sizes[5:], indices=[5, 6])
+    alone = sample_jobs(network, settings.diffusion, jobs, seed=0, config=SamplingConfig(steps=5)).crystals
     torch.testing.assert_close(
         alone.lattice, together.select(torch.tensor([5, 6])).lattice, atol=1e-4, rtol=1e-3
     )

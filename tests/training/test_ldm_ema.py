@@ -13,8 +13,9 @@ from tiny_run import read, tiny_datamodule, tiny_ldm_config
 from torch import Tensor
 
 from latentite.checkpoint import Weights
-from latentite.generate import SamplingConfig, sample_crystals
 from latentite.ldm_checkpoint import load_ldm
+from latentite.sampling.chain import SamplingConfig, sample_jobs
+from latentite.sampling.jobs import Jobs
 from latentite.training.fit import FitResult
 from latentite.training.ldm import LDMTrainingModule, Shown
 from latentite.training.stages import train_ldm
@@ -99,8 +100,9 @@ def test_what_is_sampled_comes_from_the_average(run, averaged: State) -> None:
         network, settings, _ = load_ldm(run[0].last_path, weights)
         if state is not None:
             network.denoiser.load_state_dict(state)
-        sizes = torch.tensor([3, 1, 6])
-        return sample_crystals(network, settings.diffusion, sizes, config=SamplingConfig(steps=4)).lattice
+        jobs = Jobs.plain(torch.tensor([3, 1, 6]))
+        config = SamplingConfig(steps=4)
+        return sample_jobs(network, settings.diffusion, jobs, seed=0, config=config).crystals.lattice
 
     assert sampled(None).equal(sampled(Weights.RAW, averaged))
     assert not sampled(None).allclose(sampled(Weights.RAW), atol=1e-3)

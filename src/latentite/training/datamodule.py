@@ -7,7 +7,7 @@ and `CrystalBatch.select` picks them out. Comes after `data/`; `training/fit.py`
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol
@@ -306,6 +306,7 @@ def load(config: DataConfig) -> dict[str, CrystalDataset]:
         derived=tuple(name for name in wanted if name in DERIVED),
     )
     splits = load_splits(_folder(config), options=options, cache_dir=config.cache_dir, workers=config.workers)
+    splits = {name: _with_derived(dataset, options.derived) for name, dataset in splits.items()}
     for name, dataset in splits.items():
         known = dataset.crystals.properties
         if missing := [key for key in wanted if key not in known]:
@@ -335,6 +336,22 @@ def _folder(config: DataConfig) -> Path:
         return resolve(config.name)
     inside = config.data_dir / config.name
     return inside if not split_files(config.data_dir) and inside.is_dir() else config.data_dir
+
+
+def _with_derived(dataset: CrystalDataset, names: Sequence[str]) -> CrystalDataset:
+    """With the numbers that can be computed from the crystals where a packed folder came without them."""
+    from latentite.data.cache import content_hash
+    from latentite.data.properties import derive
+
+    labels = dict(dataset.crystals.properties)
+    for name in names:
+        if name not in labels and isinstance(values := derive(name, dataset.crystals), Tensor):
+            labels[name] = values
+    if labels.keys() == dataset.crystals.properties.keys():
+        return dataset
+    crystals = dataset.crystals.with_properties(labels)
+    digest = content_hash(crystals, dataset.ids, dataset.categories)
+    return replace(dataset, crystals=crystals, content_hash=digest)
 
 
 def _first(dataset: CrystalDataset, count: int) -> CrystalDataset:
