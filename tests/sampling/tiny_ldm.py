@@ -10,7 +10,7 @@ import torch
 from latentite.nn.condition_values import ConditionConfig, ConditionKind
 from latentite.nn.conditions import ConditionModuleConfig
 from latentite.nn.decoder import DecoderConfig
-from latentite.nn.denoiser import DenoiserConfig, DenoiserSize, TokenIndex
+from latentite.nn.denoiser import DenoiserConfig, DenoiserSize, OutputLayout, TokenIndex
 from latentite.nn.encoders import EncoderConfig
 from latentite.nn.ldm import LatentDiffusion, LDMConfig
 from latentite.nn.vae import VAEConfig
@@ -38,6 +38,7 @@ def tiny_network(
     *,
     atom_type_predict: bool = True,
     index: TokenIndex = TokenIndex.SINUSOIDAL,
+    layout: OutputLayout = OutputLayout.PLAIN,
     seed: int = 0,
 ) -> LatentDiffusion:
     """A network in evaluation mode."""
@@ -58,6 +59,7 @@ def tiny_network(
             latent_dim=4,
             learn_variance=diffusion.learn_variance,
             index=index,
+            output_layout=layout,
         ),
         condition_module=ConditionModuleConfig(conditions=list(conditions), hidden_size=HIDDEN)
         if conditions

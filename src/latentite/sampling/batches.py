@@ -10,16 +10,19 @@ MAX_PADDING = 0.045
 """Share of a run's tokens that may be padding."""
 
 
-def size_batches(num_atoms: Int[Tensor, " crystal"], batch_size: int) -> list[Int[Tensor, " member"]]:
+def size_batches(
+    num_atoms: Int[Tensor, " crystal"], batch_size: int, *, max_padding: float = MAX_PADDING
+) -> list[Int[Tensor, " member"]]:
     """Positions of the crystals of each batch.
 
     Crystals of one size first make batches of their own. Then those that are not full are joined, the cheapest
-    pair of neighbouring sizes first, as long as padding stays below `MAX_PADDING` of all tokens: a few larger
+    pair of neighbouring sizes first, as long as padding stays below `max_padding` of all tokens: a few larger
     batches are much faster than many small ones.
 
     Args:
         num_atoms: of each crystal.
         batch_size: most crystals in a batch.
+        max_padding: share of all tokens; 0 keeps every batch to one size.
     """
     by_size = [(num_atoms == size).nonzero().flatten() for size in num_atoms.unique().tolist()]
     batches = [part for members in by_size for part in members.split(batch_size)]
@@ -36,7 +39,7 @@ def size_batches(num_atoms: Int[Tensor, " crystal"], batch_size: int) -> list[In
         if not costs:
             break
         cost, i = min(costs)
-        if padding + cost > MAX_PADDING * (num_tokens + padding + cost):
+        if padding + cost > max_padding * (num_tokens + padding + cost):
             break
         padding += cost
         rest[i : i + 2] = [torch.cat(rest[i : i + 2])]

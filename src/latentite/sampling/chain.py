@@ -29,11 +29,11 @@ from latentite.latent import LatentBatch
 from latentite.nn.condition_values import ConditionKind, request_row
 from latentite.nn.conditions import ConditionModule
 from latentite.nn.decoder import DecodedCrystals
-from latentite.nn.denoiser import Denoiser
+from latentite.nn.denoiser import Denoiser, OutputLayout
 from latentite.nn.ldm import LatentDiffusion
 from latentite.nn.token_layout import TokenLayout
 from latentite.objectives.ldm import DiffusionConfig
-from latentite.sampling.batches import size_batches
+from latentite.sampling.batches import MAX_PADDING, size_batches
 from latentite.sampling.elements import choose_elements
 from latentite.sampling.jobs import Jobs
 from latentite.sampling.start import Start, StartRows
@@ -136,7 +136,10 @@ def sample_jobs(
     if not len(jobs):
         empty = CrystalBatch.from_arrays([])
         return SampledCrystals(crystals=empty, trajectory=[empty] if trajectory else None)
-    batches = size_batches(jobs.num_atoms, config.batch_size)
+    # What this layout says of a crystal depends on the padded length, so there is no padding.
+    is_padding_seen = network.config.denoiser.output_layout is OutputLayout.CHEMELEON2
+    max_padding = 0.0 if is_padding_seen else MAX_PADDING
+    batches = size_batches(jobs.num_atoms, config.batch_size, max_padding=max_padding)
     walks = [chain.walk(jobs.select(members), seed, trajectory=trajectory) for members in batches]
     order = torch.cat(batches).argsort()
     states = [CrystalBatch.concatenate(list(parts)).select(order) for parts in zip(*walks, strict=True)]

@@ -62,12 +62,12 @@ class NumAtoms:
         return torch.searchsorted(total, uniforms * total[-1], right=True).clamp(max=self.largest)
 
     @staticmethod
-    def from_histogram(counts: Sequence[float]) -> NumAtoms:
+    def from_histogram(counts: Sequence[float] | Sequence[int]) -> NumAtoms:
         """From the counts of 0, 1, 2, ... atoms, as checkpoints store them for their training set."""
         return NumAtoms(weights=torch.tensor(list(counts), dtype=torch.float64))
 
     @staticmethod
-    def from_counts(counts: Mapping[int, float]) -> NumAtoms:
+    def from_counts(counts: Mapping[int, float] | Mapping[int, int]) -> NumAtoms:
         """From the count of each size.
 
         Raises:
