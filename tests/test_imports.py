@@ -15,7 +15,7 @@ ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = ROOT / "src" / "latentite"
 
 ORDER = [
-    {"", "plain", "files"},
+    {"", "plain", "files", "processes"},
     {"download", "figures"},
     {"lattice"},
     {"crystal"},
@@ -31,11 +31,11 @@ ORDER = [
     {"metrics"},
     {"rewards"},
     {"sampling"},
-    {"generate", "evaluate", "reconstruct"},
+    {"generate", "evaluation", "reconstruct"},
     {"training", "campaign"},
     {"config"},
     {"demo"},
-    {"hub_commands", "reconstruct_commands", "demo_commands"},
+    {"hub_commands", "reconstruct_commands", "evaluate_commands", "demo_commands"},
     {"cli"},
     {"__main__"},
     {"train"},

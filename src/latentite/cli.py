@@ -20,6 +20,7 @@ EPILOG = """examples:
   latentite data build my_cifs/ --out data/mine
   latentite train vae data.data_dir=data/mine trainer=cpu trainer.max_epochs=50
   latentite vae reconstruct logs/.../checkpoints/last.ckpt my_cifs/ --out report
+  latentite evaluate samples/ --reference mp_20 --out report
   latentite hub list
 
 Each command has its own --help."""
@@ -47,6 +48,7 @@ GROUPS = {
     "data": ("latentite.data.commands", "datasets: build from your files, look into one"),
     "train": (None, "train a stage: latentite train vae [key=value ...]"),
     "vae": ("latentite.reconstruct_commands", "use a trained VAE: reconstruct"),
+    "evaluate": ("latentite.evaluate_commands", "measure any set of structures against a reference"),
     "hub": ("latentite.hub_commands", "named checkpoints: list, download, verify"),
 }
 """Groups of commands: the module whose `register` adds them, and a line of help."""

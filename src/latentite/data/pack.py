@@ -9,12 +9,7 @@ Comes after `table.py` and `canonical.py`, before `build.py`.
 
 from __future__ import annotations
 
-import multiprocessing
 import os
-import signal
-import sys
-import threading
-import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
@@ -31,6 +26,7 @@ from latentite.data.cif import Arrays
 from latentite.data.properties import derive_rows
 from latentite.data.records import Record, Rejection, Value
 from latentite.data.table import parse_many
+from latentite.processes import available_cores, process_context, start_worker
 
 CHUNK = 512
 """Records per task: some tens of milliseconds of work, so that handing over costs nothing."""
@@ -152,11 +148,6 @@ def pack_all(
         yield chunk, packed
 
 
-def available_cores() -> int:
-    """Cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
 def _in_this_process(
     first: list[Chunk], chunks: Iterator[Chunk], options: PackOptions
 ) -> Iterator[tuple[Chunk, Packed]]:
@@ -165,28 +156,12 @@ def _in_this_process(
             yield chunk, pack(_only_records(chunk), options)
 
 
-def _start_worker(parent: int) -> None:
-    """Leave Ctrl-C to the parent, and end when the parent does: a killed one cannot tell its workers to
-    stop."""
-
-    def watch() -> None:
-        while os.getppid() == parent:
-            time.sleep(1.0)
-        os._exit(1)
-
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    threading.Thread(target=watch, daemon=True).start()
-
-
 def _in_processes(
     first: list[Chunk], chunks: Iterator[Chunk], options: PackOptions, workers: int
 ) -> Iterator[tuple[Chunk, Packed]]:
-    # Linux forks: the workers use numpy and moyopy only, and a user's script needs no __main__ guard.
-    # Elsewhere forking is unsafe or impossible.
-    context = multiprocessing.get_context("fork" if sys.platform == "linux" else "spawn")
     waiting: deque[tuple[Chunk, Future[Packed]]] = deque()
     with ProcessPoolExecutor(
-        workers, mp_context=context, initializer=_start_worker, initargs=(os.getpid(),)
+        workers, mp_context=process_context(), initializer=start_worker, initargs=(os.getpid(),)
     ) as pool:
         try:
             for source in (first, chunks):

@@ -1,0 +1,93 @@
+"""`latentite evaluate`: the command line of `evaluation/run.py`, called by `cli.py`."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.table import Table
+
+if TYPE_CHECKING:
+    from latentite.evaluation.run import Evaluation
+
+SPLIT_CHOICES = ("train", "val", "test", "all")
+
+
+def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """Add `evaluate`; it sets `func`, arguments to exit code. `cli.py` reports mistakes."""
+    command = subparsers.add_parser(
+        "evaluate",
+        help="validity, uniqueness, novelty and distributions of any set of structures",
+        description="Measure structures and hold them against a reference; leaves a folder with structures.csv, "
+        "failed.csv, summary.json and report.html.",
+    )
+    add = command.add_argument
+    add(
+        "source",
+        metavar="SOURCE",
+        help="a folder or zip of CIFs, an extxyz, a table, ..., or a dataset's name",
+    )
+    add("--reference", metavar="NAME_OR_FILE", help="what is known already, likewise; for novelty")
+    add(
+        "--protocol",
+        default="default",
+        metavar="NAME",
+        help="chemeleon2, mattergen, cdvae, lemat [%(default)s]",
+    )
+    add("--relax", default="none", metavar="HOW", help="only none so far [%(default)s]")
+    add("--out", type=Path, required=True, metavar="DIR", help="folder of the report")
+    add("--split", choices=SPLIT_CHOICES, default="test", help="of a SOURCE with splits [%(default)s]")
+    add("--reference-split", choices=SPLIT_CHOICES, default="train", help="of the reference [%(default)s]")
+    add("--workers", type=int, metavar="N", help="processes; they do not change the result [all cores]")
+    add("--seed", type=int, default=0, help="draws the structures of the gallery [%(default)s]")
+    command.set_defaults(func=_evaluate)
+
+
+def _evaluate(arguments: argparse.Namespace) -> int:
+    # Imported here: torch and pymatgen take seconds, and `--help` should not.
+    from latentite.evaluation.run import evaluate
+
+    errors = Console(stderr=True)
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    with Progress(*columns, console=errors, disable=not errors.is_terminal) as progress:
+
+        def stage(text: str, total: int | None) -> Callable[[int], None]:
+            task = progress.add_task(text, total=total)
+            return lambda count: progress.advance(task, count)
+
+        result = evaluate(
+            arguments.source,
+            reference=arguments.reference,
+            protocol=arguments.protocol,
+            relax=arguments.relax,
+            out=arguments.out,
+            split=arguments.split,
+            reference_split=arguments.reference_split,
+            workers=arguments.workers,
+            seed=arguments.seed,
+            stage=stage,
+        )
+    console = Console()
+    console.print(_table(result))
+    report = arguments.out / "report.html"
+    console.print(f"Report in {report}", markup=False, highlight=False, soft_wrap=True)
+    return 0
+
+
+def _table(result: Evaluation) -> Table:
+    from latentite.evaluation.page import LABELS
+
+    crystals = result.crystals
+    table = Table(title=f"Evaluation, protocol {result.protocol.name}", show_header=False)
+    table.add_column(style="bold")
+    table.add_column()
+    failed = len(crystals.rejections)
+    table.add_row("structures", f"{crystals.num_in} in = {len(crystals)} scored + {failed} failed")
+    for name, label in LABELS.items():
+        if name in result.rates:
+            table.add_row(label, str(result.rates[name]))
+    return table

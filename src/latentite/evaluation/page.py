@@ -1,0 +1,200 @@
+"""The report as one HTML page: no script, no network, every picture inside the file.
+
+Comes after `charts.py` and `run.py`; `report.py` writes it.
+"""
+
+from __future__ import annotations
+
+import base64
+import tempfile
+from collections import Counter
+from collections.abc import Mapping
+from html import escape
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from latentite.crystal import CrystalBatch
+from latentite.evaluation.charts import draw_charts
+from latentite.evaluation.run import Evaluation
+from latentite.metrics.rates import Rate
+from latentite.pictures import draw_crystals, pretty
+
+NUM_PICTURES = 24
+
+LABELS = {
+    "readable": "readable",
+    "min_distance_ok": "no atoms closer than the limit",
+    "volume_ok": "cell not flat",
+    "structure_valid": "structure valid (both)",
+    "smact_icsd24": "composition valid, SMACT icsd24",
+    "smact_pauling": "composition valid, SMACT as in older papers",
+    "valid": "valid (structure and composition)",
+    "unique": "unique",
+    "novel": "novel (not in the reference)",
+    "new_formula": "formula not in the reference",
+    "valid_unique_novel": "valid, unique and novel",
+    "symmetric": "with symmetry (space group above P1 at 0.1 Å)",
+}
+"""Rates of the page, in this order; `summary.json` has them all."""
+
+_STYLE = """
+body{font:15px/1.45 system-ui,sans-serif;color:#22272e;max-width:1000px;margin:2rem auto;padding:0 1rem}
+h1{font-size:1.6rem;margin:0}h2{font-size:1.15rem;margin:2rem 0 .6rem}p{margin:.4rem 0}
+table{border-collapse:collapse;width:100%}td,th{padding:.28rem .6rem;border-bottom:1px solid #e3e6ea;text-align:left}
+td.n{text-align:right;font-variant-numeric:tabular-nums;white-space:nowrap}
+.bar{position:relative;height:.8rem;background:#eef0f3;border-radius:3px;width:16rem}
+.bar i{position:absolute;top:0;bottom:0;left:0;background:#2f6f9f;border-radius:3px}
+.bar b{position:absolute;top:.3rem;height:.2rem;background:#22272e;opacity:.55}
+.charts{display:flex;flex-wrap:wrap;gap:1rem}.charts figure{margin:0;flex:1 1 440px}.charts figure.wide{flex-basis:100%}
+figcaption{font-weight:600;font-size:.9rem}svg,img{max-width:100%;height:auto}.small{color:#5b6470;font-size:.87rem}
+code{font-size:.85em;overflow-wrap:anywhere}
+"""
+
+_WIDE = ("Space groups", "Elements")
+
+
+_BEST = (
+    ("valid, unique and novel", ("valid", "unique", "novel")),
+    ("valid and unique", ("valid", "unique")),
+    ("of a valid structure", ("structure_valid",)),
+)
+"""What the gallery shows: the first of these that any structure is."""
+
+
+def make_page(result: Evaluation, summary: Mapping[str, Any], *, seed: int = 0) -> str:
+    """The whole page as text.
+
+    Args:
+        result: what was found.
+        summary: the content of `summary.json`.
+        seed: draws the structures of the gallery.
+    """
+    crystals, protocol = result.crystals, result.protocol
+    against = f", held against {escape(result.reference.name)}" if result.reference is not None else ""
+    counts = f"{crystals.num_in:,} in = {len(crystals):,} scored + {len(crystals.rejections):,} failed"
+    parts = [
+        "<!doctype html><html lang='en'><head><meta charset='utf-8'>",
+        "<meta name='viewport' content='width=device-width,initial-scale=1'>",
+        f"<title>Evaluation of {escape(crystals.name)}</title><style>{_STYLE}</style></head><body>",
+        f"<h1>{escape(crystals.name)}</h1><p>{counts}{against}.</p>",
+        f"<p class='small'>Protocol <b>{protocol.name}</b>: {escape(protocol.note)}. Relaxation: {result.relax}. "
+        "Numbers of different protocols cannot be compared.</p>",
+        "<h2>Rates</h2>",
+        _rates(result.rates),
+        "<p class='small'>Bars: the share; dark line: its 95 % interval (Wilson). A denominator below the number "
+        "of scored structures leaves out those for which the metric gave nothing.</p>",
+        _distances(summary),
+    ]
+    if len(crystals):
+        parts += ["<h2>Generated against reference</h2>", _charts(result), "<h2>Structures</h2>"]
+        parts.append(_gallery(result, seed))
+    parts += [_failures(result), _provenance(summary), "</body></html>"]
+    return "\n".join(parts)
+
+
+def _rates(rates: Mapping[str, Rate]) -> str:
+    rows = []
+    for name, label in LABELS.items():
+        if name not in rates:
+            continue
+        rate = rates[name]
+        low, high = rate.interval
+        share = f"{100 * rate.value:.1f} %" if rate.denominator else "–"
+        width = 100 * rate.value if rate.denominator else 0.0
+        bar = f"<i style='width:{width:.2f}%'></i>"
+        bar += f"<b style='left:{100 * low:.2f}%;width:{100 * (high - low):.2f}%'></b>"
+        rows.append(
+            f"<tr><td>{label}</td><td><div class='bar'>{bar}</div></td><td class='n'>{share}</td>"
+            f"<td class='n'>{rate.numerator:,} of {rate.denominator:,}</td>"
+            f"<td class='n small'>{100 * low:.1f} to {100 * high:.1f} %</td></tr>"
+        )
+    return f"<table>{''.join(rows)}</table>"
+
+
+def _distances(summary: Mapping[str, Any]) -> str:
+    found = summary["distributions"].get("wasserstein")
+    if not found:
+        return ""
+    labels = {
+        "density_g_per_cm3": "density, g/cm³",
+        "num_elements": "number of elements",
+        "num_atoms": "number of atoms",
+        "volume_per_atom_A3": "volume per atom, Å³",
+    }
+
+    def show(value: float | None) -> str:
+        return "–" if value is None else f"{value:.3f}"
+
+    rows = [
+        f"<tr><td>{labels[name]}</td><td class='n'>{show(sides['all'])}</td>"
+        f"<td class='n'>{show(sides['valid'])}</td></tr>"
+        for name, sides in found.items()
+    ]
+    head = "<tr><th>Wasserstein distance to the reference</th><th>all</th><th>valid only</th></tr>"
+    return f"<h2>Distributions</h2><table>{head}{''.join(rows)}</table>"
+
+
+def _charts(result: Evaluation) -> str:
+    figures = []
+    for title, svg in draw_charts(result.measured, result.reference_measured).items():
+        kind = " class='wide'" if title.startswith(_WIDE) else ""
+        figures.append(f"<figure{kind}><figcaption>{escape(title)}</figcaption>{svg}</figure>")
+    return f"<div class='charts'>{''.join(figures)}</div>"
+
+
+def _gallery(result: Evaluation, seed: int) -> str:
+    """Pictures of the best there are: valid, unique and novel ones if any, drawn at random among them."""
+    table = result.table
+    chosen = (
+        (words, [p for p in range(len(result.crystals)) if all(table[name][p] is True for name in columns)])
+        for words, columns in _BEST
+        if all(name in table for name in columns)
+    )
+    words, able = next(((words, found) for words, found in chosen if found), ("", []))
+    if not able:
+        return "<p>No structure is valid, so none is drawn.</p>"
+    generator = np.random.default_rng(seed)
+    positions = [able[i] for i in np.sort(generator.permutation(len(able))[:NUM_PICTURES])]
+    batch = CrystalBatch.from_arrays([result.crystals.arrays[p] for p in positions])
+    titles = [f"{pretty(str(table['formula'][p]))}  {table['space_group_0.1'][p] or ''}" for p in positions]
+    with tempfile.TemporaryDirectory(prefix="latentite-report-") as folder:
+        path = draw_crystals(batch, Path(folder) / "gallery.png", titles=titles, columns=6, dpi=110)
+        picture = base64.b64encode(path.read_bytes()).decode()
+    ids = ", ".join(escape(result.crystals.ids[p]) for p in positions)
+    return (
+        f"<p>{len(positions)} of {len(able):,} that are {words}, drawn with seed {seed}; formula and space group "
+        f"number at 0.1 Å.</p><img alt='unit cells' src='data:image/png;base64,{picture}'>"
+        f"<p class='small'>{ids}</p>"
+    )
+
+
+def _failures(result: Evaluation) -> str:
+    if not result.failures:
+        return "<h2>Failures</h2><p>None.</p>"
+    kinds = Counter((item.step, item.reason.split(":")[0]) for item in result.failures)
+    rows = [
+        f"<tr><td>{escape(step)}</td><td>{escape(reason)}</td><td class='n'>{count:,}</td></tr>"
+        for (step, reason), count in kinds.most_common(20)
+    ]
+    head = "<tr><th>step</th><th>reason</th><th>structures</th></tr>"
+    return f"<h2>Failures</h2><table>{head}{''.join(rows)}</table><p class='small'>Each stands in failed.csv.</p>"
+
+
+def _provenance(summary: Mapping[str, Any]) -> str:
+    versions = ", ".join(f"{name} {number}" for name, number in summary["versions"].items())
+    matchers = "; ".join(
+        f"{name} {m['ltol']:g}/{m['stol']:g}/{m['angle_tol']:g}°" for name, m in summary["matchers"].items()
+    )
+    lines = [
+        f"Versions: {versions}.",
+        f"StructureMatcher: {matchers}; here {summary['protocol']['matcher']}.",
+    ]
+    lines.append(f"Content of the source: <code>{summary['source_content_hash']}</code>")
+    if summary["reference"]:
+        lines.append(
+            f"Reference: {escape(summary['reference']['name'])}, {summary['reference']['num_structures']:,} "
+            f"structures, <code>{summary['reference']['content_hash']}</code>"
+        )
+    return f"<h2>Where it comes from</h2><p class='small'>{'<br>'.join(lines)}</p>"

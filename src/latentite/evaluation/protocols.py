@@ -1,0 +1,84 @@
+"""Protocols: which of the numbers count as "valid", "unique" and "novel", as published systems have it.
+
+Numbers of different protocols must not be compared with each other. Every protocol computes the same columns; it
+only decides which of them stand behind the plain names. Comes after `match/` and `metrics/`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from latentite.match.settings import LOOSE, STRICT, MatcherSettings
+from latentite.metrics.composition import SmactRule
+
+MATCHERS = (STRICT, LOOSE)
+"""Every evaluation has the verdicts of both."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Protocol:
+    """Thresholds and settings under one name."""
+
+    name: str
+    matcher: MatcherSettings
+    """Decides `unique` and `novel`."""
+    smact: SmactRule
+    """Decides `composition_valid`."""
+    min_distance: float = 0.5
+    """Å; closer atoms make a structure invalid."""
+    min_volume: float = 0.1
+    """Å^3 of the cell; a smaller one makes a structure invalid."""
+    own_images: bool = True
+    """Whether the distance of an atom to its own periodic images counts as well."""
+    note: str
+    """Where it comes from, and what of it is not reproduced here."""
+
+
+_DEFAULT_NOTE = "pymatgen's default tolerances and smact 4's default list of oxidation states"
+
+PROTOCOLS: dict[str, Protocol] = {
+    protocol.name: protocol
+    for protocol in (
+        Protocol(name="default", matcher=STRICT, smact=SmactRule.ICSD24, note=_DEFAULT_NOTE),
+        Protocol(
+            name="chemeleon2",
+            matcher=STRICT,
+            smact=SmactRule.ICSD24,
+            note="Chemeleon2: StructureMatcher 0.2/0.3/5, unique = first of each group, SMACT icsd24",
+        ),
+        Protocol(
+            name="mattergen",
+            matcher=STRICT,
+            smact=SmactRule.PAULING,
+            own_images=False,
+            note="MatterGen with its ordered matcher 0.2/0.3/5; its disordered matcher, which that system takes "
+            "by default and which counts more structures as known, is not reproduced",
+        ),
+        Protocol(
+            name="cdvae",
+            matcher=LOOSE,
+            smact=SmactRule.PAULING,
+            own_images=False,
+            note="CDVAE and its family: StructureMatcher 0.3/0.5/10, SMACT with the old list; coverage "
+            "(COV-R, COV-P) is not computed",
+        ),
+        Protocol(
+            name="lemat",
+            matcher=STRICT,
+            smact=SmactRule.ICSD24,
+            note="LeMat-GenBench's choice of the structure matcher; its fingerprint hash and its charge "
+            "neutrality by bond valences are not reproduced, SMACT stands in for the latter",
+        ),
+    )
+}
+
+
+def find_protocol(name: str) -> Protocol:
+    """The protocol of a name.
+
+    Raises:
+        ValueError: for an unknown name.
+    """
+    if name not in PROTOCOLS:
+        raise ValueError(f"--protocol must be one of {', '.join(PROTOCOLS)}, got {name!r}")
+    return PROTOCOLS[name]

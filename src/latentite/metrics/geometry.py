@@ -1,0 +1,78 @@
+"""Structure validity: no two atoms too close, and a cell that is not flat.
+
+CDVAE (Xie et al. 2022, arXiv 2110.06197, section 5.2 and its code) calls a structure valid when the smallest
+distance between two atoms is at least 0.5 Å and the volume of the cell at least 0.1 Å^3. It leaves out the
+distance of an atom to its own periodic images; `min_distances` gives both numbers. Comes after `data/`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import suppress
+from itertools import product
+
+import numpy as np
+from jaxtyping import Float
+
+from latentite.data.cif import Arrays
+from latentite.data.niggli import integer_inverse, niggli_transformations
+
+_SHIFTS = np.array(list(product((-1, 0, 1), repeat=3)), dtype=float)
+_NUMBERS_AT_ONCE = 4_000_000
+
+
+def volumes(crystals: Sequence[Arrays]) -> Float[np.ndarray, " crystal"]:
+    """Å^3 of each cell."""
+    return np.abs(np.linalg.det(np.stack([cell for _, _, cell in crystals]))) if crystals else np.zeros(0)
+
+
+def min_distances(
+    crystals: Sequence[Arrays],
+) -> tuple[Float[np.ndarray, " crystal"], Float[np.ndarray, " crystal"]]:
+    """Smallest periodic distances (Å): between two atoms (infinite for a single atom), and of an atom to its
+    own image. NaN for a cell so flat that it cannot be reduced.
+
+    Computed in the Niggli cell, where the nearest image of a wrapped difference is at most one cell away along
+    each axis; so the result is exact for every cell. Crystals with equally many atoms are treated at once.
+    """
+    between, own = np.full(len(crystals), np.nan), np.full(len(crystals), np.nan)
+    groups: dict[int, list[int]] = {}
+    transformations = _transformations(crystals)
+    for position in transformations:
+        groups.setdefault(len(crystals[position][0]), []).append(position)
+    for count, positions in groups.items():
+        step = max(1, _NUMBERS_AT_ONCE // (len(_SHIFTS) * count * count))
+        for start in range(0, len(positions), step):
+            chosen = positions[start : start + step]
+            matrices = np.stack([transformations[position] for position in chosen])
+            coords = np.stack([crystals[position][1] for position in chosen]) @ integer_inverse(matrices)
+            lattices = matrices @ np.stack([crystals[position][2] for position in chosen])
+            between[chosen], own[chosen] = _smallest(coords, lattices)
+    return between, own
+
+
+def _transformations(crystals: Sequence[Arrays]) -> dict[int, np.ndarray]:
+    """Integer matrices to the Niggli cell by position, of those that have one."""
+    found: dict[int, np.ndarray] = {}
+    for position, (_, _, cell) in enumerate(crystals):
+        with suppress(ValueError):
+            found[position] = niggli_transformations(cell[None])[0]
+    return found
+
+
+def _smallest(
+    coords: Float[np.ndarray, "crystal atom 3"], lattices: Float[np.ndarray, "crystal 3 3"]
+) -> tuple[Float[np.ndarray, " crystal"], Float[np.ndarray, " crystal"]]:
+    """Both distances in reduced cells."""
+    images = _SHIFTS @ lattices  # crystal shift 3
+    squares = (images**2).sum(-1)
+    own = np.sqrt(np.where((_SHIFTS == 0).all(-1), np.inf, squares).min(-1))
+    first, second = np.triu_indices(coords.shape[1], k=1)
+    if len(first) == 0:
+        return np.full(len(coords), np.inf), own
+    difference = coords[:, first] - coords[:, second]
+    vectors = (difference - np.round(difference)) @ lattices  # crystal pair 3
+    # |v + s|^2 = |v|^2 + 2 v.s + |s|^2 needs no array of all vectors of all images.
+    squared = (vectors**2).sum(-1)[..., None] + 2 * vectors @ images.transpose(0, 2, 1)
+    squared += squares[:, None, :]
+    return np.sqrt(np.maximum(squared.min((-1, -2)), 0.0)), own

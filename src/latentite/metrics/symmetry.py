@@ -1,0 +1,51 @@
+"""Space groups at several tolerances: a crystal that is symmetric only at 0.1 Å is not symmetric yet.
+
+By moyopy (`data/properties.py`). Comes after `data/` and `processes.py`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import partial
+
+import numpy as np
+from jaxtyping import Float
+
+from latentite.data.cif import Arrays
+from latentite.data.properties import space_group_number
+from latentite.processes import map_in_order
+
+SYMPRECS = (0.01, 0.1, 0.3)
+"""Å: the libraries' usual default, the Materials Project's value, and a generous one for raw samples."""
+
+_CHUNK = 256
+
+
+def space_groups(
+    crystals: Sequence[Arrays],
+    *,
+    symprecs: Sequence[float] = SYMPRECS,
+    workers: int | None = None,
+    advance: Callable[[int], None] = lambda count: None,
+) -> Float[np.ndarray, "crystal symprec"]:
+    """Space group number of each crystal at each tolerance (Å); NaN where the search fails.
+
+    Args:
+        crystals: `(atomic_numbers, frac_coords, lattice)` each.
+        symprecs: tolerances, Å.
+        workers: processes; None for all cores. They do not change the result.
+        advance: told how many more crystals are done.
+    """
+    chunks = [crystals[start : start + _CHUNK] for start in range(0, len(crystals), _CHUNK)]
+    done = map_in_order(
+        partial(_space_groups, symprecs=tuple(symprecs)),
+        chunks,
+        workers=workers,
+        advance=lambda chunk: advance(len(chunk)),
+    )
+    return np.concatenate(done) if done else np.zeros((0, len(symprecs)))
+
+
+def _space_groups(chunk: Sequence[Arrays], *, symprecs: tuple[float, ...]) -> np.ndarray:
+    found = [[space_group_number(*crystal, symprec=symprec) for symprec in symprecs] for crystal in chunk]
+    return np.array(found, dtype=float)

@@ -1,0 +1,97 @@
+"""Work in several processes: results in the order of the items, whatever the number of workers.
+
+Used where Python code does the work (parsing, symmetry, structure matching); networks do not come here.
+Imports nothing of ours.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
+from multiprocessing.context import BaseContext
+from typing import TypeVar
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+
+def available_cores() -> int:
+    """Cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def process_context() -> BaseContext:
+    """Linux forks: the workers use numpy and its like only, and a user's script needs no __main__ guard.
+
+    Elsewhere forking is unsafe or impossible.
+    """
+    return multiprocessing.get_context("fork" if sys.platform == "linux" else "spawn")
+
+
+def start_worker(parent: int) -> None:
+    """Leave Ctrl-C to the parent, and end when the parent does: a killed one cannot tell its workers to
+    stop."""
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(1.0)
+        os._exit(1)
+
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    threading.Thread(target=watch, daemon=True).start()
+
+
+def map_in_order(
+    function: Callable[[Item], Result],
+    items: Sequence[Item],
+    *,
+    workers: int | None = None,
+    advance: Callable[[Item], None] = lambda item: None,
+) -> list[Result]:
+    """`[function(item) for item in items]`, in this process or in several.
+
+    Args:
+        function: without side effects; a module's function or a `functools.partial` of one.
+        items: each worth some milliseconds at least; the dear ones first keep all workers busy to the end.
+        workers: processes; None for all cores. One, or a single item, stays in this process.
+        advance: told each item that is done, in the order in which they end (progress bars).
+
+    Raises:
+        ValueError: when workers is below 1, or a worker process dies (usually for want of memory).
+    """
+    workers = available_cores() if workers is None else workers
+    if workers < 1:
+        raise ValueError(f"workers must be at least 1, got {workers}")
+    results: list[Result] = []
+    if workers == 1 or len(items) < 2:
+        for item in items:
+            results.append(function(item))
+            advance(item)
+        return results
+    with ProcessPoolExecutor(
+        min(workers, len(items)),
+        mp_context=process_context(),
+        initializer=start_worker,
+        initargs=(os.getpid(),),
+    ) as pool:
+        futures = [pool.submit(function, item) for item in items]
+        positions = {future: position for position, future in enumerate(futures)}
+        try:
+            for future in as_completed(futures):
+                future.result()
+                advance(items[positions[future]])
+        except BrokenProcessPool as error:
+            raise ValueError(
+                "a worker process died, usually for want of memory; give fewer --workers"
+            ) from error
+        finally:
+            for future in futures:
+                future.cancel()
+        return [future.result() for future in futures]
