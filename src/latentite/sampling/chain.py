@@ -2,15 +2,16 @@
 
 Crystal i of a run owns a seed that is a function of (run seed, i, attempt); its noise, its number of atoms and
 what is asked of it depend on nothing else. So neither the batch size nor the order nor what else is sampled
-matters: exactly for the noise and the plan, and within the rounding of floating-point sums for the network,
-whose matrix products may be summed in another order for another batch (about 1e-6 Å with the sizes of this
-package; the same calls on the same machine give the same bits). Comes after `batches.py`, `elements.py` and
-`start.py`; `generate.py` and the run's files are built on it.
+matters: exactly for the noise and the plan, and within rounding for the network, whose matrix products may be
+summed in another order for another batch (tests hold it to 1e-4 Å with the same elements; the same call on the
+same machine gives the same bits). Comes after `batches.py`, `elements.py` and `start.py`; `generate.py` and the
+run's files are built on it.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from enum import StrEnum
@@ -108,6 +109,7 @@ def sample_jobs(
     config: SamplingConfig | None = None,
     start: Start | None = None,
     trajectory: bool = False,
+    advance: Callable[[int], None] = lambda count: None,
 ) -> SampledCrystals:
     """Sample one crystal for each job, on the network's device.
 
@@ -119,6 +121,7 @@ def sample_jobs(
         config: sampler, steps, guidance, batch size, precision.
         start: structures to start from, with what is kept of them; the asks say which (`Start.asks`).
         trajectory: decode every state on the way.
+        advance: told after each batch how many crystals more are sampled.
 
     Raises:
         ValueError: when the sampler does not fit the network.
@@ -140,7 +143,10 @@ def sample_jobs(
     is_padding_seen = network.config.denoiser.output_layout is OutputLayout.CHEMELEON2
     max_padding = 0.0 if is_padding_seen else MAX_PADDING
     batches = size_batches(jobs.num_atoms, config.batch_size, max_padding=max_padding)
-    walks = [chain.walk(jobs.select(members), seed, trajectory=trajectory) for members in batches]
+    walks = []
+    for members in batches:
+        walks.append(chain.walk(jobs.select(members), seed, trajectory=trajectory))
+        advance(len(members))
     order = torch.cat(batches).argsort()
     states = [CrystalBatch.concatenate(list(parts)).select(order) for parts in zip(*walks, strict=True)]
     crystals = states[-1]
