@@ -47,14 +47,15 @@ def two_commands() -> list[str]:
     return [line for line in lines_of(ROOT / "README.md") if line.startswith("python3 -m venv")]
 
 
-TRAINING = commands("python src/") + commands("latentite train ")
+TRAINING = commands("python src/train_") + commands("latentite train ")
+SAMPLING = commands("python src/sample.py ")
 
 
-@pytest.mark.parametrize("command", [c for c in commands("latentite ") if c not in TRAINING])
+@pytest.mark.parametrize("command", [c for c in commands("latentite ") if c not in TRAINING] + SAMPLING)
 def test_documented_command_is_understood(command: str) -> None:
     from latentite import cli
 
-    arguments = shlex.split(command, comments=True)[1:]
+    arguments = shlex.split(command.replace("python src/sample.py", "latentite sample"), comments=True)[1:]
     assert callable(cli.build_parser(arguments[0]).parse_args(arguments).func)
 
 

@@ -35,7 +35,7 @@ ORDER = [
     {"training", "campaign"},
     {"config"},
     {"demo"},
-    {"hub_commands", "reconstruct_commands", "evaluate_commands", "demo_commands"},
+    {"hub_commands", "reconstruct_commands", "sample_commands", "evaluate_commands", "demo_commands"},
     {"cli"},
     {"__main__"},
     {"train"},

@@ -2,7 +2,7 @@
 
 __version__ = "0.1.0"
 
-_PUBLIC = {"evaluate": "latentite.evaluation.run"}
+_PUBLIC = {"evaluate": "latentite.evaluation.run", "generate": "latentite.generate"}
 """Functions of the package itself, and the module of each: imported when first asked for."""
 
 

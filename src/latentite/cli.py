@@ -20,6 +20,7 @@ EPILOG = """examples:
   latentite data build my_cifs/ --out data/mine
   latentite train vae data.data_dir=data/mine trainer=cpu trainer.max_epochs=50
   latentite vae reconstruct logs/.../checkpoints/last.ckpt my_cifs/ --out report
+  latentite sample --ckpt last.ckpt --num-samples 1000 --out samples
   latentite evaluate samples/ --reference mp_20 --out report
   latentite hub list
 
@@ -48,6 +49,7 @@ GROUPS = {
     "data": ("latentite.data.commands", "datasets: build from your files, look into one"),
     "train": (None, "train a stage: latentite train vae [key=value ...]"),
     "vae": ("latentite.reconstruct_commands", "use a trained VAE: reconstruct"),
+    "sample": ("latentite.sample_commands", "new crystals from a trained latent diffusion model"),
     "evaluate": ("latentite.evaluate_commands", "measure any set of structures against a reference"),
     "hub": ("latentite.hub_commands", "named checkpoints: list, download, verify"),
 }

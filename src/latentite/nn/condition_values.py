@@ -211,6 +211,15 @@ def parse_value(value: object, config: ConditionConfig) -> ConditionValue:
     return _fractions(value, config)
 
 
+def value_text(value: ConditionValue, config: ConditionConfig) -> str:
+    """A parsed value as a user would type it: `parse_value` takes it back."""
+    if isinstance(value, tuple):
+        return "-".join(value)
+    if isinstance(value, dict):
+        return "".join(f"{symbol}{fraction:.6g}" for symbol, fraction in value.items())
+    return config.classes[int(value)] if config.kind is ConditionKind.CATEGORICAL else f"{value:.10g}"
+
+
 def _number(value: object, config: ConditionConfig) -> float | int:
     try:
         number = float(str(value))

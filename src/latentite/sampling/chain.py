@@ -23,7 +23,7 @@ from torch import Tensor
 from latentite.crystal import CrystalBatch
 from latentite.diffusion.guidance import guided, unconditional
 from latentite.diffusion.noise import CrystalNoise
-from latentite.diffusion.samplers import AnySchedule, SamplerKind, sample
+from latentite.diffusion.samplers import STEPS, AnySchedule, SamplerKind, sample
 from latentite.diffusion.schedule import FlowSchedule, respace
 from latentite.diffusion.steps import Denoise, SamplerSettings, Variance
 from latentite.latent import LatentBatch
@@ -93,10 +93,14 @@ def sampling_schedule(diffusion: DiffusionConfig, config: SamplingConfig) -> tup
         ValueError: when there are more steps than levels, or the method is for the other kind of network.
     """
     training = diffusion.build_schedule()
-    if training is None:
-        kind = config.sampler or SamplerKind.HEUN
-        return kind, FlowSchedule(num_steps=config.steps)
-    return config.sampler or SamplerKind.DDIM, respace(training, config.steps)
+    schedule = FlowSchedule(num_steps=config.steps) if training is None else respace(training, config.steps)
+    kind = config.sampler or (SamplerKind.HEUN if training is None else SamplerKind.DDIM)
+    fitting = [name for name, (wanted, _) in STEPS.items() if isinstance(schedule, wanted)]
+    if kind not in fitting:
+        raise ValueError(
+            f"sampler must be {' or '.join(fitting)} for this {diffusion.kind} model, got {kind}"
+        )
+    return kind, schedule
 
 
 @torch.no_grad()

@@ -26,6 +26,8 @@ class RefusalKind(StrEnum):
     """Too much volume per atom."""
     OVERLAPPING_ATOMS = "overlapping_atoms"
     """Two atoms, periodic images included, closer than the limit."""
+    UNREADABLE = "unreadable_cif"
+    """Its CIF would not come back as the same crystal (`writers.reads_back`)."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

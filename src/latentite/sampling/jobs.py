@@ -81,6 +81,17 @@ class Jobs:
             asked=self.asked,
         )
 
+    @staticmethod
+    def concatenate(parts: Sequence[Jobs]) -> Jobs:
+        """Jobs of one run, one part after the other."""
+        return Jobs(
+            indices=torch.cat([part.indices for part in parts]),
+            attempts=torch.cat([part.attempts for part in parts]),
+            num_atoms=torch.cat([part.num_atoms for part in parts]),
+            asks=torch.cat([part.asks for part in parts]),
+            asked=parts[0].asked,
+        )
+
     def seeds(self, run_seed: int) -> list[int]:
         """The seed of each crystal, a function of (run seed, index, attempt) alone."""
         seeds = [0] * len(self)

@@ -1,0 +1,125 @@
+"""`latentite sample`: the command line of `generate.py`, called by `cli.py`."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from typing import TYPE_CHECKING
+
+from rich.console import Console
+
+if TYPE_CHECKING:
+    from latentite.generate import GenerateResult
+
+EPILOG = """examples:
+  latentite sample --ckpt last.ckpt --num-samples 1000 --out samples
+  latentite sample --ckpt last.ckpt --formula LiFePO4 --formula-units 1,2,4 --num-samples 20 --out csp
+  latentite sample --ckpt last.ckpt --conditions "band_gap=2.0,chemical_system=Li-Fe-O" --guidance 2 --out gap
+  latentite sample --ckpt last.ckpt --init structure.cif --strength 0.3 --num-samples 16 --out near"""
+
+
+def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """Add `sample`; it sets `func`, from the arguments to the exit code. `cli.py` reports mistakes."""
+    command = subparsers.add_parser(
+        "sample",
+        help="new crystals from a trained latent diffusion model",
+        description="Sample crystals and write them as files, in order, with a manifest. Crystal i of a seed does "
+        "not depend on the batch size, on shards or on interruptions.",
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        argument_default=argparse.SUPPRESS,  # the defaults are those of GenerateConfig
+    )
+    command.add_argument("--ckpt", required=True, metavar="CKPT", help="a checkpoint file, or a hub name")
+    command.add_argument("--out", required=True, metavar="DIR", help="a new or empty folder (or --resume)")
+    command.add_argument(
+        "--num-samples", type=int, metavar="N", help="crystals; per formula where formulas are given [64]"
+    )
+    command.add_argument("--batch-size", type=int, metavar="N", help="most crystals at once [256]")
+    command.add_argument("--seed", type=int, metavar="N", help="of everything random [0]")
+    command.add_argument("--format", metavar="LIST", help="of cif,extxyz,json [cif,extxyz]")
+    _add_chain(command.add_argument_group("how it is sampled"))
+    _add_requests(command.add_argument_group("what is asked"))
+    _add_start(command.add_argument_group("start from structures"))
+    _add_campaign(command.add_argument_group("long runs"))
+    command.set_defaults(func=_sample)
+
+
+def _add_chain(group: argparse._ArgumentGroup) -> None:
+    group.add_argument(
+        "--sampler",
+        metavar="NAME",
+        help="ddim, ddpm, dpm_solver; heun, euler, flow_sde for flows [ddim or heun]",
+    )
+    group.add_argument("--steps", type=int, metavar="N", help="from 1 to the schedule's [50]")
+    group.add_argument("--eta", type=float, metavar="X", help="noise of ddim and flow_sde [1]")
+    group.add_argument("--guidance", metavar="S", help="s of u + s (c - u): a number, or name=number,... [2]")
+    group.add_argument("--device", metavar="NAME", help="auto, cpu, cuda, cuda:1, mps [auto]")
+    group.add_argument("--precision", metavar="NAME", help="of the denoiser: fp32, bf16, fp16 [fp32]")
+    group.add_argument("--weights", metavar="NAME", help="ema or raw [ema where there are any]")
+
+
+def _add_requests(group: argparse._ArgumentGroup) -> None:
+    group.add_argument(
+        "--conditions", metavar="NAME=VALUE,...", help="such as band_gap=2.0,chemical_system=Li-Fe-O"
+    )
+    group.add_argument("--num-atoms", metavar="N|N:M", help="atoms per cell, such as 12 or 8:20")
+    group.add_argument(
+        "--num-atoms-distribution", metavar="train|FILE", help="where numbers of atoms come from [train]"
+    )
+    group.add_argument(
+        "--formula", action="append", metavar="FORMULA|FILE", help="exactly this composition; repeatable"
+    )
+    group.add_argument("--formula-units", metavar="LIST", help="per cell, such as 1,2,4 [as in training]")
+    group.add_argument("--elements-allowed", metavar="LIST", help="no other elements, such as Li,Fe,O")
+    group.add_argument("--elements-required", metavar="LIST", help="each at least once")
+    group.add_argument("--elements-forbidden", metavar="LIST", help="none of these")
+
+
+def _add_start(group: argparse._ArgumentGroup) -> None:
+    group.add_argument("--init", metavar="FILE", help="a file or folder of structures")
+    group.add_argument("--strength", type=float, metavar="X", help="share of the steps to take, such as 0.3")
+    group.add_argument("--fix-sites", metavar="LIST", help="atoms to keep, counted from 0")
+    group.add_argument("--fix-species", metavar="LIST", help="elements whose atoms are kept")
+
+
+def _add_campaign(group: argparse._ArgumentGroup) -> None:
+    group.add_argument("--resume", action="store_true", help="go on with the run in DIR, if there is one")
+    group.add_argument("--shard", metavar="K/N", help="the K-th of N parts of the run, each into its own DIR")
+    group.add_argument("--no-replace", action="store_true", help="do not sample again what cannot be used")
+    group.add_argument("--max-attempts", type=int, metavar="N", help="at each crystal [20]")
+    group.add_argument("--trajectory", action="store_true", help="write every state on the way, too")
+
+
+def _sample(arguments: argparse.Namespace) -> int:
+    # Imported here: torch and the networks take seconds, and `--help` should not.
+    from latentite.generate import GenerateConfig, generate_from
+
+    options = {name: value for name, value in vars(arguments).items() if name != "func"}
+    result = generate_from(GenerateConfig(**options), command=["latentite", *sys.argv[1:]])
+    console = Console()
+    for line in summary_lines(result):
+        console.print(line, markup=False, highlight=False, soft_wrap=True)
+    return 0
+
+
+def summary_lines(result: GenerateResult) -> list[str]:
+    """The counts of a run in words."""
+    counts = result.counts
+    replaced = f"{sum(counts.replaced.values())} replaced{_kinds(counts.replaced)}"
+    left = {
+        kind: rest
+        for kind, number in counts.rejected.items()
+        if (rest := number - counts.replaced.get(kind, 0))
+    }
+    lines = [
+        f"asked {result.asked}, written {counts.written}, {replaced}, {counts.failed} failed{_kinds(left)}"
+    ]
+    if result.has_requests:
+        lines.append(f"requests verified: {counts.verified} of {counts.written} written crystals")
+    lines.append(f"structures in {result.out}")
+    return lines
+
+
+def _kinds(numbers: dict[str, int]) -> str:
+    ordered = sorted(numbers.items(), key=lambda item: (-item[1], item[0]))
+    return f" ({', '.join(f'{kind} {number}' for kind, number in ordered)})" if ordered else ""

@@ -1,0 +1,248 @@
+"""One window of a run: consecutive crystals, each sampled again until it is usable.
+
+A run is cut into windows at fixed multiples, so that a shard and a resumed run sample the same batches as a run
+that was never cut. Crystal i is the first usable attempt of (seed, i, 0), (seed, i, 1), ...; nothing else decides.
+Comes after `chain.py` (the draw) and `writers.py`; `run.py` walks the windows.
+"""
+
+from __future__ import annotations
+
+import gc
+import logging
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from jaxtyping import Bool
+from torch import Tensor
+
+from latentite.crystal import CrystalBatch
+from latentite.data.cif import parse_p1
+from latentite.pictures import reduced_formulas
+from latentite.sampling.chain import SampledCrystals
+from latentite.sampling.checks import Refusal, RefusalKind, geometry_refusals
+from latentite.sampling.elements import fulfilled
+from latentite.sampling.jobs import Jobs
+from latentite.sampling.writers import cif_text, reads_back
+
+log = logging.getLogger(__name__)
+
+Advance = Callable[[int], None]
+"""Told how many more crystals are done."""
+Draw = Callable[[Jobs, int, Advance], SampledCrystals]
+"""(jobs, batch size, told of each batch) -> their crystals; `chain.sample_jobs`, or a stand-in in tests."""
+Plan = Callable[[Sequence[int]], Jobs]
+"""Indices -> first attempts at them; `sizes.plan_jobs`."""
+
+_BATCHES, _LEAST = 4, 64
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RejectedAttempt:
+    """A crystal that could not be used."""
+
+    index: int
+    attempt: int
+    refusal: Refusal
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Window:
+    """What became of the crystals from `first` to before `stop`, in the order of the index."""
+
+    first: int
+    stop: int
+    jobs: Jobs
+    """Of the crystals that are usable, with the attempt that was."""
+    crystals: CrystalBatch
+    cifs: tuple[str, ...]
+    formulas: tuple[str, ...]
+    is_verified: Bool[Tensor, " crystal"]
+    """Whether the crystal has what its job asks for, counted from its CIF."""
+    rejected: tuple[RejectedAttempt, ...]
+    trajectory: tuple[CrystalBatch, ...] = ()
+    """Every state on the way to `crystals`; empty when not asked for."""
+    fixed_deviation: tuple[float, ...] = ()
+
+    @property
+    def num_failed(self) -> int:
+        """Crystals of which no attempt was usable."""
+        return self.stop - self.first - len(self.jobs)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Usable:
+    """The usable crystals of one attempt."""
+
+    jobs: Jobs
+    crystals: CrystalBatch
+    cifs: list[str]
+    formulas: list[str]
+    trajectory: list[CrystalBatch]
+    fixed_deviation: list[float]
+
+
+class BatchSize:
+    """How many crystals fit into memory at once: halved whenever they did not."""
+
+    def __init__(self, value: int) -> None:
+        self.value = value
+
+    def draw(self, draw: Draw, jobs: Jobs, advance: Advance) -> SampledCrystals:
+        """Draw these jobs, in smaller batches when memory runs out.
+
+        Raises:
+            ValueError: when there is not enough memory for one crystal.
+        """
+        while True:
+            try:
+                return draw(jobs, self.value, advance)
+            except (RuntimeError, MemoryError) as error:
+                if not is_out_of_memory(error):
+                    raise
+                largest = min(self.value, len(jobs))
+                if largest == 1:
+                    raise ValueError(
+                        f"memory must hold one crystal of {int(jobs.num_atoms.max())} atoms at a time, but it ran "
+                        "out at batch size 1; use another device, a smaller model or --precision bf16"
+                    ) from error
+            # Here, and not above: the exception keeps the tensors of the failed batch alive.
+            self.value = max(1, largest // 2)
+            log.warning("out of memory: going on with a batch size of %d", self.value)
+            gc.collect()
+            if torch.cuda.is_available():
+                torch.cuda.empty_cache()
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an error says that memory ran out: CUDA's, MPS's, the CPU allocator's or Python's own."""
+    text = str(error).lower()
+    return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or any(
+        words in text for words in ("out of memory", "can't allocate memory", "cannot allocate memory")
+    )
+
+
+def window_size(batch_size: int) -> int:
+    """Crystals per window: a few batches, so that sizes can be sorted into full ones."""
+    return max(_LEAST, _BATCHES * batch_size)
+
+
+def windows(first: int, stop: int, size: int) -> Iterator[tuple[int, int]]:
+    """The parts of [first, stop) between the multiples of `size`."""
+    while first < stop:
+        end = min(stop, (first // size + 1) * size)
+        yield first, end
+        first = end
+
+
+def shard_range(total: int, number: int, count: int, size: int) -> tuple[int, int]:
+    """The part of a run that shard `number` of `count` samples, `number` from 1.
+
+    Shards are whole windows where there are enough of them, so that their batches are those of the whole run.
+    """
+    num_windows = -(-total // size)
+    unit, units = (size, num_windows) if num_windows >= count else (1, total)
+    first, stop = (units * part // count * unit for part in (number - 1, number))
+    return min(first, total), min(stop, total)
+
+
+def draw_window(
+    first: int,
+    stop: int,
+    *,
+    plan: Plan,
+    draw: Draw,
+    batch_size: BatchSize,
+    max_attempts: int,
+    advance: Advance = lambda count: None,
+) -> Window:
+    """Sample the crystals from `first` to before `stop`.
+
+    Args:
+        first: index of the first.
+        stop: index after the last.
+        plan: see `Plan`.
+        draw: see `Draw`.
+        batch_size: is made smaller when memory runs out.
+        max_attempts: at each crystal; 1 never replaces any.
+        advance: told of each batch of first attempts.
+
+    Raises:
+        ValueError: when not even one crystal fits into memory.
+    """
+    jobs = plan(range(first, stop))
+    usable: list[_Usable] = []
+    rejected: list[RejectedAttempt] = []
+    for attempt in range(max_attempts):
+        tell = advance if attempt == 0 else _silent
+        found, refusals = _judged(jobs, batch_size.draw(draw, jobs, tell))
+        usable.append(found)
+        bad = [place for place, refusal in enumerate(refusals) if refusal is not None]
+        rejected += [
+            RejectedAttempt(index=int(jobs.indices[p]), attempt=int(jobs.attempts[p]), refusal=refusal)
+            for p in bad
+            if (refusal := refusals[p]) is not None
+        ]
+        jobs = jobs.select(torch.tensor(bad, dtype=torch.long))
+        jobs = replace(jobs, attempts=jobs.attempts + 1)
+        if not bad:
+            break
+    return _in_order(first, stop, usable, rejected)
+
+
+def _silent(count: int) -> None:
+    pass
+
+
+def _judged(jobs: Jobs, found: SampledCrystals) -> tuple[_Usable, list[Refusal | None]]:
+    """The usable ones of what was drawn, and for every job why it is not."""
+    refusals = geometry_refusals(found.crystals)
+    good = [place for place, refusal in enumerate(refusals) if refusal is None]
+    crystals = found.crystals.select(torch.tensor(good, dtype=torch.long))
+    formulas = reduced_formulas(crystals)
+    cifs = []
+    for place, arrays, formula in zip(good, crystals.to_arrays(), formulas, strict=True):
+        text = cif_text(*arrays, formula)
+        if (reason := reads_back(text, *arrays)) is not None:
+            refusals[place] = Refusal(kind=RefusalKind.UNREADABLE, reason=reason)
+        cifs.append(text)
+    kept = [number for number, place in enumerate(good) if refusals[place] is None]
+    places = torch.tensor([good[number] for number in kept], dtype=torch.long)
+    usable = _Usable(
+        jobs=jobs.select(places),
+        crystals=found.crystals.select(places),
+        cifs=[cifs[number] for number in kept],
+        formulas=[formulas[number] for number in kept],
+        trajectory=[state.select(places) for state in found.trajectory or []],
+        fixed_deviation=[] if found.fixed_deviation is None else found.fixed_deviation[places].tolist(),
+    )
+    return usable, refusals
+
+
+def _in_order(first: int, stop: int, parts: Sequence[_Usable], rejected: list[RejectedAttempt]) -> Window:
+    """One window of the attempts, by index."""
+    jobs = Jobs.concatenate([part.jobs for part in parts])
+    order = jobs.indices.argsort()
+    jobs = jobs.select(order)
+    cifs = [text for part in parts for text in part.cifs]
+    formulas = [text for part in parts for text in part.formulas]
+    deviations = [value for part in parts for value in part.fixed_deviation]
+    states = zip(*(part.trajectory for part in parts), strict=True)
+    cifs = [cifs[place] for place in order.tolist()]
+    return Window(
+        first=first,
+        stop=stop,
+        jobs=jobs,
+        crystals=CrystalBatch.concatenate([part.crystals for part in parts]).select(order),
+        cifs=tuple(cifs),
+        formulas=tuple(formulas[place] for place in order.tolist()),
+        is_verified=fulfilled(_as_written(cifs), jobs),
+        rejected=tuple(sorted(rejected, key=lambda item: (item.index, item.attempt))),
+        trajectory=tuple(CrystalBatch.concatenate(list(same)).select(order) for same in states),
+        fixed_deviation=tuple(deviations[place] for place in order.tolist()) if deviations else (),
+    )
+
+
+def _as_written(cifs: Sequence[str]) -> CrystalBatch:
+    """What stands in the CIFs."""
+    return CrystalBatch.from_arrays([arrays for text in cifs if (arrays := parse_p1(text)) is not None])
