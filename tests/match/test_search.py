@@ -8,7 +8,7 @@ from pymatgen.core import Lattice, Structure
 
 from latentite.data.cif import Arrays
 from latentite.match.search import find_matches, structure_of
-from latentite.match.settings import LOOSE, STRICT
+from latentite.match.settings import LOOSE, STRICT, MatcherSettings
 
 SETTINGS = (STRICT, LOOSE)
 
@@ -55,14 +55,14 @@ def a_mixed_set(seed: int, count: int) -> list[Structure]:
 
 
 @pytest.mark.parametrize("settings", SETTINGS, ids=lambda one: one.name)
-def test_verdicts_equal_those_of_the_plain_matcher(settings: object) -> None:
+def test_verdicts_equal_those_of_the_plain_matcher(settings: MatcherSettings) -> None:
     crystals, reference = a_mixed_set(1, 24), a_mixed_set(2, 8)
     found = find_matches([*map(arrays, crystals)], [*map(arrays, reference)], settings=SETTINGS, workers=1)
-    matcher = settings.build()  # type: ignore[attr-defined]
+    matcher = settings.build()
     groups = matcher.group_structures(crystals)
     place = {id(structure): position for position, structure in enumerate(crystals)}
     first = {place[id(s)]: place[id(group[0])] for group in groups for s in group}
-    verdicts = found.verdicts[settings.name]  # type: ignore[attr-defined]
+    verdicts = found.verdicts[settings.name]
     assert 1 < len(groups) < len(crystals)
     for position, verdict in enumerate(verdicts):
         assert verdict is not None

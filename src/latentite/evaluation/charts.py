@@ -154,7 +154,7 @@ def _elements(generated: Measured, reference: Measured | None) -> Figure:
     _periodic_table(
         panels[0],
         lambda z: blues(0.12 + 0.8 * math.sqrt(share[z] / highest)) if share[z] else _EMPTY,
-        f"generated: share of structures with the element, up to {100 * highest:.0f} %",
+        f"structures with the element, up to {100 * highest:.0f} % of the generated ones",
     )
     if reference is not None:
         known = element_shares(reference)
@@ -169,7 +169,7 @@ def _elements(generated: Measured, reference: Measured | None) -> Figure:
         _periodic_table(
             panels[1],
             colour,
-            f"against the reference: blue more, red less (to a factor of {_LARGEST_RATIO:g}); black only generated",
+            f"ratio to the reference: blue more, red less (to {_LARGEST_RATIO:g}x), black: only here",
         )
     return figure
 
@@ -208,4 +208,4 @@ def _style(axes: Axes, unit: str) -> None:
     axes.grid(axis="y", color="#e3e6ea", linewidth=0.7)
     axes.set_axisbelow(True)
     axes.set_xlabel(unit, fontsize=8, color=INK)
-    axes.legend(frameon=False, fontsize=8)
+    axes.legend(frameon=False, fontsize=8, ncols=2, loc="lower right", bbox_to_anchor=(1.0, 0.98))

@@ -9,10 +9,12 @@ import json
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
 
+from latentite.data.cif import SYMBOLS
 from latentite.data.properties import derive_rows
 from latentite.evaluation.read import Crystals
 from latentite.files import cache_dir, write_json
@@ -35,7 +37,7 @@ class Measured:
     """One number per structure and property."""
 
     formulas: list[str]
-    """Reduced, elements in alphabetical order."""
+    """Reduced, elements in alphabetical order: keys for comparison."""
     chemical_systems: list[str]
     num_atoms: np.ndarray
     num_elements: np.ndarray
@@ -69,7 +71,7 @@ class Measured:
         """The columns of the table."""
         risks = [supply_risk(composition) for composition in self.compositions]
         columns: dict[str, list[float | int | bool | str | None]] = {
-            "formula": list(self.formulas),
+            "formula": [_usual_formula(composition) for composition in self.compositions],
             "chemical_system": list(self.chemical_systems),
             "num_atoms": self.num_atoms.tolist(),
             "num_elements": [int(count) for count in self.num_elements],
@@ -89,6 +91,14 @@ class Measured:
         columns["hhi_production"] = _cells(np.array([risk[0] for risk in risks]))
         columns["hhi_reserves"] = _cells(np.array([risk[1] for risk in risks]))
         return columns
+
+
+@lru_cache(maxsize=1 << 16)
+def _usual_formula(composition: Composition) -> str:
+    """The reduced formula in the usual order of the elements, as in `LiFePO4`."""
+    from pymatgen.core import Composition as PymatgenComposition
+
+    return PymatgenComposition({SYMBOLS[n - 1]: count for n, count in composition}).reduced_formula
 
 
 def _cells(values: np.ndarray) -> list[float | int | bool | str | None]:
