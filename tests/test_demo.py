@@ -8,11 +8,13 @@ from pathlib import Path
 import pytest
 import torch
 
-from latentite import cli, demo
+from latentite import cli, demo, demo_length
 from latentite.checkpoint import read_checkpoint
 from latentite.crystal import CrystalBatch
 from latentite.data.cache import write_dataset
 from latentite.data.dataset import CrystalDataset
+from latentite.training.datamodule import CrystalDataModule
+from latentite.training.settings import Precision
 
 
 @pytest.fixture
@@ -28,7 +30,17 @@ def small_demo(tmp_path: Path, crystals: CrystalBatch, monkeypatch: pytest.Monke
     size = {"d_model": 16, "num_heads": 2, "dim_feedforward": 32, "num_layers": 1}
     overrides = [f"vae_module.{part}.{key}={size[key]}" for part in ("encoder", "decoder") for key in size]
     overrides += [f"data.data_dir={folder}", "data.batch_size=4", "callbacks.progress_bar=false"]
-    monkeypatch.setattr(demo, "OVERRIDES", [*demo.OVERRIDES, *overrides])
+    monkeypatch.setattr(demo, "VAE_OVERRIDES", [*demo.VAE_OVERRIDES, *overrides])
+    tiny = {"size": "custom", "depth": 1, "hidden_size": 16, "num_heads": 2}
+    overrides = [f"ldm_module.denoiser.{key}={value}" for key, value in tiny.items()]
+    overrides += [f"data.data_dir={folder}", "data.batch_size=4", "callbacks.progress_bar=false"]
+    monkeypatch.setattr(demo, "LDM_OVERRIDES", [*demo.LDM_OVERRIDES, *overrides])
+    # A fixed number of steps, however busy the machine is.
+    for name in ("vae_seconds_per_step", "ldm_seconds_per_step"):
+        monkeypatch.setattr(demo, name, lambda *arguments: lambda precision: 0.01)
+    monkeypatch.setattr(demo_length, "SLOWEST", 1000.0)
+    monkeypatch.setattr(demo, "NUM_SAMPLES", 4)
+    monkeypatch.setattr(demo, "NUM_STEPS", 3)
     monkeypatch.chdir(tmp_path)
     return tmp_path
 
@@ -36,15 +48,30 @@ def small_demo(tmp_path: Path, crystals: CrystalBatch, monkeypatch: pytest.Monke
 def test_demo_leaves_a_report_pictures_and_a_checkpoint_and_prints_the_rates(
     small_demo: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert cli.main(["demo", "--out", "here", "--minutes", "0.02"]) == 0
+    assert cli.main(["demo", "--out", "here", "--minutes", "0.05"]) == 0
     out = small_demo / "here"
     summary = json.loads((out / "reconstruction" / "summary.json").read_text(encoding="utf-8"))
     assert summary["num_evaluated"] == 3
     assert summary["rates"]["match_loose"]["denominator"] == 3
-    for name in ("reconstructions.png", "training.png", "reconstruction/reconstructions.png"):
-        assert (out / name).stat().st_size > 1000
-    assert read_checkpoint(out / "run" / "checkpoints" / "last.ckpt").stage == "vae"
-    assert "of 3;" in capsys.readouterr().out
+    pictures = (
+        "reconstructions",
+        "samples",
+        "training_vae",
+        "training_ldm",
+        "reconstruction/reconstructions",
+    )
+    for name in pictures:
+        assert (out / f"{name}.png").stat().st_size > 1000
+    for stage in ("vae", "ldm"):
+        assert read_checkpoint(out / stage / "checkpoints" / "last.ckpt").stage == stage
+    manifest = json.loads((out / "samples" / "manifest.json").read_text(encoding="utf-8"))
+    cifs = list((out / "samples" / "cifs").glob("*.cif"))
+    assert len(cifs) == manifest["counts"]["written"]
+    assert len(cifs) + manifest["counts"]["failed"] == 4
+    assert json.loads((out / "evaluation" / "summary.json").read_text(encoding="utf-8"))
+    printed = capsys.readouterr().out
+    assert "of 3;" in printed
+    assert "asked 4, written" in printed
 
 
 def test_demo_without_time_is_refused_before_anything_is_written(
@@ -56,7 +83,15 @@ def test_demo_without_time_is_refused_before_anything_is_written(
 
 
 def test_the_schedule_of_the_demo_ends_with_its_steps(tmp_path: Path) -> None:
-    config = demo.demo_config(tmp_path / "run", seed=3)
+    config = demo.demo_vae_config(tmp_path / "run", seed=3)
     assert config.seed == 3
     assert config.vae_module.scheduler.name == "cosine"
     assert config.data.name == "prototypes"
+
+
+def test_steps_are_timed_on_throw_away_networks(small_demo: Path) -> None:
+    config = demo.demo_vae_config(small_demo / "run", seed=0)
+    data = CrystalDataModule(config.data)
+    before = torch.get_rng_state()
+    assert 0 < demo_length.vae_seconds_per_step(config.vae_module, data)(Precision.FP32) < 60
+    assert torch.get_rng_state().equal(before)

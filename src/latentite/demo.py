@@ -1,15 +1,15 @@
-"""`latentite demo`: the whole way in a few minutes on two CPU cores, with no download.
+"""`latentite demo`: every stage that there is, in a few minutes on two CPU cores, with no download.
 
-Makes the embedded dataset (once; then it is cached), trains a small VAE with the same code as every other
-run, sends test crystals through it that it has never seen, and leaves a report and pictures. Comes after
-`training/` and `reconstruct.py`; `demo_commands.py` is its command line.
+Makes the embedded dataset (once; then it is cached), trains a small VAE and a small latent diffusion model on
+it with the same code as every other run, sends unseen test crystals through the one, samples new crystals from
+the other, and leaves reports and pictures. Comes after `training/`, `reconstruct.py` and `generate.py`;
+`demo_length.py` fits the trainings to the machine, `demo_commands.py` is the command line.
 """
 
 from __future__ import annotations
 
 import logging
-import statistics
-import time
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,9 +17,12 @@ import torch
 
 from latentite.charts import draw_training_curve
 from latentite.config import compose, load
+from latentite.crystal import CrystalBatch
 from latentite.data.sampler import seeded_generator
-from latentite.nn.vae import CrystalVAE
-from latentite.objectives.vae import vae_loss
+from latentite.demo_length import ldm_seconds_per_step, set_length, vae_seconds_per_step
+from latentite.evaluation.run import Evaluation, evaluate
+from latentite.generate import GenerateConfig, GenerateResult, generate_from
+from latentite.pictures import draw_crystals
 from latentite.reconstruct import (
     Reconstruction,
     draw_reconstructions,
@@ -30,12 +33,12 @@ from latentite.reconstruct import (
 )
 from latentite.training.datamodule import CrystalDataModule
 from latentite.training.fit import FitResult, RunStatus
-from latentite.training.settings import Precision
-from latentite.training.stages import TrainVAEConfig, train_vae
+from latentite.training.ldm import read_vae
+from latentite.training.stages import TrainLDMConfig, TrainVAEConfig, train_ldm, train_vae
 
 log = logging.getLogger(__name__)
 
-OVERRIDES = [
+VAE_OVERRIDES = [
     "experiment=prototypes/vae_dng",
     "trainer.max_epochs=-1",
     "trainer.max_steps=1",
@@ -47,98 +50,134 @@ OVERRIDES = [
         for key, value in {"d_model": 128, "num_heads": 4, "dim_feedforward": 512, "num_layers": 3}.items()
     ],
 ]
-"""What differs from the experiment: a network that learns something in five minutes."""
+"""What differs from the experiment: a network that learns something in a few minutes."""
 
-NUM_VALIDATIONS = 5
-SLOWEST = 1.6
-"""When the machine turns out slower than measured, training stops after this many times the wished time."""
+LDM_OVERRIDES = [
+    "experiment=prototypes/ldm_null",
+    "trainer.max_epochs=-1",
+    "trainer.max_steps=1",
+    "trainer.gradient_clip_val=1.0",
+    "ldm_module.latent_cache=4",
+]
+
+VAE_SHARE = 0.6
+"""Of the time for training."""
+VAE_VALIDATIONS, LDM_VALIDATIONS = 5, 2
 NUM_TESTED, NUM_PICTURES = 300, 9
+NUM_SAMPLES, NUM_STEPS = 64, 50
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class DemoResult:
     """What the demo leaves."""
 
-    fit: FitResult
+    vae: FitResult
+    ldm: FitResult
     reconstruction: Reconstruction
-    picture: Path
+    samples: GenerateResult
+    evaluation: Evaluation | None
+    """None when training was so short that no sample is a crystal."""
+    pictures: tuple[Path, ...]
 
 
 def run_demo(out_dir: Path, *, minutes: float, seed: int = 0) -> DemoResult:
-    """Make the data, train for about `minutes`, reconstruct unseen crystals, write everything to `out_dir`.
+    """Make the data, train both stages for about `minutes` together, reconstruct, sample, write to `out_dir`.
 
     Raises:
         ValueError: for a time that is not positive.
-        KeyboardInterrupt: when the training was interrupted; its checkpoint is saved.
+        KeyboardInterrupt: when a training was interrupted; its checkpoint is saved.
     """
     if not minutes > 0:
         raise ValueError(f"--minutes must be more than 0, got {minutes}")
-    config = demo_config(out_dir / "run", seed=seed)
-    log.info("1 of 3: the embedded dataset")
-    data = CrystalDataModule(config.data)
+    vae_config = demo_vae_config(out_dir / "vae", seed=seed)
+    log.info("1 of 5: the embedded dataset")
+    data = CrystalDataModule(vae_config.data)
     data.setup("fit")
-    log.info("2 of 3: train a small VAE for about %g minutes", minutes)
-    set_length(config, data, seconds=60.0 * minutes)
-    fitted = train_vae(config, datamodule=data)
-    if fitted.status is RunStatus.PREEMPTED:
-        raise KeyboardInterrupt
-    log.info("3 of 3: reconstruct test crystals that it has never seen")
-    network, record = load_vae(fitted.last_path)
-    result = reconstruct(network, subset(data.splits["test"], NUM_TESTED, seed=seed))
-    write_report(result, out_dir / "reconstruction", record=record, source="prototypes (test)", seed=seed)
-    chosen = torch.randperm(len(result.ids), generator=seeded_generator(seed))[:NUM_PICTURES]
-    draw_training_curve(config.run_dir / "metrics.csv", out_dir / "training.png")
-    picture = draw_reconstructions(result, chosen, out_dir / "reconstructions.png")
-    return DemoResult(fit=fitted, reconstruction=result, picture=picture)
+    log.info("2 of 5: train a small VAE for about %.2g minutes", VAE_SHARE * minutes)
+    vae = fit_vae(vae_config, data, seconds=60.0 * VAE_SHARE * minutes)
+    log.info("3 of 5: reconstruct test crystals that it has never seen")
+    result, picture = show_reconstructions(vae, data, out_dir, seed=seed)
+    log.info("4 of 5: train a small latent diffusion model for about %.2g minutes", (1 - VAE_SHARE) * minutes)
+    ldm_config = demo_ldm_config(out_dir / "ldm", vae.last_path, seed=seed)
+    ldm = fit_ldm(ldm_config, data, seconds=60.0 * (1 - VAE_SHARE) * minutes)
+    log.info("5 of 5: sample %d new crystals", NUM_SAMPLES)
+    samples, evaluation, sample_pictures = show_samples(ldm, data, out_dir, seed=seed)
+    return DemoResult(
+        vae=vae,
+        ldm=ldm,
+        reconstruction=result,
+        samples=samples,
+        evaluation=evaluation,
+        pictures=(picture, *sample_pictures),
+    )
 
 
-def demo_config(run_dir: Path, *, seed: int) -> TrainVAEConfig:
+def demo_vae_config(run_dir: Path, *, seed: int) -> TrainVAEConfig:
     """The experiment `prototypes/vae_dng`, made small."""
-    values = compose("train_vae", [*OVERRIDES, f"seed={seed}"])
+    values = compose("train_vae", [*VAE_OVERRIDES, f"seed={seed}"])
     return load(TrainVAEConfig, values | {"run_dir": str(run_dir)})
 
 
-def set_length(config: TrainVAEConfig, data: CrystalDataModule, *, seconds: float) -> None:
-    """Choose number format and number of steps for this machine, so that the schedule ends with the time."""
-    speeds = {
-        precision: seconds_per_step(config, data, precision)
-        for precision in (Precision.FP32, Precision.BF16_MIXED)
-    }
-    # bf16 only where the hardware makes it clearly faster: without support it is many times slower.
-    is_faster = speeds[Precision.BF16_MIXED] < 0.9 * speeds[Precision.FP32]
-    config.trainer.precision = Precision.BF16_MIXED if is_faster else Precision.FP32
-    step = speeds[config.trainer.precision]
-    config.trainer.max_steps = max(2, int(0.9 * seconds / step))
-    config.trainer.max_time = max(1, int(SLOWEST * seconds))
-    num_epochs = config.trainer.max_steps / len(data.train_dataloader())
-    config.trainer.check_val_every_n_epoch = max(1, round(num_epochs / NUM_VALIDATIONS))
-    config.vae_module.scheduler.warmup_steps = min(
-        config.vae_module.scheduler.warmup_steps, config.trainer.max_steps // 4
-    )
-    log.info(
-        "%.2f s per step in %s: %d steps, %.1f epochs",
-        step,
-        config.trainer.precision,
-        config.trainer.max_steps,
-        num_epochs,
-    )
+def demo_ldm_config(run_dir: Path, vae_path: Path, *, seed: int) -> TrainLDMConfig:
+    """The experiment `prototypes/ldm_null`, made small, in the latent space of that VAE."""
+    values = compose("train_ldm", [*LDM_OVERRIDES, f"seed={seed}"])
+    values["ldm_module"]["vae_ckpt_path"] = str(vae_path)
+    return load(TrainLDMConfig, values | {"run_dir": str(run_dir)})
 
 
-def seconds_per_step(config: TrainVAEConfig, data: CrystalDataModule, precision: Precision) -> float:
-    """Median time of a few training steps of a throw-away network."""
-    module = config.vae_module
-    generator = seeded_generator(0)
-    batches = [batch for batch, _ in zip(data.train_dataloader(), range(8), strict=False)]
-    with torch.random.fork_rng(devices=[]):
-        network = CrystalVAE(module.architecture())
-    optimizer = torch.optim.AdamW(network.parameters())
-    times = []
-    for batch in batches:
-        start = time.perf_counter()
-        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=precision is Precision.BF16_MIXED):
-            terms = vae_loss(network, batch, module.loss_weights, generator=generator)
-        terms.total().backward()
-        optimizer.step()
-        optimizer.zero_grad()
-        times.append(time.perf_counter() - start)
-    return statistics.median(times)
+def fit_vae(config: TrainVAEConfig, data: CrystalDataModule, *, seconds: float) -> FitResult:
+    """Train stage 1 for about so many seconds."""
+    step = vae_seconds_per_step(config.vae_module, data)
+    scheduler = config.vae_module.scheduler
+    set_length(config, scheduler, data, step, seconds=seconds, num_validations=VAE_VALIDATIONS)
+    return _finished(train_vae(config, datamodule=data))
+
+
+def fit_ldm(config: TrainLDMConfig, data: CrystalDataModule, *, seconds: float) -> FitResult:
+    """Train stage 2 for about so many seconds, on the crystals of stage 1."""
+    step = ldm_seconds_per_step(*read_vae(config.ldm_module, data), data)
+    scheduler = config.ldm_module.scheduler
+    set_length(config, scheduler, data, step, seconds=seconds, num_validations=LDM_VALIDATIONS)
+    return _finished(train_ldm(config, datamodule=data))
+
+
+def _finished(result: FitResult) -> FitResult:
+    if result.status is RunStatus.PREEMPTED:
+        raise KeyboardInterrupt
+    return result
+
+
+def show_reconstructions(
+    vae: FitResult, data: CrystalDataModule, out_dir: Path, *, seed: int
+) -> tuple[Reconstruction, Path]:
+    """Send test crystals through the VAE; report, training curve and picture."""
+    network, record = load_vae(vae.last_path)
+    result = reconstruct(network, subset(data.splits["test"], NUM_TESTED, seed=seed))
+    write_report(result, out_dir / "reconstruction", record=record, source="prototypes (test)", seed=seed)
+    chosen = torch.randperm(len(result.ids), generator=seeded_generator(seed))[:NUM_PICTURES]
+    draw_training_curve(vae.run_dir / "metrics.csv", out_dir / "training_vae.png")
+    return result, draw_reconstructions(result, chosen, out_dir / "reconstructions.png")
+
+
+def show_samples(
+    ldm: FitResult, data: CrystalDataModule, out_dir: Path, *, seed: int
+) -> tuple[GenerateResult, Evaluation | None, list[Path]]:
+    """Sample new crystals into `samples/`, measure them against the training split, and draw them all."""
+    draw_training_curve(ldm.run_dir / "metrics.csv", out_dir / "training_ldm.png")
+    folder = out_dir / "samples"
+    if folder.exists():  # of an earlier demo
+        shutil.rmtree(folder)
+    config = GenerateConfig(
+        ckpt=ldm.last_path, num_samples=NUM_SAMPLES, steps=NUM_STEPS, seed=seed, out=folder
+    )
+    samples = generate_from(config, command=["latentite", "demo"])
+    if not samples.counts.written:
+        return samples, None, []
+    known = data.splits["train"].crystals.with_properties({})
+    report = evaluate(folder / "cifs", reference=known, out=out_dir / "evaluation", workers=1, seed=seed)
+    crystals = CrystalBatch.from_arrays(report.crystals.arrays)
+    heading = f"{len(crystals)} sampled crystals; not in the training set: {report.rates['novel']}"
+    path = draw_crystals(
+        crystals, out_dir / "samples.png", columns=8, panel_inches=1.5, dpi=110, heading=heading
+    )
+    return samples, report, [path]

@@ -12,12 +12,15 @@ def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     """Add `demo`; it sets `func`, from the arguments to the exit code. `cli.py` reports mistakes."""
     command = subparsers.add_parser(
         "demo",
-        help="train a small VAE on the embedded crystals and show what it rebuilds; a few minutes",
-        description="Make the embedded dataset, train a small VAE, rebuild crystals that it has not seen. "
-        "Needs two CPU cores, about eight minutes the first time, and no network.",
+        help="train both stages on the embedded crystals, rebuild some, sample new ones; a few minutes",
+        description="Make the embedded dataset, train a small VAE and a small latent diffusion model, rebuild "
+        "crystals that they have not seen, sample and measure new ones. Needs two CPU cores, about ten minutes "
+        "the first time, and no network.",
     )
     command.add_argument("--out", type=Path, default=Path("demo"), metavar="DIR", help="folder [%(default)s]")
-    command.add_argument("--minutes", type=float, default=5.0, help="of training [%(default)s]")
+    command.add_argument(
+        "--minutes", type=float, default=6.0, help="of training, both stages together [%(default)s]"
+    )
     command.add_argument("--seed", type=int, default=0, help="of everything random [%(default)s]")
     command.set_defaults(func=_demo)
 
@@ -25,15 +28,23 @@ def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) ->
 def _demo(arguments: argparse.Namespace) -> int:
     # Imported here: Lightning and the networks take seconds, and `--help` should not.
     from latentite.demo import run_demo
+    from latentite.evaluate_commands import rates_table
     from latentite.reconstruct import report_table
+    from latentite.sample_commands import summary_lines
 
     result = run_demo(arguments.out, minutes=arguments.minutes, seed=arguments.seed)
     console = Console()
     console.print(report_table(result.reconstruction, title="Test crystals, rebuilt from 8 numbers per atom"))
+    if result.evaluation is not None:
+        console.print(rates_table(result.evaluation, title="New crystals, sampled from noise"))
+    for line in summary_lines(result.samples):
+        console.print(line, markup=False, highlight=False, soft_wrap=True)
     for what, path in (
-        ("picture", result.picture),
+        *(("picture", picture) for picture in result.pictures),
         ("report", arguments.out / "reconstruction"),
-        ("checkpoint", result.fit.last_path),
+        *([] if result.evaluation is None else [("report", arguments.out / "evaluation" / "report.html")]),
+        ("checkpoint", result.vae.last_path),
+        ("checkpoint", result.ldm.last_path),
     ):
         console.print(f"{what:11}{path}", markup=False, highlight=False, soft_wrap=True)
     return 0

@@ -72,17 +72,18 @@ def _evaluate(arguments: argparse.Namespace) -> int:
             stage=stage,
         )
     console = Console()
-    console.print(_table(result))
+    console.print(rates_table(result))
     report = arguments.out / "report.html"
     console.print(f"Report in {report}", markup=False, highlight=False, soft_wrap=True)
     return 0
 
 
-def _table(result: Evaluation) -> Table:
+def rates_table(result: Evaluation, *, title: str | None = None) -> Table:
+    """The rates as a rich table."""
     from latentite.evaluation.page import LABELS
 
     crystals = result.crystals
-    table = Table(title=f"Evaluation, protocol {result.protocol.name}", show_header=False)
+    table = Table(title=title or f"Evaluation, protocol {result.protocol.name}", show_header=False)
     table.add_column(style="bold")
     table.add_column()
     failed = len(crystals.rejections)

@@ -40,7 +40,7 @@ from latentite.sampling.folder import Counts, Format
 from latentite.sampling.jobs import Ask, Jobs
 from latentite.sampling.options import Numbers, Structures, Texts
 from latentite.sampling.run import Origin, Run, refuse_folder, run_in_memory, run_to_folder
-from latentite.sampling.sizes import NumAtoms, choose_num_atoms, plan_jobs
+from latentite.sampling.sizes import NumAtoms, choose_num_atoms, plan_jobs, training_sizes
 from latentite.sampling.start import Start, start_from
 from latentite.sampling.window import Advance, shard_range, window_size
 
@@ -249,8 +249,7 @@ class _Model:
                 fix_sites=given.numbers("fix_sites", config.fix_sites),
                 fix_species=given.names(config.fix_species),
             )
-        counts = record.data.get("num_atoms_histogram")
-        train_sizes = None if counts is None else NumAtoms.from_histogram(counts)
+        train_sizes = training_sizes(record.data)
         asks = build_asks(
             network,
             train_sizes=train_sizes,

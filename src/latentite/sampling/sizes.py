@@ -11,6 +11,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from jaxtyping import Float, Int
@@ -77,6 +78,12 @@ class NumAtoms:
             raise ValueError(f"num_atoms must be 1 or more, got {min(counts)}")
         weights = [float(counts.get(size, 0.0)) for size in range(max(counts, default=0) + 1)]
         return NumAtoms.from_histogram(weights)
+
+
+def training_sizes(data: Mapping[str, Any]) -> NumAtoms | None:
+    """Sizes of the training set, from what a checkpoint says of its data; None where it does not say."""
+    counts = data.get("splits", {}).get("train", {}).get("num_atoms_histogram")
+    return None if counts is None else NumAtoms.from_histogram(counts)
 
 
 def parse_num_atoms(text: str | int) -> NumAtoms:
