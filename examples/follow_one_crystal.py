@@ -3,8 +3,9 @@
     python examples/follow_one_crystal.py
 
 Rock salt starts as a row of a CSV file, is read, brought to the canonical form and packed, encoded to a
-latent and decoded by a tiny VAE (random weights: what comes out is a cell, not yet a crystal), and ends as a
-CIF file. Needs no data, no GPU and a few seconds; the tests run it.
+latent and decoded by a tiny VAE, noised and denoised by a tiny diffusion transformer (random weights: what comes
+out is a cell, not yet a crystal), and a new one ends as a CIF file. Needs no data, no GPU and a few seconds; the
+tests run it.
 """
 
 from __future__ import annotations
@@ -19,9 +20,17 @@ from pymatgen.core import Lattice, Structure
 
 from latentite.crystal import CrystalBatch
 from latentite.data import canonical, table
+from latentite.diffusion.noise import CrystalNoise
+from latentite.diffusion.samplers import noised
+from latentite.diffusion.schedule import FlowSchedule
 from latentite.nn.decoder import DecoderConfig
+from latentite.nn.denoiser import DenoiserConfig, DenoiserSize, TokenIndex
 from latentite.nn.encoders import EncoderConfig
+from latentite.nn.ldm import LatentDiffusion, LDMConfig
 from latentite.nn.vae import CrystalVAE, VAEConfig
+from latentite.objectives.ldm import DiffusionConfig, DiffusionKind
+from latentite.sampling.chain import sample_jobs
+from latentite.sampling.jobs import Jobs
 
 
 def show(place: str, thing: object) -> None:
@@ -80,9 +89,36 @@ def main(folder: Path) -> Path:
     crystals = decoded.to_crystals()
     show("7. the most likely crystal, again a CrystalBatch", crystals)
 
-    path = folder / "salt_decoded.cif"
-    crystals.to_structures()[0].to(filename=str(path), fmt="cif")
-    show("8. a CIF file, the end of the way", path.name)
+    denoiser = DenoiserConfig(
+        size=DenoiserSize.CUSTOM,
+        depth=2,
+        hidden_size=32,
+        num_heads=2,
+        learn_variance=False,
+        index=TokenIndex.NONE,
+    )
+    network = LatentDiffusion(LDMConfig(vae=vae.config, denoiser=denoiser)).eval()
+    network.vae.load_state_dict(vae.state_dict())
+    latents = network.encode(batch)
+    show("8. nn/ldm.py: the latents as the diffusion stage sees them, padded", latents)
+
+    level = 30
+    schedule = FlowSchedule(num_steps=50)
+    noise = CrystalNoise([1], num_atoms=batch.num_atoms, num_channels=8)
+    state = noised(latents.tokens, noise.start(), schedule, level)
+    show(f"9. diffusion/samplers.py puts the noise of level {level} of 50 on them", state)
+
+    time = torch.tensor([float(schedule.at(level).time)])
+    with torch.inference_mode():
+        show("10. nn/denoiser.py says which way is back", network.denoiser(state, time, latents.mask))
+
+    flow = DiffusionConfig(kind=DiffusionKind.FLOW)
+    sampled = sample_jobs(network, flow, Jobs.plain(batch.num_atoms), seed=0).crystals
+    show("11. sampling/chain.py walks from pure noise to a new crystal", sampled)
+
+    path = folder / "sampled.cif"
+    sampled.to_structures()[0].to(filename=str(path), fmt="cif")
+    show("12. a CIF file, the end of the way", path.name)
     return path
 
 

@@ -28,15 +28,16 @@ Each command has its own --help."""
 
 TRAIN_HELP = """usage: latentite train STAGE [key=value ...] [--cfg job] [--multirun]
 
-Stages: vae.
+Stages: vae, ldm.
 
 examples:
   latentite train vae experiment=prototypes/vae_dng
   latentite train vae experiment=mp_20/vae_dng trainer=gpu logger.wandb.name=first
   latentite train vae experiment=mp_20/vae_dng --cfg job        print every setting
   latentite train vae experiment=mp_20/vae_dng ckpt_path=logs/.../checkpoints/last.ckpt    resume
+  latentite train ldm experiment=prototypes/ldm_null ldm_module.vae_ckpt_path=logs/.../checkpoints/last.ckpt
 
-The keys are those of configs/, the same as for python src/train_vae.py.
+The keys are those of configs/, the same as for python src/train_vae.py and python src/train_ldm.py.
 """
 
 STAGES = ("vae", "ldm")
@@ -45,9 +46,9 @@ _CHILD = "LATENTITE_TRAIN_STAGE"
 """The stage, for the further processes of a distributed run: Lightning passes them the overrides only."""
 
 GROUPS = {
-    "demo": ("latentite.demo_commands", "train a small VAE on embedded crystals and show what it rebuilds"),
+    "demo": ("latentite.demo_commands", "train both stages on embedded crystals, show what comes out"),
     "data": ("latentite.data.commands", "datasets: build from your files, look into one"),
-    "train": (None, "train a stage: latentite train vae [key=value ...]"),
+    "train": (None, "train a stage: latentite train vae|ldm [key=value ...]"),
     "vae": ("latentite.reconstruct_commands", "use a trained VAE: reconstruct"),
     "sample": ("latentite.sample_commands", "new crystals from a trained latent diffusion model"),
     "evaluate": ("latentite.evaluate_commands", "measure any set of structures against a reference"),
