@@ -103,6 +103,19 @@ def sampling_schedule(diffusion: DiffusionConfig, config: SamplingConfig) -> tup
     return kind, schedule
 
 
+def sampler_settings(diffusion: DiffusionConfig, config: SamplingConfig) -> SamplerSettings:
+    """What the sampler must know of the network.
+
+    Raises:
+        ValueError: for an eta that is no amount of noise.
+    """
+    return SamplerSettings(
+        target=diffusion.target,
+        variance=diffusion.variance if diffusion.learn_variance else Variance.FIXED_SMALL,
+        eta=config.eta,
+    )
+
+
 @torch.no_grad()
 def sample_jobs(
     network: LatentDiffusion,
@@ -132,11 +145,7 @@ def sample_jobs(
     """
     config = config or SamplingConfig()
     kind, schedule = sampling_schedule(diffusion, config)
-    settings = SamplerSettings(
-        target=diffusion.target,
-        variance=diffusion.variance if diffusion.learn_variance else Variance.FIXED_SMALL,
-        eta=config.eta,
-    )
+    settings = sampler_settings(diffusion, config)
     chain = _Chain(
         network=network, kind=kind, schedule=schedule, settings=settings, config=config, start=start
     )

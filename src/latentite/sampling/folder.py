@@ -220,7 +220,9 @@ class RunFolder:
             self._write_file(self.path / TRAJECTORIES / name, text)
 
     def _remove_files(self, stop: int) -> None:
-        """Remove the files of crystals that were written after the last commit."""
+        """Remove what was written after the last commit: files of crystals, and half-written ones."""
+        for path in self.path.glob(".*.tmp"):
+            path.unlink()
         for folder in (CIFS, TRAJECTORIES):
             for path in (self.path / folder).glob("*"):
                 is_temporary = path.name.startswith(".")

@@ -1,21 +1,26 @@
-"""Options of a run as users type them, to typed values, with one sentence for each mistake.
+"""The options of a run as users type them, and as typed values, with one sentence for each mistake.
 
-Depends on `chain.py` and the readers of `data/` only; `generate.py` uses it.
+Comes after `chain.py` and `folder.py`; `model.py` makes a run of them.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeAlias, TypeVar
 
 import torch
 
+from latentite.checkpoint import Weights
 from latentite.crystal import CrystalBatch
 from latentite.data.checks import Limits
 from latentite.data.records import Rejection
 from latentite.data.table import read
+from latentite.diffusion.samplers import SamplerKind
+from latentite.sampling.chain import Precision, SamplingConfig
+from latentite.sampling.folder import Format
 
 if TYPE_CHECKING:
     from ase import Atoms
@@ -29,6 +34,107 @@ Structures: TypeAlias = "str | Path | Structure | Atoms | Sequence[Structure | A
 """A file, a folder, or objects."""
 
 Choice = TypeVar("Choice", bound=StrEnum)
+
+
+@dataclass(kw_only=True, slots=True)
+class GenerateConfig:
+    """The options of `latentite sample`, under the same names; text is taken wherever the command line takes it."""
+
+    ckpt: str | Path
+    """A checkpoint file, or a name of `latentite hub list`."""
+    num_samples: int = 64
+    """Crystals; with formulas or structures to start from, for each of them."""
+    batch_size: int = 256
+    """Most crystals at once; halved when memory runs out."""
+    seed: int = 0
+    sampler: SamplerKind | str | None = None
+    """None: the default for the checkpoint's process."""
+    steps: int = 50
+    eta: float = 1.0
+    """Noise of `ddim` and `flow_sde`."""
+    guidance: float | str | Mapping[str, float] = 2.0
+    """s of u + s (c - u): one number, or `name=number,...`, one for each condition."""
+    conditions: str | Mapping[str, object] | None = None
+    """`band_gap=2.0,chemical_system=Li-Fe-O`."""
+    num_atoms: str | int | None = None
+    """`12` or `8:20`."""
+    num_atoms_distribution: str | Path = "train"
+    """`train`, or a file with counts (`sizes.read_num_atoms`)."""
+    formula: Texts = ()
+    """Formulas, or files with one formula per line."""
+    formula_units: Numbers | None = None
+    """Formula units per cell; None: as many as sizes of the training set allow, as often as these occur."""
+    elements_allowed: Texts | None = None
+    elements_required: Texts | None = None
+    elements_forbidden: Texts | None = None
+    init: Structures | None = None
+    """Structures to start from: a file, a folder, or objects."""
+    strength: float | None = None
+    """Share of the steps that is taken from them, in (0, 1]; None: all, which is for fixed atoms only."""
+    fix_sites: Numbers = ()
+    """Atoms of `init` to keep, counted from 0."""
+    fix_species: Texts = ()
+    """Elements whose atoms are kept."""
+    out: str | Path | None = None
+    """Folder; None keeps the crystals in memory."""
+    format: Texts = ("cif", "extxyz")
+    """`cif`, `extxyz`, `json`."""
+    trajectory: bool = False
+    """Write every state on the way as well."""
+    device: str = "auto"
+    """`auto` takes CUDA, then MPS, then the CPU."""
+    precision: Precision | str = Precision.FP32
+    shard: str = "1/1"
+    """`k/n`: the k-th of n parts of the run, k from 1."""
+    resume: bool = False
+    """Go on with the run in `out`."""
+    no_replace: bool = False
+    """Do not sample again what cannot be used."""
+    max_attempts: int = 20
+    """At each crystal."""
+    weights: Weights | str | None = None
+    """None: EMA where there is one."""
+
+    def __post_init__(self) -> None:
+        for name in ("num_samples", "batch_size", "steps", "max_attempts"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        if self.init is None and (self.strength is not None or self.fix_sites != () or self.fix_species):
+            raise ValueError(
+                "strength, fix_sites and fix_species must be given together with init, got no init"
+            )
+        if self.init is not None and self.strength is None and self.fix_sites == () and not self.fix_species:
+            raise ValueError(
+                "strength must be given with init, such as 0.3: without it, and with no atom fixed, nothing of "
+                "the structure would be kept"
+            )
+        if self.out is None and (self.resume or self.trajectory):
+            raise ValueError(
+                "out must be given together with resume and trajectory, which are about its files"
+            )
+        if self.num_atoms is not None and (self.formula or self.init is not None):
+            raise ValueError(
+                "num_atoms must not be given with formula or init, which say how many atoms there are; formula_units "
+                "chooses the size of the cell"
+            )
+
+    def sampling(self) -> SamplingConfig:
+        """How the chain is walked."""
+        return SamplingConfig(
+            sampler=None if self.sampler is None else choice("sampler", self.sampler, SamplerKind),
+            steps=self.steps,
+            eta=self.eta,
+            guidance=parse_guidance(self.guidance),
+            batch_size=self.batch_size,
+            precision=choice("precision", self.precision, Precision),
+        )
+
+    def formats(self) -> tuple[Format, ...]:
+        """The formats to write, each once."""
+        found = dict.fromkeys(choice("format", name, Format) for name in names(self.format))
+        if not found:
+            raise ValueError(f"format must be one or more of {', '.join(Format)}, got none")
+        return tuple(found)
 
 
 def choice(option: str, value: str, kind: type[Choice]) -> Choice:

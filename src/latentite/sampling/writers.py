@@ -22,6 +22,8 @@ _MAX_EDGE = 1000.0
 """Å; in longer cells two atoms that are well apart can be too close in fractional coordinates for pymatgen."""
 _MIN_FRACTION = 5e-4
 """Fractional; pymatgen takes sites within 1e-4 for one, and moves those near 1/3 and 2/3 by up to 7e-5."""
+_NEXT, _LAST = [1, 2, 0], [2, 0, 1]
+"""The two vectors that enclose each angle: alpha lies between b and c."""
 _COORDINATE_ERROR = 1e-4
 """Fractional; more than the digits of the file and the moves to 1/3 and 2/3 can make."""
 
@@ -184,9 +186,7 @@ def _quoted(value: str | int | float) -> str:
 def _cell(lattice: np.ndarray) -> tuple[Sequence[float], Sequence[float]]:
     """Lengths (Å) and angles (degrees)."""
     lengths = np.linalg.norm(lattice, axis=1)
-    following = np.roll(lattice, -1, axis=0), np.roll(lengths, -1)
-    last = np.roll(lattice, -2, axis=0), np.roll(lengths, -2)
-    cosines = (following[0] * last[0]).sum(axis=1) / (following[1] * last[1])
+    cosines = (lattice[_NEXT] * lattice[_LAST]).sum(axis=1) / (lengths[_NEXT] * lengths[_LAST])
     return lengths.tolist(), np.degrees(np.arccos(np.clip(cosines, -1.0, 1.0))).tolist()
 
 
