@@ -19,6 +19,8 @@ from latentite.data.niggli import integer_inverse, niggli_transformations
 
 _SHIFTS = np.array(list(product((-1, 0, 1), repeat=3)), dtype=float)
 _NUMBERS_AT_ONCE = 4_000_000
+_FLAT = 1e-6
+"""Å^3; the reduction of a cell without volume may never come to an end."""
 
 
 def volumes(crystals: Sequence[Arrays]) -> Float[np.ndarray, " crystal"]:
@@ -54,9 +56,10 @@ def min_distances(
 def _transformations(crystals: Sequence[Arrays]) -> dict[int, np.ndarray]:
     """Integer matrices to the Niggli cell by position, of those that have one."""
     found: dict[int, np.ndarray] = {}
-    for position, (_, _, cell) in enumerate(crystals):
-        with suppress(ValueError):
-            found[position] = niggli_transformations(cell[None])[0]
+    for position, volume in enumerate(volumes(crystals)):
+        if volume > _FLAT:
+            with suppress(ValueError):
+                found[position] = niggli_transformations(crystals[position][2][None])[0]
     return found
 
 
