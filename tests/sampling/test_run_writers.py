@@ -60,12 +60,15 @@ def assert_pymatgen_reads(arrays: Arrays, text: str) -> None:
     wanted = Lattice(lattice)
     np.testing.assert_allclose(found.lattice.abc, wanted.abc, atol=1e-4, rtol=1e-6)
     np.testing.assert_allclose(found.lattice.angles, wanted.angles, atol=1e-4)
-    # pymatgen groups the sites by element and keeps their order within
-    order = np.argsort(numbers, kind="stable")
-    back = np.argsort(found.atomic_numbers, kind="stable")
-    difference = found.frac_coords[back] - coords[order]
+    # pymatgen groups the sites by element: each atom's own is the nearest of its element
+    difference = coords[:, None] - found.frac_coords[None]
     difference = np.abs(difference - np.round(difference))
-    near_thirds = np.abs((coords[order] * 3.0) - np.round(coords[order] * 3.0)) < 2e-4
+    is_other = numbers[:, None] != np.array(found.atomic_numbers)[None]
+    site = (difference.max(axis=-1) + is_other).argmin(axis=1)
+    assert sorted(site.tolist()) == list(range(len(numbers)))
+    assert not is_other[np.arange(len(numbers)), site].any()
+    difference = difference[np.arange(len(numbers)), site]
+    near_thirds = np.abs(coords * 3.0 - np.round(coords * 3.0)) < 2e-4
     assert (difference <= np.where(near_thirds, THIRDS, 1e-5)).all()
 
 
