@@ -34,6 +34,7 @@ ORDER = [
     {"generate", "evaluation", "reconstruct"},
     {"training", "campaign"},
     {"config"},
+    {"demo_length"},
     {"demo"},
     {"hub_commands", "reconstruct_commands", "sample_commands", "evaluate_commands", "demo_commands"},
     {"cli"},
