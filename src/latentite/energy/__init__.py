@@ -1,0 +1,1 @@
+"""Machine-learned potentials behind one small protocol, relaxation, convex hull and element references."""
