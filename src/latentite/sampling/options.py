@@ -99,11 +99,12 @@ class GenerateConfig:
         for name in ("num_samples", "batch_size", "steps", "max_attempts"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
-        if self.init is None and (self.strength is not None or self.fix_sites != () or self.fix_species):
+        is_fixing = bool(numbers("fix_sites", self.fix_sites) or names(self.fix_species))
+        if self.init is None and (self.strength is not None or is_fixing):
             raise ValueError(
                 "strength, fix_sites and fix_species must be given together with init, got no init"
             )
-        if self.init is not None and self.strength is None and self.fix_sites == () and not self.fix_species:
+        if self.init is not None and self.strength is None and not is_fixing:
             raise ValueError(
                 "strength must be given with init, such as 0.3: without it, and with no atom fixed, nothing of "
                 "the structure would be kept"
