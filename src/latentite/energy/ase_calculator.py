@@ -1,0 +1,117 @@
+"""Any ASE calculator as a potential, named by its import path; so MACE, ORB, SevenNet and MatterSim work where
+a user has them.
+
+Comes after `potential.py`. ASE computes one crystal after the other; what it refuses becomes a failure of
+that crystal alone.
+"""
+
+from __future__ import annotations
+
+import importlib
+import logging
+from collections.abc import Collection, Mapping
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from latentite.crystal import CrystalBatch
+from latentite.data.checks import MAX_ATOMIC_NUMBER
+from latentite.energy.potential import EnergyForces, PotentialCard, TheoryLevel
+
+if TYPE_CHECKING:
+    from ase.calculators.calculator import Calculator
+
+log = logging.getLogger(__name__)
+
+UNKNOWN_THEORY = TheoryLevel(functional="unknown", is_corrected=None)
+
+
+class ASEPotential:
+    """A calculator behind the protocol of `potential.py`.
+
+    Args:
+        path: `package.module:Class`, or a function that returns a calculator.
+        arguments: its keyword arguments.
+        name: for the card; `path` when None.
+        version: of its weights or package, for the card.
+        sha256: of its weights, for the card.
+        elements: atomic numbers that it knows; all when None.
+        theory: level of its energies; `UNKNOWN_THEORY` when None, which no hull is compared with unless told.
+        cutoff: Å, within which every atom must have a neighbour.
+
+    Raises:
+        ValueError: when the path names nothing that can be called, or the arguments are not those it takes.
+    """
+
+    def __init__(
+        self,
+        path: str,
+        *,
+        arguments: Mapping[str, Any] | None = None,
+        name: str | None = None,
+        version: str = "unknown",
+        sha256: str | None = None,
+        elements: Collection[int] | None = None,
+        theory: TheoryLevel | None = None,
+        cutoff: float = 6.0,
+    ) -> None:
+        self._calculator = _build(path, dict(arguments or {}))
+        self._card = PotentialCard(
+            name=name or path,
+            version=version,
+            sha256=sha256,
+            elements=frozenset(elements or range(1, MAX_ATOMIC_NUMBER + 1)),
+            theory=theory or UNKNOWN_THEORY,
+            cutoff=cutoff,
+        )
+
+    @property
+    def card(self) -> PotentialCard:
+        return self._card
+
+    def compute(self, crystals: CrystalBatch) -> EnergyForces:
+        """See `potential.Potential.compute`."""
+        energies = np.full(len(crystals), np.nan)
+        forces = np.full((crystals.total_atoms, 3), np.nan)
+        stresses = np.full((len(crystals), 3, 3), np.nan)
+        failures: dict[int, str] = {}
+        end = 0
+        for position, atoms in enumerate(crystals.to_atoms()):
+            start, end = end, end + len(atoms)
+            atoms.calc = self._calculator
+            try:
+                energies[position] = atoms.get_potential_energy()
+                forces[start:end] = atoms.get_forces()
+                stresses[position] = atoms.get_stress(voigt=False)
+            except Exception as error:  # noqa: BLE001 - calculators are not ours and raise whatever they like
+                failures[position] = f"{self._card.name} raised {type(error).__name__}: {error}"
+                energies[position] = np.nan
+                forces[start:end] = np.nan
+                log.warning("crystal %d: %s", position, failures[position])
+        like = crystals.frac_coords
+        return EnergyForces(
+            energy=torch.from_numpy(energies).to(like),
+            forces=torch.from_numpy(forces).to(like),
+            stress=torch.from_numpy(stresses).to(like),
+            failures=failures,
+        )
+
+
+def _build(path: str, arguments: dict[str, Any]) -> Calculator:
+    module_name, colon, name = path.partition(":")
+    if not (module_name and colon and name):
+        raise ValueError(
+            f"a calculator is named as package.module:Class, got {path!r} (for example ase.calculators.emt:EMT)"
+        )
+    try:
+        maker = getattr(importlib.import_module(module_name), name)
+    except (ImportError, AttributeError) as error:
+        raise ValueError(
+            f"calculator {path!r} cannot be imported ({error}); install its package or correct the path"
+        ) from error
+    try:
+        calculator: Calculator = maker(**arguments)
+    except TypeError as error:
+        raise ValueError(f"calculator {path!r} does not take the arguments {arguments}: {error}") from error
+    return calculator
