@@ -7,7 +7,7 @@ import pytest
 from pymatgen.core import Lattice, Structure
 
 from latentite.data.cif import Arrays
-from latentite.metrics import symmetry
+from latentite.data.properties import space_group_number
 from latentite.metrics.symmetry import SYMPRECS, space_groups
 
 
@@ -40,7 +40,7 @@ def test_a_small_displacement_is_symmetric_at_the_larger_tolerance_only() -> Non
 
 def test_both_libraries_agree_on_known_crystals() -> None:
     for numbers, coords, lattice in known():
-        found = symmetry._by_spglib(numbers, coords, lattice, symprec=0.1)
+        found = space_group_number(numbers, coords, lattice, symprec=0.1)
         assert found == space_groups([(numbers, coords, lattice)], symprecs=(0.1,), workers=1)[0, 0]
 
 

@@ -1,8 +1,9 @@
 """Space groups at several tolerances: a crystal that is symmetric only at 0.1 Å is not symmetric yet.
 
-By moyopy (`data/properties.py`), ten times as fast as spglib; but in collapsed and in very long cells, as generators
-make them, its search may never come to an end (33 of 794 cells of random shape). Spglib's always did, so it does
-those: Togo et al. 2024, Sci. Technol. Adv. Mater. Methods 4, 2384822. Comes after `geometry.py` and `processes.py`.
+By spglib (Togo et al. 2024, Sci. Technol. Adv. Mater. Methods 4, 2384822), as in the papers of the field. The
+moyopy of `data/properties.py` is ten times as fast on relaxed crystals, but on generated ones at generous tolerances
+its search may never end and takes all memory (33 of 794 cells of random shape, and sound-looking samples of our own
+models, so no test of the cell can tell beforehand). Comes after `processes.py`.
 """
 
 from __future__ import annotations
@@ -16,17 +17,12 @@ import numpy as np
 from jaxtyping import Float
 
 from latentite.data.cif import Arrays
-from latentite.data.properties import space_group_number
-from latentite.metrics.geometry import min_distances, volumes
 from latentite.processes import map_in_order
 
 SYMPRECS = (0.01, 0.1, 0.2)
 """Å: the libraries' usual default, the Materials Project's value, and a generous one for raw samples."""
 
 _CHUNK = 256
-_SHORTEST, _NEAREST, _LONGEST = 12.0, 3.0, 15.0
-"""A crystal is moyopy's when its shortest lattice vector is at least 12 tolerances, its closest atoms are 3 tolerances
-apart, and its volume is at most 15 times the cube of that vector. MP-20's shortest vector is 2.4 Å."""
 
 
 def space_groups(
@@ -55,20 +51,11 @@ def space_groups(
 
 
 def _space_groups(chunk: Sequence[Arrays], *, symprecs: tuple[float, ...]) -> np.ndarray:
-    between, own = min_distances(chunk)
-    is_long = ~(volumes(chunk) <= _LONGEST * own**3)  # also where it is not known
-    found = np.full((len(chunk), len(symprecs)), np.nan)
-    for column, symprec in enumerate(symprecs):
-        is_wild = is_long | (own < _SHORTEST * symprec) | (between < _NEAREST * symprec)
-        for position, crystal in enumerate(chunk):
-            search = _by_spglib if is_wild[position] else space_group_number
-            number = search(*crystal, symprec=symprec)
-            if number is not None:
-                found[position, column] = number
-    return found
+    found = [[_space_group(*crystal, symprec=symprec) for symprec in symprecs] for crystal in chunk]
+    return np.array(found, dtype=float)  # None becomes NaN
 
 
-def _by_spglib(
+def _space_group(
     atomic_numbers: np.ndarray, frac_coords: np.ndarray, lattice: np.ndarray, *, symprec: float
 ) -> int | None:
     import spglib
