@@ -24,7 +24,7 @@ class RunProgress:
     """
 
     def __init__(self, total: int, done: int = 0) -> None:
-        self._total, self._begun_at, self._done = total, done, done
+        self._total, self._begun_at = total, done
         self._start = time.perf_counter()
         console = Console(stderr=True)
         columns = (TextColumn("sample"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[rate]}"))
@@ -43,16 +43,16 @@ class RunProgress:
         self._bar.stop()
 
     def batch(self, count: int) -> None:
-        """So many more crystals of the current window left the chain; attempts at the same ones count once."""
-        shown = self._bar.tasks[0].completed
-        if not self._bar.disable:
-            self._bar.update(self._task, completed=min(shown + count, self._total))
+        """So many more crystals of the current window left the chain."""
+        shown = min(self._bar.tasks[0].completed + count, self._total)
+        self._bar.update(self._task, completed=shown, rate=self._rate(shown))
 
     def window(self, done: int) -> None:
         """So many crystals are written."""
-        self._done = done
-        seconds = time.perf_counter() - self._start
-        rate = f"{(done - self._begun_at) / max(seconds, 1e-9):.3g} structures/s"
-        self._bar.update(self._task, completed=done, rate=rate)
+        self._bar.update(self._task, completed=done, rate=self._rate(done))
         if self._bar.disable:
-            log.info("%d of %d crystals, %s", done, self._total, rate)
+            log.info("%d of %d crystals, %s", done, self._total, self._rate(done))
+
+    def _rate(self, done: float) -> str:
+        seconds = time.perf_counter() - self._start
+        return f"{(done - self._begun_at) / max(seconds, 1e-9):.3g} structures/s"
