@@ -21,6 +21,7 @@ from latentite.crystal import CrystalBatch
 from latentite.ldm_checkpoint import load_ldm
 from latentite.metrics.composition import SmactRule, is_smact_valid, reduced_composition
 from latentite.metrics.reconstruction import LOOSE, reconstruction_table
+from latentite.sampling.batches import size_batches
 from latentite.sampling.chain import SamplingConfig, sample_jobs
 from latentite.sampling.checks import geometry_refusals
 from latentite.sampling.jobs import Jobs
@@ -58,7 +59,7 @@ def main() -> None:
         calls, start = 0, time.perf_counter()
         crystals = sample_jobs(network, settings.diffusion, jobs, seed=args.seed, config=config).crystals
         seconds = time.perf_counter() - start
-        batches = -(-args.num_samples // config.batch_size)
+        batches = len(size_batches(jobs.num_atoms, config.batch_size))
         reference = reference or crystals
         table = reconstruction_table(reference, crystals, matchers=(LOOSE,))
         usable = [refusal is None for refusal in geometry_refusals(crystals)]
