@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import socket
-from collections.abc import Iterator
 
 import numpy as np
 import pytest
@@ -76,12 +75,11 @@ def test_an_empty_batch_gives_empty_tensors(potential: CHGNetPotential) -> None:
 
 
 @pytest.fixture
-def no_network(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def no_network(monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*_: object) -> None:
         raise AssertionError("CHGNet must not touch the network")
 
     monkeypatch.setattr(socket.socket, "connect", refuse)
-    yield
 
 
 @pytest.mark.usefixtures("no_network")

@@ -65,6 +65,7 @@ class CHGNetPotential:
             raise ValueError(f"max_atoms must be at least 1, got {max_atoms}")
         self._network, sha256 = _load(model)
         self._network.to(dtype)
+        self._references = self._network.state_dict()["composition_model.fc.weight"].flatten()
         self._dtype = dtype
         self._max_atoms = max_atoms
         settings = self._network.model_args
@@ -122,9 +123,8 @@ class CHGNetPotential:
 
     def _composition_energy(self, crystals: CrystalBatch) -> Tensor:
         """eV/atom of CHGNet's linear composition model, one reference energy per element."""
-        weight = self._network.composition_model.fc.weight.detach().flatten()
         total = torch.zeros(len(crystals), dtype=self._dtype)
-        total.index_add_(0, crystals.crystal_index, weight[crystals.atomic_numbers - 1])
+        total.index_add_(0, crystals.crystal_index, self._references[crystals.atomic_numbers - 1])
         return total / crystals.num_atoms
 
     def _graph(self, crystals: CrystalBatch) -> tuple[BatchedGraph, Tensor]:

@@ -84,12 +84,14 @@ def segment_softmax(
 ) -> Float[Tensor, " atom *rest"]:
     """Softmax over the members of each segment: positive weights that add up to 1 within a segment."""
     # The largest score is a constant shift that cancels, so no gradient needs to pass through it.
-    largest = _segment_max(scores.detach(), index, num_segments)
+    largest = segment_max(scores.detach(), index, num_segments)
     exponential = (scores - largest[index]).exp()
     return exponential / segment_sum(exponential, index, num_segments)[index]
 
 
-def _segment_max(values: Tensor, index: Tensor, num_segments: int) -> Tensor:
+def segment_max(
+    values: Float[Tensor, " atom *rest"], index: Int[Tensor, " atom"], num_segments: int
+) -> Float[Tensor, " segment *rest"]:
     """Largest value of each segment; an empty segment gives minus infinity (and is never gathered)."""
     result = values.new_full((num_segments, *values.shape[1:]), float("-inf"))
     expanded = index.reshape(-1, *[1] * (values.dim() - 1)).expand_as(values)

@@ -1,0 +1,310 @@
+"""Relaxation of many crystals at once, each with its own end.
+
+A crystal that has converged, or that has failed (exploded, stalled, over its budget of steps, refused by the
+potential), leaves the batch with its reason, and the next one takes its place. Comes after `fire.py`, which
+makes the steps, and `gate.py`, which is asked before every evaluation.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from enum import StrEnum
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from latentite.crystal import CrystalBatch
+from latentite.energy.fire import Flight, fire_step
+from latentite.energy.gate import GateLimits, gate
+from latentite.energy.potential import EnergyForces, Potential
+from latentite.nn.segment import segment_max, segment_sum
+
+
+class RelaxCell(StrEnum):
+    """What may move besides the atoms."""
+
+    FULL = "full"
+    """Every component of the strain."""
+    FIXED = "fixed"
+    """Nothing."""
+
+
+class RelaxStatus(StrEnum):
+    """How a relaxation ended."""
+
+    CONVERGED = "converged"
+    REFUSED = "refused"
+    """The gate let it not even begin."""
+    EXPLODED = "exploded"
+    """On its way it became something that the gate refuses, or its volume left the bounds."""
+    STALLED = "stalled"
+    """No progress for `patience` steps."""
+    STEP_LIMIT = "step_limit"
+    """Not converged within `max_steps`."""
+    POTENTIAL_FAILED = "potential_failed"
+    """The potential gave no finite numbers."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RelaxSettings:
+    """When a relaxation ends, and how much of it is done at once."""
+
+    cell: RelaxCell = RelaxCell.FULL
+    fmax: float = 0.05
+    """eV/Å; no atom's force is longer at convergence."""
+    smax: float = 0.003
+    """eV/Å^3 (0.5 GPa); no component of the stress is larger at convergence (when the cell may move)."""
+    max_steps: int = 500
+    """Per crystal; a step is one evaluation of the potential."""
+    patience: int = 100
+    """Steps without a lower energy (by 1e-5 eV/atom) or smaller forces after which a crystal has stalled."""
+    max_move: float = 0.2
+    """Å; longest step, over all atoms and the cell together."""
+    max_volume_ratio: float = 3.0
+    """A volume this many times larger or smaller than at the start is an explosion."""
+    max_atoms: int = 256
+    """Most atoms in one call of the potential."""
+    limits: GateLimits = field(default_factory=GateLimits)
+
+    def __post_init__(self) -> None:
+        for name in ("fmax", "smax", "max_move"):
+            if not getattr(self, name) > 0.0:
+                raise ValueError(f"{name} must be above 0, got {getattr(self, name)}")
+        for name in ("max_steps", "patience", "max_atoms"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        if not self.max_volume_ratio > 1.0:
+            raise ValueError(f"max_volume_ratio must be above 1, got {self.max_volume_ratio}")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Relaxed:
+    """Crystals after relaxation, in the order in which they came.
+
+    The numbers of a crystal that failed are those of the last geometry that the potential could judge; one that
+    it could never judge stands as it came, with NaN.
+    """
+
+    crystals: CrystalBatch
+    """float64."""
+    start_energy: Float[Tensor, " crystal"]
+    """eV per cell."""
+    energy: Float[Tensor, " crystal"]
+    """eV per cell."""
+    forces: Float[Tensor, "atom 3"]
+    """eV/Å."""
+    stress: Float[Tensor, "crystal 3 3"]
+    """eV/Å^3."""
+    steps: Int[Tensor, " crystal"]
+    """Evaluations of the potential."""
+    status: tuple[RelaxStatus, ...]
+    reasons: tuple[str | None, ...]
+    """A sentence for each that has not converged."""
+
+
+class _Results:
+    """What is known of every crystal of the input so far."""
+
+    def __init__(self, crystals: CrystalBatch) -> None:
+        count = len(crystals)
+        self.crystals = crystals
+        self.frac_coords = crystals.frac_coords.clone()
+        self.lattice = crystals.lattice.clone()
+        self.start_energy = torch.full((count,), torch.nan, dtype=torch.float64)
+        self.energy = self.start_energy.clone()
+        self.forces = torch.full_like(self.frac_coords, torch.nan)
+        self.stress = torch.full_like(self.lattice, torch.nan)
+        self.steps = torch.zeros(count, dtype=torch.long)
+        self.status: list[RelaxStatus | None] = [None] * count
+        self.reasons: list[str | None] = [None] * count
+
+    def record(self, state: Flight, result: EnergyForces, known: Tensor) -> None:
+        """The present geometry and numbers of the crystals in flight that the potential could judge."""
+        where = state.position[known]
+        atoms, own = self.crystals.atoms_of(where), state.crystals.atoms_of(known)
+        self.frac_coords[atoms] = state.crystals.frac_coords[own]
+        self.lattice[where] = state.crystals.lattice[known]
+        self.energy[where] = result.energy[known]
+        self.forces[atoms] = result.forces[own]
+        self.stress[where] = result.stress[known]
+        self.steps[where] = state.steps[known]
+        first = where[state.steps[known] == 1]
+        self.start_energy[first] = self.energy[first]
+
+    def end(self, position: int, status: RelaxStatus, reason: str | None) -> None:
+        self.status[position], self.reasons[position] = status, reason
+
+    def finished(self) -> Relaxed:
+        statuses = [status for status in self.status if status is not None]
+        assert len(statuses) == len(self.crystals)
+        return Relaxed(
+            crystals=replace(self.crystals, frac_coords=self.frac_coords, lattice=self.lattice),
+            start_energy=self.start_energy,
+            energy=self.energy,
+            forces=self.forces,
+            stress=self.stress,
+            steps=self.steps,
+            status=tuple(statuses),
+            reasons=tuple(self.reasons),
+        )
+
+
+def relax(
+    potential: Potential,
+    crystals: CrystalBatch,
+    settings: RelaxSettings | None = None,
+    *,
+    advance: Callable[[int], None] = lambda position: None,
+) -> Relaxed:
+    """Relaxes each crystal to the nearest minimum of the potential.
+
+    Args:
+        potential: what is minimised.
+        crystals: any numbers at all; computed in float64 on the CPU around the potential.
+        settings: the defaults of `RelaxSettings` when None.
+        advance: told the position of each crystal that has ended, in the order in which they end.
+
+    Returns:
+        One result per crystal, in the order of the input.
+    """
+    settings = settings or RelaxSettings()
+    crystals = crystals.to("cpu")
+    crystals = replace(crystals, frac_coords=crystals.frac_coords.double(), lattice=crystals.lattice.double())
+    results = _Results(crystals)
+    waiting: list[int] = []
+    for position, reason in enumerate(gate(crystals, potential.card, settings.limits)):
+        if reason is None:
+            waiting.append(position)
+        else:
+            results.end(position, RelaxStatus.REFUSED, reason)
+            advance(position)
+    state = _refilled(None, crystals, waiting, settings.max_atoms)
+    while state is not None:
+        ended = _evaluate_and_move(potential, state, results, settings)
+        for position in state.position[ended].tolist():
+            advance(position)
+        going = (~ended).nonzero().flatten()
+        state = state.select(going) if len(going) else None
+        state = _refilled(state, crystals, waiting, settings.max_atoms)
+    return results.finished()
+
+
+def _refilled(
+    state: Flight | None, crystals: CrystalBatch, waiting: list[int], max_atoms: int
+) -> Flight | None:
+    """The crystals in flight with as many of those waiting (taken from the list) as there is room for."""
+    size = 0 if state is None else state.crystals.total_atoms
+    taken: list[int] = []
+    while waiting and (size == 0 or size + int(crystals.num_atoms[waiting[0]]) <= max_atoms):
+        size += int(crystals.num_atoms[waiting[0]])
+        taken.append(waiting.pop(0))
+    if not taken:
+        return state
+    new = torch.tensor(taken)
+    started = Flight.start(crystals.select(new), new)
+    return started if state is None else state.joined(started)
+
+
+def _evaluate_and_move(
+    potential: Potential, state: Flight, results: _Results, settings: RelaxSettings
+) -> Tensor:
+    """One evaluation and one step of all crystals in flight (in place); which of them have ended."""
+    is_judged = _still_crystals(potential, state, results, settings)
+    ended = ~is_judged
+    chosen = is_judged.nonzero().flatten()
+    if len(chosen) == 0:
+        return ended
+    state.steps[chosen] += 1
+    result = _full(potential.compute(state.crystals.select(chosen)), state.crystals, chosen)
+    index, count = state.crystals.crystal_index, len(state.crystals)
+    forces_finite = (
+        segment_sum((~result.forces.isfinite()).any(-1).double(), index, count) == 0
+    )  # an atom without a finite force makes its crystal fail
+    is_finite = result.energy.isfinite() & forces_finite & result.stress.isfinite().all(-1).all(-1)
+    for k in (is_judged & ~is_finite).nonzero().flatten().tolist():
+        reason = result.failures.get(k, "the potential gave energies, forces or stresses that are not finite")
+        results.end(int(state.position[k]), RelaxStatus.POTENTIAL_FAILED, reason)
+    ended |= ~is_finite
+    results.record(state, result, (~ended).nonzero().flatten())
+
+    largest_force = segment_max(result.forces.norm(dim=1), index, count)
+    largest_stress = result.stress.abs().flatten(1).amax(1)
+    if settings.cell is RelaxCell.FIXED:
+        largest_stress = torch.zeros_like(largest_stress)
+    ended |= _judge(state, result.energy, largest_force, largest_stress, ended, results, settings)
+    result = replace(
+        result, forces=result.forces.nan_to_num(0.0, 0.0, 0.0), stress=result.stress.nan_to_num(0.0, 0.0, 0.0)
+    )
+    fire_step(state, result, max_move=settings.max_move, moves_cell=settings.cell is not RelaxCell.FIXED)
+    return ended
+
+
+def _full(result: EnergyForces, crystals: CrystalBatch, chosen: Tensor) -> EnergyForces:
+    """The result for some of the crystals as one for all, NaN for the others."""
+    if len(chosen) == len(crystals):
+        return result
+    energy = torch.full((len(crystals),), torch.nan, dtype=result.energy.dtype)
+    forces = torch.full((crystals.total_atoms, 3), torch.nan, dtype=result.forces.dtype)
+    stress = torch.full((len(crystals), 3, 3), torch.nan, dtype=result.stress.dtype)
+    energy[chosen], stress[chosen] = result.energy, result.stress
+    forces[crystals.atoms_of(chosen)] = result.forces
+    failures = {int(chosen[position]): reason for position, reason in result.failures.items()}
+    return EnergyForces(energy=energy, forces=forces, stress=stress, failures=failures)
+
+
+def _still_crystals(
+    potential: Potential, state: Flight, results: _Results, settings: RelaxSettings
+) -> Tensor:
+    """Which crystals in flight may be given to the potential; the others end here."""
+    reasons = gate(state.crystals, potential.card, settings.limits)
+    ratio = state.crystals.volume / state.start_volume
+    bound = settings.max_volume_ratio
+    for k in ((ratio > bound) | (ratio < 1 / bound)).nonzero().flatten().tolist():
+        reasons[k] = reasons[k] or (
+            f"its volume became {float(ratio[k]):.3g} times that at the start, beyond a factor of {bound:g}"
+        )
+    for k, reason in enumerate(reasons):
+        if reason is not None:
+            sentence = f"after {int(state.steps[k])} steps: {reason}"
+            results.end(int(state.position[k]), RelaxStatus.EXPLODED, sentence)
+    return torch.tensor([reason is None for reason in reasons])
+
+
+def _judge(
+    state: Flight,
+    energy: Tensor,
+    largest_force: Tensor,
+    largest_stress: Tensor,
+    ended: Tensor,
+    results: _Results,
+    settings: RelaxSettings,
+) -> Tensor:
+    """Which crystals have converged, stalled or used up their steps."""
+    # Forces (eV/Å) and stress (eV/Å^3) as multiples of what convergence asks for.
+    excess = torch.maximum(largest_force / settings.fmax, largest_stress / settings.smax)
+    is_better = (energy < state.best_energy - 1e-5 * state.crystals.num_atoms) | (
+        excess < 0.99 * state.best_excess
+    )
+    state.best_energy = torch.minimum(state.best_energy, energy.nan_to_num(torch.inf))
+    state.best_excess = torch.minimum(state.best_excess, excess.nan_to_num(torch.inf))
+    state.progress = torch.where(is_better, state.steps, state.progress)
+    left = f"{settings.fmax:g} eV/Å and {settings.smax:g} eV/Å^3"
+    verdicts = torch.zeros_like(ended)
+    converged = excess <= 1.0
+    stalled = state.steps - state.progress >= settings.patience
+    over = state.steps >= settings.max_steps
+    for k in ((converged | stalled | over) & ~ended).nonzero().flatten().tolist():
+        verdicts[k] = True
+        position = int(state.position[k])
+        now = f"{float(largest_force[k]):.3g} eV/Å and {float(largest_stress[k]):.3g} eV/Å^3 (asked: {left})"
+        if converged[k]:
+            results.end(position, RelaxStatus.CONVERGED, None)
+        elif stalled[k]:
+            sentence = f"no progress in the last {settings.patience} of {int(state.steps[k])} steps, at {now}"
+            results.end(position, RelaxStatus.STALLED, sentence)
+        else:
+            sentence = f"not converged after {int(state.steps[k])} steps, at {now}"
+            results.end(position, RelaxStatus.STEP_LIMIT, sentence)
+    return verdicts
