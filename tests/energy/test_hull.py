@@ -1,0 +1,158 @@
+"""The hull against pymatgen's `PhaseDiagram`, and what it does not know."""
+
+from __future__ import annotations
+
+import csv
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from latentite.crystal import CrystalBatch
+from latentite.energy.hull import (
+    Composition,
+    Hull,
+    compositions,
+    formula,
+    hull_from_crystals,
+    hull_from_entries,
+    hull_from_table,
+    parse_formula,
+)
+from latentite.energy.potential import TheoryLevel
+
+ELEMENTS = (3, 8, 26, 15)
+
+
+def random_phases(seed: int, count: int, num_elements: int) -> list[tuple[Composition, float]]:
+    """Compounds and elements with random formation energies; several of one composition, some above the hull."""
+    rng = np.random.default_rng(seed)
+    phases = []
+    for _ in range(count):
+        amounts = rng.integers(0, 4, num_elements)
+        amounts[rng.integers(num_elements)] += 1
+        composition = tuple(sorted((ELEMENTS[k], int(n)) for k, n in enumerate(amounts) if n))
+        if len(composition) > 1:
+            phases.append((composition, float(rng.normal(-1.0, 0.8))))
+    return phases + [(((number, 1),), 0.0) for number in ELEMENTS[:num_elements]]
+
+
+@settings(max_examples=15, deadline=None)
+@given(seed=st.integers(0, 2**32 - 1), num_elements=st.integers(2, 4))
+def test_it_is_the_phase_diagram_of_pymatgen(seed: int, num_elements: int) -> None:
+    from pymatgen.analysis.phase_diagram import PDEntry, PhaseDiagram
+    from pymatgen.core import Composition as PymatgenComposition
+
+    phases = random_phases(seed, 25, num_elements)
+    diagram = PhaseDiagram(
+        [PDEntry(PymatgenComposition(formula(c)), e * sum(n for _, n in c)) for c, e in phases]
+    )
+    hull = Hull(phases)
+    for composition, _ in random_phases(seed + 1, 12, num_elements):
+        query = hull.query(composition)
+        if query.num_competing == 0 and len(composition) > 1:
+            assert query.energy is None  # pymatgen would say 0, the mixture of the elements
+            continue
+        name = PymatgenComposition(formula(composition))
+        assert query.energy == pytest.approx(diagram.get_hull_energy_per_atom(name), abs=1e-9)
+        total = sum(share for _, share in query.decomposition)
+        assert total == pytest.approx(1.0, abs=1e-9)
+        # A crystal far above and one far below the hull.
+        for energy in (2.0, -9.0):
+            entry = PDEntry(name, energy * name.num_atoms)
+            expected = diagram.get_decomp_and_e_above_hull(entry, allow_negative=True, check_stable=False)[1]
+            (above,), _ = hull.energy_above_hull([composition], [energy])
+            assert above == pytest.approx(expected, abs=1e-9)
+
+
+def test_a_crystal_below_the_hull_is_negative_and_one_above_positive() -> None:
+    hull = Hull([(parse_formula("Li2O"), -2.0)])
+    above, competing = hull.energy_above_hull(
+        [parse_formula("LiO"), parse_formula("Li2O"), parse_formula("Li4O2")], [-1.0, -2.25, -1.5]
+    )
+    # LiO = 3/4 Li2O + 1/4 O, at -1.5 eV/atom.
+    assert above == pytest.approx([0.5, -0.25, 0.5])
+    assert competing == [1, 1, 1]
+
+
+def test_a_system_without_references_is_unknown() -> None:
+    hull = Hull([(parse_formula("Li2O"), -2.0), (parse_formula("FeP"), -0.5)])
+    names = ["LiFe", "LiNa", "LiFeO2", "Li", "He"]
+    above, competing = hull.energy_above_hull([parse_formula(name) for name in names], [-1.0] * 5)
+    assert [value is None for value in above] == [True, True, False, False, True]
+    assert above[3] == -1.0
+    assert competing == [0, 0, 1, 0, 0]
+    assert hull.energy_above_hull([parse_formula("Li2O")], [np.nan])[0] == [None]
+
+
+def test_rows_enter_at_the_height_of_the_hull() -> None:
+    sodium_chloride = (np.array([11, 17]), np.array([[0.0, 0, 0], [0.5, 0.5, 0.5]]), 3.5 * np.eye(3))
+    properties = {
+        "formation_energy_per_atom": torch.tensor([-1.0, -1.5, torch.nan, -1.75]),
+        "e_above_hull": torch.tensor([1.0, torch.nan, 0.0, 0.0]),
+    }
+    crystals = CrystalBatch.from_arrays([sodium_chloride] * 4).with_properties(properties)
+    assert hull_from_crystals(crystals.select(torch.tensor([0]))).phases[(11, 1), (17, 1)] == -2.0
+    assert hull_from_crystals(crystals.select(torch.tensor([1, 2, 3]))).phases[(11, 1), (17, 1)] == -1.75
+    with pytest.raises(ValueError, match="needs the property 'formation_energy_per_atom', got none"):
+        hull_from_crystals(crystals.with_properties({}))
+
+
+def test_tables_give_the_same_hull(tmp_path: Path) -> None:
+    rows = [("NaCl", -2.0, 0.0), ("Na2Cl2", -1.5, 0.5), ("NaN", -0.5, 0.25), ("Nd(Mo3Se4)2", -0.9, 0.03)]
+    for name in ("e_above_hull", "energy_above_hull"):
+        path = tmp_path / f"{name}.csv"
+        with path.open("w", newline="") as handle:
+            csv.writer(handle).writerows([("pretty_formula", "formation_energy_per_atom", name), *rows])
+        hull = hull_from_table([path])
+        assert hull.query(parse_formula("Na4Cl4")).energy == pytest.approx(-2.0)
+        assert hull.query(parse_formula("NaN")).energy == pytest.approx(
+            -0.75
+        )  # a nitride, not a missing value
+        assert hull.phases[(34, 8), (42, 6), (60, 1)] == pytest.approx(-0.93)
+    with pytest.raises(ValueError, match=r"must have a column 'formula', got pretty_formula"):
+        hull_from_table([path], formula_column="formula")
+
+
+def test_entries_give_formation_energies() -> None:
+    from pymatgen.entries.computed_entries import ComputedEntry
+
+    entries = [ComputedEntry("Li4", -8.0), ComputedEntry("Li", -1.5), ComputedEntry("O2", -10.0)]
+    hull = hull_from_entries([*entries, ComputedEntry("Li2O", -15.0)])
+    assert hull.query(parse_formula("Li2O")).energy == pytest.approx((-15.0 + 4.0 + 5.0) / 3)
+    with pytest.raises(ValueError, match="got none of Fe"):
+        hull_from_entries([*entries, ComputedEntry("FeO", -15.0)])
+
+
+def test_a_hull_comes_back_from_its_file_and_a_changed_file_is_noticed(tmp_path: Path) -> None:
+    theory = TheoryLevel(functional="PBE(+U)", is_corrected=True)
+    hull = Hull(random_phases(0, 30, 4), theory=theory)
+    path = tmp_path / "hull.json"
+    hull.write(path)
+    again = Hull.read(path)
+    assert again.phases == hull.phases
+    assert (again.sha256, again.theory) == (hull.sha256, theory)
+    assert Hull(random_phases(1, 30, 4)).sha256 != hull.sha256
+    path.write_text(path.read_text().replace('"PBE', '"PBF').replace("-0.", "-1.", 1))
+    with pytest.raises(ValueError, match="has changed"):
+        Hull.read(path)
+    path.write_text("[1, 2]")
+    with pytest.raises(ValueError, match="must be a hull"):
+        Hull.read(path)
+
+
+def test_compositions_of_a_batch() -> None:
+    cell = 9.0 * np.eye(3)
+    rng = np.random.default_rng(0)
+    batch = CrystalBatch.from_arrays(
+        [(np.array(n), rng.random((len(n), 3)), cell) for n in ([8, 8, 26, 26], [3], [8, 3, 3])]
+    )
+    assert compositions(batch) == [((8, 1), (26, 1)), ((3, 1),), ((3, 2), (8, 1))]
+
+
+def test_what_is_no_formula_is_refused() -> None:
+    with pytest.raises(ValueError, match="such as LiFePO4"):
+        parse_formula("Xx2")
