@@ -64,7 +64,7 @@ VAE_SHARE = 0.6
 """Of the time for training."""
 VAE_VALIDATIONS, LDM_VALIDATIONS = 5, 2
 NUM_TESTED, NUM_PICTURES = 300, 9
-NUM_SAMPLES, NUM_STEPS = 64, 50
+NUM_SAMPLES, NUM_STEPS = 64, 25
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -50,7 +50,9 @@ def _add_chain(group: argparse._ArgumentGroup) -> None:
         metavar="NAME",
         help="ddim, ddpm, dpm_solver; heun, euler, flow_sde for flows [ddim or heun]",
     )
-    group.add_argument("--steps", type=int, metavar="N", help="from 1 to the schedule's [50]")
+    group.add_argument(
+        "--steps", type=int, metavar="N", help="from 1 to the schedule's [25 for heun, else 50]"
+    )
     group.add_argument("--eta", type=float, metavar="X", help="noise of ddim and flow_sde [1]")
     group.add_argument("--guidance", metavar="S", help="s of u + s (c - u): a number, or name=number,... [2]")
     group.add_argument("--device", metavar="NAME", help="auto, cpu, cuda, cuda:1, mps [auto]")

@@ -24,7 +24,7 @@ from latentite.diffusion.steps import SamplerSettings, Variance
 from latentite.latent import LatentBatch
 from latentite.nn.denoiser import OutputLayout
 from latentite.nn.ldm import LatentDiffusion
-from latentite.objectives.ldm import DiffusionConfig
+from latentite.objectives.ldm import DiffusionConfig, DiffusionKind
 from latentite.sampling.asks import build_asks
 from latentite.sampling.batches import size_batches
 from latentite.sampling.chain import Precision, SamplingConfig, sample_jobs, sampling_schedule, told
@@ -280,7 +280,27 @@ def test_settings_that_cannot_be_are_refused() -> None:
     with pytest.raises(ValueError, match="guidance must be finite"):
         SamplingConfig(guidance={"band_gap": float("nan")})
     with pytest.raises(ValueError, match="steps must be from 1 to the schedule's 20, got 50"):
-        sample_jobs(network, DDPM, some_jobs(2), seed=0)
+        sample_jobs(network, DDPM, some_jobs(2), seed=0, config=SamplingConfig(steps=50))
     config = SamplingConfig(sampler=SamplerKind.EULER, steps=5)
     with pytest.raises(ValueError, match=r"sampler must be .* got euler"):
         sample_jobs(network, DDPM, some_jobs(2), seed=0, config=config)
+
+
+def test_steps_and_their_spacing_follow_the_sampler_where_none_are_given() -> None:
+    flow, ddpm = DiffusionConfig(kind=DiffusionKind.FLOW), DiffusionConfig()
+
+    def levels(
+        diffusion: DiffusionConfig, sampler: SamplerKind | None = None, steps: int | None = None
+    ) -> int:
+        return sampling_schedule(diffusion, SamplingConfig(sampler=sampler, steps=steps))[1].num_steps
+
+    assert (levels(flow), levels(flow, SamplerKind.EULER), levels(ddpm)) == (25, 50, 50)
+    assert levels(DiffusionConfig(num_steps=20)) == 20  # never more than there are
+    assert levels(flow, steps=7) == 7
+    spread = {}
+    for sampler in (SamplerKind.DDIM, SamplerKind.DPM_SOLVER):
+        schedule = sampling_schedule(ddpm, SamplingConfig(sampler=sampler, steps=10))[1]
+        ratios = [schedule.at(step).log_alpha_over_sigma for step in range(10)]  # type: ignore[union-attr]
+        gaps = torch.tensor(ratios).diff()
+        spread[sampler] = float((gaps / gaps.mean()).std())
+    assert spread[SamplerKind.DPM_SOLVER] < 0.3 < spread[SamplerKind.DDIM]

@@ -24,7 +24,7 @@ from latentite.crystal import CrystalBatch
 from latentite.diffusion.guidance import guided, unconditional
 from latentite.diffusion.noise import CrystalNoise
 from latentite.diffusion.samplers import STEPS, AnySchedule, SamplerKind, sample
-from latentite.diffusion.schedule import FlowSchedule, respace
+from latentite.diffusion.schedule import FlowSchedule, Schedule, Spacing, respace
 from latentite.diffusion.steps import Denoise, SamplerSettings, Variance
 from latentite.latent import LatentBatch
 from latentite.nn.condition_values import ConditionKind, request_row
@@ -48,6 +48,12 @@ class Precision(StrEnum):
     FP16 = "fp16"
 
 
+DEFAULT_STEPS = {kind: 25 if kind is SamplerKind.HEUN else 50 for kind in SamplerKind}
+"""By the table of docs/log.md: Heun's 25 steps end where its 50 do in nine crystals of ten, and are as valid."""
+
+SPACINGS = {kind: Spacing.LOG_SNR if kind is SamplerKind.DPM_SOLVER else Spacing.EVEN for kind in SamplerKind}
+"""DPM-Solver++ assumes even steps of the logarithm of the signal-to-noise ratio (Lu et al. 2022, appendix)."""
+
 DTYPES = {Precision.BF16: torch.bfloat16, Precision.FP16: torch.float16}
 
 
@@ -57,7 +63,8 @@ class SamplingConfig:
 
     sampler: SamplerKind | None = None
     """null: DDIM for a DDPM network, Heun's method for a flow's."""
-    steps: int = 50
+    steps: int | None = None
+    """null: those of `DEFAULT_STEPS`."""
     eta: float = 1.0
     """Noise of `ddim` and `flow_sde`."""
     guidance: float | dict[str, float] = 2.0
@@ -68,8 +75,9 @@ class SamplingConfig:
 
     def __post_init__(self) -> None:
         for name in ("steps", "batch_size"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ValueError(f"{name} must be at least 1, got {value}")
         scales = self.guidance.values() if isinstance(self.guidance, dict) else [self.guidance]
         if not all(math.isfinite(scale) for scale in scales):
             raise ValueError(f"guidance must be finite, got {self.guidance}")
@@ -93,14 +101,19 @@ def sampling_schedule(diffusion: DiffusionConfig, config: SamplingConfig) -> tup
         ValueError: when there are more steps than levels, or the method is for the other kind of network.
     """
     training = diffusion.build_schedule()
-    schedule = FlowSchedule(num_steps=config.steps) if training is None else respace(training, config.steps)
     kind = config.sampler or (SamplerKind.HEUN if training is None else SamplerKind.DDIM)
-    fitting = [name for name, (wanted, _) in STEPS.items() if isinstance(schedule, wanted)]
+    wanted = FlowSchedule if training is None else Schedule
+    fitting = [name for name, (walked, _) in STEPS.items() if walked is wanted]
     if kind not in fitting:
         raise ValueError(
             f"sampler must be {' or '.join(fitting)} for this {diffusion.kind} model, got {kind}"
         )
-    return kind, schedule
+    steps = config.steps or DEFAULT_STEPS[kind]
+    if training is None:
+        return kind, FlowSchedule(num_steps=steps)
+    return kind, respace(
+        training, min(steps, training.num_steps) if config.steps is None else steps, SPACINGS[kind]
+    )
 
 
 def sampler_settings(diffusion: DiffusionConfig, config: SamplingConfig) -> SamplerSettings:

@@ -154,8 +154,10 @@ def plain_settings(config: GenerateConfig, formats: Sequence[Format], model: Mod
         for item in fields(config)
         if item.name not in ("ckpt", "out", "device", "resume", "init", "formula", "conditions", "format")
     }
+    sampler, schedule = sampling_schedule(model.diffusion, model.sampling)
     settings |= {
-        "sampler": sampling_schedule(model.diffusion, model.sampling)[0].value,
+        "sampler": sampler.value,
+        "steps": schedule.num_steps,
         "guidance": model.sampling.guidance,
         "weights": model.record.weights.value,
         "precision": model.sampling.precision.value,

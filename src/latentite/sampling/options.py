@@ -49,7 +49,8 @@ class GenerateConfig:
     seed: int = 0
     sampler: SamplerKind | str | None = None
     """None: the default for the checkpoint's process."""
-    steps: int = 50
+    steps: int | None = None
+    """None: the sampler's default (`chain.DEFAULT_STEPS`)."""
     eta: float = 1.0
     """Noise of `ddim` and `flow_sde`."""
     guidance: float | str | Mapping[str, float] = 2.0
@@ -97,8 +98,9 @@ class GenerateConfig:
 
     def __post_init__(self) -> None:
         for name in ("num_samples", "batch_size", "steps", "max_attempts"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ValueError(f"{name} must be at least 1, got {value}")
         is_fixing = bool(numbers("fix_sites", self.fix_sites) or names(self.fix_species))
         if self.init is None and (self.strength is not None or is_fixing):
             raise ValueError(
