@@ -137,7 +137,9 @@ def test_no_crystals_give_no_results() -> None:
     assert relaxed.status == ()
 
 
-@pytest.mark.parametrize("wrong", [{"fmax": 0.0}, {"max_steps": 0}, {"max_volume_ratio": 1.0}])
+@pytest.mark.parametrize(
+    "wrong", [{"cell": "volume"}, {"fmax": 0.0}, {"max_steps": 0}, {"max_volume_ratio": 1.0}]
+)
 def test_settings_that_make_no_sense_are_refused(wrong: dict) -> None:
     with pytest.raises(ValueError, match=f"{next(iter(wrong))} must be"):
         RelaxSettings(**wrong)

@@ -123,6 +123,8 @@ def fit_references(
             raise ValueError(
                 f"one of the {name} per crystal is needed, got {len(values)} for {len(crystals)}"
             )
+    if terms not in list(ReferenceTerms):
+        raise ValueError(f"terms must be one of {', '.join(ReferenceTerms)}, got {terms!r}")
     if not ridge >= 0.0:
         raise ValueError(f"ridge must be 0 or more, got {ridge}")
     difference = (energy.double() / crystals.num_atoms - formation_energy.double()).cpu().numpy()
@@ -171,7 +173,7 @@ def check_same_theory(
     if first is not None and second is not None and is_known:
         if first == second:
             return
-        if terms is ReferenceTerms.CORRECTIONS and first.functional == second.functional:
+        if terms == ReferenceTerms.CORRECTIONS and first.functional == second.functional:
             return
     raise ValueError(
         f"energies of the potential ({first or 'unknown'}) and of the table ({second or 'unknown'}) must be of one "
@@ -186,7 +188,7 @@ def _features(crystals: CrystalBatch, terms: ReferenceTerms) -> Float[np.ndarray
     index, numbers = crystals.crystal_index.cpu(), crystals.atomic_numbers.cpu()
     amounts = segment_count(index * _NUM_ELEMENTS + numbers - 1, count * _NUM_ELEMENTS)
     fractions = amounts.reshape(count, _NUM_ELEMENTS).double() / crystals.num_atoms.cpu()[:, None]
-    if terms is ReferenceTerms.ELEMENTS:
+    if terms == ReferenceTerms.ELEMENTS:
         return fractions.numpy()
     strength = torch.from_numpy(_electronegativities())
     leader = torch.where(fractions > 0, strength, -1.0).argmax(1) + 1

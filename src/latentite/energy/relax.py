@@ -69,6 +69,8 @@ class RelaxSettings:
     limits: GateLimits = field(default_factory=GateLimits)
 
     def __post_init__(self) -> None:
+        if self.cell not in list(RelaxCell):
+            raise ValueError(f"cell must be one of {', '.join(RelaxCell)}, got {self.cell!r}")
         for name in ("fmax", "smax", "max_move"):
             if not getattr(self, name) > 0.0:
                 raise ValueError(f"{name} must be above 0, got {getattr(self, name)}")
@@ -231,13 +233,13 @@ def _evaluate_and_move(
 
     largest_force = segment_max(result.forces.norm(dim=1), index, count)
     largest_stress = result.stress.abs().flatten(1).amax(1)
-    if settings.cell is RelaxCell.FIXED:
+    if settings.cell == RelaxCell.FIXED:
         largest_stress = torch.zeros_like(largest_stress)
     ended |= _judge(state, result.energy, largest_force, largest_stress, ended, results, settings)
     result = replace(
         result, forces=result.forces.nan_to_num(0.0, 0.0, 0.0), stress=result.stress.nan_to_num(0.0, 0.0, 0.0)
     )
-    fire_step(state, result, max_move=settings.max_move, moves_cell=settings.cell is not RelaxCell.FIXED)
+    fire_step(state, result, max_move=settings.max_move, moves_cell=settings.cell != RelaxCell.FIXED)
     return ended
 
 
