@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 # Threads of OpenMP sleep while they wait: on a busy machine spinning ones took a hundred times longer.
@@ -86,6 +87,12 @@ def _spread(num_atoms: int, lattice: np.ndarray, generator: np.random.Generator)
         if len(placed) == num_atoms:
             return np.array(placed)
     return None
+
+
+@pytest.fixture(scope="session")
+def make_random_crystals() -> Callable[..., list[Arrays]]:
+    """`random_crystals`, for tests that want other numbers of them than the fixture `crystals` has."""
+    return random_crystals
 
 
 @pytest.fixture

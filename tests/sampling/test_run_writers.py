@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import warnings
+from collections.abc import Callable
 
 import ase.io
 import numpy as np
@@ -13,7 +14,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pymatgen.core import Composition, Lattice, Structure
 
-from conftest import random_crystals
 from latentite.crystal import CrystalBatch
 from latentite.data.checks import Limits
 from latentite.data.cif import SYMBOLS, Arrays, parse_p1
@@ -95,8 +95,10 @@ def extreme_crystals(count: int, *, seed: int) -> list[Arrays]:
     return crystals
 
 
-def test_every_cif_that_would_be_written_is_read_back_by_pymatgen() -> None:
-    crystals = extreme_crystals(2400, seed=0) + random_crystals(100, max_atoms=12)
+def test_every_cif_that_would_be_written_is_read_back_by_pymatgen(
+    make_random_crystals: Callable[..., list[Arrays]],
+) -> None:
+    crystals = extreme_crystals(2400, seed=0) + make_random_crystals(100, max_atoms=12)
     kept = usable(crystals)
     assert len(kept) > 1000  # many of the extremes are refused, and rightly
     assert {len(arrays[0]) for arrays, _ in kept} >= {1, 2, 3, 5, 8}
