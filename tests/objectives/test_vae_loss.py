@@ -13,7 +13,7 @@ from latentite import lattice as lat
 from latentite.crystal import CrystalBatch
 from latentite.nn.decoder import CoordinateHead, DecodedCrystals, DecoderConfig
 from latentite.nn.encoders import EncoderConfig
-from latentite.nn.vae import CrystalVAE, VAEConfig
+from latentite.nn.vae import CrystalVAE, Posterior, VAEConfig
 from latentite.objectives.terms import LossTerms, Term
 from latentite.objectives.vae import (
     CoordinateLoss,
@@ -103,6 +103,29 @@ def test_the_total_is_the_weighted_sum_and_every_term_reaches_the_network(crysta
     terms.total().backward()
     without = [name for name, p in vae.named_parameters() if p.grad is None or p.grad.abs().max() == 0]
     assert without == []
+
+
+@pytest.mark.parametrize("scale", [1.0, 100.0])
+def test_latent_noise_is_relative_to_the_spread_of_the_latents(
+    crystals: CrystalBatch, scale: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The decoder sees mean + 0.25 spread x noise, whatever the scale of the latents."""
+    torch.manual_seed(0)
+    vae = CrystalVAE(VAEConfig(encoder=EncoderConfig(**SMALL), decoder=DecoderConfig(**SMALL)))
+    mean = scale * torch.randn(crystals.total_atoms, 8) * torch.linspace(1.0, 3.0, 8)
+    seen: list[torch.Tensor] = []
+    decode = vae.decode
+    monkeypatch.setattr(
+        vae, "encode", lambda batch: Posterior(mean=mean, logvar=torch.full_like(mean, -30.0))
+    )
+    monkeypatch.setattr(vae, "decode", lambda latent, *rest: seen.append(latent) or decode(latent, *rest))
+    generator = torch.Generator().manual_seed(0)
+    for _ in range(20):
+        vae_loss(vae, crystals, LossWeights(), latent_noise=0.25, generator=generator)
+    vae_loss(vae, crystals, LossWeights(), generator=generator)
+    errors = torch.stack(seen[:-1]) - mean
+    torch.testing.assert_close(errors.flatten(0, 1).std(0), 0.25 * mean.std(0), rtol=0.1, atol=0)
+    assert (seen[-1] - mean).abs().max() < 1e-4 * scale
 
 
 def test_counts_of_all_processes_make_the_loss_independent_of_the_deal(crystals: CrystalBatch) -> None:

@@ -114,6 +114,7 @@ def vae_loss(
     encoder_input: CrystalBatch | None = None,
     coordinate_kind: CoordinateLoss = CoordinateLoss.WRAPPED,
     alignment: nn.Module | None = None,
+    latent_noise: float = 0.0,
     generator: torch.Generator | None = None,
 ) -> LossTerms:
     """Loss of one batch with one posterior sample.
@@ -125,6 +126,9 @@ def vae_loss(
         encoder_input: what the encoder sees when it is not the target (a corrupted copy).
         coordinate_kind: how the linear head's errors are measured.
         alignment: map from a latent to the width of `target.atom_features`, for the alignment term.
+        latent_noise: standard deviation of noise on the latents that the decoder sees, as a fraction of the
+            spread of the batch's posterior means per channel. A diffusion model errs by such amounts; a larger
+            scale of the latents is no way around it, which it is around a fixed posterior variance.
         generator: source of the posterior's noise.
 
     Raises:
@@ -132,6 +136,10 @@ def vae_loss(
     """
     posterior = vae.encode(target if encoder_input is None else encoder_input)
     latent = posterior.sample(generator)
+    if latent_noise > 0:
+        spread = posterior.mean.detach().std(dim=0, correction=0)
+        noise = torch.randn(latent.shape, generator=generator, device=latent.device, dtype=latent.dtype)
+        latent = latent + latent_noise * spread * noise
     decoded = vae.decode(latent, target.num_atoms, target.atomic_numbers)
     terms = reconstruction_terms(decoded, target, weights, coordinate_kind)
     terms["kl"] = Term.mean_of(posterior.kl().float().sum(dim=-1), weights.kl)

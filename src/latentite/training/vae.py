@@ -37,6 +37,9 @@ class VAEModuleConfig(VAEConfig):
     coordinate_loss: CoordinateLoss = CoordinateLoss.WRAPPED
     augmentation: AugmentationConfig = field(default_factory=AugmentationConfig)
     noise: NoiseConfig = field(default_factory=NoiseConfig)
+    latent_noise: float = 0.0
+    """Noise on the latents that the decoder sees in training, as a fraction of their spread per channel; makes it
+    forgive the errors of a diffusion model."""
     fa_dim: int = 0
     """Width of the per-atom features of `data.atom_features_path`; needed when `loss_weights.fa` is not 0."""
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
@@ -47,6 +50,8 @@ class VAEModuleConfig(VAEConfig):
 
     def __post_init__(self) -> None:
         VAEConfig.__post_init__(self)
+        if not 0.0 <= self.latent_noise < 1.0:
+            raise ValueError(f"latent_noise must be at least 0 and below 1, got {self.latent_noise}")
         if self.match_limit < 0:
             raise ValueError(f"match_limit must be 0 or more, got {self.match_limit}")
         if self.loss_weights.fa > 0 and self.fa_dim < 1:
@@ -135,5 +140,6 @@ class VAETrainingModule(StageModule):
             encoder_input=corrupted,
             coordinate_kind=self.config.coordinate_loss,
             alignment=self.alignment,
+            latent_noise=self.config.latent_noise if self.training else 0.0,
             generator=generator,
         )
