@@ -55,7 +55,7 @@ def measure(args: argparse.Namespace, size: DenoiserSize, dtype: torch.dtype) ->
     if args.compile:
         for block in denoiser.blocks:
             block.compile(dynamic=True)
-    optimizer = torch.optim.AdamW(denoiser.parameters(), lr=1e-4, weight_decay=0.0, foreach=True)
+    optimizer = torch.optim.AdamW(denoiser.parameters(), lr=1e-4, weight_decay=0.0, fused=True)
     masks = batches(args, device)
     autocast = torch.autocast(device.type, torch.bfloat16, enabled=dtype is torch.bfloat16)
 

@@ -93,7 +93,7 @@ def measure(args: argparse.Namespace, dtype: torch.dtype) -> dict[str, float | s
     if args.compile:
         network.encoder.transformer.compile(dynamic=True)
         network.decoder.transformer.compile(dynamic=True)
-    optimizer = torch.optim.AdamW(network.parameters(), lr=1e-4, weight_decay=0.0, foreach=True)
+    optimizer = torch.optim.AdamW(network.parameters(), lr=1e-4, weight_decay=0.0, fused=True)
     split = mp_20_like(max(10_000, 4 * args.batch_size)).to(device)
     plan = BatchPlan(batch_size=args.batch_size, bucketed=args.bucketed)
     batches = [b.to(device) for b in epoch_batches(split.num_atoms.cpu(), plan) if len(b) == args.batch_size]

@@ -8,6 +8,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from lightning.pytorch.plugins.precision import MixedPrecision
 from torch import nn
 
 from latentite.training.ema import EMAConfig, WeightAverage
@@ -144,3 +145,16 @@ def test_an_average_of_another_network_is_refused():
     average = WeightAverage(nn.Linear(1, 1), EMAConfig())
     with pytest.raises(ValueError, match=r"they differ in \['bias'\]"):
         average.load_state_dict({"weight": torch.zeros(1, 1)})
+
+
+def test_a_fused_step_can_follow_clipping_in_mixed_precision():
+    """Lightning refuses to clip for optimizers that say that they undo the scaling of gradients themselves."""
+    layer = nn.Linear(3, 3)
+    optimizer = build_optimizer(layer.parameters(), OptimizerConfig())
+    assert optimizer.defaults["fused"]
+    for parameter in layer.parameters():
+        parameter.grad = torch.full_like(parameter, 7.0)
+    plugin = MixedPrecision("bf16-mixed", "cpu")
+    plugin.clip_gradients(optimizer, clip_val=1.0)
+    norm = torch.cat([p.grad.flatten() for p in layer.parameters()]).norm()
+    assert float(norm) == pytest.approx(1.0, rel=1e-5)

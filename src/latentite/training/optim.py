@@ -120,9 +120,12 @@ def build_optimizer(parameters: Iterable[nn.Parameter], config: OptimizerConfig)
     if config.name is OptimizerName.SGD:
         return SGD(groups, lr=config.lr, momentum=config.momentum, weight_decay=0.0)
     kind = AdamW if config.name is OptimizerName.ADAMW else Adam
-    # foreach: one kernel per operation, not per tensor. fused would be faster still, but Lightning then
-    # refuses to clip gradients in mixed precision.
-    return kind(groups, lr=config.lr, betas=config.betas, eps=config.eps, weight_decay=0.0, foreach=True)
+    # fused: one pass over memory, on two CPU cores a sixth of the time of foreach.
+    optimizer = kind(groups, lr=config.lr, betas=config.betas, eps=config.eps, weight_decay=0.0, fused=True)
+    # A fused step can undo the scaling of float16 gradients by itself, and then Lightning refuses to clip them.
+    # Without this mark the scaler undoes it before, and clipping sees the true gradients.
+    optimizer.__dict__.pop("_step_supports_amp_scaling", None)
+    return optimizer
 
 
 def lr_factor(config: SchedulerConfig, total_steps: int) -> Callable[[int], float]:
