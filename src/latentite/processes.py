@@ -54,6 +54,7 @@ def map_in_order(
     *,
     workers: int | None = None,
     advance: Callable[[Item], None] = lambda item: None,
+    keep: Callable[[Item, Result], None] = lambda item, result: None,
 ) -> list[Result]:
     """`[function(item) for item in items]`, in this process or in several.
 
@@ -62,6 +63,7 @@ def map_in_order(
         items: each worth some milliseconds at least; the dear ones first keep all workers busy to the end.
         workers: processes; None for all cores. One, or a single item, stays in this process.
         advance: told each item that is done, in the order in which they end (progress bars).
+        keep: given each item and its result before `advance` is told, in this process.
 
     Raises:
         ValueError: when workers is below 1, or a worker process dies (usually for want of memory).
@@ -73,6 +75,7 @@ def map_in_order(
     if workers == 1 or len(items) < 2:
         for item in items:
             results.append(function(item))
+            keep(item, results[-1])
             advance(item)
         return results
     with ProcessPoolExecutor(
@@ -85,8 +88,9 @@ def map_in_order(
         positions = {future: position for position, future in enumerate(futures)}
         try:
             for future in as_completed(futures):
-                future.result()
-                advance(items[positions[future]])
+                item = items[positions[future]]
+                keep(item, future.result())
+                advance(item)
         except BrokenProcessPool as error:
             raise ValueError(
                 "a worker process died, usually for want of memory; give fewer --workers"

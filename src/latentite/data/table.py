@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from ase import Atoms
     from pymatgen.core import Structure
 
-__all__ = ["Limits", "Rejection", "Row", "arrays_of", "parse_many", "read"]
+__all__ = ["Limits", "Rejection", "Row", "arrays_of", "parse_many", "parse_rows", "read"]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -58,11 +58,11 @@ def read(
         FileNotFoundError: when the path does not exist.
         ValueError: when the source as a whole is unusable (unknown format, no structure column, ...).
     """
-    limits = limits or Limits()
-    return _rows(open_records(source), limits)
+    return parse_rows(open_records(source), limits or Limits())
 
 
-def _rows(records: Iterator[Record | Rejection], limits: Limits) -> Iterator[Row | Rejection]:
+def parse_rows(records: Iterator[Record | Rejection], limits: Limits) -> Iterator[Row | Rejection]:
+    """Each record as a row or a rejection, in order."""
     while chunk := list(islice(records, 256)):
         parsed = parse_many([item for item in chunk if isinstance(item, Record)], limits)
         outcomes = iter(parsed)

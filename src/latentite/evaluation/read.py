@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any
 
 from latentite.crystal import CrystalBatch
 from latentite.data.build import split_files
@@ -19,9 +20,11 @@ from latentite.data.cache import read_dataset, read_rejections
 from latentite.data.checks import Limits, refusals
 from latentite.data.cif import Arrays
 from latentite.data.labels import unique_ids
-from latentite.data.records import Rejection
+from latentite.data.records import Rejection, Value
 from latentite.data.sources import DATASETS, resolve
-from latentite.data.table import Row, read
+from latentite.data.table import Row, parse_rows, read
+from latentite.evaluation.sampled import find_manifest, read_sampled
+from latentite.evaluation.store import structure_hash
 
 if TYPE_CHECKING:
     from ase import Atoms
@@ -44,9 +47,13 @@ class Crystals:
     rows: tuple[int, ...]
     """Position of each within its source, from 0."""
     arrays: tuple[Arrays, ...]
+    hashes: tuple[str, ...]
+    """`structure_hash` of each."""
     rejections: tuple[Rejection, ...]
-    content_hash: str
-    """sha256 of ids and arrays."""
+    labels: Mapping[str, tuple[Value, ...]] = field(default_factory=dict)
+    """What the source says of each (properties; of a sampling run `ask` and `conditions`); None where nothing."""
+    sampling: Mapping[str, Any] | None = None
+    """The manifest, when the source is a folder of `latentite sample`."""
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -55,6 +62,12 @@ class Crystals:
     def num_in(self) -> int:
         """Rows of the source: crystals + rejections."""
         return len(self.ids) + len(self.rejections)
+
+    @property
+    def content_hash(self) -> str:
+        """sha256 of the ids and the crystals, in order."""
+        pairs = zip(self.ids, self.hashes, strict=True)
+        return hashlib.sha256("".join(f"{name}\0{digest}\0" for name, digest in pairs).encode()).hexdigest()
 
 
 def read_crystals(
@@ -76,52 +89,53 @@ def read_crystals(
         ValueError: when the source as a whole cannot be used, or has no such split.
     """
     if isinstance(source, CrystalBatch):
-        rows = _rows_of_batch("memory", source, None)
-        reasons = refusals([(row.atomic_numbers, row.frac_coords, row.lattice) for row in rows], OPEN_LIMITS)
-        refused = [
-            Rejection(source=row.source, row=row.row, id=row.id, reason=reason)
-            for row, reason in zip(rows, reasons, strict=True)
-            if reason is not None
-        ]
-        kept = [row for row, reason in zip(rows, reasons, strict=True) if reason is None]
-        return _pack("crystals in memory", kept, refused)
+        return _pack("crystals in memory", _checked(_rows_of_batch("memory", source, None)))
     if not isinstance(source, (str, Path)):
-        return _collect("structures in memory", [source], advance)
+        return _pack("structures in memory", _told(read(source, limits=OPEN_LIMITS), advance))
     path = Path(source)
     if not path.exists() and str(source) in DATASETS:
         path = resolve(str(source))
+    if path.is_dir() and (manifest := find_manifest(path)) is not None:
+        items = parse_rows(read_sampled(path), OPEN_LIMITS)
+        return _pack(str(source), _told(items, advance), sampling=manifest)
     if not path.is_dir() or not (files := split_files(path)):
-        return _collect(str(source), [path], advance)
+        return _pack(str(source), _told(_read_file(path), advance))
     if split not in SPLITS:
         raise ValueError(f"the split must be one of {', '.join(SPLITS)}, got {split!r}")
     if split != "all" and split not in files:
         raise ValueError(f"{path} must have a {split} split, got {', '.join(files)}; name one of these")
     chosen = list(files.values()) if split == "all" else [files[split]]
-    return _collect(f"{source} ({split})", chosen, advance)
+    return _pack(
+        f"{source} ({split})", _told((item for file in chosen for item in _read_file(file)), advance)
+    )
 
 
-def _collect(
-    name: str, sources: Sequence[Path | Sequence[Structure | Atoms]], advance: Callable[[int], None]
-) -> Crystals:
-    rows: list[Row] = []
-    rejections: list[Rejection] = []
-    for source in sources:
-        if isinstance(source, Path) and source.suffix == ".safetensors":
-            dataset = read_dataset(source)
-            rows += _rows_of_batch(source.name, dataset.crystals, dataset.ids)
-            rejections += read_rejections(source)
-            advance(len(dataset))
-            continue
-        for item in read(source, limits=OPEN_LIMITS):
-            if isinstance(item, Rejection):
-                rejections.append(item)
-            else:
-                rows.append(item)
-            advance(1)
-    return _pack(name, rows, rejections)
+def _read_file(path: Path) -> Iterable[Row | Rejection]:
+    if path.suffix != ".safetensors":
+        return read(path, limits=OPEN_LIMITS)
+    dataset = read_dataset(path)
+    rows = _rows_of_batch(path.name, dataset.crystals, dataset.ids, dataset.categories)
+    return [*rows, *read_rejections(path)]
 
 
-def _rows_of_batch(source: str, crystals: CrystalBatch, ids: Sequence[str] | None) -> list[Row]:
+def _told(items: Iterable[Row | Rejection], advance: Callable[[int], None]) -> Iterable[Row | Rejection]:
+    for item in items:
+        yield item
+        advance(1)
+
+
+def _rows_of_batch(
+    source: str,
+    crystals: CrystalBatch,
+    ids: Sequence[str] | None,
+    categories: Mapping[str, Sequence[str]] = MappingProxyType({}),
+) -> list[Row]:
+    labels: dict[str, list[Value]] = {
+        name: [None if math.isnan(value) else value for value in values.tolist()]
+        for name, values in crystals.properties.items()
+    }
+    for name, words in categories.items():
+        labels[name] = [None if code is None else words[int(code)] for code in labels[name]]
     return [
         Row(
             source=source,
@@ -130,25 +144,40 @@ def _rows_of_batch(source: str, crystals: CrystalBatch, ids: Sequence[str] | Non
             atomic_numbers=numbers,
             frac_coords=coords,
             lattice=lattice,
+            properties={name: values[position] for name, values in labels.items()},
         )
         for position, (numbers, coords, lattice) in enumerate(crystals.to_arrays())
     ]
 
 
-def _pack(name: str, rows: Sequence[Row], rejections: Sequence[Rejection]) -> Crystals:
-    ids = tuple(unique_ids([row.id for row in rows]))
+def _checked(rows: Sequence[Row]) -> list[Row | Rejection]:
+    reasons = refusals([(row.atomic_numbers, row.frac_coords, row.lattice) for row in rows], OPEN_LIMITS)
+    return [
+        row if reason is None else Rejection(source=row.source, row=row.row, id=row.id, reason=reason)
+        for row, reason in zip(rows, reasons, strict=True)
+    ]
+
+
+def _pack(
+    name: str, items: Iterable[Row | Rejection], *, sampling: Mapping[str, Any] | None = None
+) -> Crystals:
+    rows: list[Row] = []
+    rejections: list[Rejection] = []
+    for item in items:
+        if isinstance(item, Row):
+            rows.append(item)
+        else:
+            rejections.append(item)
     arrays = tuple((row.atomic_numbers, row.frac_coords, row.lattice) for row in rows)
-    digest = hashlib.sha256()
-    for identifier, crystal in zip(ids, arrays, strict=True):
-        digest.update(f"{identifier}\0{len(crystal[0])}\0".encode())
-        for array in crystal:
-            digest.update(array.tobytes())
+    names = dict.fromkeys(name for row in rows for name in row.properties)
     return Crystals(
         name=name,
-        ids=ids,
+        ids=tuple(unique_ids([row.id for row in rows])),
         sources=tuple(row.source for row in rows),
         rows=tuple(row.row for row in rows),
         arrays=arrays,
+        hashes=tuple(map(structure_hash, arrays)),
         rejections=tuple(rejections),
-        content_hash=digest.hexdigest(),
+        labels={name: tuple(row.properties.get(name) for row in rows) for name in names},
+        sampling=sampling,
     )

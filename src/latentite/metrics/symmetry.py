@@ -31,6 +31,7 @@ def space_groups(
     symprecs: Sequence[float] = SYMPRECS,
     workers: int | None = None,
     advance: Callable[[int], None] = lambda count: None,
+    keep: Callable[[int, np.ndarray], None] = lambda first, found: None,
 ) -> Float[np.ndarray, "crystal symprec"]:
     """Space group number of each crystal at each tolerance (Å); NaN where the search fails.
 
@@ -39,19 +40,22 @@ def space_groups(
         symprecs: tolerances, Å.
         workers: processes; None for all cores. They do not change the result.
         advance: told how many more crystals are done.
+        keep: given the position of a first crystal and the space groups from there on, as soon as they are
+            known.
     """
-    chunks = [crystals[start : start + _CHUNK] for start in range(0, len(crystals), _CHUNK)]
+    chunks = [(start, crystals[start : start + _CHUNK]) for start in range(0, len(crystals), _CHUNK)]
     done = map_in_order(
         partial(_space_groups, symprecs=tuple(symprecs)),
         chunks,
         workers=workers,
-        advance=lambda chunk: advance(len(chunk)),
+        advance=lambda chunk: advance(len(chunk[1])),
+        keep=lambda chunk, found: keep(chunk[0], found),
     )
     return np.concatenate(done) if done else np.zeros((0, len(symprecs)))
 
 
-def _space_groups(chunk: Sequence[Arrays], *, symprecs: tuple[float, ...]) -> np.ndarray:
-    found = [[_space_group(*crystal, symprec=symprec) for symprec in symprecs] for crystal in chunk]
+def _space_groups(chunk: tuple[int, Sequence[Arrays]], *, symprecs: tuple[float, ...]) -> np.ndarray:
+    found = [[_space_group(*crystal, symprec=symprec) for symprec in symprecs] for crystal in chunk[1]]
     return np.array(found, dtype=float)  # None becomes NaN
 
 

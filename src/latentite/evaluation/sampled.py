@@ -1,0 +1,83 @@
+"""A folder of `latentite sample` as a source: the structures of that run, and what each was asked to be.
+
+Recognised by its manifest. What else lies in it (tables of attempts, trajectories, files after the last commit)
+is no structure of the run. Comes after `sampling/folder.py`; `read.py` calls it.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from latentite.data.records import Record, Rejection, open_records, to_properties
+from latentite.data.structure_files import record_of_file
+from latentite.sampling.folder import JOURNAL, MANIFEST, REJECTED, SAMPLES, read_journal
+
+_MANIFEST_KEYS = {"format", "status", "settings", "checkpoint", "range"}
+_STREAMS = ("structures.extxyz", "structures.jsonl")
+_LABELS = ("ask", "conditions", "attempts", "seed", "fixed_deviation")
+"""Columns of `samples.csv` that are kept with the structures."""
+
+
+def find_manifest(folder: Path) -> dict[str, Any] | None:
+    """The manifest of a folder that `latentite sample` wrote; None for any other folder."""
+    try:
+        content = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    is_sampled = isinstance(content, dict) and content.keys() >= _MANIFEST_KEYS
+    return content if is_sampled and (folder / SAMPLES).is_file() else None
+
+
+def read_sampled(folder: Path) -> Iterator[Record | Rejection]:
+    """Every crystal that the run was asked for so far: its record with its labels, or why there is none.
+
+    The id is the index in `samples.csv`. CIFs are read where the run wrote them, else its extxyz or JSON lines.
+
+    Raises:
+        ValueError: when the structures of the run are not there.
+    """
+    rows = _committed(folder, SAMPLES)
+    records = _records(folder, rows)
+    for row, record in zip(rows, records, strict=True):
+        if isinstance(record, Rejection):
+            yield replace(record, id=row["index"])
+        else:
+            labels = to_properties({name: row[name] for name in _LABELS if name in row})
+            yield replace(record, id=row["index"], properties=labels)
+    written = {row["index"] for row in rows}
+    reasons = {row["index"]: row["reason"] for row in _committed(folder, REJECTED)}  # the last attempt stays
+    for place, (index, reason) in enumerate(reasons.items()):
+        if index not in written:
+            reason = f"no usable attempt: {reason}"
+            yield Rejection(source=REJECTED, row=place, id=index, reason=reason)
+
+
+def _records(folder: Path, rows: list[dict[str, str]]) -> Iterator[Record | Rejection]:
+    if all(row["file"] for row in rows):
+        for place, row in enumerate(rows):
+            yield record_of_file(folder / row["file"], row["file"], place)
+        return
+    stream = next((folder / name for name in _STREAMS if (folder / name).is_file()), None)
+    if stream is None:
+        raise ValueError(f"{folder} must hold the run's {' or '.join(_STREAMS)}, got neither")
+    place = 0
+    for record, _ in zip(open_records(stream), rows, strict=False):  # a kill leaves more than was committed
+        place += 1
+        yield replace(record, source=stream.name)
+    for missing in range(place, len(rows)):
+        yield Rejection(source=stream.name, row=missing, id="", reason="the file ends before this structure")
+
+
+def _committed(folder: Path, name: str) -> list[dict[str, str]]:
+    """Rows of a table of the run up to its last commit."""
+    content = (folder / name).read_bytes() if (folder / name).is_file() else b""
+    if (folder / JOURNAL).is_file():
+        commit, _ = read_journal(folder / JOURNAL)
+        content = content[: 0 if commit is None else commit.offsets[name]]
+    return list(csv.DictReader(io.StringIO(content.decode("utf-8"), newline="")))
