@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import json
 from pathlib import Path
 
 import numpy as np
@@ -12,18 +13,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from latentite.crystal import CrystalBatch
-from latentite.energy.hull import (
-    Composition,
-    Hull,
-    compositions,
-    formula,
+from latentite.energy.formulas import Composition, compositions, formula, parse_formula
+from latentite.energy.hull import Hull
+from latentite.energy.hull_sources import (
     hull_from_crystals,
     hull_from_entries,
+    hull_from_json,
     hull_from_table,
-    parse_formula,
 )
 from latentite.energy.potential import TheoryLevel
 
+PBE = TheoryLevel(functional="PBE(+U)", is_corrected=True)
 ELEMENTS = (3, 8, 26, 15)
 
 
@@ -96,6 +96,9 @@ def test_rows_enter_at_the_height_of_the_hull() -> None:
     }
     crystals = CrystalBatch.from_arrays([sodium_chloride] * 4).with_properties(properties)
     assert hull_from_crystals(crystals.select(torch.tensor([0]))).phases[(11, 1), (17, 1)] == -2.0
+    renamed = {"energy_above_hull" if name == "e_above_hull" else name: v for name, v in properties.items()}
+    ours = hull_from_crystals(crystals.with_properties(renamed))  # the name in our own data sets
+    assert ours.phases == hull_from_crystals(crystals).phases
     assert hull_from_crystals(crystals.select(torch.tensor([1, 2, 3]))).phases[(11, 1), (17, 1)] == -1.75
     with pytest.raises(ValueError, match="needs the property 'formation_energy_per_atom', got none"):
         hull_from_crystals(crystals.with_properties({}))
@@ -125,6 +128,49 @@ def test_entries_give_formation_energies() -> None:
     assert hull.query(parse_formula("Li2O")).energy == pytest.approx((-15.0 + 4.0 + 5.0) / 3)
     with pytest.raises(ValueError, match="got none of Fe"):
         hull_from_entries([*entries, ComputedEntry("FeO", -15.0)])
+
+
+def test_json_of_a_phase_diagram_or_of_entries_gives_the_same_hull(tmp_path: Path) -> None:
+    from monty.json import MontyEncoder
+    from pymatgen.analysis.phase_diagram import PDEntry, PhaseDiagram
+    from pymatgen.entries.computed_entries import CompositionEnergyAdjustment, ComputedEntry
+
+    oxide = CompositionEnergyAdjustment(-0.5, 1, name="O")
+    entries = [
+        ComputedEntry("Li4", -8.0),
+        PDEntry("O2", -10.0),
+        ComputedEntry("Li2O", -15.0, energy_adjustments=[oxide]),
+    ]
+    path = tmp_path / "diagram.json"
+    for content in (PhaseDiagram(entries).as_dict(), [entry.as_dict() for entry in entries]):
+        path.write_text(json.dumps(content, cls=MontyEncoder))
+        hull = hull_from_json(path, theory=PBE)
+        # Li2O with its correction: (-15.5 + 4 + 5) / 3.
+        assert hull.query(parse_formula("Li2O")).energy == pytest.approx(-6.5 / 3)
+        assert hull.theory == PBE
+    hull.write(path)
+    assert hull_from_json(path).phases == hull.phases
+
+
+def test_json_that_is_no_hull_is_refused_with_its_name(tmp_path: Path) -> None:
+    path = tmp_path / "some.json"
+    with pytest.raises(FileNotFoundError, match=r"some\.json"):
+        hull_from_json(path)
+    for content, words in (
+        ("no", r"some\.json must be a hull as JSON"),
+        ('{"a": 1}', r"some\.json must hold a hull"),
+        (
+            '[{"composition": {"Li": 1}, "energy": -1}, {"composition": {"Xx": 1}, "energy": 1}]',
+            "entry 1 must",
+        ),
+        ('[{"composition": {"Li": 1, "O": 1}, "energy": -1}]', r"some\.json: .* got none of Li, O"),
+    ):
+        path.write_text(content)
+        with pytest.raises(ValueError, match=words):
+            hull_from_json(path)
+    Hull([(parse_formula("LiO"), -1.0)], theory=PBE).write(path)
+    with pytest.raises(ValueError, match="not of r2SCAN"):
+        hull_from_json(path, theory=TheoryLevel(functional="r2SCAN", is_corrected=False))
 
 
 def test_a_hull_comes_back_from_its_file_and_a_changed_file_is_noticed(tmp_path: Path) -> None:

@@ -12,7 +12,8 @@ from small_crystals import argon, fcc, packed
 
 from latentite.crystal import CrystalBatch
 from latentite.energy.potential import EnergyForces, PotentialCard
-from latentite.energy.relax import RelaxCell, RelaxSettings, RelaxStatus, relax
+from latentite.energy.relax import relax
+from latentite.energy.relaxation import RelaxCell, RelaxSettings, RelaxStatus
 
 TIGHT = RelaxSettings(fmax=1e-3, smax=1e-4, max_steps=1000)
 
@@ -62,6 +63,23 @@ def test_a_fixed_cell_stays() -> None:
     assert relaxed.status == (RelaxStatus.CONVERGED,)
     assert torch.equal(relaxed.crystals.lattice, crystals.lattice)
     assert not torch.equal(relaxed.crystals.frac_coords, crystals.frac_coords)
+
+
+def test_without_relaxation_each_crystal_is_evaluated_once_as_it_is() -> None:
+    crystals = packed([fcc(18, 4.1, rattle=0.1), fcc(79, 4.1), fcc(18, 3.9)])
+    result = relax(LennardJones(), crystals, RelaxSettings(cell=RelaxCell.NONE))
+    single = RelaxStatus.SINGLE_POINT
+    assert result.status == (single, RelaxStatus.REFUSED, single)
+    assert result.steps.tolist() == [1, 0, 1]
+    assert torch.equal(result.crystals.frac_coords, crystals.frac_coords)
+    assert torch.equal(result.crystals.lattice, crystals.lattice)
+    known = torch.tensor([0, 2])
+    expected = LennardJones().compute(crystals.select(known))
+    assert torch.equal(result.energy[known], expected.energy)
+    assert torch.equal(result.start_energy[known], expected.energy)
+    assert result.is_judged.tolist() == [True, False, True]
+    assert result.max_force[0] == expected.forces[:4].norm(dim=1).max()
+    assert result.max_force[1].isnan()
 
 
 def test_the_numbers_belong_to_the_geometry() -> None:

@@ -7,7 +7,8 @@ import pytest
 import torch
 
 from latentite.crystal import CrystalBatch
-from latentite.energy.hull import Hull, parse_formula
+from latentite.energy.formulas import parse_formula
+from latentite.energy.hull import Hull
 from latentite.energy.potential import TheoryLevel
 from latentite.energy.references import ElementReferences, ReferenceTerms
 from latentite.energy.stability import stability

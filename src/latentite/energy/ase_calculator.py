@@ -31,9 +31,9 @@ class ASEPotential:
     """A calculator behind the protocol of `potential.py`.
 
     Args:
-        path: `package.module:Class`, or a function that returns a calculator.
+        path: `package.module:Class`, or a function that returns a calculator; or a calculator itself.
         arguments: its keyword arguments.
-        name: for the card; `path` when None.
+        name: for the card; `path`, or the calculator's class, when None.
         version: of its weights or package, for the card.
         sha256: of its weights, for the card.
         elements: atomic numbers that it knows; all when None.
@@ -46,7 +46,7 @@ class ASEPotential:
 
     def __init__(
         self,
-        path: str,
+        path: str | Calculator,
         *,
         arguments: Mapping[str, Any] | None = None,
         name: str | None = None,
@@ -56,9 +56,9 @@ class ASEPotential:
         theory: TheoryLevel | None = None,
         cutoff: float = 6.0,
     ) -> None:
-        self._calculator = _build(path, dict(arguments or {}))
+        self._calculator = _build(path, dict(arguments or {})) if isinstance(path, str) else path
         self._card = PotentialCard(
-            name=name or path,
+            name=name or (path if isinstance(path, str) else type(path).__name__),
             version=version,
             sha256=sha256,
             elements=frozenset(elements or range(1, MAX_ATOMIC_NUMBER + 1)),

@@ -48,6 +48,12 @@ class Flight:
 
     @staticmethod
     def start(crystals: CrystalBatch, position: Tensor) -> Flight:
+        """Crystals at rest, before their first evaluation.
+
+        Args:
+            crystals: in float64.
+            position: of each in the input.
+        """
         count = len(crystals)
 
         def filled(value: float) -> Tensor:
@@ -69,6 +75,7 @@ class Flight:
         )
 
     def select(self, index: Tensor) -> Flight:
+        """The crystals at these positions of the flight."""
         atoms = self.crystals.atoms_of(index)
         tensors = {
             item.name: getattr(self, item.name)[atoms if item.name.endswith("_atom") else index]
@@ -78,6 +85,7 @@ class Flight:
         return Flight(crystals=self.crystals.select(index), **tensors)
 
     def joined(self, other: Flight) -> Flight:
+        """These crystals and then those of the other."""
         tensors = {
             item.name: torch.cat([getattr(self, item.name), getattr(other, item.name)])
             for item in fields(self)

@@ -1,7 +1,6 @@
 """Energy above hull: how far a crystal lies above the best mixture of its competing phases.
 
-The hull is built from a table (elements at 0, each row at its formation energy minus its energy above hull, which
-is the height of the hull there) or from pymatgen entries. A query is a linear programme over the phases of its
+`hull_sources.py` builds one from a table or from entries. A query is a linear programme over the phases of its
 chemical system: minimise sum_i w_i E_i subject to sum_i w_i x_i = x, w_i >= 0, with compositions x and energies E
 per atom; equal to pymatgen's `PhaseDiagram`. What lies below the hull gets a negative number. Comes after
 `references.py`, which makes formation energies of a potential's total energies.
@@ -13,26 +12,16 @@ import hashlib
 import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from functools import reduce
-from math import gcd
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 from jaxtyping import Float
 
-from latentite.crystal import CrystalBatch
-from latentite.data.cif import ATOMIC_NUMBER, SYMBOLS
+from latentite.energy.formulas import Composition, formula, parse_formula, reduced
 from latentite.energy.potential import TheoryLevel
 from latentite.files import write_json
 
-if TYPE_CHECKING:
-    from pymatgen.entries.computed_entries import ComputedEntry
-
 FORMAT = 1
-
-Composition = tuple[tuple[int, int], ...]
-"""Atomic numbers and whole amounts of one formula unit, by atomic number: `((8, 1), (12, 1))` for MgO."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -172,154 +161,6 @@ class Hull:
         if hull.sha256 != value["sha256"]:
             raise ValueError(f"{path} has changed since it was written; build it again from its table")
         return hull
-
-
-def hull_from_crystals(
-    crystals: CrystalBatch,
-    *,
-    formation_energy: str = "formation_energy_per_atom",
-    above_hull: str = "e_above_hull",
-    theory: TheoryLevel | None = None,
-) -> Hull:
-    """A hull of the crystals of a data set (better of all its splits: missing phases make things look stable).
-
-    Args:
-        crystals: with the properties named next; rows where the first is NaN do not enter.
-        formation_energy: name of the property, eV/atom.
-        above_hull: name of the property, eV/atom. Where it is there, the row enters at its formation energy
-            minus it; where it is not (or NaN), at its formation energy.
-        theory: level of these energies.
-
-    Raises:
-        ValueError: when the formation energies are not there.
-    """
-    if formation_energy not in crystals.properties:
-        raise ValueError(
-            f"a hull needs the property {formation_energy!r}, got {', '.join(crystals.properties) or 'none'}"
-        )
-    energies = crystals.properties[formation_energy].double()
-    if above_hull in crystals.properties:
-        energies = energies - crystals.properties[above_hull].double().nan_to_num(0.0)
-    rows = zip(compositions(crystals), energies.tolist(), strict=True)
-    return Hull(((composition, energy) for composition, energy in rows if energy == energy), theory=theory)
-
-
-def hull_from_table(
-    paths: Sequence[str | Path],
-    *,
-    formula_column: str = "pretty_formula",
-    formation_energy: str = "formation_energy_per_atom",
-    above_hull: Sequence[str] = ("e_above_hull", "energy_above_hull"),
-    theory: TheoryLevel | None = None,
-) -> Hull:
-    """A hull of one or several CSV files (plain or gzip); see `hull_from_crystals`.
-
-    Raises:
-        ValueError: naming the file and the column that it lacks.
-    """
-    import pandas as pd
-
-    phases: list[tuple[Composition, float]] = []
-    known: dict[str, Composition] = {}
-    for path in paths:
-        header = list(pd.read_csv(path, nrows=0).columns)
-        for column in (formula_column, formation_energy):
-            if column not in header:
-                raise ValueError(f"{path} must have a column {column!r}, got {', '.join(header)}")
-        height = next((name for name in above_hull if name in header), None)
-        columns = [formula_column, formation_energy] + ([height] if height else [])
-        table = pd.read_csv(
-            path, usecols=columns, keep_default_na=False, na_values={c: [""] for c in columns[1:]}
-        )
-        energies = table[formation_energy].to_numpy(dtype=float)
-        if height:
-            energies = energies - np.nan_to_num(table[height].to_numpy(dtype=float))
-        for name, energy in zip(table[formula_column].astype(str), energies.tolist(), strict=True):
-            if energy == energy:
-                if name not in known:
-                    known[name] = parse_formula(name)
-                phases.append((known[name], energy))
-    return Hull(phases, theory=theory)
-
-
-def hull_from_entries(entries: Sequence[ComputedEntry], *, theory: TheoryLevel | None = None) -> Hull:
-    """A hull of pymatgen entries with total energies (eV); each element's lowest entry is its reference.
-
-    Raises:
-        ValueError: naming an element of a compound that has no entry of its own.
-    """
-    rows = []
-    references: dict[int, float] = {}
-    for entry in entries:
-        counts = {element.Z: float(amount) for element, amount in entry.composition.items()}
-        per_atom = float(entry.energy_per_atom)
-        rows.append((counts, per_atom))
-        if len(counts) == 1:
-            (number,) = counts
-            references[number] = min(per_atom, references.get(number, np.inf))
-    missing = sorted({number for counts, _ in rows for number in counts} - references.keys())
-    if missing:
-        names = ", ".join(SYMBOLS[number - 1] for number in missing)
-        raise ValueError(f"a hull of entries needs an entry of each element alone, got none of {names}")
-    phases = []
-    for counts, per_atom in rows:
-        total = sum(counts.values())
-        zero = sum(amount * references[number] for number, amount in counts.items()) / total
-        phases.append((_whole(counts), per_atom - zero))
-    return Hull(phases, theory=theory)
-
-
-def compositions(crystals: CrystalBatch) -> list[Composition]:
-    """Of each crystal, reduced."""
-    width = len(SYMBOLS) + 1
-    cells = (crystals.crystal_index * width + crystals.atomic_numbers).cpu().numpy()
-    found, amounts = np.unique(cells, return_counts=True)
-    counts: list[dict[int, int]] = [{} for _ in range(len(crystals))]
-    for cell, amount in zip(found.tolist(), amounts.tolist(), strict=True):
-        counts[cell // width][cell % width] = amount
-    return [reduced(count) for count in counts]
-
-
-def reduced(counts: dict[int, int]) -> Composition:
-    """The smallest whole amounts in the same ratio.
-
-    Raises:
-        ValueError: for no atoms.
-    """
-    if not counts:
-        raise ValueError("a composition needs at least one element, got none")
-    divisor = reduce(gcd, counts.values())
-    return tuple((number, amount // divisor) for number, amount in sorted(counts.items()))
-
-
-def parse_formula(text: str) -> Composition:
-    """Reduced composition of a formula such as `Nd(Mo3Se4)2`.
-
-    Raises:
-        ValueError: for what is no formula.
-    """
-    from pymatgen.core import Composition as PymatgenComposition
-
-    try:
-        parsed = PymatgenComposition(text)
-        counts = {ATOMIC_NUMBER[element.symbol]: float(amount) for element, amount in parsed.items()}
-    except (ValueError, KeyError) as error:  # pymatgen reads an unknown symbol as a dummy
-        raise ValueError(f"a formula such as LiFePO4 was expected, got {text!r} ({error})") from error
-    return _whole(counts)
-
-
-def formula(composition: Composition) -> str:
-    """Plain text, by atomic number: `O1Mg1`."""
-    return "".join(f"{SYMBOLS[number - 1]}{amount}" for number, amount in composition)
-
-
-def _whole(counts: dict[int, float]) -> Composition:
-    """Amounts as whole numbers; fractions such as 0.5 are multiplied up."""
-    for factor in (1, 2, 3, 4, 5, 6, 8, 10, 12, 100, 1000, 10_000):
-        whole = {number: round(amount * factor) for number, amount in counts.items()}
-        if all(abs(amount * factor - whole[n]) < 1e-6 * factor and whole[n] for n, amount in counts.items()):
-            return reduced(whole)
-    raise ValueError(f"amounts of atoms must be fractions of small whole numbers, got {counts}")
 
 
 def _fractions(composition: Composition, elements: frozenset[int]) -> Float[np.ndarray, " element"]:

@@ -8,103 +8,17 @@ makes the steps, and `gate.py`, which is asked before every evaluation.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
-from enum import StrEnum
+from dataclasses import replace
 
 import torch
-from jaxtyping import Float, Int
 from torch import Tensor
 
 from latentite.crystal import CrystalBatch
 from latentite.energy.fire import Flight, fire_step
-from latentite.energy.gate import GateLimits, gate
+from latentite.energy.gate import gate
 from latentite.energy.potential import EnergyForces, Potential
+from latentite.energy.relaxation import RelaxCell, Relaxed, RelaxSettings, RelaxStatus
 from latentite.nn.segment import segment_max, segment_sum
-
-
-class RelaxCell(StrEnum):
-    """What may move besides the atoms."""
-
-    FULL = "full"
-    """Every component of the strain."""
-    FIXED = "fixed"
-    """Nothing."""
-
-
-class RelaxStatus(StrEnum):
-    """How a relaxation ended."""
-
-    CONVERGED = "converged"
-    REFUSED = "refused"
-    """The gate let it not even begin."""
-    EXPLODED = "exploded"
-    """On its way it became something that the gate refuses, or its volume left the bounds."""
-    STALLED = "stalled"
-    """No progress for `patience` steps."""
-    STEP_LIMIT = "step_limit"
-    """Not converged within `max_steps`."""
-    POTENTIAL_FAILED = "potential_failed"
-    """The potential gave no finite numbers."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class RelaxSettings:
-    """When a relaxation ends, and how much of it is done at once."""
-
-    cell: RelaxCell = RelaxCell.FULL
-    fmax: float = 0.05
-    """eV/Å; no atom's force is longer at convergence."""
-    smax: float = 0.001
-    """eV/Å^3 (0.16 GPa); no component of the stress is larger at convergence (when the cell may move). With 0.003 a
-    soft alloy (InAgAu2) stopped 0.02 eV/atom above its minimum."""
-    max_steps: int = 500
-    """Per crystal; a step is one evaluation of the potential."""
-    patience: int = 100
-    """Steps without a lower energy (by 1e-5 eV/atom) or smaller forces after which a crystal has stalled."""
-    max_move: float = 0.2
-    """Å; longest step, over all atoms and the cell together."""
-    max_volume_ratio: float = 3.0
-    """A volume this many times larger or smaller than at the start is an explosion."""
-    max_atoms: int = 256
-    """Most atoms in one call of the potential."""
-    limits: GateLimits = field(default_factory=GateLimits)
-
-    def __post_init__(self) -> None:
-        if self.cell not in list(RelaxCell):
-            raise ValueError(f"cell must be one of {', '.join(RelaxCell)}, got {self.cell!r}")
-        for name in ("fmax", "smax", "max_move"):
-            if not getattr(self, name) > 0.0:
-                raise ValueError(f"{name} must be above 0, got {getattr(self, name)}")
-        for name in ("max_steps", "patience", "max_atoms"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
-        if not self.max_volume_ratio > 1.0:
-            raise ValueError(f"max_volume_ratio must be above 1, got {self.max_volume_ratio}")
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Relaxed:
-    """Crystals after relaxation, in the order in which they came.
-
-    The numbers of a crystal that failed are those of the last geometry that the potential could judge; one that
-    it could never judge stands as it came, with NaN.
-    """
-
-    crystals: CrystalBatch
-    """float64."""
-    start_energy: Float[Tensor, " crystal"]
-    """eV per cell."""
-    energy: Float[Tensor, " crystal"]
-    """eV per cell."""
-    forces: Float[Tensor, "atom 3"]
-    """eV/Å."""
-    stress: Float[Tensor, "crystal 3 3"]
-    """eV/Å^3."""
-    steps: Int[Tensor, " crystal"]
-    """Evaluations of the potential."""
-    status: tuple[RelaxStatus, ...]
-    reasons: tuple[str | None, ...]
-    """A sentence for each that has not converged."""
 
 
 class _Results:
@@ -140,6 +54,7 @@ class _Results:
         self.status[position], self.reasons[position] = status, reason
 
     def finished(self) -> Relaxed:
+        """Everything, once each crystal has ended."""
         statuses = [status for status in self.status if status is not None]
         assert len(statuses) == len(self.crystals)
         return Relaxed(
@@ -234,13 +149,15 @@ def _evaluate_and_move(
 
     largest_force = segment_max(result.forces.norm(dim=1), index, count)
     largest_stress = result.stress.abs().flatten(1).amax(1)
-    if settings.cell == RelaxCell.FIXED:
+    if settings.cell != RelaxCell.FULL:
         largest_stress = torch.zeros_like(largest_stress)
     ended |= _judge(state, result.energy, largest_force, largest_stress, ended, results, settings)
+    if settings.cell == RelaxCell.NONE:
+        return ended  # every one of them
     result = replace(
         result, forces=result.forces.nan_to_num(0.0, 0.0, 0.0), stress=result.stress.nan_to_num(0.0, 0.0, 0.0)
     )
-    fire_step(state, result, max_move=settings.max_move, moves_cell=settings.cell != RelaxCell.FIXED)
+    fire_step(state, result, max_move=settings.max_move, moves_cell=settings.cell == RelaxCell.FULL)
     return ended
 
 
@@ -298,6 +215,10 @@ def _judge(
     converged = excess <= 1.0
     stalled = state.steps - state.progress >= settings.patience
     over = state.steps >= settings.max_steps
+    if settings.cell == RelaxCell.NONE:
+        for k in (~ended).nonzero().flatten().tolist():
+            results.end(int(state.position[k]), RelaxStatus.SINGLE_POINT, None)
+        return ~ended
     for k in ((converged | stalled | over) & ~ended).nonzero().flatten().tolist():
         verdicts[k] = True
         position = int(state.position[k])

@@ -11,7 +11,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from latentite.crystal import CrystalBatch
-from latentite.energy.hull import Hull, compositions
+from latentite.energy.formulas import compositions
+from latentite.energy.hull import Hull
 from latentite.energy.references import ElementReferences, check_same_theory
 
 

@@ -1,0 +1,182 @@
+"""Hulls of what users have: crystals with formation energies, CSV tables, pymatgen entries, JSON files.
+
+In a table the elements stand at 0 and each row at its formation energy minus its energy above hull, which is the
+height of the hull there. Comes after `hull.py`.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from latentite.crystal import CrystalBatch
+from latentite.data.cif import ATOMIC_NUMBER, SYMBOLS
+from latentite.energy.formulas import Composition, compositions, parse_formula, whole_amounts
+from latentite.energy.hull import Hull
+from latentite.energy.potential import TheoryLevel
+
+if TYPE_CHECKING:
+    from pymatgen.entries.computed_entries import ComputedEntry
+
+ABOVE_HULL = ("energy_above_hull", "e_above_hull")
+"""Names of one column in the tables of this field; our data sets use the first."""
+
+
+def hull_from_crystals(
+    crystals: CrystalBatch,
+    *,
+    formation_energy: str = "formation_energy_per_atom",
+    above_hull: Sequence[str] = ABOVE_HULL,
+    theory: TheoryLevel | None = None,
+) -> Hull:
+    """A hull of the crystals of a data set (better of all its splits: missing phases make things look stable).
+
+    Args:
+        crystals: with the properties named next; rows where the first is NaN do not enter.
+        formation_energy: name of the property, eV/atom.
+        above_hull: names of the property, eV/atom; the first that is there counts. The row enters at its
+            formation energy minus it; where there is none (or NaN), at its formation energy.
+        theory: level of these energies.
+
+    Raises:
+        ValueError: when the formation energies are not there.
+    """
+    if formation_energy not in crystals.properties:
+        raise ValueError(
+            f"a hull needs the property {formation_energy!r}, got {', '.join(crystals.properties) or 'none'}"
+        )
+    energies = crystals.properties[formation_energy].double()
+    height = next((name for name in above_hull if name in crystals.properties), None)
+    if height is not None:
+        energies = energies - crystals.properties[height].double().nan_to_num(0.0)
+    rows = zip(compositions(crystals), energies.tolist(), strict=True)
+    return Hull(((composition, energy) for composition, energy in rows if energy == energy), theory=theory)
+
+
+def hull_from_table(
+    paths: Sequence[str | Path],
+    *,
+    formula_column: str = "pretty_formula",
+    formation_energy: str = "formation_energy_per_atom",
+    above_hull: Sequence[str] = ABOVE_HULL,
+    theory: TheoryLevel | None = None,
+) -> Hull:
+    """A hull of one or several CSV files (plain or gzip); see `hull_from_crystals`.
+
+    Raises:
+        ValueError: naming the file and the column that it lacks.
+    """
+    import pandas as pd
+
+    phases: list[tuple[Composition, float]] = []
+    known: dict[str, Composition] = {}
+    for path in paths:
+        header = list(pd.read_csv(path, nrows=0).columns)
+        for column in (formula_column, formation_energy):
+            if column not in header:
+                raise ValueError(f"{path} must have a column {column!r}, got {', '.join(header)}")
+        height = next((name for name in above_hull if name in header), None)
+        columns = [formula_column, formation_energy] + ([height] if height else [])
+        table = pd.read_csv(
+            path, usecols=columns, keep_default_na=False, na_values={c: [""] for c in columns[1:]}
+        )
+        energies = table[formation_energy].to_numpy(dtype=float)
+        if height:
+            energies = energies - np.nan_to_num(table[height].to_numpy(dtype=float))
+        for name, energy in zip(table[formula_column].astype(str), energies.tolist(), strict=True):
+            if energy == energy:
+                if name not in known:
+                    known[name] = parse_formula(name)
+                phases.append((known[name], energy))
+    return Hull(phases, theory=theory)
+
+
+def hull_from_entries(entries: Sequence[ComputedEntry], *, theory: TheoryLevel | None = None) -> Hull:
+    """A hull of pymatgen entries with total energies (eV); each element's lowest entry is its reference.
+
+    Raises:
+        ValueError: naming an element of a compound that has no entry of its own.
+    """
+    rows = [
+        ({element.Z: float(amount) for element, amount in entry.composition.items()}, entry.energy_per_atom)
+        for entry in entries
+    ]
+    return _hull_of_totals(rows, theory)
+
+
+def hull_from_json(path: str | Path, *, theory: TheoryLevel | None = None) -> Hull:
+    """A hull of a JSON file: one that `Hull.write` has written, pymatgen's `PhaseDiagram.as_dict()`, or a list of
+    entries `{"composition": {"Li": 2, "O": 1}, "energy": -15.0}` (eV for that many atoms; `correction` is added).
+
+    The file is read as plain numbers; no class that it names is imported.
+
+    Args:
+        path: of the file.
+        theory: level of the energies, where the file does not say; only hulls of our own do.
+
+    Raises:
+        FileNotFoundError: when there is no such file.
+        ValueError: naming the file, the entry and what is wrong with it.
+    """
+    if not Path(path).is_file():
+        raise FileNotFoundError(f"a hull was expected at {path}, and there is no such file")
+    try:
+        content = json.loads(Path(path).read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path} must be a hull as JSON, got something else: {error}") from error
+    if isinstance(content, dict) and "latentite.hull" in content:
+        hull = Hull.read(path)
+        if None not in (theory, hull.theory) and theory != hull.theory:
+            raise ValueError(
+                f"{path} holds energies of {hull.theory}, not of {theory}; leave the level of theory out"
+            )
+        return hull if hull.theory is not None else Hull(hull.phases.items(), theory=theory)
+    if isinstance(content, dict):
+        content = content.get("computed_data", content)
+        content = content.get("all_entries", content.get("entries"))
+    if not isinstance(content, list):
+        raise ValueError(
+            f"{path} must hold a hull of latentite, a pymatgen phase diagram or a list of entries, got none of these"
+        )
+    rows = [_plain_entry(path, position, entry) for position, entry in enumerate(content)]
+    try:
+        return _hull_of_totals(rows, theory)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
+
+
+def _plain_entry(path: str | Path, position: int, entry: Any) -> tuple[dict[int, float], float]:
+    """Amounts by atomic number and energy per atom of an entry as pymatgen writes it."""
+    try:
+        counts = {
+            ATOMIC_NUMBER[symbol]: float(amount) for symbol, amount in entry["composition"].items() if amount
+        }
+        energy = float(entry["energy"]) + float(entry.get("correction") or 0.0)
+        return counts, energy / sum(counts.values())
+    except (AttributeError, KeyError, TypeError, ValueError, ZeroDivisionError) as error:
+        raise ValueError(
+            f"{path}: entry {position} must have a composition such as {{'Li': 2, 'O': 1}} and an energy in eV "
+            f"({type(error).__name__}: {error})"
+        ) from error
+
+
+def _hull_of_totals(rows: Sequence[tuple[Mapping[int, float], float]], theory: TheoryLevel | None) -> Hull:
+    """A hull of amounts by atomic number and total energies, eV/atom."""
+    references: dict[int, float] = {}
+    for counts, per_atom in rows:
+        if len(counts) == 1:
+            (number,) = counts
+            references[number] = min(per_atom, references.get(number, np.inf))
+    missing = sorted({number for counts, _ in rows for number in counts} - references.keys())
+    if missing:
+        names = ", ".join(SYMBOLS[number - 1] for number in missing)
+        raise ValueError(f"a hull of entries needs an entry of each element alone, got none of {names}")
+    phases = []
+    for counts, per_atom in rows:
+        zero = sum(amount * references[number] for number, amount in counts.items()) / sum(counts.values())
+        phases.append((whole_amounts(dict(counts)), per_atom - zero))
+    return Hull(phases, theory=theory)
