@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import json
 import time
+from collections.abc import Sequence
 
 import torch
 from denoiser import forward_flops
@@ -103,20 +104,26 @@ def measure(args: argparse.Namespace, size: DenoiserSize, dtype: torch.dtype) ->
     }
 
 
-def main() -> None:
-    """Print one JSON line per size and precision."""
+def second_stage_parser(description: str | None, precisions: Sequence[str]) -> argparse.ArgumentParser:
+    """Options of every benchmark of the second stage."""
     parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        description=description, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--size", nargs="+", default=["S", "B"], choices=["mini", "S", "B", "L"])
     parser.add_argument("--vae", default="default", choices=sorted(VAE_SIZES))
     parser.add_argument("--batch-size", type=int, default=256)
+    parser.add_argument("--precision", nargs="+", default=["fp32"], choices=precisions)
+    parser.add_argument("--compile", action="store_true")
+    return parser
+
+
+def main() -> None:
+    """Print one JSON line per size and precision."""
+    parser = second_stage_parser(__doc__, ["fp32", "bf16"])
     parser.add_argument("--steps", type=int, default=5)
     parser.add_argument("--warmup", type=int, default=2)
-    parser.add_argument("--precision", nargs="+", default=["fp32"], choices=["fp32", "bf16"])
-    parser.add_argument("--compile", action="store_true")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     for size in args.size:

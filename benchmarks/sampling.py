@@ -14,7 +14,7 @@ import json
 import time
 
 import torch
-from ldm import VAE_SIZES
+from ldm import VAE_SIZES, second_stage_parser
 from vae import mp_20_like
 
 from latentite.data.sampler import padding_waste
@@ -90,18 +90,9 @@ def measure(
 
 def main() -> None:
     """Print one JSON line per size, precision and number of steps."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--device", default="cpu")
-    parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--size", nargs="+", default=["S", "B"], choices=["mini", "S", "B", "L"])
-    parser.add_argument("--vae", default="default", choices=sorted(VAE_SIZES))
+    parser = second_stage_parser(__doc__, [p.value for p in Precision])
     parser.add_argument("--steps", nargs="+", type=int, default=[10, 20, 50])
     parser.add_argument("--num-samples", type=int, default=256)
-    parser.add_argument("--batch-size", type=int, default=256)
-    parser.add_argument("--precision", nargs="+", default=["fp32"], choices=[p.value for p in Precision])
-    parser.add_argument("--compile", action="store_true")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     for size in args.size:

@@ -71,29 +71,38 @@ def build_asks(
     base = Ask(
         label="" if rules is None else _describe(rules), conditions=given, elements=rules, num_atoms=num_atoms
     )
-    if isinstance(formulas, str):
-        formulas = [formulas]
-    if formula_units is not None and not formulas:
-        raise ValueError("formula_units must be given together with a formula, got no formula")
-    if formulas and rules is not None:
-        raise ValueError(
-            "elements_allowed, _required and _forbidden must not be given with a formula, which fixes all"
-        )
-    asks = [base]
-    if formulas:
-        asks = [
-            ask
-            for request, formula in enumerate(formulas)
-            for ask in _formula_asks(
-                network, replace(base, request=request), formula, formula_units, train_sizes
-            )
-        ]
+    asks = _per_formula(network, base, formulas, formula_units, train_sizes)
     if start is not None:
         asks = _start_asks(network, asks, start)
     refuse_sizes(asks, train_sizes)
     refuse_elements(network, asks)
     refuse_guidance(network, asks, given, guidance)
     return tuple(asks)
+
+
+def _per_formula(
+    network: LatentDiffusion,
+    base: Ask,
+    formulas: Sequence[str] | str,
+    formula_units: Sequence[int] | None,
+    train_sizes: NumAtoms | None,
+) -> list[Ask]:
+    """The asks of every formula in turn; what is asked anyway, without any."""
+    if isinstance(formulas, str):
+        formulas = [formulas]
+    if not formulas:
+        if formula_units is not None:
+            raise ValueError("formula_units must be given together with a formula, got no formula")
+        return [base]
+    if base.elements is not None:
+        raise ValueError(
+            "elements_allowed, _required and _forbidden must not be given with a formula, which fixes all"
+        )
+    return [
+        ask
+        for request, formula in enumerate(formulas)
+        for ask in _formula_asks(network, replace(base, request=request), formula, formula_units, train_sizes)
+    ]
 
 
 def ask_warnings(network: LatentDiffusion, asks: Sequence[Ask]) -> list[str]:
