@@ -42,6 +42,7 @@ def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     add("--out", type=Path, required=True, metavar="DIR", help="folder of the report")
     add("--split", choices=SPLIT_CHOICES, default="test", help="of a SOURCE with splits [%(default)s]")
     add("--reference-split", choices=SPLIT_CHOICES, default="train", help="of the reference [%(default)s]")
+    add("--resume", action="store_true", help="go on where an evaluation of the same into --out was stopped")
     add("--workers", type=int, metavar="N", help="processes; they do not change the result [all cores]")
     add("--seed", type=int, default=0, help="draws the structures of the gallery [%(default)s]")
     command.set_defaults(func=_evaluate)
@@ -69,6 +70,7 @@ def _evaluate(arguments: argparse.Namespace) -> int:
             reference_split=arguments.reference_split,
             workers=arguments.workers,
             seed=arguments.seed,
+            resume=arguments.resume,
             stage=stage,
         )
     console = Console()
@@ -80,15 +82,12 @@ def _evaluate(arguments: argparse.Namespace) -> int:
 
 def rates_table(result: Evaluation, *, title: str | None = None) -> Table:
     """The rates as a rich table."""
-    from latentite.evaluation.page import LABELS
-
     crystals = result.crystals
     table = Table(title=title or f"Evaluation, protocol {result.protocol.name}", show_header=False)
     table.add_column(style="bold")
     table.add_column()
     failed = len(crystals.rejections)
     table.add_row("structures", f"{crystals.num_in} in = {len(crystals)} scored + {failed} failed")
-    for name, label in LABELS.items():
-        if name in result.rates:
-            table.add_row(label, str(result.rates[name]))
+    for name, label in result.labels.items():
+        table.add_row(label, str(result.rates[name]))
     return table

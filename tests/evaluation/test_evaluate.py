@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -40,6 +41,13 @@ def overlapping(structure: Structure) -> Structure:
     return Structure(structure.lattice, structure.species, [[0, 0, 0], [0.02, 0.0, 0.0]])
 
 
+@pytest.fixture(autouse=True, scope="module")
+def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("LATENTITE_CACHE_DIR", str(tmp_path_factory.mktemp("cache")))
+        yield
+
+
 @pytest.fixture(scope="module")
 def samples(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder: 5 new crystals, 3 duplicates of them, 2 known ones in another cell, 2 overlaps, 3 unreadable."""
@@ -59,10 +67,8 @@ def samples(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def result(samples: Path, tmp_path_factory: pytest.TempPathFactory) -> Evaluation:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("LATENTITE_CACHE_DIR", str(tmp_path_factory.mktemp("cache")))
-        return latentite.evaluate(samples, reference=KNOWN, workers=1, out=samples.parent / "report")
+def result(samples: Path) -> Evaluation:
+    return latentite.evaluate(samples, reference=KNOWN, workers=1, out=samples.parent / "report")
 
 
 def counts(result: Evaluation, name: str) -> tuple[int, int]:

@@ -18,6 +18,7 @@ from latentite.charts import COLOURS
 from latentite.data.cif import SYMBOLS
 from latentite.data.info import table_position
 from latentite.data.properties import SYMPREC
+from latentite.evaluation.distributions import element_shares
 from latentite.evaluation.measure import Measured
 from latentite.figures import INK, new_figure
 
@@ -172,14 +173,6 @@ def _elements(generated: Measured, reference: Measured | None) -> Figure:
             f"ratio to the reference: blue more, red less (to {_LARGEST_RATIO:g}x), black: only here",
         )
     return figure
-
-
-def element_shares(measured: Measured) -> Float[np.ndarray, "119"]:
-    """Share of the structures that contain each element, by atomic number."""
-    counts = np.zeros(119)
-    for composition in measured.compositions:
-        counts[[number for number, _ in composition]] += 1
-    return counts / max(1, len(measured.compositions))
 
 
 def _periodic_table(axes: Axes, colour: Callable[[int], Any], title: str) -> None:

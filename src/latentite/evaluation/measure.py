@@ -5,19 +5,18 @@ Comes after `read.py` and `metrics/`; `run.py` measures the source and the refer
 
 from __future__ import annotations
 
-import json
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from pathlib import Path
+from importlib.metadata import version
 
 import numpy as np
 
 from latentite.data.cif import SYMBOLS
 from latentite.data.properties import derive_rows
 from latentite.evaluation.read import Crystals
-from latentite.files import cache_dir, write_json
+from latentite.evaluation.steps import Stage, timed
+from latentite.evaluation.store import ResultStore, namespace
 from latentite.metrics.composition import (
     Composition,
     SmactRule,
@@ -29,6 +28,11 @@ from latentite.metrics.geometry import min_distances, volumes
 from latentite.metrics.supply_risk import supply_risk
 from latentite.metrics.symmetry import SYMPRECS, space_groups
 
+Cell = float | int | bool | str | None
+"""A cell of the table; None where a metric gave nothing."""
+
+_SPACE_GROUPS_VERSION = 1
+"""Raised when `metrics/symmetry.py` gives other numbers."""
 _DERIVED = ("composition", "chemical_system", "num_elements", "density", "volume_per_atom")
 
 
@@ -67,10 +71,10 @@ class Measured:
             found += [(int(p), f"space_group_{symprec:g}", reason) for p in np.flatnonzero(np.isnan(groups))]
         return found
 
-    def columns(self) -> dict[str, list[float | int | bool | str | None]]:
-        """The columns of the table."""
+    def columns(self) -> dict[str, list[Cell]]:
+        """The columns of the table, in its order."""
         risks = [supply_risk(composition) for composition in self.compositions]
-        columns: dict[str, list[float | int | bool | str | None]] = {
+        columns: dict[str, list[Cell]] = {
             "formula": [_usual_formula(composition) for composition in self.compositions],
             "chemical_system": list(self.chemical_systems),
             "num_atoms": self.num_atoms.tolist(),
@@ -101,7 +105,7 @@ def _usual_formula(composition: Composition) -> str:
     return PymatgenComposition({SYMBOLS[n - 1]: count for n, count in composition}).reduced_formula
 
 
-def _cells(values: np.ndarray) -> list[float | int | bool | str | None]:
+def _cells(values: np.ndarray) -> list[Cell]:
     return [float(value) if np.isfinite(value) else None for value in values]
 
 
@@ -110,10 +114,9 @@ def measure(
     *,
     workers: int | None,
     seconds: dict[str, float],
-    stage: Callable[[str, int | None], Callable[[int], None]],
+    stage: Stage,
     symprecs: Sequence[float] = SYMPRECS,
     name: str = "",
-    keep: bool = False,
 ) -> Measured:
     """Measure each structure of a source.
 
@@ -124,24 +127,14 @@ def measure(
         stage: hears of progress.
         symprecs: tolerances of the space groups, Å.
         name: begins the names of the steps.
-        keep: keep the space groups in the cache, under the content of the crystals (for references).
     """
-    start = time.perf_counter()
-    derived = derive_rows(_DERIVED, crystals.arrays)
-    between, own = min_distances(crystals.arrays)
-    seconds[f"{name}geometry"] = round(time.perf_counter() - start, 3)
-    start = time.perf_counter()
-    compositions = [reduced_composition(numbers.tolist()) for numbers, _, _ in crystals.arrays]
-    seconds[f"{name}composition"] = round(time.perf_counter() - start, 3)
-    start = time.perf_counter()
-    file = cache_dir() / "evaluation" / f"space_groups_{crystals.content_hash}.json" if keep else None
-    groups = _kept(file, symprecs, len(crystals))
-    if groups is None:
-        advance = stage(f"{name}space groups", len(crystals))
-        groups = space_groups(crystals.arrays, symprecs=symprecs, workers=workers, advance=advance)
-        if file is not None:
-            write_json(file, {"symprecs": list(symprecs), "space_groups": groups.tolist()})
-    seconds[f"{name}space groups"] = round(time.perf_counter() - start, 3)
+    with timed(seconds, f"{name}geometry"):
+        derived = derive_rows(_DERIVED, crystals.arrays)
+        between, own = min_distances(crystals.arrays)
+    with timed(seconds, f"{name}composition"):
+        compositions = [reduced_composition(numbers.tolist()) for numbers, _, _ in crystals.arrays]
+    with timed(seconds, f"{name}space groups"):
+        groups = _space_groups(crystals, symprecs, workers, lambda count: stage(f"{name}space groups", count))
 
     def numbers_of(key: str) -> np.ndarray:
         return np.array([row[key] for row in derived], dtype=float)
@@ -161,10 +154,31 @@ def measure(
     )
 
 
-def _kept(file: Path | None, symprecs: Sequence[float], count: int) -> np.ndarray | None:
-    """Space groups of an earlier evaluation, when the cache has those at the same tolerances."""
-    if file is None or not file.is_file():
-        return None
-    content = json.loads(file.read_text(encoding="utf-8"))
-    found = np.array(content["space_groups"], dtype=float)
-    return found if content["symprecs"] == list(symprecs) and len(found) == count else None
+def _space_groups(
+    crystals: Crystals,
+    symprecs: Sequence[float],
+    workers: int | None,
+    begin: Callable[[int], Callable[[int], None]],
+) -> np.ndarray:
+    """[crystal symprec], from the store where they are known; new ones go there as they come."""
+    settings = {"symprecs": list(symprecs), "spglib": version("spglib")}
+    store = ResultStore.open(namespace("space_groups", _SPACE_GROUPS_VERSION, settings))
+    known = store.get_many(crystals.hashes)
+    first = {digest: place for place, digest in enumerate(crystals.hashes) if digest not in known}
+    missing = list(first)
+
+    def keep(start: int, found: np.ndarray) -> None:
+        values = [[None if np.isnan(group) else int(group) for group in row] for row in found]
+        store.put_many(dict(zip(missing[start:], values, strict=False)))
+
+    if missing:
+        found = space_groups(
+            [crystals.arrays[place] for place in first.values()],
+            symprecs=symprecs,
+            workers=workers,
+            advance=begin(len(missing)),
+            keep=keep,
+        )
+        known |= dict(zip(missing, found.tolist(), strict=True))
+    # dtype=float makes NaN of None
+    return np.array([known[digest] for digest in crystals.hashes], dtype=float).reshape(-1, len(symprecs))

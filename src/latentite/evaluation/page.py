@@ -23,22 +23,6 @@ from latentite.pictures import draw_crystals, pretty
 
 NUM_PICTURES = 24
 
-LABELS = {
-    "readable": "readable",
-    "min_distance_ok": "no atoms closer than the limit",
-    "volume_ok": "cell not flat",
-    "structure_valid": "structure valid (both)",
-    "smact_icsd24": "composition valid, SMACT icsd24",
-    "smact_pauling": "composition valid, SMACT as in older papers",
-    "valid": "valid (structure and composition)",
-    "unique": "unique",
-    "novel": "novel (not in the reference)",
-    "new_formula": "formula not in the reference",
-    "valid_unique_novel": "valid, unique and novel",
-    "symmetric": "with symmetry (space group above P1 at 0.1 Å)",
-}
-"""Rates of the page, in this order; `summary.json` has them all."""
-
 _STYLE = """
 body{font:15px/1.45 system-ui,sans-serif;color:#22272e;max-width:1000px;margin:2rem auto;padding:0 1rem}
 h1{font-size:1.6rem;margin:0}h2{font-size:1.15rem;margin:2rem 0 .6rem}p{margin:.4rem 0}
@@ -82,10 +66,10 @@ def make_page(result: Evaluation, summary: Mapping[str, Any], *, seed: int = 0) 
         f"<p class='small'>Protocol <b>{protocol.name}</b>: {escape(protocol.note)}. Relaxation: {result.relax}. "
         "Numbers of different protocols cannot be compared.</p>",
         "<h2>Rates</h2>",
-        _rates(result.rates),
+        _rates(result.rates, result.labels),
         "<p class='small'>Bars: the share; dark line: its 95 % interval (Wilson). A denominator below the number "
         "of scored structures leaves out those for which the metric gave nothing.</p>",
-        _distances(summary),
+        *(section.page() for section in result.sections),
     ]
     if len(crystals):
         parts += ["<h2>Generated against reference</h2>", _charts(result), "<h2>Structures</h2>"]
@@ -94,11 +78,9 @@ def make_page(result: Evaluation, summary: Mapping[str, Any], *, seed: int = 0) 
     return "\n".join(parts)
 
 
-def _rates(rates: Mapping[str, Rate]) -> str:
+def _rates(rates: Mapping[str, Rate], labels: Mapping[str, str]) -> str:
     rows = []
-    for name, label in LABELS.items():
-        if name not in rates:
-            continue
+    for name, label in labels.items():
         rate = rates[name]
         low, high = rate.interval
         share = f"{100 * rate.value:.1f} %" if rate.denominator else "–"
@@ -111,29 +93,6 @@ def _rates(rates: Mapping[str, Rate]) -> str:
             f"<td class='n small'>{100 * low:.1f} to {100 * high:.1f} %</td></tr>"
         )
     return f"<table>{''.join(rows)}</table>"
-
-
-def _distances(summary: Mapping[str, Any]) -> str:
-    found = summary["distributions"].get("wasserstein")
-    if not found:
-        return ""
-    labels = {
-        "density_g_per_cm3": "density, g/cm³",
-        "num_elements": "number of elements",
-        "num_atoms": "number of atoms",
-        "volume_per_atom_A3": "volume per atom, Å³",
-    }
-
-    def show(value: float | None) -> str:
-        return "–" if value is None else f"{value:.3f}"
-
-    rows = [
-        f"<tr><td>{labels[name]}</td><td class='n'>{show(sides['all'])}</td>"
-        f"<td class='n'>{show(sides['valid'])}</td></tr>"
-        for name, sides in found.items()
-    ]
-    head = "<tr><th>Wasserstein distance to the reference</th><th>all</th><th>valid only</th></tr>"
-    return f"<h2>Distributions</h2><table>{head}{''.join(rows)}</table>"
 
 
 def _charts(result: Evaluation) -> str:

@@ -1,5 +1,6 @@
 """The folder that an evaluation leaves.
 
+    evaluation.json  what is evaluated and how, and whether it is finished (`resume.py`, which writes it)
     structures.csv   one row per structure, every metric; an empty cell is a metric that gave nothing
     failed.csv       source, row, id, step and reason of every failure
     summary.json     every rate with numerator, denominator and interval; settings, hashes, versions
@@ -11,26 +12,21 @@ Comes after `run.py`, which calls it.
 from __future__ import annotations
 
 import csv
-import math
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from latentite import __version__
-from latentite.data.properties import SYMPREC
-from latentite.evaluation.charts import element_shares
+from latentite.evaluation.measure import Cell
 from latentite.evaluation.page import make_page
 from latentite.evaluation.protocols import MATCHERS
-from latentite.evaluation.run import Cell, Evaluation
+from latentite.evaluation.run import Evaluation
 from latentite.files import replacing, write_json
-from latentite.metrics.distributions import entropy_bits, jensen_shannon_bits, wasserstein
 from latentite.metrics.symmetry import SYMPRECS
 
-_PACKAGES = ("pymatgen", "pymatgen-core", "smact", "moyopy", "numpy", "scipy")
+_PACKAGES = ("pymatgen", "pymatgen-core", "smact", "spglib", "numpy", "scipy")
 
 
 def write_report(result: Evaluation, out_dir: str | Path, *, seed: int = 0) -> None:
@@ -59,7 +55,7 @@ def summary(result: Evaluation) -> dict[str, Any]:
     crystals, protocol = result.crystals, result.protocol
     rates: dict[str, Any] = {}
     for name, rate in result.rates.items():
-        rates[name] = rate.to_plain()
+        rates[name] = {"label": result.labels.get(name, name), **rate.to_plain()}
         if rate.denominator < len(crystals):
             rates[name]["not_computed"] = len(crystals) - rate.denominator
     content: dict[str, Any] = {
@@ -80,11 +76,6 @@ def summary(result: Evaluation) -> dict[str, Any]:
         },
         "relax": result.relax,
         "rates": rates,
-        "smact_unknown_element": {
-            name: sum(cell is True for cell in result.table[f"{name}_unknown_element"])
-            for name in ("smact_pauling", "smact_icsd24")
-        },
-        "distributions": distributions(result),
         "symprecs": list(SYMPRECS),
         "matchers": {m.name: {"ltol": m.ltol, "stol": m.stol, "angle_tol": m.angle_tol} for m in MATCHERS},
         "reference": None,
@@ -97,60 +88,10 @@ def summary(result: Evaluation) -> dict[str, Any]:
             "content_hash": result.reference.content_hash,
             "num_structures": len(result.reference),
             "num_failed": len(result.reference.rejections),
-            "not_comparable": result.reference_failures,
         }
+    for section in result.sections:
+        content |= section.summary
     return content
-
-
-def distributions(result: Evaluation) -> dict[str, Any]:
-    """Entropies of the generated structures, and their distances from the reference; units in the names.
-
-    `all` is over all structures, `valid` over those that are valid under the protocol, as CDVAE has it.
-    """
-    generated, reference = result.measured, result.reference_measured
-    groups = result.table[f"space_group_{SYMPREC:g}"]
-    found: dict[str, Any] = {
-        "entropy_bits": {
-            "space_group": _number(entropy_bits(group for group in groups if group is not None)),
-            "formula": _number(entropy_bits(generated.formulas)),
-            "chemical_system": _number(entropy_bits(generated.chemical_systems)),
-        }
-    }
-    if reference is None:
-        return found
-    is_valid = np.array([cell is True for cell in result.table["valid"]], dtype=bool)
-    pairs = {
-        "density_g_per_cm3": (generated.density, reference.density),
-        "num_elements": (generated.num_elements, reference.num_elements),
-        "num_atoms": (generated.num_atoms, reference.num_atoms),
-        "volume_per_atom_A3": (generated.volume_per_atom, reference.volume_per_atom),
-    }
-    found["wasserstein"] = {
-        name: {
-            "all": _number(wasserstein(ours, theirs)),
-            "valid": _number(wasserstein(ours[is_valid], theirs)),
-        }
-        for name, (ours, theirs) in pairs.items()
-    }
-    theirs = reference.space_groups[SYMPREC]
-    found["jensen_shannon_bits"] = {
-        "space_group": _number(
-            jensen_shannon_bits((g for g in groups if g is not None), theirs[np.isfinite(theirs)].tolist())
-        ),
-        "element": _number(
-            jensen_shannon_bits(
-                (number for c in generated.compositions for number, _ in c),
-                (number for c in reference.compositions for number, _ in c),
-            )
-        ),
-    }
-    absent = (element_shares(generated) > 0) & (element_shares(reference) == 0)
-    found["elements_not_in_reference"] = np.flatnonzero(absent).tolist()
-    return found
-
-
-def _number(value: float) -> float | None:
-    return value if math.isfinite(value) else None
 
 
 def _version(package: str) -> str | None:
