@@ -1,0 +1,47 @@
+"""One vector per crystal from a trained VAE: the mean of its atoms' latents.
+
+The feature space of Fréchet distances and diversity in which Chemeleon2 measures too. Comes after `nn/vae.py`;
+`metrics/frechet.py` and `metrics/diversity.py` take the vectors.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from jaxtyping import Float
+
+from latentite.crystal import CrystalBatch
+from latentite.nn.segment import segment_mean
+from latentite.nn.vae import CrystalVAE
+
+
+@torch.inference_mode()
+def latent_features(
+    network: CrystalVAE,
+    crystals: CrystalBatch,
+    *,
+    batch_size: int = 256,
+    device: torch.device | str = "cpu",
+) -> Float[np.ndarray, "crystal channel"]:
+    """Posterior means averaged over the atoms of each crystal, in the order of the crystals.
+
+    Args:
+        network: of `latentite.reconstruct.load_vae`; features of different networks cannot be compared.
+        crystals: in canonical form (`data/canonical.py`), both sides of a comparison alike: the encoder sees cell,
+            orientation and origin.
+        batch_size: crystals at once; it does not change the result.
+        device: where the network works.
+
+    Raises:
+        ValueError: for a batch size below 1.
+    """
+    if batch_size < 1:
+        raise ValueError(f"batch_size must be at least 1, got {batch_size}")
+    network = network.to(device).eval()
+    order = crystals.num_atoms.argsort(stable=True)  # crystals of one size together: little padding
+    pooled = torch.zeros(len(crystals), network.config.latent_dim, dtype=torch.float64)
+    for chosen in order.split(batch_size) if len(crystals) else ():
+        batch = crystals.select(chosen).with_properties({}).to(device)
+        mean = network.encode(batch).mean
+        pooled[chosen] = segment_mean(mean, batch.crystal_index, len(batch)).cpu().double()
+    return pooled.numpy()

@@ -1,0 +1,198 @@
+"""Fingerprints that need no trained network: one row of numbers per crystal, for what it is made of and how.
+
+- `magpie`: Magpie's statistics of the elements' properties (Ward et al. 2016, npj Comput. Mater. 2, 16028), in
+  the columns and order of matminer's `ElementProperty.from_preset("magpie")`, from the table of Magpie that smact
+  ships (hydrogen to curium);
+- `radial`: how dense the surroundings of an atom are at each distance, mean and spread over the atoms; the
+  same again with every neighbour weighted by the difference of electronegativity, so that exchanging cations
+  and anions is seen.
+
+Both are the same for every cell and supercell of a crystal, wherever its origin and in whatever orientation and order
+of atoms. `crystal_nn.py` has the structure fingerprint of CDVAE, which costs three hundred times as much;
+`coverage.py`, `frechet.py` and `diversity.py` use any of them, standardised by `fit_scaling` of a training set. Comes
+after `data/` and `energy/neighbours.py`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cache
+
+import numpy as np
+from jaxtyping import Bool, Float
+
+from latentite.crystal import CrystalBatch
+from latentite.data.cif import SYMBOLS, Arrays
+from latentite.data.properties import PackedArrays
+from latentite.energy.neighbours import neighbour_list
+
+MAGPIE_PROPERTIES = (
+    *("Number", "MendeleevNumber", "AtomicWeight", "MeltingT", "Column", "Row", "CovalentRadius"),
+    *("Electronegativity", "NsValence", "NpValence", "NdValence", "NfValence", "NValence", "NsUnfilled"),
+    *("NpUnfilled", "NdUnfilled", "NfUnfilled", "NUnfilled", "GSvolume_pa", "GSbandgap", "GSmagmom"),
+    "SpaceGroupNumber",
+)
+"""K, pm, Å^3 per atom, eV and Bohr magnetons where they have a unit."""
+MAGPIE_STATISTICS = ("minimum", "maximum", "range", "mean", "avg_dev", "mode")
+"""Over the elements; mean and mean absolute deviation are weighted by atomic fractions, the mode is the value of the
+most abundant element, the smallest value where several are."""
+
+RADII = np.arange(1.0, 7.01, 0.25)
+"""Å; where `radial` looks."""
+WIDTH = 0.25
+"""Å; standard deviation of its Gaussians."""
+CUTOFF = 8.0
+"""Å; neighbours beyond it, four standard deviations behind the last radius, do not count."""
+
+_CHUNK = 256
+_MAX_PAIRS = 500_000
+
+
+def magpie(crystals: Sequence[Arrays]) -> Float[np.ndarray, "crystal 132"]:
+    """Magpie's composition fingerprint: every property's six statistics, property by property.
+
+    An element that the table does not have (beyond curium) takes the mean over the elements that it has.
+
+    Args:
+        crystals: `(atomic_numbers, frac_coords, lattice)` each.
+    """
+    if not crystals:
+        return np.zeros((0, len(MAGPIE_PROPERTIES) * len(MAGPIE_STATISTICS)))
+    crystal, numbers, counts = _pack(crystals).species()
+    values = _magpie_table()[numbers]  # element-of-crystal property
+    starts = np.searchsorted(crystal, np.arange(len(crystals)))
+
+    def total(rows: np.ndarray) -> np.ndarray:
+        return np.add.reduceat(rows, starts, axis=0)
+
+    fractions = (counts / total(counts)[crystal])[:, None]
+    smallest, largest = np.minimum.reduceat(values, starts), np.maximum.reduceat(values, starts)
+    mean = total(fractions * values)
+    deviation = total(fractions * np.abs(values - mean[crystal]))
+    is_most = counts == np.maximum.reduceat(counts, starts)[crystal]
+    mode = np.minimum.reduceat(np.where(is_most[:, None], values, np.inf), starts)
+    statistics = (smallest, largest, largest - smallest, mean, deviation, mode)
+    return np.stack(statistics, axis=-1).reshape(len(crystals), -1)
+
+
+def magpie_labels() -> tuple[str, ...]:
+    """Names of `magpie`'s columns."""
+    return tuple(f"{name} {statistic}" for name in MAGPIE_PROPERTIES for statistic in MAGPIE_STATISTICS)
+
+
+def radial(crystals: Sequence[Arrays]) -> Float[np.ndarray, "crystal 100"]:
+    """Radial density around the atoms, smooth in every coordinate; NaN for what is no crystal.
+
+    Around atom i the density (atoms per Å^3) at radius r and its polar counterpart are
+
+        p_i(r) = sum_j w_ij N(d_ij; r, WIDTH) / (4 pi r^2),   w_ij = 1  or  |x_i - x_j|
+
+    over all neighbours and images j within `CUTOFF`, with N the normal density and x Pauling's
+    electronegativity from Magpie's table. The row holds, at the 25 `RADII`: mean of p over the atoms, its standard
+    deviation, and both again for the polar weights. NaN rows: `is_bounded` says which.
+
+    Args:
+        crystals: `(atomic_numbers, frac_coords, lattice)` each.
+    """
+    result = np.full((len(crystals), 4 * len(RADII)), np.nan)
+    usable = np.flatnonzero(is_bounded(crystals, CUTOFF))
+    for start in range(0, len(usable), _CHUNK):
+        chosen = usable[start : start + _CHUNK]
+        result[chosen] = _radial([crystals[position] for position in chosen])
+    return result
+
+
+def is_bounded(crystals: Sequence[Arrays], cutoff: float) -> Bool[np.ndarray, " crystal"]:
+    """Whether a search for neighbours within `cutoff` (Å) ends soon, so that nothing generated can stop a run.
+
+    Finite numbers, 0.5 to 2000 Å^3 per atom (as `match.settings.is_comparable`), lattice planes at least
+    0.1 Å apart, and no more than half a million pairs to be expected.
+    """
+    result = np.zeros(len(crystals), dtype=bool)
+    for position, (numbers, coords, lattice) in enumerate(crystals):
+        if not (len(numbers) and np.isfinite(lattice).all() and np.isfinite(coords).all()):
+            continue
+        volume = abs(float(np.linalg.det(lattice)))
+        if not 0.5 * len(numbers) < volume < 2000.0 * len(numbers):
+            continue
+        spacing = 1.0 / np.linalg.norm(np.linalg.inv(lattice), axis=0).max()
+        pairs = len(numbers) ** 2 * (4.0 / 3.0) * np.pi * cutoff**3 / volume
+        result[position] = spacing >= 0.1 and pairs <= _MAX_PAIRS
+    return result
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Scaling:
+    """Mean and standard deviation of each feature, of a training set; a constant feature is only shifted."""
+
+    mean: Float[np.ndarray, " feature"]
+    deviation: Float[np.ndarray, " feature"]
+
+    def apply(self, features: Float[np.ndarray, "crystal feature"]) -> Float[np.ndarray, "crystal feature"]:
+        """`(features - mean) / deviation`."""
+        return (features - self.mean) / self.deviation
+
+
+def fit_scaling(features: Float[np.ndarray, "crystal feature"]) -> Scaling:
+    """The scaling that gives these features mean 0 and standard deviation 1; rows that are not finite do not count.
+
+    Raises:
+        ValueError: when no row is finite.
+    """
+    rows = features[np.isfinite(features).all(axis=-1)]
+    if len(rows) == 0:
+        raise ValueError("a scaling needs at least one row of finite features, got none")
+    deviation = rows.std(axis=0)
+    is_constant = deviation <= 1e-12 * np.abs(rows).max(axis=0)
+    return Scaling(mean=rows.mean(axis=0), deviation=np.where(is_constant, 1.0, deviation))
+
+
+@cache
+def element_property(name: str) -> Float[np.ndarray, " number"]:
+    """One of `MAGPIE_PROPERTIES` by atomic number from 0 on; row 0 and unknown elements have the mean."""
+    return _magpie_table()[:, MAGPIE_PROPERTIES.index(name)]
+
+
+def _radial(crystals: list[Arrays]) -> np.ndarray:
+    from scipy.sparse import csr_array
+
+    pairs = neighbour_list(CrystalBatch.from_arrays(crystals), CUTOFF)
+    packed = _pack(crystals)
+    negativity = element_property("Electronegativity")[packed.atomic_numbers]
+    weights = (np.ones(len(pairs.first)), np.abs(negativity[pairs.first] - negativity[pairs.second]))
+    deviation = (pairs.distance[:, None] - RADII) / WIDTH
+    gaussians = np.exp(-0.5 * deviation**2) / (np.sqrt(2 * np.pi) * WIDTH * 4 * np.pi * RADII**2)
+    crystal = np.repeat(np.arange(len(crystals)), packed.num_atoms)
+    num_atoms = packed.num_atoms[:, None]
+    order = np.arange(len(pairs.first))
+    blocks = []
+    for weight in weights:
+        shape = (len(packed.atomic_numbers), len(order))
+        density = csr_array((weight, (pairs.first, order)), shape=shape) @ gaussians  # atom radius
+        mean = np.add.reduceat(density, packed.first_atom) / num_atoms
+        spread = np.add.reduceat((density - mean[crystal]) ** 2, packed.first_atom) / num_atoms
+        blocks += [mean, np.sqrt(spread)]
+    return np.concatenate(blocks, axis=1)
+
+
+def _pack(crystals: Sequence[Arrays]) -> PackedArrays:
+    return PackedArrays(
+        atomic_numbers=np.concatenate([numbers for numbers, _, _ in crystals]),
+        frac_coords=np.concatenate([coords for _, coords, _ in crystals]),
+        lattice=np.stack([lattice for _, _, lattice in crystals]),
+        num_atoms=np.array([len(numbers) for numbers, _, _ in crystals]),
+    )
+
+
+@cache
+def _magpie_table() -> Float[np.ndarray, "number property"]:
+    """Magpie's properties by atomic number from 0 on."""
+    from smact.data_loader import lookup_element_magpie_data
+
+    table = np.full((len(SYMBOLS) + 1, len(MAGPIE_PROPERTIES)), np.nan)
+    for number, symbol in enumerate(SYMBOLS, start=1):
+        row = lookup_element_magpie_data(symbol)
+        if row is not None:
+            table[number] = [row[name] for name in MAGPIE_PROPERTIES]
+    return np.where(np.isnan(table), np.nanmean(table, axis=0), table)
