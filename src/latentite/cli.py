@@ -56,6 +56,9 @@ GROUPS = {
 }
 """Groups of commands: the module whose `register` adds them, and a line of help."""
 
+TWO_WORDS = ("evaluate compare",)
+"""Commands beside one whose first argument is free: a source called `compare` is given as `./compare`."""
+
 
 def build_parser(group: str | None = None) -> argparse.ArgumentParser:
     """The parser with all groups, of which only the named one is imported and complete."""
@@ -82,7 +85,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         arguments = ["train", os.environ[_CHILD], *arguments]
     if arguments[:1] == ["train"]:
         return _train(arguments[1:])
-    parsed = build_parser(arguments[0] if arguments else None).parse_args(arguments)
+    parser = build_parser(arguments[0] if arguments else None)
+    if " ".join(arguments[:2]) in TWO_WORDS:
+        arguments[:2] = [" ".join(arguments[:2])]
+    parsed = parser.parse_args(arguments)
     return _run(lambda: parsed.func(parsed))
 
 

@@ -8,22 +8,26 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
 if TYPE_CHECKING:
+    from latentite.evaluation.compare import Comparison
     from latentite.evaluation.run import Evaluation
 
 SPLIT_CHOICES = ("train", "val", "test", "all")
 
 
 def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    """Add `evaluate`; it sets `func`, arguments to exit code. `cli.py` reports mistakes."""
+    """Add `evaluate` and `evaluate compare`; they set `func`, arguments to exit code. `cli.py` reports mistakes."""
+    _register_compare(subparsers)
     command = subparsers.add_parser(
         "evaluate",
         help="validity, uniqueness, novelty and distributions of any set of structures",
         description="Measure structures and hold them against a reference; leaves a folder with structures.csv, "
         "failed.csv, summary.json and report.html.",
+        epilog="Two finished reports are compared by: latentite evaluate compare A B",
     )
     add = command.add_argument
     add(
@@ -46,6 +50,34 @@ def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     add("--workers", type=int, metavar="N", help="processes; they do not change the result [all cores]")
     add("--seed", type=int, default=0, help="draws the structures of the gallery [%(default)s]")
     command.set_defaults(func=_evaluate)
+
+
+def _register_compare(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    # A command of two words, as `cli.py` joins them: its name is also what the help shows.
+    command = subparsers.add_parser(
+        "evaluate compare",
+        description="Hold two finished evaluations against each other: every rate with its 95 % interval, and the "
+        "interval of the difference B - A.",
+    )
+    add = command.add_argument
+    add("first", metavar="A", type=Path, help="folder of a report")
+    add("second", metavar="B", type=Path, help="folder of another")
+    add("--out", type=Path, metavar="DIR", help="folder for compare.json and compare.html")
+    add("--force", action="store_true", help="also when settings or reference differ")
+    command.set_defaults(func=_compare)
+
+
+def _compare(arguments: argparse.Namespace) -> int:
+    from latentite.evaluation.compare import compare_runs, write_comparison
+
+    found = compare_runs(arguments.first, arguments.second, force=arguments.force)
+    console = Console()
+    console.print(comparison_table(found))
+    if arguments.out is not None:
+        write_comparison(found, arguments.out)
+        page = arguments.out / "compare.html"
+        console.print(f"Comparison in {page}", markup=False, highlight=False, soft_wrap=True)
+    return 0
 
 
 def _evaluate(arguments: argparse.Namespace) -> int:
@@ -90,4 +122,25 @@ def rates_table(result: Evaluation, *, title: str | None = None) -> Table:
     table.add_row("structures", f"{crystals.num_in} in = {len(crystals)} scored + {failed} failed")
     for name, label in result.labels.items():
         table.add_row(label, str(result.rates[name]))
+    return table
+
+
+def comparison_table(comparison: Comparison) -> Table:
+    """The rates of two runs, and what differs between them, as a rich table."""
+    from latentite.evaluation.compare_page import change, share, warnings
+
+    caption = "\n".join(["bold: the 95 % interval of the difference excludes 0", *warnings(comparison)])
+    table = Table(title="{} (A) and {} (B)".format(*map(escape, comparison.names)), caption=escape(caption))
+    for heading in ("", "A", "B", "B - A", "95 %"):
+        table.add_column(heading, justify="left" if not heading else "right")
+    for pair in comparison.rates:
+        if pair.label != pair.name:  # the others are for the files
+            is_clear = pair.difference is not None and pair.difference.is_clear
+            table.add_row(
+                pair.label,
+                share(pair.first),
+                share(pair.second),
+                *change(pair),
+                style="bold" if is_clear else "",
+            )
     return table

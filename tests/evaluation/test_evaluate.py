@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import json
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -39,13 +38,6 @@ def in_another_cell(structure: Structure) -> Structure:
 def overlapping(structure: Structure) -> Structure:
     """The atoms nearly on one site, in an alloy's cell so that nothing else is wrong."""
     return Structure(structure.lattice, structure.species, [[0, 0, 0], [0.02, 0.0, 0.0]])
-
-
-@pytest.fixture(autouse=True, scope="module")
-def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("LATENTITE_CACHE_DIR", str(tmp_path_factory.mktemp("cache")))
-        yield
 
 
 @pytest.fixture(scope="module")

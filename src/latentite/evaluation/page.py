@@ -23,7 +23,7 @@ from latentite.pictures import draw_crystals, pretty
 
 NUM_PICTURES = 24
 
-_STYLE = """
+STYLE = """
 body{font:15px/1.45 system-ui,sans-serif;color:#22272e;max-width:1000px;margin:2rem auto;padding:0 1rem}
 h1{font-size:1.6rem;margin:0}h2{font-size:1.15rem;margin:2rem 0 .6rem}p{margin:.4rem 0}
 table{border-collapse:collapse;width:100%}td,th{padding:.28rem .6rem;border-bottom:1px solid #e3e6ea;text-align:left}
@@ -61,7 +61,7 @@ def make_page(result: Evaluation, summary: Mapping[str, Any], *, seed: int = 0) 
     parts = [
         "<!doctype html><html lang='en'><head><meta charset='utf-8'>",
         "<meta name='viewport' content='width=device-width,initial-scale=1'>",
-        f"<title>Evaluation of {escape(crystals.name)}</title><style>{_STYLE}</style></head><body>",
+        f"<title>Evaluation of {escape(crystals.name)}</title><style>{STYLE}</style></head><body>",
         f"<h1>{escape(crystals.name)}</h1><p>{counts}{against}.</p>",
         f"<p class='small'>Protocol <b>{protocol.name}</b>: {escape(protocol.note)}. Relaxation: {result.relax}. "
         "Numbers of different protocols cannot be compared.</p>",

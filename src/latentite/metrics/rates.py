@@ -63,3 +63,39 @@ class Rate:
             f"{100 * self.value:.1f} % ({self.numerator} of {self.denominator}; "
             f"95 %: {100 * low:.1f} to {100 * high:.1f})"
         )
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Difference:
+    """How much one rate is above another."""
+
+    value: float
+    """From -1 to 1; NaN when a rate is of none."""
+    low: float
+    high: float
+    """Ends of the 95 % interval."""
+
+    @property
+    def is_clear(self) -> bool:
+        """Whether the interval excludes no difference at all."""
+        return self.low > 0.0 or self.high < 0.0
+
+    def to_plain(self) -> dict[str, float | bool | None]:
+        """For JSON; the value is null when there is none."""
+        value = None if math.isnan(self.value) else self.value
+        return {"difference": value, "low_95": self.low, "high_95": self.high, "excludes_0": self.is_clear}
+
+
+def difference(first: Rate, second: Rate) -> Difference:
+    """`first - second` with its 95 % interval, for rates of two independent sets.
+
+    The hybrid score interval of Newcombe 1998, Stat. Med. 17, 873, method 10, from the two Wilson intervals: inside
+    [-1, 1], and sensible at 0 of N. All of [-1, 1] when a rate is of none.
+    """
+    if not (first.denominator and second.denominator):
+        return Difference(value=math.nan, low=-1.0, high=1.0)
+    (low_1, high_1), (low_2, high_2) = first.interval, second.interval
+    value = first.value - second.value
+    below = math.hypot(first.value - low_1, high_2 - second.value)
+    above = math.hypot(high_1 - first.value, second.value - low_2)
+    return Difference(value=value, low=value - below, high=value + above)

@@ -1,0 +1,257 @@
+"""Two finished evaluations side by side, with intervals of their differences: `latentite evaluate compare A B`.
+
+    found = compare_runs("report_a", "report_b")
+    print(found.rates[0].difference)
+
+Reads the folders that `report.py` leaves; needs neither structures nor the reference again. Comes after
+`report.py`; `compare_page.py` makes the page.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float
+
+from latentite.evaluation.resume import read_record
+from latentite.files import replacing, write_json
+from latentite.metrics.rates import Difference, Rate, difference
+
+MUST_AGREE = (
+    "protocol.name",
+    "protocol.matcher",
+    "protocol.smact",
+    "protocol.min_distance",
+    "protocol.min_volume",
+    "protocol.own_images",
+    "matchers",
+    "symprecs",
+    "relax",
+    "reference.content_hash",
+    "energies.potential",
+    "energies.hull",
+)
+"""Places in `summary.json` without which numbers mean different things; what neither run has agrees."""
+
+SIDE_BY_SIDE = ("distributions",)
+"""Parts of `summary.json` whose numbers stand side by side."""
+
+_NAMES = ("id", "source", "row", "ask", "conditions")
+_PREFIXES_OF_NAMES = ("space_group_", "duplicate_of_", "matched_reference_")
+"""Columns that may look like numbers and are names."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RatePair:
+    """A rate of both runs; None where a run has not counted it."""
+
+    name: str
+    label: str
+    first: Rate | None
+    second: Rate | None
+    difference: Difference | None
+    """Second minus first."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class NumberPair:
+    """A number of both sets as a whole; None where a run has none."""
+
+    name: str
+    first: float | None
+    second: float | None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ColumnPair:
+    """A column of numbers of both runs."""
+
+    name: str
+    counts: tuple[int, int]
+    """Structures with a value."""
+    medians: tuple[float, float]
+    p_value: float
+    """Two-sided, of equal distributions (Mann-Whitney)."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Comparison:
+    """What two runs have in common and where they differ."""
+
+    names: tuple[str, str]
+    """Of the sources."""
+    folders: tuple[str, str]
+    counts: tuple[dict[str, int], dict[str, int]]
+    """`in`, `scored` and `failed`."""
+    differing: dict[str, tuple[Any, Any]]
+    """Settings that must agree and do not: empty unless forced."""
+    versions: dict[str, tuple[Any, Any]]
+    """Packages whose versions differ."""
+    rates: tuple[RatePair, ...]
+    numbers: tuple[NumberPair, ...]
+    columns: tuple[ColumnPair, ...]
+
+    def to_plain(self) -> dict[str, Any]:
+        """For `compare.json`."""
+        return {
+            "names": list(self.names),
+            "folders": list(self.folders),
+            "counts": list(self.counts),
+            "differing_settings": {name: list(values) for name, values in self.differing.items()},
+            "differing_versions": {name: list(values) for name, values in self.versions.items()},
+            "rates": {
+                pair.name: {
+                    "label": pair.label,
+                    "first": pair.first and pair.first.to_plain(),
+                    "second": pair.second and pair.second.to_plain(),
+                    "second_minus_first": pair.difference and pair.difference.to_plain(),
+                }
+                for pair in self.rates
+            },
+            "numbers": {pair.name: [pair.first, pair.second] for pair in self.numbers},
+            "columns": {
+                pair.name: {
+                    "counts": list(pair.counts),
+                    "medians": list(pair.medians),
+                    "mann_whitney_p": pair.p_value,
+                }
+                for pair in self.columns
+            },
+        }
+
+
+def compare_runs(first: str | Path, second: str | Path, *, force: bool = False) -> Comparison:
+    """Compare two folders of `latentite evaluate`.
+
+    The intervals take the two sets for independent samples: for the same structures evaluated twice, or parts of one
+    set, they are too wide or too narrow.
+
+    Args:
+        first: a folder.
+        second: the one whose gain is asked for: differences are second minus first.
+        force: compare also what was measured differently.
+
+    Raises:
+        FileNotFoundError: when a folder holds no evaluation.
+        ValueError: when one is not finished, or they were made with other settings (`MUST_AGREE`).
+    """
+    folders = (Path(first), Path(second))
+    summaries = (_read_summary(folders[0]), _read_summary(folders[1]))
+    differing = {name: _at(summaries, name) for name in MUST_AGREE}
+    differing = {name: values for name, values in differing.items() if values[0] != values[1]}
+    if differing and not force:
+        said = "; ".join(f"{name} is {a!r} and {b!r}" for name, (a, b) in differing.items())
+        raise ValueError(
+            f"two evaluations must have the same settings to be compared, got others: {said}; evaluate both in the "
+            "same way, or add --force"
+        )
+    packages = dict.fromkeys(name for summary in summaries for name in summary["versions"])
+    versions = {name: _at(summaries, f"versions.{name}") for name in packages}
+    return Comparison(
+        names=(summaries[0]["source"], summaries[1]["source"]),
+        folders=(str(first), str(second)),
+        counts=(_counts(summaries[0]), _counts(summaries[1])),
+        differing=differing,
+        versions={name: values for name, values in versions.items() if values[0] != values[1]},
+        rates=tuple(_rates(summaries[0]["rates"], summaries[1]["rates"])),
+        numbers=tuple(_numbers(summaries)),
+        columns=tuple(_columns(_read_numbers(folders[0]), _read_numbers(folders[1]))),
+    )
+
+
+def write_comparison(comparison: Comparison, out_dir: str | Path) -> None:
+    """Write `compare.json` and `compare.html` into a folder, which is made when missing."""
+    from latentite.evaluation.compare_page import make_page
+
+    folder = Path(out_dir)
+    with replacing(folder / "compare.html") as temporary:
+        temporary.write_text(make_page(comparison), encoding="utf-8")
+    write_json(folder / "compare.json", comparison.to_plain())
+
+
+def _read_summary(folder: Path) -> dict[str, Any]:
+    path = folder / "summary.json"
+    if not path.is_file():
+        raise FileNotFoundError(f"{folder} must be the folder of an evaluation, got none: there is no {path}")
+    record = read_record(folder)
+    if record is not None and record["status"] != "finished":
+        raise ValueError(
+            f"the evaluation in {folder} must be finished, got one that is {record['status']}; "
+            "the same command with --resume goes on with it"
+        )
+    return dict(json.loads(path.read_text(encoding="utf-8")))
+
+
+def _at(summaries: tuple[Mapping[str, Any], Mapping[str, Any]], place: str) -> tuple[Any, Any]:
+    def value(content: Any) -> Any:
+        for key in place.split("."):
+            content = content.get(key) if isinstance(content, Mapping) else None
+        return content
+
+    return value(summaries[0]), value(summaries[1])
+
+
+def _counts(summary: Mapping[str, Any]) -> dict[str, int]:
+    return {name: summary[f"num_{name}"] for name in ("in", "scored", "failed")}
+
+
+def _rates(first: Mapping[str, Any], second: Mapping[str, Any]) -> Iterator[RatePair]:
+    def rate(content: Mapping[str, Any] | None) -> Rate | None:
+        if content is None:
+            return None
+        return Rate(numerator=content["numerator"], denominator=content["denominator"])
+
+    for name in {**first, **second}:
+        one, other = rate(first.get(name)), rate(second.get(name))
+        change = None if one is None or other is None else difference(other, one)
+        label = (second.get(name) or first[name]).get("label", name)
+        yield RatePair(name=name, label=label, first=one, second=other, difference=change)
+
+
+def _numbers(summaries: tuple[Mapping[str, Any], Mapping[str, Any]]) -> Iterator[NumberPair]:
+    sides = [{k: v for part in SIDE_BY_SIDE for k, v in _leaves(part, s.get(part))} for s in summaries]
+    for name in sides[0] | sides[1]:
+        yield NumberPair(name=name, first=sides[0].get(name), second=sides[1].get(name))
+
+
+def _leaves(place: str, content: Any) -> Iterator[tuple[str, float]]:
+    if isinstance(content, Mapping):
+        for key, value in content.items():
+            yield from _leaves(f"{place}.{key}", value)
+    elif isinstance(content, int | float) and not isinstance(content, bool):
+        yield place, content
+
+
+def _read_numbers(folder: Path) -> dict[str, Float[np.ndarray, " structure"]]:
+    """Columns of `structures.csv` of which every cell that is not empty is a number, without the empty cells."""
+    found = {}
+    with (folder / "structures.csv").open(newline="", encoding="utf-8") as file:
+        header, *rows = csv.reader(file)
+    for name, cells in zip(header, zip(*rows, strict=True), strict=False):
+        if name in _NAMES or name.startswith(_PREFIXES_OF_NAMES):
+            continue
+        try:
+            found[name] = np.array([float(cell) for cell in cells if cell])
+        except ValueError:
+            continue
+    return found
+
+
+def _columns(first: Mapping[str, np.ndarray], second: Mapping[str, np.ndarray]) -> Iterator[ColumnPair]:
+    from scipy.stats import mannwhitneyu
+
+    for name, one in first.items():
+        other = second.get(name, np.array([]))
+        if len(one) and len(other):
+            yield ColumnPair(
+                name=name,
+                counts=(len(one), len(other)),
+                medians=(float(np.median(one)), float(np.median(other))),
+                p_value=float(mannwhitneyu(one, other).pvalue),
+            )

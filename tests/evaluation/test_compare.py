@@ -1,0 +1,152 @@
+"""Two evaluations of planted sets, compared."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from scipy.stats import mannwhitneyu
+
+import latentite
+from latentite import cli
+from latentite.crystal import CrystalBatch
+from latentite.data.cif import Arrays
+from latentite.evaluation.compare import compare_runs, write_comparison
+from latentite.metrics.rates import Rate, difference
+
+Runs = tuple[Path, Path]
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory, planted: Callable[[int, int], list[Arrays]]) -> Runs:
+    """Against the same reference: 12 distinct crystals with 2 copies, and 8 with 6."""
+    folder = tmp_path_factory.mktemp("runs")
+    known = CrystalBatch.from_arrays(planted(3, 0))
+    for name, counts in {"a": (12, 2), "b": (8, 6)}.items():
+        batch = CrystalBatch.from_arrays(planted(*counts))
+        latentite.evaluate(batch, reference=known, workers=1, out=folder / name)
+    return folder / "a", folder / "b"
+
+
+def test_rates_have_the_difference_of_the_second_and_the_first(runs: Runs) -> None:
+    found = {pair.name: pair for pair in compare_runs(*runs).rates}
+    first, second = Rate(numerator=12, denominator=14), Rate(numerator=8, denominator=14)
+    assert (found["unique"].first, found["unique"].second) == (first, second)
+    assert found["unique"].difference == difference(second, first)
+    assert found["unique"].label == "unique"
+    assert set(found) >= {"readable", "valid", "novel", "valid_unique_novel", "symmetric"}
+
+
+def test_numbers_and_columns_stand_side_by_side(runs: Runs) -> None:
+    found = compare_runs(*runs)
+    summaries = [json.loads((folder / "summary.json").read_text()) for folder in runs]
+    numbers = {pair.name: (pair.first, pair.second) for pair in found.numbers}
+    for name in ("all", "valid"):
+        expected = tuple(s["distributions"]["wasserstein"]["density_g_per_cm3"][name] for s in summaries)
+        assert numbers[f"distributions.wasserstein.density_g_per_cm3.{name}"] == expected
+    columns = {pair.name: pair for pair in found.columns}
+    assert {"num_atoms", "volume_per_atom", "density", "min_distance"} <= columns.keys()
+    assert not {"id", "row", "valid", "space_group_0.1", "duplicate_of_strict"} & columns.keys()
+    assert columns["density"].counts == (14, 14)
+
+
+def test_the_rank_test_sees_the_cells_of_both_tables(runs: Runs) -> None:
+    import pandas as pd
+
+    tables = [pd.read_csv(folder / "structures.csv") for folder in runs]
+    found = {pair.name: pair for pair in compare_runs(*runs).columns}["volume_per_atom"]
+    values = [table["volume_per_atom"] for table in tables]
+    assert found.medians == (pytest.approx(values[0].median()), pytest.approx(values[1].median()))
+    assert found.p_value == pytest.approx(mannwhitneyu(*values).pvalue)
+
+
+def test_a_run_does_not_differ_from_itself(runs: Runs) -> None:
+    found = compare_runs(runs[0], runs[0])
+    assert found.differing == {} == found.versions
+    for pair in found.rates:
+        assert pair.difference is not None
+        assert not pair.difference.is_clear
+        assert pair.difference.value == 0.0
+
+
+def changed(folder: Path, target: Path, change: Callable[[dict[str, object]], None]) -> Path:
+    shutil.copytree(folder, target)
+    content = json.loads((target / "summary.json").read_text())
+    change(content)
+    (target / "summary.json").write_text(json.dumps(content))
+    return target
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (
+            lambda c: c["protocol"].update(name="cdvae", matcher="loose"),
+            "protocol.name is 'default' and 'cdvae'",
+        ),
+        (lambda c: c["matchers"]["strict"].update(ltol=0.25), "matchers is"),
+        (lambda c: c["reference"].update(content_hash="0"), "reference.content_hash is"),
+        (lambda c: c.update(reference=None), "reference.content_hash is"),
+        (lambda c: c.update(energies={"potential": "other"}), "energies.potential is None and 'other'"),
+    ],
+)
+def test_other_settings_are_refused_by_name_unless_forced(
+    runs: Runs, tmp_path: Path, change: Callable[[dict[str, object]], None], words: str
+) -> None:
+    other = changed(runs[1], tmp_path / "other", change)
+    with pytest.raises(ValueError, match="to be compared") as error:
+        compare_runs(runs[0], other)
+    assert words in str(error.value)
+    forced = compare_runs(runs[0], other, force=True)
+    assert words.split(" is")[0] in forced.differing
+
+
+def test_an_interrupted_evaluation_is_refused(runs: Runs, tmp_path: Path) -> None:
+    shutil.copytree(runs[0], tmp_path / "a")
+    record = tmp_path / "a" / "evaluation.json"
+    record.write_text(record.read_text().replace('"finished"', '"interrupted"'))
+    with pytest.raises(ValueError, match="must be finished, got one that is interrupted"):
+        compare_runs(tmp_path / "a", runs[1])
+    with pytest.raises(FileNotFoundError, match=r"there is no .*summary\.json"):
+        compare_runs(runs[0], tmp_path)
+
+
+def test_files_hold_the_comparison_and_ask_nothing_of_the_network(runs: Runs, tmp_path: Path) -> None:
+    found = compare_runs(*runs)
+    write_comparison(found, tmp_path / "out")
+    content = json.loads((tmp_path / "out" / "compare.json").read_text())
+    assert content["rates"]["unique"]["first"]["numerator"] == 12
+    assert content["rates"]["unique"]["second_minus_first"]["difference"] == pytest.approx(-4 / 14)
+    page = (tmp_path / "out" / "compare.html").read_text()
+    assert page.endswith("</html>")
+    assert "-28.6" in page
+    for word in ("<script", "http:", "https:", "<link", "@import", "url("):
+        assert word not in page
+
+
+def test_the_command_of_two_words(
+    runs: Runs, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "160")
+    assert cli.main(["evaluate", "compare", *map(str, runs), "--out", str(tmp_path / "out")]) == 0
+    printed = capsys.readouterr().out
+    assert "-28.6" in printed
+    assert (tmp_path / "out" / "compare.json").is_file()
+    assert cli.main(["evaluate", "compare", str(runs[0]), str(tmp_path)]) == 2
+    with pytest.raises(SystemExit, match="0"):
+        cli.main(["evaluate", "compare", "--help"])
+    assert "usage: latentite evaluate compare" in capsys.readouterr().out
+
+
+def test_a_folder_called_compare_is_a_source_when_given_as_a_path(
+    planted: Callable[[int, int], list[Arrays]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "compare").mkdir()
+    for place, one in enumerate(CrystalBatch.from_arrays(planted(2, 0)).to_structures()):
+        (tmp_path / "compare" / f"{place}.cif").write_text(one.to(fmt="cif"))
+    monkeypatch.chdir(tmp_path)
+    assert cli.main(["evaluate", "./compare", "--out", "report", "--workers", "1"]) == 0
+    assert json.loads((tmp_path / "report" / "summary.json").read_text())["num_scored"] == 2
