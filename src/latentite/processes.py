@@ -55,6 +55,7 @@ def map_in_order(
     workers: int | None = None,
     advance: Callable[[Item], None] = lambda item: None,
     keep: Callable[[Item, Result], None] = lambda item, result: None,
+    context: BaseContext | None = None,
 ) -> list[Result]:
     """`[function(item) for item in items]`, in this process or in several.
 
@@ -64,6 +65,7 @@ def map_in_order(
         workers: processes; None for all cores. One, or a single item, stays in this process.
         advance: told each item that is done, in the order in which they end (progress bars).
         keep: given each item and its result before `advance` is told, in this process.
+        context: how processes start; that of `process_context` when None.
 
     Raises:
         ValueError: when workers is below 1, or a worker process dies (usually for want of memory).
@@ -80,7 +82,7 @@ def map_in_order(
         return results
     with ProcessPoolExecutor(
         min(workers, len(items)),
-        mp_context=process_context(),
+        mp_context=context or process_context(),
         initializer=start_worker,
         initargs=(os.getpid(),),
     ) as pool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 
 import numpy as np
@@ -11,7 +12,8 @@ from torch import Tensor
 
 from latentite.crystal import CrystalBatch
 from latentite.energy.potential import TheoryLevel
-from latentite.energy.references import ReferenceTerms, check_same_theory, fit_references
+from latentite.energy.reference_terms import ReferenceTerms
+from latentite.energy.references import ElementReferences, check_same_theory, fit_references
 
 PBE = TheoryLevel(functional="PBE(+U)", is_corrected=True)
 UNCORRECTED = TheoryLevel(functional="PBE(+U)", is_corrected=False)
@@ -105,3 +107,31 @@ def test_levels_of_theory_are_not_mixed_unless_told(pair: tuple) -> None:
         check_same_theory(*pair)
     check_same_theory(*pair, allow_mixed_theory=True)
     check_same_theory(PBE, PBE)
+
+
+@pytest.mark.parametrize("ridge", [1e-3, 0.5])
+def test_the_left_out_residual_is_that_of_fits_without_each_row(ridge: float) -> None:
+    crystals, total, formation = made(0, 25)
+    noisy = formation + torch.from_numpy(np.random.default_rng(5).normal(0, 0.1, 25))
+    gold = CrystalBatch.from_arrays([(np.array([79, 8]), np.zeros((2, 3)), 9.0 * np.eye(3))])
+    crystals = CrystalBatch.concatenate([crystals, gold])  # its only row: without it gold is unknown
+    total, noisy = torch.cat([total, torch.tensor([-20.0])]), torch.cat([noisy, torch.tensor([-1.0])])
+    known = {"ridge": ridge, "theory": PBE, "table_theory": PBE}
+    fit = fit_references(crystals, total, noisy, **known)
+    missed = []
+    for k in range(25):
+        rest, row = torch.tensor([i for i in range(26) if i != k]), torch.tensor([k])
+        without = fit_references(crystals.select(rest), total[rest], noisy[rest], **known)
+        missed.append(float(without.residual(crystals.select(row), total[row], noisy[row]).abs()))
+    assert fit.left_out_residual == pytest.approx(np.mean(missed), rel=1e-6)
+
+
+def test_references_come_back_from_json() -> None:
+    fit = fit_references(*made(0, 40), theory=PBE, table_theory=PBE)
+    again = ElementReferences.from_json(json.loads(json.dumps(fit.to_json())))
+    np.testing.assert_array_equal(again.weights, fit.weights)
+    assert replace(again, weights=fit.weights).to_json() == fit.to_json()
+    assert again.elements == fit.elements
+    assert again.theory == PBE
+    with pytest.raises(ValueError, match="were expected"):
+        ElementReferences.from_json({"weights": []})

@@ -10,7 +10,8 @@ from latentite.crystal import CrystalBatch
 from latentite.energy.formulas import parse_formula
 from latentite.energy.hull import Hull
 from latentite.energy.potential import TheoryLevel
-from latentite.energy.references import ElementReferences, ReferenceTerms
+from latentite.energy.reference_terms import ReferenceTerms
+from latentite.energy.references import ElementReferences
 from latentite.energy.stability import stability
 
 PBE = TheoryLevel(functional="PBE(+U)", is_corrected=True)
@@ -29,6 +30,7 @@ def references() -> ElementReferences:
         table_theory=PBE,
         num_rows=100,
         mean_absolute_residual=0.02,
+        left_out_residual=0.025,
     )
 
 

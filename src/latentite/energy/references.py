@@ -4,14 +4,14 @@ A potential gives total energies, a table formation energies; between them stand
 element, fitted by ridge least squares on rows of the table: E_potential - E_formation = sum_i x_i mu_i. Where the
 potential predicts uncorrected energies and the table holds corrected ones, the difference also depends on what an
 element does in the compound; further terms take that up, as MP2020 does it (Wang et al. 2021, Sci. Rep. 11,
-15496): one per anion and one per transition metal in oxides and fluorides. Comes before `hull.py`'s queries.
+15496): one per anion and one per transition metal in oxides and fluorides. Comes after
+`reference_terms.py`; `table.py` fits them on a table, and `stability.py` uses them.
 """
 
 from __future__ import annotations
 
-import warnings
-from dataclasses import dataclass
-from enum import StrEnum
+from dataclasses import asdict, dataclass, fields
+from typing import Any
 
 import numpy as np
 import torch
@@ -19,24 +19,9 @@ from jaxtyping import Float
 from torch import Tensor
 
 from latentite.crystal import CrystalBatch
-from latentite.data.cif import ATOMIC_NUMBER, SYMBOLS
+from latentite.data.cif import SYMBOLS
 from latentite.energy.potential import TheoryLevel
-from latentite.nn.segment import segment_count
-
-_NUM_ELEMENTS = len(SYMBOLS)
-_ANIONS = tuple(ATOMIC_NUMBER[s] for s in ["N", "O", "F", "Si", "S", "Cl", "Se", "Br", "Sb", "Te", "I"])
-_U_METALS = tuple(ATOMIC_NUMBER[s] for s in ["V", "Cr", "Mn", "Fe", "Co", "Ni", "Mo", "W"])
-_U_ANIONS = tuple(ATOMIC_NUMBER[s] for s in ["O", "F"])
-
-
-class ReferenceTerms(StrEnum):
-    """What the difference between potential and table depends on."""
-
-    ELEMENTS = "elements"
-    """The fraction of each element."""
-    CORRECTIONS = "corrections"
-    """Also the fraction of the most electronegative element where MP2020 corrects it, and of V, Cr, Mn, Fe, Co,
-    Ni, Mo and W in oxides and fluorides; for a potential that predicts uncorrected energies."""
+from latentite.energy.reference_terms import NUM_ELEMENTS, ReferenceTerms, features
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -54,7 +39,10 @@ class ElementReferences:
     """Level of theory of the formation energies."""
     num_rows: int
     mean_absolute_residual: float
-    """eV/atom on the rows of the fit; held-out rows are a little worse (`residual`)."""
+    """eV/atom on the rows of the fit; rows that it has not seen are worse (`residual`)."""
+    left_out_residual: float
+    """eV/atom; mean of how far off each row is in a fit without it: what to expect of rows not seen. Rows that
+    alone have an element (or term) do not count; NaN where all do."""
 
     def formation_energy(
         self, crystals: CrystalBatch, energy: Float[Tensor, " crystal"]
@@ -66,8 +54,8 @@ class ElementReferences:
             energy: eV per cell.
         """
         per_atom = energy.double() / crystals.num_atoms
-        reference = torch.from_numpy(_features(crystals, self.terms) @ self.weights)
-        unseen = torch.tensor(sorted(set(range(1, _NUM_ELEMENTS + 1)) - self.elements))
+        reference = torch.from_numpy(features(crystals, self.terms) @ self.weights)
+        unseen = torch.tensor(sorted(set(range(1, NUM_ELEMENTS + 1)) - self.elements))
         reasons: list[str | None] = [None] * len(crystals)
         foreign = torch.isin(crystals.atomic_numbers, unseen).nonzero().flatten()
         owners, numbers = crystals.crystal_index[foreign].tolist(), crystals.atomic_numbers[foreign].tolist()
@@ -80,6 +68,38 @@ class ElementReferences:
         result = per_atom.cpu() - reference
         result[[reason is not None for reason in reasons]] = torch.nan
         return result, reasons
+
+    def to_json(self) -> dict[str, Any]:
+        """As plain values, for `from_json`."""
+        value = {item.name: getattr(self, item.name) for item in fields(self)}
+        value |= {"weights": self.weights.tolist(), "elements": sorted(self.elements)}
+        value |= {name: value[name] and asdict(value[name]) for name in ("theory", "table_theory")}
+        return value
+
+    @staticmethod
+    def from_json(value: dict[str, Any]) -> ElementReferences:
+        """References of `to_json`.
+
+        Raises:
+            ValueError: for other values.
+        """
+        try:
+            theories = {
+                name: value[name] and TheoryLevel(**value[name]) for name in ("theory", "table_theory")
+            }
+            return ElementReferences(
+                **value
+                | theories
+                | {
+                    "terms": ReferenceTerms(value["terms"]),
+                    "weights": np.array(value["weights"], dtype=float),
+                    "elements": frozenset(value["elements"]),
+                }
+            )
+        except (KeyError, TypeError) as error:
+            raise ValueError(
+                f"element references written by latentite were expected, got {error!r}"
+            ) from error
 
     def residual(
         self,
@@ -132,24 +152,39 @@ def fit_references(
     if not is_complete.any():
         raise ValueError("references need rows with both energies, got none")
     chosen = crystals.select(torch.from_numpy(np.flatnonzero(is_complete)))
-    features, target = _features(chosen, terms), difference[is_complete]
-    occurs = (features != 0).any(0)
-    used = features[:, occurs]
+    columns, target = features(chosen, terms), difference[is_complete]
+    occurs = (columns != 0).any(0)
+    used = columns[:, occurs]
     # Ridge as rows below the system: better conditioned than the normal equations.
     system = np.vstack([used, np.sqrt(ridge) * np.eye(used.shape[1])])
-    weights = np.zeros(features.shape[1])
-    weights[occurs] = np.linalg.lstsq(system, np.concatenate([target, np.zeros(used.shape[1])]), rcond=None)[
-        0
-    ]
+    padded = np.concatenate([target, np.zeros(used.shape[1])])
+    weights = np.zeros(columns.shape[1])
+    weights[occurs] = np.linalg.lstsq(system, padded, rcond=None)[0]
+    residual = columns @ weights - target
     return ElementReferences(
-        terms=terms,
+        terms=ReferenceTerms(terms),
         weights=weights,
-        elements=frozenset((np.flatnonzero(occurs[:_NUM_ELEMENTS]) + 1).tolist()),
+        elements=frozenset((np.flatnonzero(occurs[:NUM_ELEMENTS]) + 1).tolist()),
         theory=theory,
         table_theory=table_theory,
         num_rows=len(target),
-        mean_absolute_residual=float(np.abs(features @ weights - target).mean()),
+        mean_absolute_residual=float(np.abs(residual).mean()),
+        left_out_residual=_left_out_residual(used, system, residual),
     )
+
+
+def _left_out_residual(
+    used: Float[np.ndarray, "row term"],
+    system: Float[np.ndarray, "equation term"],
+    residual: Float[np.ndarray, " row"],
+) -> float:
+    """A row left out is missed by its residual over one minus its leverage (Allen 1974, Technometrics 16, 125)."""
+    basis, values, _ = np.linalg.svd(system, full_matrices=False)
+    leverage = (basis[: len(used), values > 1e-10 * values[0]] ** 2).sum(1)
+    is_alone = (used[:, (used != 0).sum(0) == 1] != 0).any(1)
+    if is_alone.all():
+        return float("nan")
+    return float(np.abs(residual[~is_alone] / (1.0 - leverage[~is_alone])).mean())
 
 
 def check_same_theory(
@@ -180,32 +215,3 @@ def check_same_theory(
         "level of theory; declare both, fit terms=corrections where only the corrections differ, or allow the "
         "mixture (allow_mixed_theory)"
     )
-
-
-def _features(crystals: CrystalBatch, terms: ReferenceTerms) -> Float[np.ndarray, "crystal term"]:
-    """Fractions of the elements, and of what the corrections act on."""
-    count = len(crystals)
-    index, numbers = crystals.crystal_index.cpu(), crystals.atomic_numbers.cpu()
-    amounts = segment_count(index * _NUM_ELEMENTS + numbers - 1, count * _NUM_ELEMENTS)
-    fractions = amounts.reshape(count, _NUM_ELEMENTS).double() / crystals.num_atoms.cpu()[:, None]
-    if terms == ReferenceTerms.ELEMENTS:
-        return fractions.numpy()
-    strength = torch.from_numpy(_electronegativities())
-    leader = torch.where(fractions > 0, strength, -1.0).argmax(1) + 1
-    is_compound = (fractions > 0).sum(1) > 1
-    anions = [
-        fractions[:, n - 1] * ((leader == n) & is_compound) for n in _ANIONS
-    ]  # an element alone is not an anion
-    metals = [
-        fractions[:, n - 1] * ((leader == anion) & is_compound) for anion in _U_ANIONS for n in _U_METALS
-    ]
-    return torch.cat([fractions, torch.stack([*anions, *metals], dim=1)], dim=1).numpy()
-
-
-def _electronegativities() -> Float[np.ndarray, " element"]:
-    """Pauling's; 0 where there is none."""
-    from pymatgen.core import Element
-
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # one warning for each element without
-        return np.nan_to_num(np.array([float(Element(symbol).X) for symbol in SYMBOLS]))

@@ -10,14 +10,11 @@ import warnings
 from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Any
 
 from latentite.energy.ase_calculator import ASEPotential
 from latentite.energy.potential import TheoryLevel
 from latentite.files import sha256_file
-
-if TYPE_CHECKING:
-    from ase.calculators.calculator import Calculator
 
 MODEL = "SevenNet_0__11Jul2024"
 WEIGHTS = f"pretrained_potentials/{MODEL}/checkpoint_sevennet_0.pth"
@@ -54,11 +51,10 @@ def sevennet_potential() -> ASEPotential:
     )
 
 
-def _calculator(path: Path) -> Calculator:
+def _calculator(path: Path) -> Any:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # about accelerators that are not there
         from sevenn.calculator import SevenNetCalculator
 
         # sevenn unpickles its file, which comes with the package's own code and from nowhere else.
-        calculator: Calculator = SevenNetCalculator(str(path), device="cpu")
-    return calculator
+        return SevenNetCalculator(str(path), device="cpu")
