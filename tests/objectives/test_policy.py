@@ -1,0 +1,233 @@
+"""Log-ratios, divergences, advantages and the loss against independent mathematics."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor
+from torch.distributions import Normal
+from torch.distributions import kl_divergence as torch_kl
+
+from latentite.diffusion.steps import Moments
+from latentite.objectives.advantages import RunningRewards, group_normalised, leave_one_out
+from latentite.objectives.gaussian import entropy, k3, kl_divergence, log_ratio
+from latentite.objectives.policy import (
+    Algorithm,
+    Baseline,
+    KLForm,
+    PolicyConfig,
+    StepChoice,
+    choose_steps,
+    compute_advantages,
+    policy_terms,
+)
+from latentite.rollout import Transitions
+
+SIZES = torch.tensor([1, 4, 2])
+
+
+def generator(seed: int) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def moments(seed: int) -> Moments:
+    draw = generator(seed)
+    mean = torch.randn(3, 4, 2, generator=draw, dtype=torch.float64)
+    std = 0.2 + torch.rand(3, 4, 2, generator=draw, dtype=torch.float64)
+    std[:, :, 1] = 0.0  # a channel without noise is certain and says nothing
+    return Moments(mean=mean, std=std)
+
+
+MASK = torch.arange(4) < SIZES[:, None]
+NEW, OLD = moments(1), moments(2)
+ACTION = torch.randn(3, 4, 2, generator=generator(3), dtype=torch.float64)
+
+
+def by_hand(row: int, function: object) -> Tensor:
+    """A function of the noisy entries' normals of one crystal."""
+    size = int(SIZES[row])
+    normals = [Normal(m.mean[row, :size, 0], torch.as_tensor(m.std)[row, :size, 0]) for m in (NEW, OLD)]
+    return function(*normals, ACTION[row, :size, 0])  # type: ignore[operator]  # a test's lambda
+
+
+@pytest.mark.parametrize("per_entry", [False, True])
+def test_gaussian_formulas_are_those_of_torch_distributions(per_entry: bool) -> None:
+    found = {
+        "ratio": log_ratio(ACTION, NEW, OLD, MASK, per_entry=per_entry),
+        "kl": kl_divergence(NEW, OLD, MASK, per_entry=per_entry),
+        "entropy": entropy(NEW, MASK, per_entry=per_entry),
+    }
+    wanted = {
+        "ratio": lambda new, old, x: new.log_prob(x) - old.log_prob(x),
+        "kl": lambda new, old, x: torch_kl(new, old),
+        "entropy": lambda new, old, x: new.entropy(),
+    }
+    for name, function in wanted.items():
+        for row, size in enumerate(SIZES.tolist()):
+            total = by_hand(row, function).sum()
+            torch.testing.assert_close(found[name][row], total / size if per_entry else total)
+
+
+def test_equal_policies_have_ratio_one_and_no_divergence_to_the_bit() -> None:
+    assert log_ratio(ACTION, NEW, NEW, MASK, per_entry=True).eq(0.0).all()
+    assert kl_divergence(NEW, NEW, MASK, per_entry=True).eq(0.0).all()
+    assert k3(torch.zeros(3)).eq(0.0).all()
+
+
+def test_k3_estimates_the_divergence() -> None:
+    """Mean over a million actions of the new policy, one dimension; never negative."""
+    new, old = Normal(torch.tensor(0.3), torch.tensor(0.9)), Normal(torch.tensor(0.0), torch.tensor(1.1))
+    torch.manual_seed(0)
+    actions = new.sample((1_000_000,))
+    found = k3(old.log_prob(actions) - new.log_prob(actions))
+    assert found.min() >= 0.0
+    torch.testing.assert_close(found.mean(), torch_kl(new, old), rtol=0.01, atol=0.0)
+
+
+REWARDS = st.lists(st.floats(-100.0, 100.0), min_size=8, max_size=8)
+GROUPS = torch.tensor([0, 1, 0, 2, 1, 2, 0, 2])
+
+
+@given(values=REWARDS)
+def test_advantages_have_zero_mean_in_each_group(values: list[float]) -> None:
+    rewards = torch.tensor(values)
+    for found in (group_normalised(rewards, GROUPS), group_normalised(rewards, GROUPS, scale=False)):
+        for group in range(3):
+            torch.testing.assert_close(
+                found[group == GROUPS].mean(), torch.tensor(0.0).double(), atol=1e-4, rtol=0
+            )
+
+
+@given(values=REWARDS)
+def test_normalised_advantages_ignore_scale_and_shift_of_the_reward(values: list[float]) -> None:
+    rewards = torch.tensor(values, dtype=torch.float64)
+    spread = torch.stack([rewards[g == GROUPS].std() for g in range(3)])
+    if bool(((spread > 0.0) & (spread < 1e-3)).any()):
+        return
+    torch.testing.assert_close(
+        group_normalised(3.0 * rewards - 7.0, GROUPS), group_normalised(rewards, GROUPS), atol=1e-6, rtol=1e-6
+    )
+
+
+def test_leave_one_out_is_the_mean_of_the_others() -> None:
+    rewards = torch.tensor([1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0])
+    found = leave_one_out(rewards, GROUPS)
+    for i in range(8):
+        others = rewards[(GROUPS[i] == GROUPS) & (torch.arange(8) != i)]
+        torch.testing.assert_close(found[i], (rewards[i] - others.mean()).double())
+
+
+def test_equal_rewards_teach_nothing() -> None:
+    """Regression: a group without spread once gave NaN."""
+    rewards = torch.full((8,), 0.1)
+    for algorithm in Algorithm:
+        running = RunningRewards.empty().updated(rewards, 0.9)
+        found = compute_advantages(rewards, GROUPS, PolicyConfig(algorithm=algorithm), running)
+        assert found.abs().max() < 1e-5
+
+
+def test_running_statistics_are_not_biased_towards_zero_at_first() -> None:
+    rewards = torch.tensor([1.0, 3.0])
+    running = RunningRewards.empty().updated(rewards, 0.9)
+    torch.testing.assert_close(running.normalised(rewards), torch.tensor([-1.0, 1.0]).double())
+    later = running.updated(rewards + 10.0, 0.9)
+    assert later.normalised(rewards + 10.0).mean() > 0.5, "better than before is an advantage"
+
+
+def rows(old: Moments = OLD) -> Transitions:
+    return Transitions(
+        crystal=torch.arange(3),
+        states=ACTION,
+        next_states=ACTION,
+        levels=torch.ones(3, dtype=torch.long),
+        mask=MASK,
+        old=old,
+    )
+
+
+ADVANTAGES = torch.tensor([1.0, -2.0, 0.5])
+
+
+@pytest.mark.parametrize("algorithm", list(Algorithm))
+def test_before_the_first_update_all_algorithms_have_one_gradient(algorithm: Algorithm) -> None:
+    """Ratio 1 to the bit, loss -mean A (0 for REINFORCE), gradient that of -A log p."""
+    mean = NEW.mean.clone().requires_grad_()
+    new = Moments(mean=mean, std=NEW.std)
+    config = PolicyConfig(algorithm=algorithm, kl_weight=0.0)
+    terms = policy_terms(rows(), new, None, ADVANTAGES, config, is_first=True)
+    assert terms.values()["ratio"] == 1.0
+    assert terms.values()["clipped"] == 0.0
+    wanted = 0.0 if algorithm is Algorithm.REINFORCE else -float(ADVANTAGES.mean())
+    assert float(terms.values()["policy"]) == pytest.approx(wanted, abs=1e-7)
+    (found,) = torch.autograd.grad(terms.total(), mean)
+    other = NEW.mean.clone().requires_grad_()
+    size = SIZES.double()
+    log_prob = [
+        Normal(other[i, :n, 0], torch.as_tensor(NEW.std)[i, :n, 0]).log_prob(ACTION[i, :n, 0]).sum() / n
+        for i, n in enumerate(size.int().tolist())
+    ]
+    (by_log_prob,) = torch.autograd.grad(-(ADVANTAGES * torch.stack(log_prob)).mean(), other)
+    torch.testing.assert_close(found, by_log_prob, rtol=1e-5, atol=1e-7)
+
+
+def test_clipping_stops_the_gradient_only_where_the_ratio_has_gone_too_far_already() -> None:
+    """Crystal 0 wants more and has gone too far; 1 wants less and has gone too far; 2 has gone the wrong way."""
+    gone = torch.tensor([0.5, -0.5, -0.5], dtype=torch.float64)
+    std = torch.ones(3, 4, 2, dtype=torch.float64)
+    zero = torch.zeros(3, 4, 2, dtype=torch.float64)
+    mean = (0.5 * gone)[:, None, None].expand(3, 4, 2).clone().requires_grad_()
+    decisions = Transitions(
+        crystal=torch.arange(3),
+        states=zero,
+        next_states=torch.ones(3, 4, 2, dtype=torch.float64),
+        levels=torch.ones(3, dtype=torch.long),
+        mask=MASK,
+        old=Moments(mean=zero, std=std),
+    )
+    config = PolicyConfig(kl_weight=0.0, clip_ratio=0.1)
+    advantages = torch.tensor([1.0, -1.0, 1.0])
+    terms = policy_terms(decisions, Moments(mean=mean, std=std), None, advantages, config, is_first=False)
+    (found,) = torch.autograd.grad(terms.total(), mean)
+    assert found[0].eq(0).all()
+    assert found[1].eq(0).all()
+    assert found[2, 0].lt(0).all()
+    assert float(terms.values()["clipped"]) == pytest.approx(2 / 3)
+
+
+@pytest.mark.parametrize("form", list(KLForm))
+def test_at_the_reference_the_divergence_and_its_gradient_are_zero(form: KLForm) -> None:
+    mean = NEW.mean.clone().requires_grad_()
+    new = Moments(mean=mean, std=NEW.std)
+    config = PolicyConfig(kl_form=form, kl_weight=2.0)
+    terms = policy_terms(rows(), new, NEW, torch.zeros(3), config, is_first=True)
+    assert terms.values()["kl"] == 0.0
+    (found,) = torch.autograd.grad(terms.terms["kl"].sum, mean)
+    assert found.abs().max() < 1e-12
+    away = policy_terms(rows(), new, OLD, torch.zeros(3), config, is_first=True)
+    assert away.values()["kl"] > 0.0
+
+
+def test_the_trained_steps_are_those_that_were_asked_for() -> None:
+    config = PolicyConfig(num_train_steps=4, step_choice=StepChoice.EARLY)
+    assert choose_steps(9, config, generator(0)).tolist() == [0, 1, 2, 3]
+    config.step_choice = StepChoice.RANDOM
+    drawn = [choose_steps(9, config, generator(seed)).tolist() for seed in (0, 0, 1, 2, 3)]
+    assert drawn[0] == drawn[1] == sorted(set(drawn[0]))
+    assert len(drawn[0]) == 4
+    assert len({tuple(steps) for steps in drawn}) > 1
+    assert choose_steps(9, PolicyConfig(), generator(0)).tolist() == list(range(9))
+    with pytest.raises(ValueError, match=r"num_train_steps must be at most 3, .* got 4"):
+        choose_steps(3, config, generator(0))
+
+
+def test_settings_under_which_nothing_can_be_compared_are_refused() -> None:
+    for algorithm in (Algorithm.GRPO, Algorithm.REINFORCE):
+        with pytest.raises(ValueError, match=f"num_group_samples must be at least 2 for {algorithm}"):
+            PolicyConfig(algorithm=algorithm, num_group_samples=1)
+        with pytest.raises(ValueError, match="at least 2, got a rollout of 1 crystal"):
+            PolicyConfig(algorithm=algorithm, num_group_samples=1, baseline=Baseline.BATCH).check_rollout(1)
+    PolicyConfig(algorithm=Algorithm.PPO, num_group_samples=1).check_rollout(1)
+    with pytest.raises(ValueError, match="num_inner_epochs must be 1 for reinforce"):
+        PolicyConfig(algorithm=Algorithm.REINFORCE, num_inner_epochs=2)

@@ -1,0 +1,105 @@
+"""Each algorithm reaches the known optimum of a toy problem: latents that are rewarded for being near a point."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from latentite.diffusion.noise import CrystalNoise, crystal_seeds
+from latentite.diffusion.samplers import SamplerKind
+from latentite.diffusion.schedule import FlowSchedule
+from latentite.diffusion.steps import Denoise, SamplerSettings
+from latentite.objectives.advantages import RunningRewards
+from latentite.objectives.policy import Algorithm, PolicyConfig, compute_advantages, policy_terms
+from latentite.rollout import Chain, Rollout, roll_out
+
+TARGET = torch.tensor([1.0, -0.5])
+SIZES = torch.tensor([1, 2]).repeat_interleave(32)
+GROUPS = SIZES - 1
+MASK = torch.arange(2) < SIZES[:, None]
+CHAIN = Chain(
+    kind=SamplerKind.FLOW_SDE, schedule=FlowSchedule(num_steps=6), settings=SamplerSettings(eta=0.7)
+)
+
+
+class Toy(nn.Module):
+    """The exact velocity of data N(0, 0.25) at first, plus a learned shift for each time."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.shift = nn.Parameter(torch.zeros(7, 2))
+
+    def denoise(self) -> Denoise:
+        def call(tokens: Tensor, time: Tensor) -> Tensor:
+            t = time[:, None, None] / 1000.0
+            variance = 0.25 * (1.0 - t) ** 2 + t**2
+            return (t - 0.25 * (1.0 - t)) / variance * tokens + self.shift[(6 * t).round().long().flatten()][
+                :, None
+            ]
+
+        return call
+
+
+def reward(rollout: Rollout) -> Tensor:
+    """Minus the mean squared distance of a crystal's tokens from the target; 0 is the optimum of the mean."""
+    squares = ((rollout.latents - TARGET) ** 2).sum(-1) * rollout.mask
+    return -squares.sum(1) / rollout.num_atoms
+
+
+def rolled(toy: Toy, run_seed: int) -> Rollout:
+    seeds = crystal_seeds(run_seed, range(len(SIZES)))
+    noise = CrystalNoise(seeds, num_atoms=SIZES, num_channels=2)
+    return roll_out(CHAIN, toy.denoise(), noise.start(), MASK, noise)
+
+
+def train(config: PolicyConfig, num_rollouts: int, lr: float) -> Toy:
+    toy, frozen, running = Toy(), Toy(), RunningRewards.empty()
+    optimizer = torch.optim.Adam(toy.parameters(), lr=lr)
+    step = torch.arange(CHAIN.num_decisions).repeat_interleave(len(SIZES))
+    crystal = torch.arange(len(SIZES)).repeat(CHAIN.num_decisions)
+    for run_seed in range(num_rollouts):
+        rollout = rolled(toy, run_seed)
+        rewards = reward(rollout)
+        running = running.updated(rewards, config.running_decay)
+        advantages = compute_advantages(rewards, GROUPS, config, running)
+        rows = rollout.transitions(step, crystal)
+        for epoch in range(config.num_inner_epochs):
+            new = CHAIN.moments(toy.denoise(), rows.states, rows.levels, rows.mask)
+            with torch.no_grad():
+                reference = CHAIN.moments(frozen.denoise(), rows.states, rows.levels, rows.mask)
+            terms = policy_terms(rows, new, reference, advantages[rows.crystal], config, is_first=epoch == 0)
+            optimizer.zero_grad()
+            terms.total().backward()
+            optimizer.step()
+    return toy
+
+
+def mean_latent(toy: Toy) -> Tensor:
+    rollout = rolled(toy, 10_000)
+    return rollout.latents[rollout.mask].mean(0)
+
+
+LEARN: dict[Algorithm, Callable[[PolicyConfig], PolicyConfig]] = {
+    Algorithm.GRPO: lambda config: replace(config, num_inner_epochs=2),
+    Algorithm.PPO: lambda config: replace(config, num_inner_epochs=2),
+    Algorithm.REINFORCE: lambda config: config,
+}
+
+
+@pytest.mark.parametrize("algorithm", list(Algorithm))
+def test_each_algorithm_reaches_the_optimum(algorithm: Algorithm) -> None:
+    config = PolicyConfig(algorithm=algorithm, num_group_samples=32, kl_weight=0.0, clip_ratio=0.2)
+    toy = train(LEARN[algorithm](config), 120, 0.03)
+    assert (mean_latent(Toy()) - TARGET).norm() > 0.9, "it starts somewhere else"
+    assert (mean_latent(toy) - TARGET).norm() < 0.15
+
+
+def test_a_strong_reference_holds_the_policy_back() -> None:
+    config = PolicyConfig(num_group_samples=32, kl_weight=0.0, clip_ratio=0.2)
+    free, held = (mean_latent(train(replace(config, kl_weight=w), 40, 0.03)) for w in (0.0, 100.0))
+    start = mean_latent(Toy())
+    assert (held - start).norm() < 0.2 * (free - start).norm()
