@@ -3,30 +3,41 @@
 The verdicts are those of plain `StructureMatcher.fit`, reached with less work. Two filters, which cannot change
 a verdict, come before it: structures of different reduced composition are never compared (the matcher's own
 first test), nor those with different numbers of atoms in their reduced primitive cells (without supercells the
-matcher asks for a one-to-one mapping). Each structure is reduced once for all its comparisons and all settings.
-`fit` is not symmetric; here the earlier or the reference structure is always its first argument.
+matcher asks for a one-to-one mapping). Each structure is reduced once (`reduced.py`), and pairs are compared on
+arrays (`compare.py`). `fit` is not symmetric; here the earlier or the reference structure is always its first
+argument.
 
-Comes after `settings.py` and `data/`; `evaluation/` makes columns of the verdicts.
+Duplicates are sequential by nature: a structure is compared with the distinct ones before it. Many structures of
+one composition are walked in blocks: all of a block against the distinct ones so far, in parallel, then those
+that are left among each other. Comes after `compare.py`; `evaluation/` makes columns of the verdicts.
 """
 
 from __future__ import annotations
 
-import warnings
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING
 
-import numpy as np
-
-from latentite.data.cif import SYMBOLS, Arrays
+from latentite.data.cif import Arrays
 from latentite.data.properties import derive_rows
-from latentite.match.settings import MatcherSettings, is_comparable
+from latentite.match.compare import Comparable, Comparer
+from latentite.match.reduced import Reduced, Store, not_comparable, reduce_crystals, structure_of
+from latentite.match.settings import MatcherSettings
 from latentite.processes import map_in_order
 
-if TYPE_CHECKING:
-    from pymatgen.core import Structure
-    from pymatgen.core.structure_matcher import StructureMatcher
+__all__ = ["Matches", "Verdict", "find_matches", "structure_of"]
+
+_BLOCK = 128
+"""Structures of one composition that are walked at a time; the memory that a run takes does not depend on more."""
+_PAIRS = 2000
+"""Comparisons in one task, about two seconds; smaller ones would mean more messages, larger ones rare progress."""
+
+_FEWEST = 8
+"""Structures in a task, where there are so many candidates that these alone would be long to send."""
+
+_Key = tuple[str, int]
+_Members = list[tuple[int, Arrays]]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -53,18 +64,22 @@ class Matches:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class _Task:
-    """All structures of one composition."""
+    """Structures of one composition and size, each to be compared with candidates in their order."""
 
-    positions: list[int]
-    crystals: list[Arrays]
-    reference_positions: list[int]
-    reference: list[Arrays]
+    positions: tuple[int, ...]
+    crystals: tuple[Arrays, ...]
+    sought: tuple[frozenset[str], ...]
+    """Names of the settings for which each structure needs a verdict."""
+    candidates: tuple[tuple[int, Arrays, frozenset[str]], ...] = ()
+    """Position, crystal, and the settings that it counts for."""
+    grows: bool = False
+    """Whether a structure without a match becomes a candidate for those after it."""
 
     @property
     def cost(self) -> int:
         """Upper bound of the number of comparisons."""
         count = len(self.crystals)
-        return count * (count - 1) // 2 + count * len(self.reference)
+        return count * len(self.candidates) + (count * (count - 1) // 2 if self.grows else 0)
 
 
 def find_matches(
@@ -74,6 +89,8 @@ def find_matches(
     settings: Sequence[MatcherSettings],
     workers: int | None = None,
     advance: Callable[[int], None] = lambda count: None,
+    reference_hashes: Sequence[str] | None = None,
+    store: Store | None = None,
 ) -> Matches:
     """Duplicates among structures, and for each the first structure of a reference that it matches.
 
@@ -82,131 +99,216 @@ def find_matches(
         reference: likewise.
         settings: tolerances; each gives its own verdicts.
         workers: processes; None for all cores. They do not change the result.
-        advance: told how many more structures are done.
+        advance: told how many more structures are done (the reduction of cells counts as a part of each).
+        reference_hashes: of the content of each structure of the reference, when a store is given.
+        store: keeps the reduced cells of the reference between runs.
     """
-    tasks = _tasks(crystals, reference)
-    tasks.sort(key=lambda task: -task.cost)
-    done = map_in_order(
-        partial(_compare, settings=tuple(settings)),
-        tasks,
+    names = [one.name for one in settings]
+    search = _Search(settings=tuple(settings), workers=workers)
+    formulas, known_formulas = _formulas(crystals), _formulas(reference)
+    members = Counter(formulas)
+    known = [place for place, formula in enumerate(known_formulas) if formula in members]
+    shared = {known_formulas[place] for place in known}
+    needed = [place for place, formula in enumerate(formulas) if members[formula] > 1 or formula in shared]
+    progress = _Progress(len(crystals), steps=len(known) + 2 * len(needed) + len(crystals), advance=advance)
+
+    reduced = reduce_crystals([crystals[i] for i in needed], workers=workers, advance=progress.add)
+    others = reduce_crystals(
+        [reference[i] for i in known],
+        hashes=None if reference_hashes is None else [reference_hashes[i] for i in known],
+        store=store,
         workers=workers,
-        advance=lambda task: advance(len(task.positions)),
+        advance=progress.add,
     )
-    verdicts: dict[str, list[Verdict | None]] = {one.name: [None] * len(crystals) for one in settings}
-    failures: dict[int, str] = {}
-    reference_failures: dict[int, str] = {}
-    for found in done:
-        for name, column in found.verdicts.items():
-            for position, verdict in column:
-                verdicts[name][position] = verdict
-        failures |= found.failures
-        reference_failures |= found.reference_failures
+    failures = {i: found for i, found in zip(needed, reduced, strict=True) if isinstance(found, str)}
+    alone = sorted(set(range(len(crystals))).difference(needed))
+    failures |= {i: reason for i in alone if (reason := not_comparable(crystals[i])) is not None}
+    reference_failures = {i: found for i, found in zip(known, others, strict=True) if isinstance(found, str)}
+    progress.add(len(alone) + len(failures) - sum(i in failures for i in alone))
+
+    queries = _buckets(needed, reduced, formulas)
+    candidates = _buckets(known, others, known_formulas)
+    matched = search.first_matches(queries, candidates, progress.add)
+    progress.add(len(needed) - sum(len(queries[key]) for key in queries if key in candidates))
+    duplicates = search.duplicates(queries, progress.add)
+    verdicts = {
+        name: [
+            None
+            if i in failures
+            else Verdict(duplicate_of=duplicates.get(i, {}).get(name), reference=matched.get(i, {}).get(name))
+            for i in range(len(crystals))
+        ]
+        for name in names
+    }
     return Matches(
-        verdicts=verdicts,
-        failures=dict(sorted(failures.items())),
-        reference_failures=dict(sorted(reference_failures.items())),
+        verdicts=verdicts, failures=dict(sorted(failures.items())), reference_failures=reference_failures
     )
-
-
-def structure_of(crystal: Arrays) -> Structure:
-    """The pymatgen structure of arrays, atoms in order."""
-    from pymatgen.core import Lattice, Structure
-
-    numbers, coords, lattice = crystal
-    return Structure(Lattice(lattice), [SYMBOLS[number - 1] for number in numbers.tolist()], coords)
-
-
-def _tasks(crystals: Sequence[Arrays], reference: Sequence[Arrays]) -> list[_Task]:
-    tasks: dict[str, _Task] = {}
-    for position, formula in enumerate(_formulas(crystals)):
-        task = tasks.setdefault(
-            formula, _Task(positions=[], crystals=[], reference_positions=[], reference=[])
-        )
-        task.positions.append(position)
-        task.crystals.append(crystals[position])
-    for position, formula in enumerate(_formulas(reference)):
-        if formula in tasks:
-            tasks[formula].reference_positions.append(position)
-            tasks[formula].reference.append(reference[position])
-    return list(tasks.values())
 
 
 def _formulas(crystals: Sequence[Arrays]) -> list[str]:
     return [str(row["composition"]) for row in derive_rows(("composition",), crystals)]
 
 
+def _buckets(
+    positions: Sequence[int], reduced: Sequence[Reduced], formulas: Sequence[str]
+) -> dict[_Key, _Members]:
+    """Reduced crystals with their positions, by composition and number of atoms."""
+    buckets: dict[_Key, _Members] = {}
+    for position, crystal in zip(positions, reduced, strict=True):
+        if not isinstance(crystal, str):
+            key = formulas[position], len(crystal[0])
+            buckets.setdefault(key, []).append((position, crystal))
+    return buckets
+
+
+class _Progress:
+    """Tells whole structures of work that is counted in smaller steps."""
+
+    def __init__(self, count: int, *, steps: int, advance: Callable[[int], None]) -> None:
+        self._count, self._steps, self._advance = count, max(steps, 1), advance
+        self._done = self._told = 0
+
+    def add(self, steps: int) -> None:
+        """So many more steps are done."""
+        self._done += steps
+        if (new := self._count * self._done // self._steps - self._told) > 0:
+            self._told += new
+            self._advance(new)
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
-class _Found:
-    verdicts: dict[str, list[tuple[int, Verdict]]]
-    failures: dict[int, str]
-    reference_failures: dict[int, str]
+class _Search:
+    """Comparisons in several processes."""
+
+    settings: tuple[MatcherSettings, ...]
+    workers: int | None
+
+    @property
+    def names(self) -> frozenset[str]:
+        """Of the settings."""
+        return frozenset(one.name for one in self.settings)
+
+    def first_matches(
+        self,
+        queries: dict[_Key, _Members],
+        candidates: dict[_Key, _Members],
+        advance: Callable[[int], None],
+    ) -> dict[int, dict[str, int]]:
+        """For each query and name of settings the first candidate that it matches, where there is one.
+
+        `advance` hears of every query that has candidates.
+        """
+        tasks: list[_Task] = []
+        for key, members in queries.items():
+            others = tuple((position, crystal, self.names) for position, crystal in candidates.get(key, ()))
+            if others:
+                tasks += self._split(members, [self.names] * len(members), others)
+        return self._run(tasks, advance=advance)
+
+    def duplicates(
+        self, queries: dict[_Key, _Members], advance: Callable[[int], None]
+    ) -> dict[int, dict[str, int]]:
+        """For each structure and name of settings the first distinct one before it that it matches."""
+        small = [members for members in queries.values() if len(members) <= _BLOCK]
+        found = self._run(
+            [self._among(members, [self.names] * len(members)) for members in small], advance=advance
+        )
+        for members in queries.values():
+            if len(members) > _BLOCK:
+                found |= self._walk_blocks(members, advance)
+        return found
+
+    def _walk_blocks(self, members: _Members, advance: Callable[[int], None]) -> dict[int, dict[str, int]]:
+        found: dict[int, dict[str, int]] = {}
+        distinct: list[tuple[int, Arrays, frozenset[str]]] = []
+        for start in range(0, len(members), _BLOCK):
+            block = members[start : start + _BLOCK]
+            known = self._run(self._split(block, [self.names] * len(block), tuple(distinct)))
+            left = [(place, self.names - set(known.get(place[0], ()))) for place in block]
+            left = [(place, names) for place, names in left if names]
+            new = self._run([self._among([place for place, _ in left], [names for _, names in left])])
+            for (position, crystal), names in left:
+                if remaining := names - set(new.get(position, ())):
+                    distinct.append((position, crystal, remaining))
+            for position, _ in block:
+                found[position] = known.get(position, {}) | new.get(position, {})
+            advance(len(block))
+        return found
+
+    def _split(
+        self,
+        members: _Members,
+        sought: Sequence[frozenset[str]],
+        candidates: tuple[tuple[int, Arrays, frozenset[str]], ...],
+    ) -> list[_Task]:
+        """Tasks of about `_PAIRS` comparisons."""
+        step = max(_PAIRS // max(len(candidates), 1), _FEWEST)
+        return [
+            _task(members[start : start + step], sought[start : start + step], candidates=candidates)
+            for start in range(0, len(members), step)
+        ]
+
+    def _among(self, members: _Members, sought: Sequence[frozenset[str]]) -> _Task:
+        return _task(members, sought, grows=True)
+
+    def _run(
+        self, tasks: Sequence[_Task], *, advance: Callable[[int], None] = lambda count: None
+    ) -> dict[int, dict[str, int]]:
+        batches: list[list[_Task]] = []
+        room = 0
+        for task in sorted(tasks, key=lambda task: -task.cost):
+            if room < 1:
+                batches.append([])
+                room = _PAIRS
+            batches[-1].append(task)
+            room -= task.cost + 1
+        done = map_in_order(
+            partial(_compare_batch, settings=self.settings),
+            batches,
+            workers=self.workers,
+            advance=lambda batch: advance(sum(len(task.positions) for task in batch)),
+        )
+        return {position: first for found in done for position, first in found.items()}
 
 
-def _compare(task: _Task, *, settings: tuple[MatcherSettings, ...]) -> _Found:
-    """All comparisons within one composition."""
-    structures, failures = _comparable(task.positions, task.crystals)
-    reference, reference_failures = _comparable(task.reference_positions, task.reference)
-    if len(structures) + len(reference) > 1 and structures:  # else there is nothing to compare
-        structures, unreducible = _reduce_all(structures)
-        reference, reference_unreducible = _reduce_all(reference)
-        failures |= unreducible
-        reference_failures |= reference_unreducible
-    verdicts: dict[str, list[tuple[int, Verdict]]] = {}
-    for one in settings:
-        matcher = one.build()
-        distinct: dict[int, Structure] = {}
-        column: list[tuple[int, Verdict]] = []
-        for position, structure in structures.items():
-            duplicate_of = _first_match(matcher, distinct, structure)
-            if duplicate_of is None:
-                distinct[position] = structure
-            known = _first_match(matcher, reference, structure)
-            column.append((position, Verdict(duplicate_of=duplicate_of, reference=known)))
-        verdicts[one.name] = column
-    return _Found(verdicts=verdicts, failures=failures, reference_failures=reference_failures)
+def _task(
+    members: _Members,
+    sought: Sequence[frozenset[str]],
+    *,
+    candidates: tuple[tuple[int, Arrays, frozenset[str]], ...] = (),
+    grows: bool = False,
+) -> _Task:
+    return _Task(
+        positions=tuple(position for position, _ in members),
+        crystals=tuple(crystal for _, crystal in members),
+        sought=tuple(sought),
+        candidates=candidates,
+        grows=grows,
+    )
 
 
-def _first_match(
-    matcher: StructureMatcher, candidates: dict[int, Structure], structure: Structure
-) -> int | None:
-    for position, candidate in candidates.items():
-        if len(candidate) == len(structure) and matcher.fit(
-            candidate, structure, skip_structure_reduction=True
-        ):
-            return position
-    return None
+def _compare_batch(
+    tasks: Sequence[_Task], *, settings: tuple[MatcherSettings, ...]
+) -> dict[int, dict[str, int]]:
+    comparer = Comparer(settings)
+    return {position: first for task in tasks for position, first in _compare(task, comparer).items()}
 
 
-def _comparable(
-    positions: Sequence[int], crystals: Sequence[Arrays]
-) -> tuple[dict[int, Structure], dict[int, str]]:
-    """Structures by position, and for those that are no crystals the reason."""
-    structures: dict[int, Structure] = {}
-    failures: dict[int, str] = {}
-    for position, crystal in zip(positions, crystals, strict=True):
-        structure = structure_of(crystal)
-        if is_comparable(structure):
-            structures[position] = structure
-        else:
-            volume = structure.volume / len(structure)
-            failures[position] = f"not a crystal that can be compared: {volume:.3g} Å^3 per atom"
-    return structures, failures
-
-
-def _reduce_all(structures: dict[int, Structure]) -> tuple[dict[int, Structure], dict[int, str]]:
-    """Reduced structures by position, and for those that have no reduced cell the reason."""
-    reduced: dict[int, Structure] = {}
-    failures: dict[int, str] = {}
-    for position, structure in structures.items():
-        try:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")
-                reduced[position] = _reduced(structure)
-        except (ValueError, ArithmeticError, IndexError, np.linalg.LinAlgError) as error:
-            failures[position] = f"its cell cannot be reduced: {error or type(error).__name__}"
-    return reduced, failures
-
-
-def _reduced(structure: Structure) -> Structure:
-    """Niggli cell, then primitive cell, as the matcher itself does before each comparison."""
-    return structure.get_reduced_structure(reduction_algo="niggli").get_primitive_structure()
+def _compare(task: _Task, comparer: Comparer) -> dict[int, dict[str, int]]:
+    """Of each structure, by name of the settings, the first candidate that it matches."""
+    candidates = [(position, Comparable(crystal), names) for position, crystal, names in task.candidates]
+    found: dict[int, dict[str, int]] = {}
+    for position, crystal, sought in zip(task.positions, task.crystals, task.sought, strict=True):
+        own = Comparable(crystal)
+        first: dict[str, int] = {}
+        for candidate, other, names in candidates:
+            missing = (sought & names).difference(first)
+            if missing:
+                first |= dict.fromkeys(comparer.matching(other, own, missing), candidate)
+                if len(first) == len(sought):
+                    break
+        if first:
+            found[position] = first
+        if task.grows and len(first) < len(sought):
+            candidates.append((position, own, sought.difference(first)))
+    return found

@@ -30,6 +30,10 @@ class MatcherSettings:
 
         return StructureMatcher(ltol=self.ltol, stol=self.stol, angle_tol=self.angle_tol)
 
+    def within(self, other: MatcherSettings) -> bool:
+        """Whether no tolerance is wider than the other's."""
+        return self.ltol <= other.ltol and self.stol <= other.stol and self.angle_tol <= other.angle_tol
+
 
 LOOSE = MatcherSettings(name="loose", ltol=0.3, stol=0.5, angle_tol=10.0)
 """0.3/0.5/10, as the CDVAE family uses."""

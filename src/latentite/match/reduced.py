@@ -1,0 +1,132 @@
+"""Reduced crystals: the Niggli cell, then the primitive cell, made once for all comparisons.
+
+pymatgen's matcher reduces both structures anew at each call, which takes longer than the comparison itself. What is
+reduced here is bit for bit what it would use, so that it can be asked with `skip_structure_reduction=True`. Those of
+a reference can be kept between runs in any store of plain values by hash. Comes after `settings.py`; before
+`compare.py` and `search.py`.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from importlib.metadata import version
+from typing import TYPE_CHECKING, Any, Protocol
+
+import numpy as np
+
+from latentite.data.cif import SYMBOLS, Arrays
+from latentite.match.settings import is_comparable
+from latentite.processes import map_in_order
+
+if TYPE_CHECKING:
+    from pymatgen.core import Structure
+
+_CHUNK = 32
+
+Reduced = Arrays | str
+"""A reduced crystal, or why it has none."""
+
+
+class Store(Protocol):
+    """Keeps plain values by hash; `evaluation/store.py` has one on disk."""
+
+    def get_many(self, hashes: Sequence[str]) -> dict[str, Any]:
+        """Values of those hashes that have one."""
+
+    def put_many(self, values: Mapping[str, Any]) -> None:
+        """Keep values."""
+
+
+def reduction_settings() -> dict[str, Any]:
+    """What reduced crystals depend on, for the name under which a store keeps them."""
+    return {"reduction": "niggli, primitive 0.25", "pymatgen-core": version("pymatgen-core")}
+
+
+def structure_of(crystal: Arrays) -> Structure:
+    """The pymatgen structure of arrays, atoms in order."""
+    from pymatgen.core import Lattice, Structure
+
+    numbers, coords, lattice = crystal
+    return Structure(Lattice(lattice), [SYMBOLS[number - 1] for number in numbers.tolist()], coords)
+
+
+def reduce_crystals(
+    crystals: Sequence[Arrays],
+    *,
+    hashes: Sequence[str] | None = None,
+    store: Store | None = None,
+    workers: int | None = None,
+    advance: Callable[[int], None] = lambda count: None,
+) -> list[Reduced]:
+    """The reduced cell of each crystal, or the reason why there is none.
+
+    Args:
+        crystals: `(atomic_numbers, frac_coords, lattice)` each.
+        hashes: of their content, when a store is given.
+        store: where reduced crystals are kept; a value that is no crystal any more is computed anew.
+        workers: processes; None for all cores. They do not change the result.
+        advance: told how many more crystals are done.
+    """
+    found: dict[int, Reduced] = {}
+    if store is not None and hashes is not None:
+        kept = store.get_many(hashes)
+        read = {place: _from_plain(kept.get(key)) for place, key in enumerate(hashes)}
+        found = {place: value for place, value in read.items() if value is not None}
+        advance(len(found))
+    missing = [place for place in range(len(crystals)) if place not in found]
+    chunks = [missing[start : start + _CHUNK] for start in range(0, len(missing), _CHUNK)]
+
+    done = map_in_order(
+        _reduce_chunk,
+        [[crystals[place] for place in chunk] for chunk in chunks],
+        workers=workers,
+        advance=lambda chunk: advance(len(chunk)),
+    )
+    for chunk, reduced in zip(chunks, done, strict=True):
+        found.update(zip(chunk, reduced, strict=True))
+    if store is not None and hashes is not None:
+        store.put_many({hashes[place]: _to_plain(found[place]) for place in missing})
+    return [found[place] for place in range(len(crystals))]
+
+
+def _reduce_chunk(crystals: Sequence[Arrays]) -> list[Reduced]:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return [_reduce(crystal) for crystal in crystals]
+
+
+def not_comparable(crystal: Arrays) -> str | None:
+    """Why a decoded structure is no crystal that can be compared, or None."""
+    structure = structure_of(crystal)
+    if is_comparable(structure):
+        return None
+    return f"not a crystal that can be compared: {structure.volume / len(structure):.3g} Å^3 per atom"
+
+
+def _reduce(crystal: Arrays) -> Reduced:
+    if (reason := not_comparable(crystal)) is not None:
+        return reason
+    structure = structure_of(crystal)
+    try:
+        niggli = structure.get_reduced_structure(reduction_algo="niggli")
+        reduced = niggli.get_primitive_structure()
+    except (ValueError, ArithmeticError, IndexError, np.linalg.LinAlgError) as error:
+        return f"its cell cannot be reduced: {error or type(error).__name__}"
+    return np.array(reduced.atomic_numbers), np.array(reduced.frac_coords), np.array(reduced.lattice.matrix)
+
+
+def _to_plain(reduced: Reduced) -> Any:
+    return reduced if isinstance(reduced, str) else [values.tolist() for values in reduced]
+
+
+def _from_plain(value: Any) -> Reduced | None:
+    if isinstance(value, str):
+        return value
+    try:
+        numbers, coords, lattice = value
+        crystal = np.array(numbers, dtype=np.int64), np.array(coords, float), np.array(lattice, float)
+    except (TypeError, ValueError):
+        return None
+    is_whole = crystal[1].shape == (len(numbers), 3) and crystal[2].shape == (3, 3)
+    return crystal if is_whole and np.isfinite(crystal[1]).all() and np.isfinite(crystal[2]).all() else None
