@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import io
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -31,110 +32,126 @@ _LARGEST_RATIO = 4.0
 """Factors beyond this, either way, have the same colour in the periodic table."""
 
 
+Values = Callable[[Measured], np.ndarray]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Side:
+    """The numbers of one side that exist, and how they are drawn."""
+
+    name: str
+    colour: str
+    numbers: Float[np.ndarray, " crystal"]
+
+    @property
+    def legend(self) -> str:
+        return f"{self.name} ({len(self.numbers):,})"
+
+    @property
+    def total(self) -> int:
+        return max(1, len(self.numbers))  # shares of nothing are 0
+
+
 def draw_charts(generated: Measured, reference: Measured | None) -> dict[str, str]:
     """SVG text by title."""
-    charts: dict[str, Callable[[], Figure]] = {
-        "Number of atoms": lambda: _counts(generated, reference, lambda m: m.num_atoms, "atoms per cell"),
-        "Number of elements": lambda: _counts(generated, reference, lambda m: m.num_elements, "elements"),
-        "Density": lambda: _continuous(generated, reference, lambda m: m.density, "g/cm³"),
-        "Volume per atom": lambda: _continuous(generated, reference, lambda m: m.volume_per_atom, "Å³"),
-        "Smallest distance": lambda: _continuous(
-            generated, reference, lambda m: np.fmin(m.distance, m.own_distance), "Å"
-        ),
-        f"Space groups at {SYMPREC:g} Å": lambda: _space_groups(generated, reference),
-        "Elements": lambda: _elements(generated, reference),
+
+    def sides(values: Values) -> list[_Side]:
+        return _sides(generated, reference, values)
+
+    charts = {
+        "Number of atoms": _counts(sides(lambda m: m.num_atoms), "atoms per cell"),
+        "Number of elements": _counts(sides(lambda m: m.num_elements), "elements"),
+        "Density": _continuous(sides(lambda m: m.density), "g/cm³"),
+        "Volume per atom": _continuous(sides(lambda m: m.volume_per_atom), "Å³"),
+        "Smallest distance": _continuous(sides(lambda m: np.fmin(m.distance, m.own_distance)), "Å"),
+        f"Space groups at {SYMPREC:g} Å": _space_groups(sides(lambda m: m.space_groups[SYMPREC])),
+        "Elements": _elements(generated, reference),
     }
-    return {title: _svg(draw()) for title, draw in charts.items()}
+    return {title: svg_text(figure) for title, figure in charts.items()}
 
 
-def _svg(figure: Figure) -> str:
+def svg_text(figure: Figure) -> str:
+    """A figure as SVG for a page; the same figure gives the same bytes."""
     import matplotlib as mpl
 
     buffer = io.StringIO()
-    # The same evaluation gives the same bytes: no date, and names of parts that do not come from chance.
+    # No date, and names of parts that do not come from chance.
     with mpl.rc_context({"svg.hashsalt": "latentite"}):
         figure.savefig(buffer, format="svg", metadata={"Date": None})
     text = buffer.getvalue()
     return text[text.index("<svg") :]
 
 
-def _sides(
-    generated: Measured, reference: Measured | None, values: Callable[[Measured], np.ndarray]
-) -> list[tuple[str, str, Float[np.ndarray, " crystal"]]]:
-    """Label, colour and finite values of each side."""
+def _sides(generated: Measured, reference: Measured | None, values: Values) -> list[_Side]:
     sides = [("generated", _GENERATED, generated)]
     if reference is not None:
         sides.insert(0, ("reference", _REFERENCE, reference))
     found = []
-    for label, colour, side in sides:
+    for name, colour, side in sides:
         numbers = np.asarray(values(side), dtype=float)
-        found.append((label, colour, numbers[np.isfinite(numbers)]))
+        found.append(_Side(name=name, colour=colour, numbers=numbers[np.isfinite(numbers)]))
     return found
 
 
-def _counts(
-    generated: Measured, reference: Measured | None, values: Callable[[Measured], np.ndarray], unit: str
-) -> Figure:
+def _counts(sides: Sequence[_Side], unit: str) -> Figure:
+    """Shares of whole numbers."""
     from matplotlib.ticker import MaxNLocator
 
-    figure = new_figure(4.6, 2.5, None)
-    axes = figure.subplots()
-    sides = _sides(generated, reference, values)
-    width = 0.8 / len(sides)
-    for place, (label, colour, numbers) in enumerate(sides):
-        where, counts = np.unique(numbers, return_counts=True)
-        shares = counts / max(1, len(numbers))
-        offset = (place - (len(sides) - 1) / 2) * width
-        axes.bar(where + offset, shares, width, color=colour, label=f"{label} ({len(numbers):,})")
+    figure, axes = _axes(unit)
+    heights = []
+    for side in sides:
+        where, counts = np.unique(side.numbers, return_counts=True)
+        heights.append((where, counts / side.total))
+    _bars(axes, sides, heights)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-    _style(axes, unit)
     return figure
 
 
-def _continuous(
-    generated: Measured, reference: Measured | None, values: Callable[[Measured], np.ndarray], unit: str
-) -> Figure:
-    figure = new_figure(4.6, 2.5, None)
-    axes = figure.subplots()
-    sides = _sides(generated, reference, values)
-    pooled = np.concatenate([numbers for _, _, numbers in sides])
+def _continuous(sides: Sequence[_Side], unit: str) -> Figure:
+    """A histogram of shares; how many numbers lie outside of it stands in the legend."""
+    figure, axes = _axes(unit)
+    pooled = np.concatenate([side.numbers for side in sides])
     # The central 99 % sets the range, else one collapsed cell would squeeze all others into one bar.
     low, high = np.percentile(pooled, [0.5, 99.5]) if len(pooled) else (0.0, 1.0)
     edges = np.linspace(low, max(high, low + 1e-6), 41)
-    for label, colour, numbers in sides:
-        weights = np.full(len(numbers), 1 / max(1, len(numbers)))
-        outside = int(((numbers < edges[0]) | (numbers > edges[-1])).sum())
-        text = f"{label} ({len(numbers):,}" + (f"; {outside:,} outside)" if outside else ")")
-        is_filled = label == "reference"
+    for side in sides:
+        outside = int(((side.numbers < edges[0]) | (side.numbers > edges[-1])).sum())
         axes.hist(
-            numbers,
+            side.numbers,
             edges.tolist(),
-            weights=weights,
-            color=colour,
-            label=text,
-            histtype="stepfilled" if is_filled else "step",
+            weights=np.full(len(side.numbers), 1 / side.total),
+            color=side.colour,
+            label=side.legend.replace(")", f"; {outside:,} outside)") if outside else side.legend,
+            histtype="stepfilled" if side.name == "reference" else "step",
             linewidth=1.6,
         )
-    _style(axes, unit)
+    _legend(axes)
     return figure
 
 
-def _space_groups(generated: Measured, reference: Measured | None, *, shown: int = 24) -> Figure:
-    figure = new_figure(9.4, 2.7, None)
-    axes = figure.subplots()
-    sides = _sides(generated, reference, lambda m: m.space_groups[SYMPREC])
-    shares = [np.bincount(n.astype(int), minlength=231) / max(1, len(n)) for _, _, n in sides]
+def _space_groups(sides: Sequence[_Side], *, shown: int = 24) -> Figure:
+    """Shares of the most frequent space groups, and of all others together."""
+    figure, axes = _axes("", width=9.4, height=2.7)
+    shares = [np.bincount(side.numbers.astype(int), minlength=231) / side.total for side in sides]
     order = np.argsort(-np.max(shares, axis=0), kind="stable")
-    groups = sorted(int(group) for group in order[:shown] if max(side[group] for side in shares) > 0)
-    width = 0.8 / len(sides)
-    for place, ((label, colour, numbers), share) in enumerate(zip(sides, shares, strict=True)):
-        rest = 1.0 - share[groups].sum() if len(numbers) else 0.0
-        offset = (place - (len(sides) - 1) / 2) * width
-        where = np.arange(len(groups) + 1) + offset
-        axes.bar(where, [*share[groups], rest], width, color=colour, label=f"{label} ({len(numbers):,})")
-    axes.set_xticks(range(len(groups) + 1), [*map(_group_name, groups), "others"], rotation=60, ha="right")
-    _style(axes, "")
+    groups = sorted(int(group) for group in order[:shown] if max(share[group] for share in shares) > 0)
+    where = np.arange(len(groups) + 1)
+    heights = [
+        (where, np.append(share[groups], 1.0 - share[groups].sum() if len(side.numbers) else 0.0))
+        for side, share in zip(sides, shares, strict=True)
+    ]
+    _bars(axes, sides, heights)
+    axes.set_xticks(where, [*map(_group_name, groups), "others"], rotation=60, ha="right")
     return figure
+
+
+def _bars(axes: Axes, sides: Sequence[_Side], heights: Sequence[tuple[np.ndarray, np.ndarray]]) -> None:
+    """Bars of all sides next to each other: places and shares of each."""
+    width = 0.8 / len(sides)
+    for place, (side, (where, shares)) in enumerate(zip(sides, heights, strict=True)):
+        offset = (place - (len(sides) - 1) / 2) * width
+        axes.bar(where + offset, shares, width, color=side.colour, label=side.legend)
+    _legend(axes)
 
 
 def _group_name(number: int) -> str:
@@ -192,13 +209,20 @@ def _periodic_table(axes: Axes, colour: Callable[[int], Any], title: str) -> Non
     axes.set_title(title, fontsize=8, color=INK, loc="left")
 
 
-def _style(axes: Axes, unit: str) -> None:
+def _axes(unit: str, *, width: float = 4.6, height: float = 2.5) -> tuple[Figure, Axes]:
+    """A figure with axes for shares."""
     from matplotlib.ticker import PercentFormatter
 
+    figure = new_figure(width, height, None)
+    axes = figure.subplots()
     axes.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=None))
     axes.spines[["top", "right"]].set_visible(False)
     axes.tick_params(labelsize=8, colors=INK)
     axes.grid(axis="y", color="#e3e6ea", linewidth=0.7)
     axes.set_axisbelow(True)
     axes.set_xlabel(unit, fontsize=8, color=INK)
+    return figure, axes
+
+
+def _legend(axes: Axes) -> None:
     axes.legend(frameon=False, fontsize=8, ncols=2, loc="lower right", bbox_to_anchor=(1.0, 0.98))
