@@ -2,7 +2,7 @@
 
 - `magpie`: Magpie's statistics of the elements' properties (Ward et al. 2016, npj Comput. Mater. 2, 16028), in
   the columns and order of matminer's `ElementProperty.from_preset("magpie")`, from the table of Magpie that smact
-  ships (hydrogen to curium);
+  ships (hydrogen to berkelium);
 - `radial`: how dense the surroundings of an atom are at each distance, mean and spread over the atoms; the
   same again with every neighbour weighted by the difference of electronegativity, so that exchanging cations
   and anions is seen.
@@ -52,7 +52,7 @@ _MAX_PAIRS = 500_000
 def magpie(crystals: Sequence[Arrays]) -> Float[np.ndarray, "crystal 132"]:
     """Magpie's composition fingerprint: every property's six statistics, property by property.
 
-    An element that the table does not have (beyond curium) takes the mean over the elements that it has.
+    An element that the table does not have (beyond berkelium) takes the mean over the elements that it has.
 
     Args:
         crystals: `(atomic_numbers, frac_coords, lattice)` each.
