@@ -16,7 +16,7 @@ import latentite
 from latentite import cli
 from latentite.crystal import CrystalBatch
 from latentite.data.cif import Arrays
-from latentite.evaluation import sections
+from latentite.evaluation import report, sections
 from latentite.metrics import symmetry
 
 Make = Callable[[int, int], list[Arrays]]
@@ -26,6 +26,8 @@ Make = Callable[[int, int], list[Arrays]]
 def _fresh_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("LATENTITE_CACHE_DIR", str(tmp_path / "cache"))
     monkeypatch.setattr(symmetry, "_CHUNK", 4)
+    # Pictures take nearly all of the time of these tests.
+    monkeypatch.setattr(report, "make_page", lambda result, summary, seed: "page")
 
 
 @pytest.fixture
