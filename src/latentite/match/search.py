@@ -21,7 +21,8 @@ from functools import partial
 
 from latentite.data.cif import Arrays
 from latentite.data.properties import derive_rows
-from latentite.match.compare import Comparable, Comparer
+from latentite.match.compare import Comparer
+from latentite.match.lattices import Comparable
 from latentite.match.reduced import Reduced, Store, not_comparable, reduce_crystals, structure_of
 from latentite.match.settings import MatcherSettings
 from latentite.processes import map_in_order
