@@ -1,0 +1,100 @@
+"""Diversity: how much nearer a crystal brings the generated set to the distribution of known crystals.
+
+The squared maximum mean discrepancy of a batch S from reference features R (Gretton et al. 2012, JMLR 13, 723,
+equation 5, the biased estimate) with the cubic kernel k(x, y) = (x.y / d + 1)^3 is
+
+    MMD^2 = mean k(S, S) - 2 mean k(S, R) + mean k(R, R),
+
+and crystal i is rewarded with MMD^2(S without i) - MMD^2(S): positive where leaving it out takes the batch further
+away. The last term cancels and is never computed. Features are fingerprints, standardised over the reference.
+Comes after `metrics/fingerprints.py`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from latentite.crystal import CrystalBatch
+from latentite.data.cif import Arrays
+from latentite.metrics.fingerprints import Scaling, fit_scaling, magpie, radial
+
+if TYPE_CHECKING:
+    from pymatgen.core import Structure
+
+FEATURES: dict[str, Callable[[Sequence[Arrays]], np.ndarray]] = {"composition": magpie, "structure": radial}
+_CHUNK = 4096
+
+
+class DiversityReward:
+    """Individual contribution to the MMD, in composition or structure features; NaN where there are none."""
+
+    is_collective = True
+
+    def __init__(self, features: str, max_reference: int = 20_000, seed: int = 0) -> None:
+        """Choose the features.
+
+        Args:
+            features: `composition` or `structure`.
+            max_reference: a larger training set is represented by a random part of it.
+            seed: of that part.
+
+        Raises:
+            ValueError: for other features.
+        """
+        if features not in FEATURES:
+            raise ValueError(f"features must be {' or '.join(FEATURES)}, got {features!r}")
+        self.features = FEATURES[features]
+        self.max_reference = max_reference
+        self.seed = seed
+        self._reference: tuple[Scaling, Tensor] | None = None
+
+    def set_reference(self, crystals: CrystalBatch) -> None:
+        """Take the training set."""
+        if len(crystals) > self.max_reference:
+            chosen = torch.randperm(len(crystals), generator=torch.Generator().manual_seed(self.seed))
+            crystals = crystals.select(chosen[: self.max_reference])
+        rows = self.features(crystals.to_arrays())
+        rows = rows[np.isfinite(rows).all(axis=1)]
+        scaling = fit_scaling(rows)
+        self._reference = (scaling, torch.from_numpy(scaling.apply(rows)).float())
+
+    def __call__(self, structures: Sequence[Structure], batch: CrystalBatch) -> Float[Tensor, " crystal"]:
+        if self._reference is None:
+            raise ValueError("a diversity reward needs set_reference(training crystals) before it is called")
+        scaling, reference = self._reference
+        rows = torch.from_numpy(scaling.apply(self.features(batch.to_arrays()))).float()
+        known = rows.isfinite().all(dim=1)
+        result = torch.full((len(rows),), torch.nan, dtype=torch.float64)
+        result[known] = mmd_contributions(rows[known], reference)
+        return result
+
+
+def cubic_kernel(
+    x: Float[Tensor, "row feature"], y: Float[Tensor, "other feature"]
+) -> Float[Tensor, "row other"]:
+    """(x.y / d + 1)^3, the kernel of the kernel inception distance (Binkowski et al. 2018)."""
+    return (x @ y.T / x.shape[1] + 1.0) ** 3
+
+
+def mmd_contributions(
+    samples: Float[Tensor, "crystal feature"], reference: Float[Tensor, "other feature"]
+) -> Float[Tensor, " crystal"]:
+    """MMD^2 without each sample minus MMD^2 with it, float64; zero for fewer than two samples."""
+    count = len(samples)
+    if count < 2:
+        return torch.zeros(count, dtype=torch.float64)
+    own = cubic_kernel(samples, samples).double()
+    cross = torch.zeros(count, dtype=torch.float64)
+    for part in reference.split(_CHUNK):
+        cross += cubic_kernel(samples, part).double().sum(dim=1)
+    cross /= len(reference)
+    total = own.sum()
+    without = (total - 2.0 * own.sum(dim=1) + own.diagonal()) / (count - 1) ** 2
+    without = without - 2.0 * (cross.sum() - cross) / (count - 1)
+    return without - (total / count**2 - 2.0 * cross.mean())
