@@ -26,7 +26,7 @@ from jaxtyping import Bool, Float
 
 from latentite.metrics.rates import Rate
 
-_NUMBERS_AT_ONCE = 8_000_000
+_NUMBERS_AT_ONCE = 4_000_000
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -157,8 +157,6 @@ def _nearest(
     cutoffs: Cutoffs,
 ) -> _Sides:
     """Smallest distances in both directions, one block of generated crystals after the other."""
-    from scipy.spatial.distance import cdist
-
     sides: dict[str, tuple[np.ndarray, np.ndarray]] = {
         "structure": (generated.structure[known], reference.structure[known_reference]),
         "composition": (generated.composition[known], reference.composition[known_reference]),
@@ -178,8 +176,7 @@ def _nearest(
     step = max(1, _NUMBERS_AT_ONCE // max(count_reference, 1))
     for start in range(0, count if count_reference else 0, step):
         block = slice(start, start + step)
-        # cdist, not a matrix product: the distance of equal rows is 0, whatever the cut-off.
-        pairs = {kind: cdist(one[block], other) for kind, (one, other) in sides.items()}
+        pairs = {kind: _distances(one[block], other) for kind, (one, other) in sides.items()}
         for kind, matrix in pairs.items():
             np.minimum(distances[f"{kind}_recall"], matrix.min(0), out=distances[f"{kind}_recall"])
             distances[f"{kind}_precision"][block] = matrix.min(1)
@@ -187,3 +184,22 @@ def _nearest(
         joint_recall |= both.any(0)
         joint_precision[block] = both.any(1)
     return _Sides(distances=distances, joint_recall=joint_recall, joint_precision=joint_precision)
+
+
+def _distances(
+    one: Float[np.ndarray, "row feature"], other: Float[np.ndarray, "column feature"]
+) -> Float[np.ndarray, "row column"]:
+    """Euclidean distances as one matrix product, ten times as fast as `cdist` in a hundred dimensions.
+
+    `|x|^2 + |y|^2 - 2 x.y` is exact to about 1e-14 of the norms, so less than 1e-12 of them is 0: equal rows have
+    the distance 0, whatever the cut-off. The norms are kept small by taking the mean off.
+    """
+    centre = other.mean(axis=0)
+    first, second = one - centre, other - centre
+    norms = (first**2).sum(-1)[:, None] + (second**2).sum(-1)
+    squared = first @ second.T
+    squared *= -2.0
+    squared += norms
+    norms *= 1e-12
+    squared[squared < norms] = 0.0
+    return np.sqrt(squared, out=squared)

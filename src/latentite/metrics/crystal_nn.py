@@ -13,6 +13,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Sequence
 from functools import cache
+from itertools import product
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -50,6 +51,9 @@ NUM_FEATURES = MAX_COORDINATION + sum(len(motifs) for motifs in MOTIFS.values())
 
 _SEARCH_CUTOFF = 7.0
 """Å, CrystalNN's default."""
+_MAX_POINTS = 50_000
+"""Of one Voronoi tessellation. Where that of `_SEARCH_CUTOFF` fails, pymatgen doubles the radius up to the longest
+diagonal of the cell; in a cell of 200 Å that would be millions of points."""
 _CHUNK = 16
 
 
@@ -74,6 +78,8 @@ def crystal_nn(
 def _fingerprints(chunk: Sequence[Arrays]) -> np.ndarray:
     result = np.full((len(chunk), NUM_FEATURES), np.nan)
     for position in np.flatnonzero(is_bounded(chunk, _SEARCH_CUTOFF)).tolist():
+        if _most_points(chunk[position]) > _MAX_POINTS:
+            continue
         structure = structure_of(chunk[position])
         try:
             with warnings.catch_warnings():
@@ -84,6 +90,14 @@ def _fingerprints(chunk: Sequence[Arrays]) -> np.ndarray:
             continue
         result[position] = np.mean(sites, axis=0)
     return result
+
+
+def _most_points(crystal: Arrays) -> float:
+    """Atoms to be expected in a sphere whose radius is the longest diagonal of the cell."""
+    numbers, _, lattice = crystal
+    diagonals = np.array(list(product((-1, 1), repeat=3))) @ lattice
+    radius = np.linalg.norm(diagonals, axis=-1).max()
+    return float(len(numbers) * (4.0 / 3.0) * np.pi * radius**3 / abs(np.linalg.det(lattice)))
 
 
 def _site_fingerprint(structure: Structure, site: int) -> list[float]:
