@@ -78,6 +78,13 @@ def build_parser(group: str | None = None) -> argparse.ArgumentParser:
     return parser
 
 
+def parse(arguments: Sequence[str]) -> argparse.Namespace:
+    """Parsed arguments of any command but `train`; ends the program with the usage when they are wrong."""
+    parser = build_parser(arguments[0] if arguments else None)
+    first_two = " ".join(arguments[:2])
+    return parser.parse_args([first_two, *arguments[2:]] if first_two in TWO_WORDS else arguments)
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command; gives its exit code."""
     arguments = list(sys.argv[1:] if argv is None else argv)
@@ -85,10 +92,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         arguments = ["train", os.environ[_CHILD], *arguments]
     if arguments[:1] == ["train"]:
         return _train(arguments[1:])
-    parser = build_parser(arguments[0] if arguments else None)
-    if " ".join(arguments[:2]) in TWO_WORDS:
-        arguments[:2] = [" ".join(arguments[:2])]
-    parsed = parser.parse_args(arguments)
+    parsed = parse(arguments)
     return _run(lambda: parsed.func(parsed))
 
 
