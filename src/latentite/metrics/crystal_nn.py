@@ -65,6 +65,9 @@ def crystal_nn(
 ) -> Float[np.ndarray, "crystal 61"]:
     """Mean CrystalNN fingerprint of each crystal; NaN where it cannot be computed (as CDVAE has no fingerprint then).
 
+    Also NaN, unlike in CDVAE: below 2 Å^3 per atom (`fingerprints.is_bounded`) and in needles of cells, where the
+    search for neighbours would not end.
+
     Args:
         crystals: `(atomic_numbers, frac_coords, lattice)` each.
         workers: processes; None for all cores. They do not change the result.

@@ -45,7 +45,7 @@ WIDTH = 0.25
 CUTOFF = 8.0
 """Å; neighbours beyond it, four standard deviations behind the last radius, do not count."""
 
-_CHUNK = 256
+_PAIRS_AT_ONCE = 200_000
 _MAX_PAIRS = 500_000
 
 
@@ -96,30 +96,22 @@ def radial(crystals: Sequence[Arrays]) -> Float[np.ndarray, "crystal 100"]:
         crystals: `(atomic_numbers, frac_coords, lattice)` each.
     """
     result = np.full((len(crystals), 4 * len(RADII)), np.nan)
-    usable = np.flatnonzero(is_bounded(crystals, CUTOFF))
-    for start in range(0, len(usable), _CHUNK):
-        chosen = usable[start : start + _CHUNK]
-        result[chosen] = _radial([crystals[position] for position in chosen])
+    pairs = _expected_pairs(crystals, CUTOFF)
+    usable = np.flatnonzero(pairs <= _MAX_PAIRS)
+    chunk = np.cumsum(pairs[usable]) // _PAIRS_AT_ONCE
+    for chosen in np.split(usable, np.flatnonzero(np.diff(chunk)) + 1):
+        if len(chosen):
+            result[chosen] = _radial([crystals[position] for position in chosen])
     return result
 
 
 def is_bounded(crystals: Sequence[Arrays], cutoff: float) -> Bool[np.ndarray, " crystal"]:
     """Whether a search for neighbours within `cutoff` (Å) ends soon, so that nothing generated can stop a run.
 
-    Finite numbers, 0.5 to 2000 Å^3 per atom (as `match.settings.is_comparable`), lattice planes at least
+    Finite numbers, 2 to 2000 Å^3 per atom (diamond has 5.7; `energy/gate.py` asks for as much), lattice planes at least
     0.1 Å apart, and no more than half a million pairs to be expected.
     """
-    result = np.zeros(len(crystals), dtype=bool)
-    for position, (numbers, coords, lattice) in enumerate(crystals):
-        if not (len(numbers) and np.isfinite(lattice).all() and np.isfinite(coords).all()):
-            continue
-        volume = abs(float(np.linalg.det(lattice)))
-        if not 0.5 * len(numbers) < volume < 2000.0 * len(numbers):
-            continue
-        spacing = 1.0 / np.linalg.norm(np.linalg.inv(lattice), axis=0).max()
-        pairs = len(numbers) ** 2 * (4.0 / 3.0) * np.pi * cutoff**3 / volume
-        result[position] = spacing >= 0.1 and pairs <= _MAX_PAIRS
-    return result
+    return _expected_pairs(crystals, cutoff) <= _MAX_PAIRS
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -152,6 +144,21 @@ def fit_scaling(features: Float[np.ndarray, "crystal feature"]) -> Scaling:
 def element_property(name: str) -> Float[np.ndarray, " number"]:
     """One of `MAGPIE_PROPERTIES` by atomic number from 0 on; row 0 and unknown elements have the mean."""
     return _magpie_table()[:, MAGPIE_PROPERTIES.index(name)]
+
+
+def _expected_pairs(crystals: Sequence[Arrays], cutoff: float) -> Float[np.ndarray, " crystal"]:
+    """Pairs within the cut-off if the density were uniform; infinite for what is no crystal."""
+    result = np.full(len(crystals), np.inf)
+    for position, (numbers, coords, lattice) in enumerate(crystals):
+        if not (len(numbers) and np.isfinite(lattice).all() and np.isfinite(coords).all()):
+            continue
+        volume = abs(float(np.linalg.det(lattice)))
+        if not 2.0 * len(numbers) < volume < 2000.0 * len(numbers):
+            continue
+        spacing = 1.0 / np.linalg.norm(np.linalg.inv(lattice), axis=0).max()
+        if spacing >= 0.1:
+            result[position] = len(numbers) ** 2 * (4.0 / 3.0) * np.pi * cutoff**3 / volume
+    return result
 
 
 def _radial(crystals: list[Arrays]) -> np.ndarray:
