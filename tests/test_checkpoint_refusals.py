@@ -60,7 +60,7 @@ def test_a_public_chemeleon2_checkpoint_is_named_as_such(tmp_path: Path) -> None
     with zipfile.ZipFile(tmp_path / "plain.ckpt") as old, zipfile.ZipFile(path, "w") as new:
         for name in old.namelist():
             new.writestr(name, foreign if name.endswith("data.pkl") else old.read(name))
-    with pytest.raises(CheckpointError, match="importing public Chemeleon2 checkpoints is not part of"):
+    with pytest.raises(CheckpointError, match="is a Chemeleon2 checkpoint"):
         read_checkpoint(path)
 
 

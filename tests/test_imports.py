@@ -25,6 +25,7 @@ ORDER = [
     {"rollout"},
     {"objectives"},
     {"checkpoint"},
+    {"interop"},
     {"hub"},
     {"ldm_checkpoint"},
     {"energy", "match"},

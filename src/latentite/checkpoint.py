@@ -8,7 +8,8 @@ read with `torch.load(weights_only=True)`, and whatever that refuses is refused 
 A `.ckpt` has Lightning's own keys, the raw weights in `state_dict` under the prefix "network.", and
 
     "latentite": {"format": 1, "stage": "vae", "config": {...}, "data": {...}, "metrics": {...},
-                  "ema": {parameter name without prefix: tensor} or None}
+                  "ema": {parameter name without prefix: tensor} or None,
+                  "default_weights": "raw" or "ema", where it is not the EMA if there is one}
 
 Comes after `plain.py` and `files.py`; `hub.py` finds the files.
 """
@@ -126,6 +127,7 @@ def build_payload(
     data: Mapping[str, Any],
     metrics: Mapping[str, Any],
     ema: Mapping[str, Tensor] | None = None,
+    default_weights: Weights | None = None,
 ) -> dict[str, Any]:
     """What a Lightning module adds to its checkpoint under the key "latentite".
 
@@ -135,11 +137,12 @@ def build_payload(
         data: content hash and statistics of the training data.
         metrics: name -> number, as last validated.
         ema: averaged parameters by their names in the network (no "network." prefix), or None without EMA.
+        default_weights: what a reader gets who does not choose; None for the EMA where there is one.
 
     Raises:
         TypeError: something in it is not a plain value; the message names its key.
     """
-    return {
+    payload = {
         "format": FORMAT,
         "stage": Stage(stage).value,
         "config": plain(config, key="config"),
@@ -147,6 +150,7 @@ def build_payload(
         "metrics": plain(metrics, key="metrics"),
         "ema": None if ema is None else {name: tensor.detach() for name, tensor in ema.items()},
     }
+    return payload if default_weights is None else {**payload, "default_weights": default_weights.value}
 
 
 def read_checkpoint(
@@ -157,7 +161,8 @@ def read_checkpoint(
     Args:
         path: the file.
         stage: the stage that it must be of; None for any.
-        weights: which weights; None takes the EMA where there is one, else the raw weights.
+        weights: which weights; None takes the EMA where there is one, else the raw weights, unless the file
+            says otherwise (`default_weights`).
 
     Raises:
         CheckpointError: with one sentence on what is wrong with the file, by name.
@@ -264,20 +269,27 @@ def load_network_state(record: CheckpointRecord, network: nn.Module) -> None:
     Raises:
         CheckpointError: naming what is missing, superfluous or of another shape; the network is unchanged.
     """
+    require_fit(record.state, network, record.path)
+    network.load_state_dict(record.state)
+
+
+def require_fit(state: Mapping[str, Tensor], network: nn.Module, path: Path) -> None:
+    """Checks that the tensors of a file are those of the network, by name and shape.
+
+    Raises:
+        CheckpointError: naming what is missing, superfluous or of another shape.
+    """
     wanted = network.state_dict()
-    wrong = [
-        f"{name} is missing ({list(wanted[name].shape)})" for name in wanted.keys() - record.state.keys()
-    ]
-    wrong += [f"{name} is not in the network" for name in record.state.keys() - wanted.keys()]
+    wrong = [f"{name} is missing ({list(wanted[name].shape)})" for name in wanted.keys() - state.keys()]
+    wrong += [f"{name} is not in the network" for name in state.keys() - wanted.keys()]
     wrong += [
-        f"{name} is {list(record.state[name].shape)} in the file, {list(wanted[name].shape)} in the network"
-        for name in wanted.keys() & record.state.keys()
-        if wanted[name].shape != record.state[name].shape
+        f"{name} is {list(state[name].shape)} in the file, {list(wanted[name].shape)} in the network"
+        for name in wanted.keys() & state.keys()
+        if wanted[name].shape != state[name].shape
     ]
     if wrong:
         shown = "; ".join(sorted(wrong)[:5]) + (f"; and {len(wrong) - 5} more" if len(wrong) > 5 else "")
-        raise CheckpointError(f"{record.path} does not fit this {type(network).__name__}: {shown}")
-    network.load_state_dict(record.state)
+        raise CheckpointError(f"{path} does not fit this {type(network).__name__}: {shown}")
 
 
 def merge_adapters(record: CheckpointRecord) -> CheckpointRecord:
@@ -319,7 +331,7 @@ def _record_from_lightning(path: Path, weights: Weights | None) -> CheckpointRec
         )
     ema = payload.get("ema")
     if weights is None:
-        weights = Weights.EMA if ema else Weights.RAW
+        weights = Weights(payload.get("default_weights") or (Weights.EMA if ema else Weights.RAW))
     if weights is Weights.EMA:
         if not ema:
             raise CheckpointError(f"{path} has no EMA weights (trained without EMA); ask for weights=raw")
@@ -393,8 +405,8 @@ def _refusal(path: Path) -> CheckpointError:
         names = []
     if any(_CHEMELEON2.match(name) for name in names):
         return CheckpointError(
-            f"{path} is a Chemeleon2 checkpoint; importing public Chemeleon2 checkpoints is not part of "
-            f"latentite {__version__} (nothing in the file was executed)"
+            f"{path} is a Chemeleon2 checkpoint; `latentite.hub.resolve` gives it in our format, as every command "
+            "that takes a checkpoint does (nothing in the file was executed)"
         )
     asked = ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
     return CheckpointError(

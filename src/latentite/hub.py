@@ -2,8 +2,9 @@
 
 `resolve` is what `${hub:NAME}` in a configuration and NAME on the command line mean. It looks, in this
 order, for a file at that path; for a bundled checkpoint (`ckpts/NAME.safetensors` or `.ckpt`); in the
-download cache; and on the Hugging Face hub. Names are exact. Comes after `download.py`; `checkpoint.py` reads
-what is found here, `hub_commands.py` is its command line.
+download cache; and on the Hugging Face hub. Names are exact. A Chemeleon2 checkpoint, public or not, is
+converted once, without executing anything in it, and its conversion is what is given. Comes after `download.py`
+and `interop/convert.py`; `checkpoint.py` reads what is found here, `hub_commands.py` is its command line.
 """
 
 from __future__ import annotations
@@ -63,10 +64,11 @@ class Entry:
 
 
 def resolve(name_or_path: str | Path, *, patience: Patience | None = None) -> Path:
-    """The file behind a name or path; downloads a public checkpoint on first use.
+    """The file behind a name or path, in our format; downloads a public checkpoint on first use.
 
     Raises:
-        ValueError: an empty or unknown name (near ones are suggested), or a path at which there is no file.
+        ValueError: an empty or unknown name (near ones are suggested), a path at which there is no file, or a
+            Chemeleon2 checkpoint that cannot be imported.
         HubError: a public name whose file is not here and cannot be had.
     """
     text = str(name_or_path).strip()
@@ -74,11 +76,11 @@ def resolve(name_or_path: str | Path, *, patience: Patience | None = None) -> Pa
         raise ValueError("a checkpoint's name must not be empty; `latentite hub list` shows the names")
     path = Path(text).expanduser()
     if path.is_file():
-        return path
+        return _in_our_format(path, patience)
     if (bundled := _bundled().get(text)) is not None:
-        return bundled
+        return _in_our_format(bundled, patience)
     if text in PUBLIC:
-        return download(text, patience=patience)
+        return _in_our_format(download(text, patience=patience), patience)
     if path.is_dir():
         raise ValueError(f"{text} is a folder, not a checkpoint; give the file inside it")
     if len(path.parts) > 1 or path.suffix in (*_SUFFIXES, ".json"):
@@ -174,7 +176,58 @@ def verify(name: str) -> str:
         raise HubError(f"{name} is not on this machine; run `latentite hub download {name}`")
     if (problem := _problem(file, is_thorough=True)) is not None:
         raise HubError(f"{problem}; run `latentite hub download {name} --force`")
-    return str((_read_record(file) or {})["sha256"])
+    digest = str((_read_record(file) or {})["sha256"])
+    converted = _converted_file(file, digest)
+    if converted.is_file() and (problem := _problem(converted, is_thorough=True)) is not None:
+        raise HubError(f"{problem}; remove it, and it is made again from {file}")
+    return digest
+
+
+def _in_our_format(file: Path, patience: Patience | None) -> Path:
+    """The file itself, or what a Chemeleon2 checkpoint was converted to; its card is the record beside it."""
+    if file.suffix in (".safetensors", ".json"):
+        return file
+    from latentite.interop.chemeleon2 import is_chemeleon2
+    from latentite.interop.convert import MP_20_NUM_ATOMS, convert
+
+    if not is_chemeleon2(file):
+        return file
+    digest = sha256_file(file)
+    converted = _converted_file(file, digest)
+    if converted.is_file():
+        if (problem := _problem(converted, is_thorough=False)) is None:
+            return converted
+        logger.warning("%s; it is made again from %s", problem, file)
+    name = _public_name(file)
+
+    def find_vae() -> Path | None:
+        return None if name is None else download(f"{name.partition('_ldm_')[0]}_vae", patience=patience)
+
+    logger.info("converting %s, a Chemeleon2 checkpoint, to %s", file, converted)
+    with replacing(converted) as part:
+        card = convert(
+            file,
+            part,
+            sha256=digest,
+            num_atoms=None if name is None else MP_20_NUM_ATOMS,
+            find_vae=find_vae,
+        )
+        _write_record(converted, part, **card)
+    return converted
+
+
+def _converted_file(file: Path, sha256: str) -> Path:
+    from latentite.interop.convert import CONVERSION
+
+    return cache_dir() / "converted" / f"{file.stem}-{sha256[:16]}-v{CONVERSION}.ckpt"
+
+
+def _public_name(file: Path) -> str | None:
+    """The public checkpoint that a file is: one in the cache, or one that kept its name in the repository."""
+    for name, remote in PUBLIC.items():
+        if file == _cached_file(name) or file.name == Path(remote).name:
+            return name
+    return None
 
 
 def _unknown(name: str, names: Iterable[str]) -> ValueError:
@@ -228,7 +281,7 @@ def _read_json(path: Path) -> dict[str, Any] | None:
     return content if isinstance(content, dict) else None
 
 
-def _write_record(file: Path, content: Path, **origin: str) -> None:
+def _write_record(file: Path, content: Path, **origin: Any) -> None:
     """Notes hash, size and time of `content`, which is `file` or about to become it."""
     stat = content.stat()
     facts = {"sha256": sha256_file(content), "size": stat.st_size, "mtime_ns": stat.st_mtime_ns}

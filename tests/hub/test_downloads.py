@@ -16,7 +16,6 @@ import pytest
 from loopback_hub import CONTENT, NAME, QUICK, Handler, LoopbackHub, files_in_cache
 
 from latentite import hub
-from latentite.checkpoint import CheckpointError, read_checkpoint
 from latentite.hub import HubError, Patience
 
 
@@ -224,16 +223,6 @@ def test_progress_reaches_the_total(loopback: LoopbackHub) -> None:
     seen: list[tuple[int, int | None]] = []
     hub.download(NAME, patience=QUICK, on_progress=lambda done, total: seen.append((done, total)))
     assert seen[-1] == (len(CONTENT), len(CONTENT))
-
-
-def test_a_downloaded_public_checkpoint_says_that_import_is_not_possible_yet(loopback: LoopbackHub) -> None:
-    reference = Path(__file__).parents[3] / "shared" / "interop" / "tiny_vae.ckpt"
-    if not reference.is_file():
-        pytest.skip("the shared reference files are not here")
-    loopback.is_large_file = False
-    loopback.content = reference.read_bytes()
-    with pytest.raises(CheckpointError, match="importing public Chemeleon2 checkpoints is not part of"):
-        read_checkpoint(hub.resolve(NAME, patience=QUICK))
 
 
 def test_a_fresh_process_downloads_verifies_and_obeys_offline(loopback: LoopbackHub, tmp_path: Path) -> None:

@@ -88,6 +88,7 @@ def ddpm_loss(
     noise: Float[Tensor, "crystal token channel"],
     target: Target = Target.EPSILON,
     variance: Variance = Variance.LEARNED_RANGE,
+    has_density_scale: bool = True,
 ) -> DiffusionLoss:
     """Loss of a DDPM network at one level per crystal.
 
@@ -100,6 +101,8 @@ def ddpm_loss(
         noise: standard normals.
         target: what the network predicts.
         variance: adds the VLB term when learned; else the variance is fixed and only "mse" is there.
+        has_density_scale: off, level 0's density is that of the standardised latents, without its log-variance
+            (as Chemeleon2 has it).
 
     Raises:
         ValueError: when the output's channels and `variance` do not fit.
@@ -119,7 +122,7 @@ def ddpm_loss(
     if channels is not None:
         # the mean is trained by the MSE alone; the VLB trains the variance (equation 16 and below)
         x0 = to_x0(prediction.detach(), state, level, target)
-        bits = _variational_bits(latents, x0, state, level, channels)
+        bits = _variational_bits(latents, x0, state, level, channels, has_density_scale)
         terms["vlb"] = _mean(bits, mask) * (schedule.num_steps / VLB_STEPS)
     return DiffusionLoss(terms=terms, time=time)
 
@@ -146,7 +149,12 @@ def flow_loss(
 
 
 def _variational_bits(
-    latents: Tensor, x0: Tensor, state: Tensor, level: NoiseLevel, channels: Tensor
+    latents: Tensor,
+    x0: Tensor,
+    state: Tensor,
+    level: NoiseLevel,
+    channels: Tensor,
+    has_density_scale: bool,
 ) -> Tensor:
     """L_{t-1} or L_0 of Ho et al. 2020, equation 5, per entry in bits."""
     mean = posterior_mean(x0, state, level)
@@ -163,6 +171,8 @@ def _variational_bits(
     # Latents are real numbers, so L_0 is a density's (improved-diffusion bins pixels; Chemeleon2 leaves out
     # the log-variance of the density, which only matters for the variance of level 0, where none is used).
     log_likelihood = _log_density(latents, mean, log_variance)
+    if not has_density_scale:
+        log_likelihood = log_likelihood + 0.5 * log_variance
     is_noisy = torch.as_tensor(level.is_noisy) > 0.0
     return torch.where(is_noisy, divergence, -log_likelihood) / math.log(2.0)
 

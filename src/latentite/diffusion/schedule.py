@@ -243,13 +243,17 @@ def stride_levels(total: int, num_steps: int) -> Int[Tensor, " step"]:
     Raises:
         ValueError: when no k does; of 999 counts for 1000 levels 937 have none.
     """
-    for stride in range(1, total + 1):
-        if len(range(0, total, stride)) == num_steps:
-            return torch.arange(0, total, stride)
+    if has_stride(total, num_steps):
+        return torch.arange(0, total, -(-total // num_steps))
     raise ValueError(
         f"steps must be a count that some stride over {total} levels gives, got {num_steps}; "
         "use spacing=even, which takes any count"
     )
+
+
+def has_stride(total: int, num_steps: int) -> bool:
+    """Whether `stride_levels` has an answer: the smallest stride with at most this many levels has as many."""
+    return num_steps > 0 and len(range(0, total, -(-total // num_steps))) == num_steps
 
 
 def _log_snr_levels(schedule: Schedule, num_steps: int) -> Tensor:

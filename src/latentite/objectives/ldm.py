@@ -5,7 +5,7 @@ Comes after `nn/ldm.py` and `diffusion/loss.py`; `training/ldm.py` calls it once
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 
 import torch
@@ -22,6 +22,7 @@ from latentite.diffusion.loss import (
 from latentite.diffusion.schedule import Schedule, ScheduleKind, Target, ddpm_schedule
 from latentite.diffusion.steps import Denoise, Variance
 from latentite.latent import LatentBatch
+from latentite.nn.denoiser import OutputLayout
 from latentite.nn.ldm import LDMConfig
 from latentite.objectives.terms import LossTerms, Term
 
@@ -31,6 +32,15 @@ class DiffusionKind(StrEnum):
 
     DDPM = "ddpm"
     FLOW = "flow"
+
+
+class Compatibility(StrEnum):
+    """Whose habits a model keeps; other than `none` only for imported checkpoints."""
+
+    NONE = "none"
+    CHEMELEON2 = "chemeleon2"
+    """The denoiser's output is laid out as `OutputLayout.CHEMELEON2` says, DDIM walks every k-th level where some k
+    gives the number of steps, and the density of level 0 leaves out the log-variance in training."""
 
 
 @dataclass(kw_only=True, slots=True)
@@ -50,6 +60,7 @@ class DiffusionConfig:
     """`flow`: how training times are drawn."""
     flow_time_mean: float = 0.0
     flow_time_std: float = 1.0
+    compatibility: Compatibility = Compatibility.NONE
 
     def __post_init__(self) -> None:
         if self.num_steps < 1:
@@ -72,6 +83,12 @@ class LDMStageConfig(LDMConfig):
     """What a checkpoint of this stage needs, to sample and to go on training."""
 
     diffusion: DiffusionConfig = field(default_factory=DiffusionConfig)
+
+    def __post_init__(self) -> None:
+        # slots=True replaces the class, so the zero-argument super() would not find it
+        LDMConfig.__post_init__(self)
+        if self.diffusion.compatibility is Compatibility.CHEMELEON2 and self.denoiser.learn_variance:
+            self.denoiser = replace(self.denoiser, output_layout=OutputLayout.CHEMELEON2)
 
 
 def diffusion_loss(
@@ -108,6 +125,7 @@ def diffusion_loss(
         noise=noise,
         target=config.target,
         variance=config.variance,
+        has_density_scale=config.compatibility is not Compatibility.CHEMELEON2,
     )
 
 

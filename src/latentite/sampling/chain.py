@@ -24,7 +24,7 @@ from latentite.crystal import CrystalBatch
 from latentite.diffusion.guidance import guided, unconditional
 from latentite.diffusion.noise import CrystalNoise
 from latentite.diffusion.samplers import STEPS, AnySchedule, SamplerKind, sample
-from latentite.diffusion.schedule import FlowSchedule, Schedule, Spacing, respace
+from latentite.diffusion.schedule import FlowSchedule, Schedule, Spacing, has_stride, respace
 from latentite.diffusion.steps import Denoise, SamplerSettings, Variance
 from latentite.latent import LatentBatch
 from latentite.nn.condition_values import ConditionKind, request_row
@@ -33,7 +33,7 @@ from latentite.nn.decoder import DecodedCrystals
 from latentite.nn.denoiser import Denoiser, OutputLayout
 from latentite.nn.ldm import LatentDiffusion
 from latentite.nn.token_layout import TokenLayout
-from latentite.objectives.ldm import DiffusionConfig
+from latentite.objectives.ldm import Compatibility, DiffusionConfig
 from latentite.sampling.batches import MAX_PADDING, size_batches
 from latentite.sampling.elements import choose_elements
 from latentite.sampling.jobs import Jobs
@@ -111,9 +111,16 @@ def sampling_schedule(diffusion: DiffusionConfig, config: SamplingConfig) -> tup
     steps = config.steps or DEFAULT_STEPS[kind]
     if training is None:
         return kind, FlowSchedule(num_steps=steps)
-    return kind, respace(
-        training, min(steps, training.num_steps) if config.steps is None else steps, SPACINGS[kind]
-    )
+    steps = min(steps, training.num_steps) if config.steps is None else steps
+    return kind, respace(training, steps, spacing_of(diffusion, kind, steps))
+
+
+def spacing_of(diffusion: DiffusionConfig, kind: SamplerKind, steps: int) -> Spacing:
+    """Which levels a method walks in this number of steps."""
+    is_strided = diffusion.compatibility is Compatibility.CHEMELEON2 and kind is SamplerKind.DDIM
+    if is_strided and has_stride(diffusion.num_steps, steps):
+        return Spacing.STRIDE
+    return SPACINGS[kind]
 
 
 def sampler_settings(diffusion: DiffusionConfig, config: SamplingConfig) -> SamplerSettings:
@@ -258,12 +265,25 @@ def denoise_of(
     A number of atoms is known of every job, so a model that has it as a condition is told it, unless guidance
     is 0. With a scale for each condition, those that follow from the job and are not named have scale 1.
     """
+    module = network.condition_module
+    values, present = ({}, {}) if module is None else told(module, jobs)
+    return denoise_told(network, values, present, mask, config)
+
+
+def denoise_told(
+    network: LatentDiffusion,
+    values: dict[str, Tensor],
+    present: dict[str, Tensor],
+    mask: Bool[Tensor, "crystal token"],
+    config: SamplingConfig,
+) -> Denoise:
+    """The network under guidance, told these values of its conditions; `present` masks crystals that give them."""
     call = _Call(denoiser=network.denoiser, precision=config.precision)
     module = network.condition_module
     if module is None:
         return unconditional(call, mask)
-    absent = module.absent(len(jobs))
-    values, present = told(module, jobs)
+    count = len(mask)
+    absent = module.absent(count)
     if isinstance(config.guidance, dict):
         names = list(values)
         scales = [config.guidance.get(name, 1.0) for name in names]
@@ -271,7 +291,7 @@ def denoise_of(
     else:
         scales, groups = [config.guidance], [list(values)]
     embeddings = [
-        module({name: values[name] for name in group}, present, num_crystals=len(jobs)) if group else absent
+        module({name: values[name] for name in group}, present, num_crystals=count) if group else absent
         for group in groups
     ]
     if not values:
