@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -14,6 +15,7 @@ from rich.table import Table
 
 if TYPE_CHECKING:
     from latentite.evaluation.compare import Comparison
+    from latentite.evaluation.energy_section import EnergyOptions
     from latentite.evaluation.run import Evaluation
 
 SPLIT_CHOICES = ("train", "val", "test", "all")
@@ -42,14 +44,72 @@ def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         metavar="NAME",
         help="chemeleon2, mattergen, cdvae, lemat [%(default)s]",
     )
-    add("--relax", default="none", metavar="HOW", help="only none so far [%(default)s]")
     add("--out", type=Path, required=True, metavar="DIR", help="folder of the report")
     add("--split", choices=SPLIT_CHOICES, default="test", help="of a SOURCE with splits [%(default)s]")
     add("--reference-split", choices=SPLIT_CHOICES, default="train", help="of the reference [%(default)s]")
     add("--resume", action="store_true", help="go on where an evaluation of the same into --out was stopped")
     add("--workers", type=int, metavar="N", help="processes; they do not change the result [all cores]")
     add("--seed", type=int, default=0, help="draws the structures of the gallery [%(default)s]")
+    _add_energies(command.add_argument_group("energies and relaxation").add_argument)
     command.set_defaults(func=_evaluate)
+
+
+def _add_energies(add: Callable[..., argparse.Action]) -> None:
+    add(
+        "--relax",
+        default="none",
+        metavar="POTENTIAL",
+        help="none, chgnet, 7net-0 or package.module:Class of an ASE calculator [%(default)s]",
+    )
+    add(
+        "--relax-cell",
+        choices=("full", "fixed", "none"),
+        default="full",
+        help="cell and atoms move, only atoms, or nothing (single points) [%(default)s]",
+    )
+    add("--relax-steps", type=int, default=500, metavar="N", help="most steps per structure [%(default)s]")
+    add("--fmax", type=float, default=0.05, help="largest force at the end, eV/Å [%(default)s]")
+    add(
+        "--hull",
+        action="append",
+        metavar="NAME_OR_FILE",
+        help="table with formation energies to compete with, every split of it; repeatable [the reference]",
+    )
+    add(
+        "--hull-theory",
+        metavar="LEVEL",
+        help="of a hull without a known name, such as 'PBE(+U), corrected' (the Materials Project's)",
+    )
+    add("--potential-arguments", metavar="JSON", help="keyword arguments of an ASE calculator")
+    add("--potential-theory", metavar="LEVEL", help="of an ASE calculator's energies")
+    add("--allow-mixed-theory", action="store_true", help="also when the levels of theory do not fit")
+
+
+def _energy_options(arguments: argparse.Namespace) -> EnergyOptions | str:
+    if arguments.relax == "none":
+        return "none"
+    from latentite.energy.catalogue import parse_theory
+    from latentite.energy.relaxation import RelaxCell
+    from latentite.evaluation.energy_section import EnergyOptions
+
+    try:
+        given = json.loads(arguments.potential_arguments or "{}")
+    except ValueError:
+        given = None
+    if not isinstance(given, dict):
+        raise ValueError(
+            f"--potential-arguments must be a JSON object, got {arguments.potential_arguments!r}"
+        )
+    return EnergyOptions(
+        potential=arguments.relax,
+        cell=RelaxCell(arguments.relax_cell),
+        max_steps=arguments.relax_steps,
+        fmax=arguments.fmax,
+        hull_theory=parse_theory(arguments.hull_theory) if arguments.hull_theory else None,
+        arguments=given,
+        theory=parse_theory(arguments.potential_theory) if arguments.potential_theory else None,
+        allow_mixed_theory=arguments.allow_mixed_theory,
+    )
 
 
 def _register_compare(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -96,7 +156,8 @@ def _evaluate(arguments: argparse.Namespace) -> int:
             arguments.source,
             reference=arguments.reference,
             protocol=arguments.protocol,
-            relax=arguments.relax,
+            relax=_energy_options(arguments),
+            hull=arguments.hull,
             out=arguments.out,
             split=arguments.split,
             reference_split=arguments.reference_split,
@@ -134,7 +195,7 @@ def comparison_table(comparison: Comparison) -> Table:
     for heading in ("", "A", "B", "B - A", "95 %"):
         table.add_column(heading, justify="left" if not heading else "right")
     for pair in comparison.rates:
-        if pair.label != pair.name:  # the others are for the files
+        if pair.label is not None:  # the others are for the files
             is_clear = pair.difference is not None and pair.difference.is_clear
             table.add_row(
                 pair.label,

@@ -97,7 +97,7 @@ def _counts(sides: Sequence[_Side], unit: str) -> Figure:
     """Shares of whole numbers."""
     from matplotlib.ticker import MaxNLocator
 
-    figure, axes = _axes(unit)
+    figure, axes = share_axes(unit)
     heights = []
     for side in sides:
         where, counts = np.unique(side.numbers, return_counts=True)
@@ -109,7 +109,7 @@ def _counts(sides: Sequence[_Side], unit: str) -> Figure:
 
 def _continuous(sides: Sequence[_Side], unit: str) -> Figure:
     """A histogram of shares; how many numbers lie outside of it stands in the legend."""
-    figure, axes = _axes(unit)
+    figure, axes = share_axes(unit)
     pooled = np.concatenate([side.numbers for side in sides])
     # The central 99 % sets the range, else one collapsed cell would squeeze all others into one bar.
     low, high = np.percentile(pooled, [0.5, 99.5]) if len(pooled) else (0.0, 1.0)
@@ -131,7 +131,7 @@ def _continuous(sides: Sequence[_Side], unit: str) -> Figure:
 
 def _space_groups(sides: Sequence[_Side], *, shown: int = 24) -> Figure:
     """Shares of the most frequent space groups, and of all others together."""
-    figure, axes = _axes("", width=9.4, height=2.7)
+    figure, axes = share_axes("", width=9.4, height=2.7)
     shares = [np.bincount(side.numbers.astype(int), minlength=231) / side.total for side in sides]
     order = np.argsort(-np.max(shares, axis=0), kind="stable")
     groups = sorted(int(group) for group in order[:shown] if max(share[group] for share in shares) > 0)
@@ -209,7 +209,7 @@ def _periodic_table(axes: Axes, colour: Callable[[int], Any], title: str) -> Non
     axes.set_title(title, fontsize=8, color=INK, loc="left")
 
 
-def _axes(unit: str, *, width: float = 4.6, height: float = 2.5) -> tuple[Figure, Axes]:
+def share_axes(unit: str, *, width: float = 4.6, height: float = 2.5) -> tuple[Figure, Axes]:
     """A figure with axes for shares."""
     from matplotlib.ticker import PercentFormatter
 

@@ -52,7 +52,8 @@ class RatePair:
     """A rate of both runs; None where a run has not counted it."""
 
     name: str
-    label: str
+    label: str | None
+    """For people; None for a rate that only the files have."""
     first: Rate | None
     second: Rate | None
     difference: Difference | None
@@ -210,7 +211,7 @@ def _rates(first: Mapping[str, Any], second: Mapping[str, Any]) -> Iterator[Rate
     for name in {**first, **second}:
         one, other = rate(first.get(name)), rate(second.get(name))
         change = None if one is None or other is None else difference(other, one)
-        label = (second.get(name) or first[name]).get("label", name)
+        label = (second.get(name) or first[name]).get("label")
         yield RatePair(name=name, label=label, first=one, second=other, difference=change)
 
 

@@ -72,7 +72,7 @@ def _rate_row(pair: RatePair) -> list[str]:
     found, interval = change(pair)
     if pair.difference is not None and pair.difference.is_clear:
         found = f"<b>{found}</b>"
-    return [escape(pair.label), share(pair.first), share(pair.second), found, interval]
+    return [escape(pair.label or pair.name), share(pair.first), share(pair.second), found, interval]
 
 
 def _number_row(pair: NumberPair) -> list[str]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import base64
 import tempfile
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from html import escape
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ import numpy as np
 from latentite.crystal import CrystalBatch
 from latentite.evaluation.charts import draw_charts
 from latentite.evaluation.run import Evaluation
+from latentite.evaluation.table import Table
 from latentite.metrics.rates import Rate
 from latentite.pictures import draw_crystals, pretty
 
@@ -114,19 +115,45 @@ def _gallery(result: Evaluation, seed: int) -> str:
     words, able = next(((words, found) for words, found in chosen if found), ("", []))
     if not able:
         return "<p>No structure is valid, so none is drawn.</p>"
-    generator = np.random.default_rng(seed)
-    positions = [able[i] for i in np.sort(generator.permutation(len(able))[:NUM_PICTURES])]
+    positions, how = _lowest(table, able) or _drawn(able, seed)
     batch = CrystalBatch.from_arrays([result.crystals.arrays[p] for p in positions])
-    titles = [f"{pretty(str(table['formula'][p]))}  {table['space_group_0.1'][p] or ''}" for p in positions]
+    titles = [_title(table, p) for p in positions]
     with tempfile.TemporaryDirectory(prefix="latentite-report-") as folder:
         path = draw_crystals(batch, Path(folder) / "gallery.png", titles=titles, columns=6, dpi=110)
         picture = base64.b64encode(path.read_bytes()).decode()
     ids = ", ".join(escape(result.crystals.ids[p]) for p in positions)
     return (
-        f"<p>{len(positions)} of {len(able):,} that are {words}, drawn with seed {seed}; formula and space group "
-        f"number at 0.1 Å.</p><img alt='unit cells' src='data:image/png;base64,{picture}'>"
+        f"<p>{len(positions)} of {len(able):,} that are {words}, {how}; formula and space group number at 0.1 "
+        f"Å.</p><img alt='unit cells' src='data:image/png;base64,{picture}'>"
         f"<p class='small'>{ids}</p>"
     )
+
+
+def _lowest(table: Table, able: Sequence[int]) -> tuple[list[int], str] | None:
+    """Those of the lowest known energy above hull, if any is known."""
+    for name, words in (("relaxed_energy_above_hull", "relaxed "), ("energy_above_hull", "")):
+        heights = table.get(name, [None] * len(table["id"]))
+        known = [(float(height), p) for p in able if isinstance(height := heights[p], int | float)]
+        if known:
+            best = [p for _, p in sorted(known)[:NUM_PICTURES]]
+            return best, f"those of the lowest {words}energy above hull, with that in meV/atom"
+    return None
+
+
+def _drawn(able: Sequence[int], seed: int) -> tuple[list[int], str]:
+    generator = np.random.default_rng(seed)
+    positions = [able[i] for i in np.sort(generator.permutation(len(able))[:NUM_PICTURES])]
+    return positions, f"drawn with seed {seed}"
+
+
+def _title(table: Table, position: int) -> str:
+    words = [pretty(str(table["formula"][position])), str(table["space_group_0.1"][position] or "")]
+    for name in ("relaxed_energy_above_hull", "energy_above_hull"):
+        height = table[name][position] if name in table else None
+        if isinstance(height, float):
+            words.append(f"{1000 * height:.0f}")
+            break
+    return "  ".join(words)
 
 
 def _failures(result: Evaluation) -> str:

@@ -30,6 +30,12 @@ class Protocol:
     """Å^3 of the cell; a smaller one makes a structure invalid."""
     own_images: bool = True
     """Whether the distance of an atom to its own periodic images counts as well."""
+    judges_relaxed: bool = True
+    """Whether `protocol_sun` and `protocol_msun` are of the relaxed structures, or of those that came."""
+    stable_below: float = 0.0
+    """eV/atom above hull; up to here a structure counts for `protocol_sun`."""
+    msun: str | None = None
+    """Which of `msun` (includes stable ones) and `msun_exclusive` it reports, if any."""
     note: str
     """Where it comes from, and what of it is not reproduced here."""
 
@@ -44,6 +50,8 @@ PROTOCOLS: dict[str, Protocol] = {
             name="chemeleon2",
             matcher=STRICT,
             smact=SmactRule.ICSD24,
+            judges_relaxed=False,
+            msun="msun",
             note="Chemeleon2: StructureMatcher 0.2/0.3/5, unique = first of each group, SMACT icsd24",
         ),
         Protocol(
@@ -51,6 +59,7 @@ PROTOCOLS: dict[str, Protocol] = {
             matcher=STRICT,
             smact=SmactRule.PAULING,
             own_images=False,
+            stable_below=0.1,
             note="MatterGen with its ordered matcher 0.2/0.3/5; its disordered matcher, which that system takes "
             "by default and which counts more structures as known, is not reproduced",
         ),
@@ -66,6 +75,8 @@ PROTOCOLS: dict[str, Protocol] = {
             name="lemat",
             matcher=STRICT,
             smact=SmactRule.ICSD24,
+            judges_relaxed=False,
+            msun="msun_exclusive",
             note="LeMat-GenBench's choice of the structure matcher; its fingerprint hash and its charge "
             "neutrality by bond valences are not reproduced, SMACT stands in for the latter",
         ),

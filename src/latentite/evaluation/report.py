@@ -5,6 +5,7 @@
     failed.csv       source, row, id, step and reason of every failure
     summary.json     every rate with numerator, denominator and interval; settings, hashes, versions
     report.html      one page for people, self-contained (`page.py`)
+    relaxed.extxyz   with `relax`: geometry, energy, forces, stress and steps of each structure
 
 Comes after `run.py`, which calls it.
 """
@@ -44,6 +45,9 @@ def write_report(result: Evaluation, out_dir: str | Path, *, seed: int = 0) -> N
     _write_csv(folder / "structures.csv", columns, ([_text(cell) for cell in row] for row in rows))
     failures = ([item.source, item.row, item.id, item.step, item.reason] for item in result.failures)
     _write_csv(folder / "failed.csv", ["source", "row", "id", "step", "reason"], failures)
+    for section in result.sections:
+        for name, write in section.files.items():
+            write(folder / name)
     content = summary(result)
     with replacing(folder / "report.html") as temporary:
         temporary.write_text(make_page(result, content, seed=seed), encoding="utf-8")
@@ -55,7 +59,7 @@ def summary(result: Evaluation) -> dict[str, Any]:
     crystals, protocol = result.crystals, result.protocol
     rates: dict[str, Any] = {}
     for name, rate in result.rates.items():
-        rates[name] = {"label": result.labels.get(name, name), **rate.to_plain()}
+        rates[name] = {"label": result.labels.get(name), **rate.to_plain()}
         if rate.denominator < len(crystals):
             rates[name]["not_computed"] = len(crystals) - rate.denominator
     content: dict[str, Any] = {

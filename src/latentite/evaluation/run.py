@@ -13,14 +13,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from latentite.data.properties import SYMPREC
 from latentite.evaluation.distributions import distribution_section
+from latentite.evaluation.energy_section import EnergyOptions, energy_section, reference_hull
 from latentite.evaluation.measure import Measured, measure
 from latentite.evaluation.protocols import Protocol, find_protocol
 from latentite.evaluation.read import Crystals, read_crystals
@@ -50,9 +51,6 @@ if TYPE_CHECKING:
     from pymatgen.core import Structure
 
     from latentite.crystal import CrystalBatch
-
-RELAXATIONS = ("none",)
-"""What `relax` may be."""
 
 SECTIONS: tuple[MakeSection, ...] = (
     source_section,
@@ -98,7 +96,8 @@ def evaluate(
     *,
     reference: str | Path | Sequence[Structure | Atoms] | CrystalBatch | None = None,
     protocol: str = "default",
-    relax: str = "none",
+    relax: str | EnergyOptions = "none",
+    hull: str | Path | Sequence[str | Path] | None = None,
     out: str | Path | None = None,
     split: str = "test",
     reference_split: str = "train",
@@ -114,7 +113,10 @@ def evaluate(
             `latentite sample`; the name of a dataset; structures in memory.
         reference: what is known already, likewise; without it there is no novelty.
         protocol: one of `PROTOCOLS`.
-        relax: `none`; energies and relaxation are not built yet.
+        relax: `none`, or the potential that judges and relaxes: `chgnet`, `7net-0`, `package.module:Class` of an
+            ASE calculator; or `EnergyOptions`, which say everything.
+        hull: tables with formation energies that the structures compete with, every split of them; None for
+            the reference where that has formation energies.
         out: folder of the report; None writes nothing. An older report there is replaced.
         split: of the source, where it has splits: train, val, test or all.
         reference_split: of the reference, likewise.
@@ -125,19 +127,22 @@ def evaluate(
 
     Raises:
         FileNotFoundError: when a path or dataset does not exist.
-        ValueError: for an unknown protocol, split or relaxation, a source without any row, or an `out` that
-            cannot be resumed.
+        ImportError: when the potential's package is not installed.
+        ValueError: for an unknown protocol, split or potential, a source without any row, levels of theory that
+            do not fit, or an `out` that cannot be resumed.
     """
     chosen = find_protocol(protocol)
-    _check_options(relax, out, resume=resume)
+    _check_out(out, resume=resume)
+    energies = _energy_options(relax, hull, reference)
     seconds: dict[str, float] = {}
     with timed(seconds, "read"):
         crystals, known = _read(source, split, reference, reference_split, stage)
-    settings = {"protocol": chosen.name, "relax": relax, "seed": seed}
+    settings: dict[str, Any] = {"protocol": chosen.name, "seed": seed}
+    settings["relax"] = "none" if energies is None else energies.to_plain()
     record = new_record(crystals, known, settings)
     with nullcontext() if out is None else recording(Path(out), record, resume=resume):
         work = _measure(crystals, known, chosen, workers=workers, seed=seed, stage=stage, seconds=seconds)
-        result = _evaluate(work, relax=relax)
+        result = _evaluate(work, energies)
         if out is not None:
             from latentite.evaluation.report import write_report
 
@@ -147,11 +152,24 @@ def evaluate(
     return result
 
 
-def _check_options(relax: str, out: str | Path | None, *, resume: bool) -> None:
-    if relax not in RELAXATIONS:
-        raise ValueError(
-            f"--relax must be {', '.join(RELAXATIONS)}, got {relax!r}: energies and relaxation are not built yet"
-        )
+def _energy_options(
+    relax: str | EnergyOptions, hull: str | Path | Sequence[str | Path] | None, reference: object
+) -> EnergyOptions | None:
+    """What is asked of energies, checked before anything heavy."""
+    if relax == "none":
+        if hull is not None:
+            raise ValueError("--hull must be given together with --relax, got no potential to judge by")
+        return None
+    options = EnergyOptions(potential=relax) if isinstance(relax, str) else relax
+    if hull is not None:
+        options = replace(options, hull=(hull,) if isinstance(hull, str | Path) else tuple(hull))
+    elif not options.hull:
+        options = replace(options, hull=reference_hull(reference))
+    options.check()
+    return options
+
+
+def _check_out(out: str | Path | None, *, resume: bool) -> None:
     if out is not None and Path(out).exists() and not Path(out).is_dir():
         raise ValueError(f"--out must be a folder, got the file {out}")
     if resume and out is None:
@@ -211,17 +229,18 @@ def _measure(
     )
 
 
-def _evaluate(work: Work, *, relax: str) -> Evaluation:
+def _evaluate(work: Work, energies: EnergyOptions | None) -> Evaluation:
     """All sections, joined and counted."""
     crystals = work.crystals
-    table, sections = make_table(work, SECTIONS)
+    makers = SECTIONS if energies is None else (*SECTIONS, energy_section(energies))
+    table, sections = make_table(work, makers)
     counted = [item for section in sections for item in section.counted]
     readable = Rate(numerator=len(crystals), denominator=crystals.num_in)
     return Evaluation(
         crystals=crystals,
         reference=work.reference,
         protocol=work.protocol,
-        relax=relax,
+        relax="none" if energies is None else energies.name,
         table=table,
         failures=tuple(list_failures(crystals, sections)),
         rates={"readable": readable, **count_rates(table, counted, num_in=crystals.num_in)},

@@ -6,13 +6,14 @@ Each is a function as `table.py` describes. Comes after `table.py` and `match/`;
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import astuple
 from importlib.metadata import version
 from typing import Any
 
 import numpy as np
 
+from latentite.data.cif import Arrays
 from latentite.data.properties import SYMPREC
 from latentite.evaluation.measure import Cell
 from latentite.evaluation.protocols import MATCHERS
@@ -97,7 +98,7 @@ def matching_section(work: Work, table: Mapping[str, list[Cell]]) -> Section:
     protocol."""
     crystals, reference, chosen = work.crystals, work.reference, work.protocol.matcher.name
     with timed(work.seconds, "match"):
-        matches = stored_matches(work)
+        matches = stored_matches(work, crystals.arrays, crystals.hashes)
     columns: Table = {}
     for name in (settings.name for settings in MATCHERS):
         verdicts = matches.verdicts[name]
@@ -141,21 +142,30 @@ def verdict_section(work: Work, table: Mapping[str, list[Cell]]) -> Section:
     )
 
 
-def stored_matches(work: Work) -> Matches:
-    """Verdicts of these structures against this reference, from the store when they are known."""
-    crystals, reference = work.crystals, work.reference
+def stored_matches(
+    work: Work, arrays: Sequence[Arrays], hashes: Sequence[str], *, name: str = "match structures"
+) -> Matches:
+    """Verdicts of structures against the reference, from the store when they are known.
+
+    Args:
+        work: the reference, and how much may be done at once.
+        arrays: the structures.
+        hashes: `structure_hash` of each.
+        name: of the step.
+    """
+    reference = work.reference
     settings = {"matchers": [astuple(m) for m in MATCHERS], "pymatgen-core": version("pymatgen-core")}
     store = ResultStore.open(namespace("matches", _MATCHES_VERSION, settings))
-    hashes = [*crystals.hashes, "against", *(reference.hashes if reference is not None else ())]
-    key = hashlib.sha256("\n".join(hashes).encode()).hexdigest()
+    sides = [*hashes, "against", *(reference.hashes if reference is not None else ())]
+    key = hashlib.sha256("\n".join(sides).encode()).hexdigest()
     if (known := store.get_many([key]).get(key)) is not None:
         return _from_plain(known)
     matches = find_matches(
-        crystals.arrays,
+        arrays,
         reference.arrays if reference is not None else (),
         settings=MATCHERS,
         workers=work.workers,
-        advance=work.stage("match structures", len(crystals)),
+        advance=work.stage(name, len(arrays)),
     )
     store.put_many({key: _to_plain(matches)})
     return matches

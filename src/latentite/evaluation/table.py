@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
+from pathlib import Path
 from typing import Any
 
 from latentite.evaluation.measure import Cell, Measured
@@ -70,6 +71,8 @@ class Section:
     """Keys of `summary.json`; plain values, null for numbers that do not exist."""
     page: Callable[[], str] = lambda: ""
     """HTML that stands after the rates; only made when a report is written."""
+    files: Mapping[str, Callable[[Path], None]] = field(default_factory=dict)
+    """Files of the report by name, and what writes each to a path."""
 
 
 MakeSection = Callable[[Work, Mapping[str, list[Cell]]], Section]
