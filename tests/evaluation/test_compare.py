@@ -37,6 +37,7 @@ def test_rates_have_the_difference_of_the_second_and_the_first(runs: Runs) -> No
     assert (found["unique"].first, found["unique"].second) == (first, second)
     assert found["unique"].difference == difference(second, first)
     assert found["unique"].label == "unique"
+    assert found["unique_strict"].label is None
     assert set(found) >= {"readable", "valid", "novel", "valid_unique_novel", "symmetric"}
 
 
@@ -134,6 +135,8 @@ def test_the_command_of_two_words(
     assert cli.main(["evaluate", "compare", *map(str, runs), "--out", str(tmp_path / "out")]) == 0
     printed = capsys.readouterr().out
     assert "-28.6" in printed
+    assert "unique " in printed
+    assert "unique_strict" not in printed
     assert (tmp_path / "out" / "compare.json").is_file()
     assert cli.main(["evaluate", "compare", str(runs[0]), str(tmp_path)]) == 2
     with pytest.raises(SystemExit, match="0"):
