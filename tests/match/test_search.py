@@ -2,11 +2,22 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from itertools import combinations
+from pathlib import Path
+from typing import Any
+
 import numpy as np
 import pytest
 from pymatgen.core import Lattice, Structure
 
 from latentite.data.cif import Arrays
+from latentite.data.table import Row, read
+from latentite.match import search
+from latentite.match.compare import Comparer, fits
+from latentite.match.lattices import Comparable
+from latentite.match.reduced import pair_rms, reduce_crystals
 from latentite.match.search import find_matches, structure_of
 from latentite.match.settings import LOOSE, STRICT, MatcherSettings
 
@@ -106,3 +117,155 @@ def test_progress_counts_every_structure() -> None:
     find_matches(crystals, (), settings=(STRICT,), workers=1, advance=told.append)
     assert sum(told) == len(crystals)
     assert structure_of(crystals[0]).composition.reduced_formula == "NaCl"
+
+
+class Kept:
+    """A store in memory that remembers what it was asked."""
+
+    def __init__(self) -> None:
+        self.values: dict[str, Any] = {}
+
+    def get_many(self, hashes: Sequence[str]) -> dict[str, Any]:
+        return {key: self.values[key] for key in hashes if key in self.values}
+
+    def put_many(self, values: Mapping[str, Any]) -> None:
+        self.values |= values
+
+
+def test_many_of_one_formula_walk_in_blocks_with_the_same_result(monkeypatch: pytest.MonkeyPatch) -> None:
+    crystals = [arrays(one) for one in a_mixed_set(4, 40)]
+    whole = find_matches(crystals, settings=SETTINGS, workers=1)
+    monkeypatch.setattr(search, "_BLOCK", 4)
+    monkeypatch.setattr(search, "_PAIRS", 6)
+    monkeypatch.setattr(search, "_FEWEST", 1)
+    told: list[int] = []
+    assert find_matches(crystals, settings=SETTINGS, workers=2, advance=told.append) == whole
+    assert sum(told) == len(crystals)
+    assert max(told) < len(crystals) / 2  # progress is told within a formula, too
+
+
+def test_reduced_references_are_kept_bit_for_bit(monkeypatch: pytest.MonkeyPatch) -> None:
+    rng = np.random.default_rng(5)
+    reference = [arrays(disguised(one, rng, noise=0.0)) for one in prototypes()]
+    crystals = [arrays(one) for one in a_mixed_set(5, 12)]
+    hashes, store = [str(place) for place in range(len(reference))], Kept()
+    fresh = reduce_crystals(reference, workers=1)
+    again = reduce_crystals(reference, hashes=hashes, store=store, workers=1)
+    assert set(store.values) == set(hashes)
+    kept = reduce_crystals(reference, hashes=hashes, store=store, workers=1)
+    for one, two, three in zip(fresh, again, kept, strict=True):
+        assert not isinstance(one, str)
+        for a, b, c in zip(one, two, three, strict=True):
+            np.testing.assert_array_equal(a, b)
+            np.testing.assert_array_equal(a, c)
+    plain = find_matches(crystals, reference, settings=SETTINGS, workers=1)
+    assert (
+        find_matches(crystals, reference, settings=SETTINGS, workers=1, reference_hashes=hashes, store=store)
+        == plain
+    )
+
+
+def test_a_damaged_value_of_the_store_is_computed_anew(rocksalt: Arrays) -> None:
+    store = Kept()
+    fresh = reduce_crystals([rocksalt], workers=1)[0]
+    for damage in ([[11], [[0.0, 0.0]], []], 3, [[11, 17], [[0.0] * 3] * 2, [[float("nan")] * 3] * 3]):
+        store.values["a"] = damage
+        found = reduce_crystals([rocksalt], hashes=["a"], store=store, workers=1)[0]
+        assert not isinstance(found, str)
+        assert not isinstance(fresh, str)
+        np.testing.assert_array_equal(found[1], fresh[1])
+
+
+def compared(pairs: Sequence[tuple[Arrays, Arrays]]) -> tuple[int, int]:
+    """How many pairs match strictly, and how often the matcher was asked; every verdict is the matcher's."""
+    comparer = Comparer(SETTINGS)
+    matchers = {one.name: one.build() for one in SETTINGS}
+    matched = 0
+    for first, second in pairs:
+        found = comparer.matching(Comparable(first), Comparable(second), {*matchers})
+        structures = structure_of(first), structure_of(second)
+        expected = {
+            name for name, one in matchers.items() if one.fit(*structures, skip_structure_reduction=True)
+        }
+        assert set(found) == expected
+        matched += "strict" in expected
+    return matched, comparer.asked
+
+
+def test_verdicts_of_real_pairs_are_those_of_the_matcher_in_both_orders(shared_data: Path) -> None:
+    rows = [row for row in read(shared_data / "mp_20_biternary" / "val.csv.gz") if isinstance(row, Row)]
+    groups: dict[tuple[int, ...], list[Arrays]] = defaultdict(list)
+    for row in rows:
+        key = tuple(sorted(row.atomic_numbers.tolist()))
+        groups[key].append((row.atomic_numbers, row.frac_coords, row.lattice))
+    alike = [group for group in groups.values() if len(group) > 1 and len(group[0][0]) <= 12]
+    pairs: list[tuple[Arrays, Arrays]] = []
+    for group in alike[:40]:
+        one, two = reduce_crystals(group[:2], workers=1)
+        if not isinstance(one, str) and not isinstance(two, str) and len(one[0]) == len(two[0]):
+            pairs += [(one, two), (two, one)]
+    matched, asked = compared(pairs)
+    assert 0 < matched < len(pairs)
+    assert asked < len(pairs) / 4
+
+
+def test_verdicts_of_disguised_pairs_are_those_of_the_matcher() -> None:
+    rng = np.random.default_rng(7)
+    np.random.seed(7)
+    made: list[Arrays] = []
+    for _ in range(2):
+        for one in prototypes():
+            made += [
+                arrays(one),
+                arrays(
+                    disguised(one, rng, noise=float(rng.choice([0.1, 0.4, 0.8]))).scale_lattice(one.volume)
+                ),
+            ]
+    reduced = [one for one in reduce_crystals(made, workers=1) if not isinstance(one, str)]
+    pairs = [
+        (one, other)
+        for one, other in combinations(reduced, 2)
+        if sorted(one[0].tolist()) == sorted(other[0].tolist())
+    ][:30]
+    matched, _ = compared(pairs)
+    assert 0 < matched < len(pairs)
+
+
+def test_a_tie_is_left_to_the_matcher() -> None:
+    """A second atom exactly midway between two places of the first crystal may go to either."""
+    lattice = np.diag((2.4, 4.0, 6.0))
+    numbers = np.array([11, 17, 17])
+    first = numbers, np.array([[0.0, 0.0, 0.0], [0.5, 0.5, 0.4], [0.5, 0.5, 0.6]]), lattice
+    second = numbers, np.array([[0.0, 0.0, 0.0], [0.4, 0.5, 0.5], [0.6, 0.5, 0.5]]), lattice
+    assert fits(Comparable(first), Comparable(second), LOOSE) is None
+    compared([(first, second), (second, first), (first, first)])
+
+
+def test_the_reference_is_the_first_argument_of_a_matcher_that_is_not_symmetric() -> None:
+    """Two lattices of one atom that `fit` takes for the same in one order only (found by trying random ones)."""
+    wide, narrow = (
+        (np.array([14]), np.zeros((1, 3)), np.array(rows))
+        for rows in (
+            [[3.4, -0.66, 0.77], [0.11, 2.0, 0.44], [0.77, 0.14, 3.0]],
+            [[3.01, -0.73, 0.68], [0.12, 2.14, 0.54], [0.64, 0.14, 3.4]],
+        )
+    )
+    matcher = STRICT.build()
+    one, other = structure_of(wide), structure_of(narrow)
+    assert (matcher.fit(one, other), matcher.fit(other, one)) == (True, False)
+    for first, second, is_match in ((wide, narrow, True), (narrow, wide, False)):
+        as_reference = find_matches([second], [first], settings=(STRICT,), workers=1).verdicts["strict"][0]
+        as_earlier = find_matches([first, second], settings=(STRICT,), workers=1).verdicts["strict"][1]
+        assert as_reference is not None
+        assert as_earlier is not None
+        assert (as_reference.reference == 0) is (as_earlier.duplicate_of == 0) is is_match
+
+
+def test_rms_of_a_pair_has_its_known_value() -> None:
+    """One of two unlike atoms moved by d: each is d/2 from the middle, in units of (V/2)^(1/3)."""
+    cell = 4.0 * np.eye(3)
+    first = Structure(cell, ["Cs", "Cl"], [[0, 0, 0], [0.5, 0.5, 0.5]])
+    second = Structure(cell, ["Cs", "Cl"], [[0, 0, 0], [0.5, 0.5, 0.55]])
+    assert pair_rms(first, second, STRICT) == pytest.approx(0.1 / 32.0 ** (1.0 / 3.0), abs=1e-6)
+    assert pair_rms(first, Structure(cell, ["Cs", "Br"], first.frac_coords), STRICT) is None
+    assert pair_rms(first, Structure(0.1 * cell, ["Cs", "Cl"], first.frac_coords), STRICT) is None

@@ -20,11 +20,14 @@ from latentite.evaluation.protocols import MATCHERS
 from latentite.evaluation.steps import timed
 from latentite.evaluation.store import ResultStore, namespace
 from latentite.evaluation.table import Counted, Denominator, Section, Table, Work, all_of
+from latentite.match.reduced import reduction_settings
 from latentite.match.search import Matches, Verdict, find_matches
 from latentite.metrics.composition import SmactRule
 
 _MATCHES_VERSION = 1
 """Raised when `match/` gives other verdicts."""
+_REDUCED_VERSION = 1
+"""Raised when `match/reduced.py` gives other cells."""
 
 _ASKED = ("ask", "conditions")
 """Labels of a sampling run that stand in the table."""
@@ -166,6 +169,8 @@ def stored_matches(
         settings=MATCHERS,
         workers=work.workers,
         advance=work.stage(name, len(arrays)),
+        reference_hashes=reference.hashes if reference is not None else None,
+        store=ResultStore.open(namespace("reduced", _REDUCED_VERSION, reduction_settings())),
     )
     store.put_many({key: _to_plain(matches)})
     return matches

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 
 from latentite.data.cif import SYMBOLS, Arrays
-from latentite.match.settings import is_comparable
+from latentite.match.settings import MatcherSettings, is_comparable
 from latentite.processes import map_in_order
 
 if TYPE_CHECKING:
@@ -88,6 +88,19 @@ def reduce_crystals(
     if store is not None and hashes is not None:
         store.put_many({hashes[place]: _to_plain(found[place]) for place in missing})
     return [found[place] for place in range(len(crystals))]
+
+
+def pair_rms(first: Structure, second: Structure, settings: MatcherSettings) -> float | None:
+    """Normalised RMS distance of a matched pair, in units of (volume / atoms)^(1/3); None where unmatched.
+
+    `StructureMatcher.get_rms_dist`, the first structure as its first argument. Structures of different reduced
+    composition and those that are no crystals match nothing.
+    """
+    alike = first.composition.fractional_composition == second.composition.fractional_composition
+    if not alike or not is_comparable(first) or not is_comparable(second):
+        return None
+    found = settings.build().get_rms_dist(first, second)
+    return None if found is None else float(found[0])
 
 
 def _reduce_chunk(crystals: Sequence[Arrays]) -> list[Reduced]:
