@@ -155,10 +155,7 @@ def test_protocols_differ_in_what_counts(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (
-            ["--relax", "chgnet"],
-            "--relax must be none, got 'chgnet': energies and relaxation are not built yet",
-        ),
+        (["--relax", "best"], "a potential must be chgnet"),
         (["--protocol", "best"], "--protocol must be one of default"),
         (["--reference", "no_such_dataset"], "no_such_dataset"),
     ],
