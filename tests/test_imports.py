@@ -37,7 +37,7 @@ ORDER = [
     {"config"},
     {"demo_length"},
     {"demo"},
-    {"hub_commands", "reconstruct_commands", "sample_commands", "evaluate_commands"},
+    {"hub_commands", "reconstruct_commands", "sample_commands", "evaluate_commands", "reward_commands"},
     {"demo_commands"},
     {"cli"},
     {"__main__"},
@@ -52,7 +52,7 @@ ONLY_IN = {
     "lightning": {"training"},
     "pytorch_lightning": set[str](),
     "hydra": {"config", "cli"},
-    "omegaconf": {"config", "cli"},
+    "omegaconf": {"config", "cli", "interop"},
 }
 """Third-party packages that only these rooms may import."""
 

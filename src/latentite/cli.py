@@ -28,7 +28,7 @@ Each command has its own --help."""
 
 TRAIN_HELP = """usage: latentite train STAGE [key=value ...] [--cfg job] [--multirun]
 
-Stages: vae, ldm.
+Stages: vae, ldm, rl.
 
 examples:
   latentite train vae experiment=prototypes/vae_dng
@@ -36,11 +36,12 @@ examples:
   latentite train vae experiment=mp_20/vae_dng --cfg job        print every setting
   latentite train vae experiment=mp_20/vae_dng ckpt_path=logs/.../checkpoints/last.ckpt    resume
   latentite train ldm experiment=prototypes/ldm_null ldm_module.vae_ckpt_path=logs/.../checkpoints/last.ckpt
+  latentite train rl experiment=prototypes/rl_density rl_module.ldm_ckpt_path=logs/.../checkpoints/last.ckpt
 
-The keys are those of configs/, the same as for python src/train_vae.py and python src/train_ldm.py.
+The keys are those of configs/, the same as for python src/train_vae.py, train_ldm.py and train_rl.py.
 """
 
-STAGES = ("vae", "ldm")
+STAGES = ("vae", "ldm", "rl")
 
 _CHILD = "LATENTITE_TRAIN_STAGE"
 """The stage, for the further processes of a distributed run: Lightning passes them the overrides only."""
@@ -48,11 +49,12 @@ _CHILD = "LATENTITE_TRAIN_STAGE"
 GROUPS = {
     "demo": ("latentite.demo_commands", "train both stages on embedded crystals, show what comes out"),
     "data": ("latentite.data.commands", "datasets: build from your files, look into one"),
-    "train": (None, "train a stage: latentite train vae|ldm [key=value ...]"),
+    "train": (None, "train a stage: latentite train vae|ldm|rl [key=value ...]"),
     "vae": ("latentite.reconstruct_commands", "use a trained VAE: reconstruct"),
     "sample": ("latentite.sample_commands", "new crystals from a trained latent diffusion model"),
+    "reward": ("latentite.reward_commands", "rewards for reinforcement learning: check one of your own"),
     "evaluate": ("latentite.evaluate_commands", "measure any set of structures against a reference"),
-    "hub": ("latentite.hub_commands", "named checkpoints: list, download, verify"),
+    "hub": ("latentite.hub_commands", "named checkpoints: list, download, verify, export"),
 }
 """Groups of commands: the module whose `register` adds them, and a line of help."""
 

@@ -55,9 +55,16 @@ def _ldm() -> tuple[type[Any], Callable[[Any], Any]]:
     return TrainLDMConfig, train_ldm
 
 
+def _rl() -> tuple[type[Any], Callable[[Any], Any]]:
+    from latentite.training.stages import TrainRLConfig, train_rl
+
+    return TrainRLConfig, train_rl
+
+
 STAGES = {
     "vae": StageEntry(config_name="train_vae", load=_vae),
     "ldm": StageEntry(config_name="train_ldm", load=_ldm),
+    "rl": StageEntry(config_name="train_rl", load=_rl),
 }
 """Training stages by name."""
 

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from latentite import hub
 from latentite.checkpoint import (
+    CheckpointError,
     CheckpointRecord,
     Stage,
     Weights,
@@ -36,10 +37,12 @@ def load_ldm(
         else the file says.
 
     Raises:
-        CheckpointError: when the file is not a checkpoint of this stage.
+        CheckpointError: when the file is not a checkpoint of this stage, or of reinforcement learning on it.
         ValueError: for an unknown name, or a path at which there is no file.
     """
-    record = merge_adapters(read_checkpoint(hub.resolve(path_or_name), stage=Stage.LDM, weights=weights))
+    record = merge_adapters(read_checkpoint(hub.resolve(path_or_name), weights=weights))
+    if record.stage not in (Stage.LDM, Stage.RL):
+        raise CheckpointError(f"{record.path}: expected a {Stage.LDM} checkpoint, got {record.stage}")
     settings = from_plain(LDMStageConfig, record.config)
     network = LatentDiffusion(settings)
     load_network_state(record, network)

@@ -84,7 +84,7 @@ def test_components_are_weighted_and_a_weight_of_zero_only_watches(
     volume = crystals.volume.double()
     torch.testing.assert_close(table.total, 2.0 * volume - 0.5 * (3.0 * volume).clamp(max=200.0))
     assert table.raw["watched"].tolist() == volume.argsort().argsort().tolist()
-    means = table.means({"big": 2.0, "small": -0.5, "watched": 0.0})
+    means = table.means()
     assert means["big/weighted"] == pytest.approx(2.0 * float(volume.mean()))
     assert means["watched/weighted"] == 0.0
     assert means["total"] == pytest.approx(float(table.total.mean()))

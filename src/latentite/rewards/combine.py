@@ -126,8 +126,10 @@ class RewardTable:
     """By component, of the usable crystals."""
     seconds: dict[str, float]
     """By component."""
+    weights: dict[str, float]
+    """By component."""
 
-    def means(self, weights: Mapping[str, float]) -> dict[str, float]:
+    def means(self) -> dict[str, float]:
         """For the log: raw, normalised and weighted mean of each component, failures, cost, and the total."""
         found = {"total": float(self.total.mean()), "unusable": float((~self.is_usable).double().mean())}
         count = max(int(self.is_usable.sum()), 1)
@@ -136,7 +138,7 @@ class RewardTable:
             finite = values[values.isfinite()]
             found[f"{name}/raw"] = float(finite.mean()) if len(finite) else math.nan
             found[f"{name}/normalised"] = normalised
-            found[f"{name}/weighted"] = weights[name] * normalised
+            found[f"{name}/weighted"] = self.weights[name] * normalised
             found[f"{name}/failed"] = self.num_failed[name]
             found[f"{name}/seconds_per_100"] = 100.0 * self.seconds[name] / count
         return found
@@ -164,11 +166,6 @@ class Rewards:
                 raise ValueError(f"{where}.{name} must be callable with (structures, batch), got {reward!r}")
             components.append(Component(name=name, reward=reward, options=_options(spec)))
         return Rewards(components)
-
-    @property
-    def weights(self) -> dict[str, float]:
-        """By component."""
-        return {component.name: component.options.weight for component in self.components}
 
     def set_reference(self, crystals: CrystalBatch) -> None:
         """Show the training set to the components that want it."""
@@ -209,6 +206,7 @@ class Rewards:
             is_usable=usable,
             num_failed=num_failed,
             seconds=seconds,
+            weights={component.name: component.options.weight for component in self.components},
         )
 
     def _ask(self, component: Component, structures: Sequence[Structure], batch: CrystalBatch) -> Tensor:

@@ -19,6 +19,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from latentite.crystal import CrystalBatch
+from latentite.rewards.target import locate
 
 if TYPE_CHECKING:
     from pymatgen.core import Structure
@@ -59,11 +60,9 @@ class CustomReward:
 
     def __init__(self, function: Callable[[Structure], float] | str) -> None:
         """Take the function itself, or where it is: `package.module.function` or `path/to/file.py:function`."""
-        if isinstance(function, str):
-            from latentite.rewards.target import locate
-
-            function = locate(function)
-        self.function = function
+        self.function: Callable[[Structure], float] = (
+            locate(function) if isinstance(function, str) else function
+        )
 
     def __call__(self, structures: Sequence[Structure], batch: CrystalBatch) -> Float[Tensor, " crystal"]:
         return torch.tensor([float(self.function(structure)) for structure in structures])

@@ -28,6 +28,9 @@ class Stream(IntEnum):
     VALIDATION = 2
     STATISTICS = 3
     DROPOUT = 4
+    ROLLOUT = 5
+    STEPS = 6
+    MINIBATCHES = 7
 
 
 class StageModule(LightningModule):

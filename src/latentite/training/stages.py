@@ -5,7 +5,7 @@ Comes after `fit.py`; `config.py` fills the configs from YAML and calls the func
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from latentite.checkpoint import Stage
 from latentite.training.conditions import check_conditions
@@ -13,7 +13,8 @@ from latentite.training.datamodule import CrystalDataModule
 from latentite.training.fit import FitResult, fit
 from latentite.training.ldm import LDMModuleConfig
 from latentite.training.ldm_start import build_module, plan_network
-from latentite.training.settings import RunConfig
+from latentite.training.rl import RLModuleConfig, build_rl_module, plan_rl
+from latentite.training.settings import Precision, RunConfig
 from latentite.training.vae import VAEModuleConfig, VAETrainingModule
 
 
@@ -58,6 +59,45 @@ def train_ldm(config: TrainLDMConfig, *, datamodule: CrystalDataModule | None = 
         config,
         lambda: build_module(module, plan, seed=config.seed),
         stage=Stage.LDM,
+        network_config=plan.settings,
+        ema=module.ema,
+        datamodule=data,
+    )
+
+
+@dataclass(kw_only=True, slots=True)
+class TrainRLConfig(RunConfig):
+    """A run of stage 3."""
+
+    rl_module: RLModuleConfig
+
+    def __post_init__(self) -> None:
+        RunConfig.__post_init__(self)
+        if self.trainer.accumulate_grad_batches != 1:
+            raise ValueError(
+                "trainer.accumulate_grad_batches must be 1 in reinforcement learning, where "
+                "rl_module.rl_configs.update_tokens bounds the memory, "
+                f"got {self.trainer.accumulate_grad_batches}"
+            )
+        if self.trainer.precision is Precision.FP16_MIXED:
+            raise ValueError(
+                "trainer.precision must not be 16-mixed in reinforcement learning; use bf16-mixed"
+            )
+
+
+def train_rl(config: TrainRLConfig, *, datamodule: CrystalDataModule | None = None) -> FitResult:
+    """Fine-tune a latent diffusion model towards rewards."""
+    module = config.rl_module
+    data = datamodule or CrystalDataModule(config.data)
+    data.setup("fit")
+    plan = plan_rl(module, data)
+    max_norm = config.trainer.gradient_clip_val
+    # The module clips, once per optimizer step of its own.
+    unclipped = replace(config, trainer=replace(config.trainer, gradient_clip_val=None))
+    return fit(
+        unclipped,
+        lambda: build_rl_module(module, plan, seed=config.seed, max_norm=max_norm),
+        stage=Stage.RL,
         network_config=plan.settings,
         ema=module.ema,
         datamodule=data,

@@ -1,0 +1,168 @@
+"""One rollout made into optimizer steps: minibatches of crystals, their decisions flattened into large passes.
+
+Rows are (denoising step, crystal) pairs. Those of a minibatch are sorted by size and cut into passes of at most
+`update_tokens` atoms, whose gradients add up; so memory is bounded and padding is nearly none. Comes after
+`objectives/policy.py` and `rollouts.py`; `rl.py` calls it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+
+import torch
+import torch.distributed as dist
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from latentite.diffusion.steps import Moments
+from latentite.objectives.policy import PolicyConfig, policy_terms
+from latentite.objectives.terms import LossTerms
+from latentite.rollout import Chain, Rollout, Transitions
+from latentite.training.reduce import num_processes
+from latentite.training.rollouts import Policy
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Learner:
+    """What all updates of a run share."""
+
+    chain: Chain
+    policy: Policy
+    reference: Policy
+    """The frozen one."""
+    config: PolicyConfig
+
+    def gradients(
+        self,
+        rollout: Rollout,
+        values: dict[str, Tensor],
+        advantages: Float[Tensor, " crystal"],
+        steps: Int[Tensor, " step"],
+        crystals: Int[Tensor, " member"],
+        *,
+        is_first: bool,
+    ) -> Sums:
+        """Add the gradient of a minibatch's loss to the parameters, over all processes together.
+
+        Args:
+            rollout: all of it.
+            values: conditions of its crystals.
+            advantages: of its crystals.
+            steps: decisions that are trained.
+            crystals: those of the minibatch.
+            is_first: see `policy_terms`.
+
+        Returns:
+            Sums and counts of the terms, of this process.
+        """
+        step = steps.repeat_interleave(len(crystals))
+        crystal = crystals.repeat(len(steps))
+        count = torch.tensor(float(len(step)), device=advantages.device)
+        if num_processes() > 1:
+            dist.all_reduce(count)
+        sums = Sums()
+        for rows in passes(rollout.num_atoms[crystal], self.config.update_tokens):
+            terms = self._terms(
+                rollout.transitions(step[rows], crystal[rows]), values, advantages, is_first=is_first
+            )
+            terms.total(dict.fromkeys(terms.terms, count)).backward()
+            sums.add(terms)
+        return sums
+
+    def _terms(
+        self, rows: Transitions, values: dict[str, Tensor], advantages: Tensor, *, is_first: bool
+    ) -> LossTerms:
+        told = {name: column[rows.crystal] for name, column in values.items()}
+        new = self._moments(self.policy, rows, told)
+        reference = None
+        if self.config.kl_weight != 0.0:
+            with torch.no_grad():
+                reference = self._moments(self.reference, rows, told)
+        return policy_terms(rows, new, reference, advantages[rows.crystal], self.config, is_first=is_first)
+
+    def _moments(self, policy: Policy, rows: Transitions, told: dict[str, Tensor]) -> Moments:
+        return self.chain.moments(policy.denoise(told, rows.mask), rows.states, rows.levels, rows.mask)
+
+
+class Sums:
+    """Sums and counts of the terms of many passes."""
+
+    def __init__(self) -> None:
+        self._sums: dict[str, Tensor] = {}
+        self._counts: dict[str, Tensor] = {}
+        self._weights: dict[str, float] = {}
+
+    def add(self, terms: LossTerms) -> None:
+        """Count in a pass."""
+        for name, term in terms.terms.items():
+            self._sums[name] = self._sums.get(name, 0.0) + term.sum.detach()
+            self._counts[name] = self._counts.get(name, 0.0) + term.count
+            self._weights[name] = term.weight
+
+    def merge(self, other: Sums) -> None:
+        """Count in all passes of another."""
+        for name, value in other._sums.items():
+            self._sums[name] = self._sums.get(name, 0.0) + value
+            self._counts[name] = self._counts.get(name, 0.0) + other._counts[name]
+        self._weights |= other._weights
+
+    def values(self) -> dict[str, Tensor]:
+        """Mean of each term over all processes, and their weighted sum as `loss`."""
+        both = torch.stack([torch.stack(list(self._sums.values())), torch.stack(list(self._counts.values()))])
+        if num_processes() > 1:
+            dist.all_reduce(both)
+        means = dict(zip(self._sums, (both[0] / both[1].clamp(min=1.0)).unbind(), strict=True))
+        loss = torch.stack([self._weights[name] * value for name, value in means.items()]).sum()
+        return means | {"loss": loss}
+
+
+def minibatches(
+    places: Int[Tensor, " crystal"], num_crystals: int, count: int, generator: torch.Generator
+) -> list[Int[Tensor, " member"]]:
+    """Which of this process's crystals belong to each minibatch; a random cut of all crystals of all processes.
+
+    Args:
+        places: of this process's crystals among all.
+        num_crystals: of all processes.
+        count: of minibatches.
+        generator: the same in every process.
+
+    Raises:
+        ValueError: when there are fewer crystals than minibatches.
+    """
+    if count > num_crystals:
+        raise ValueError(
+            f"num_minibatches must be at most the crystals of a rollout ({num_crystals}), got {count}"
+        )
+    rank = torch.randperm(num_crystals, generator=generator).argsort()[places]
+    share = rank * count // num_crystals
+    return [(share == part).nonzero().flatten() for part in range(count)]
+
+
+def passes(num_atoms: Int[Tensor, " row"], max_tokens: int) -> Iterator[Int[Tensor, " member"]]:
+    """Rows cut into passes of about `max_tokens` atoms (one row at least), rows of one size together."""
+    if not len(num_atoms):
+        return
+    order = num_atoms.argsort(stable=True)
+    part = (num_atoms[order].cumsum(0) - 1) // max_tokens
+    _, counts = part.unique_consecutive(return_counts=True)
+    yield from order.split(counts.tolist())
+
+
+def sum_gradients(parameters: Iterable[nn.Parameter]) -> None:
+    """Add up the gradients of all processes, in every one of them; absent ones count as zero."""
+    trained = [parameter for parameter in parameters if parameter.requires_grad]
+    for parameter in trained:
+        if parameter.grad is None:
+            parameter.grad = torch.zeros_like(parameter)
+    if num_processes() == 1:
+        return
+    flat = torch.cat([p.grad.flatten() for p in trained if p.grad is not None])
+    dist.all_reduce(flat)
+    start = 0
+    for parameter in trained:
+        assert parameter.grad is not None
+        size = parameter.numel()
+        parameter.grad.copy_(flat[start : start + size].view_as(parameter))
+        start += size
