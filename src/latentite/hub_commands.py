@@ -1,10 +1,11 @@
-"""`latentite hub list | download | verify`: the command line of `hub.py`, called by `cli.py`."""
+"""`latentite hub list | download | verify | export`: the command line of `hub.py`, called by `cli.py`."""
 
 from __future__ import annotations
 
 import argparse
 from collections.abc import Callable
 from functools import partial
+from pathlib import Path
 
 from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TaskID, TextColumn, TransferSpeedColumn
@@ -14,9 +15,11 @@ from latentite import hub
 
 
 def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    """Adds `hub` and its three commands; each sets `func`, from the arguments to the exit code."""
-    parser = subparsers.add_parser("hub", help="named checkpoints: list, download, verify")
-    commands = parser.add_subparsers(dest="hub_command", required=True, metavar="{list,download,verify}")
+    """Adds `hub` and its four commands; each sets `func`, from the arguments to the exit code."""
+    parser = subparsers.add_parser("hub", help="named checkpoints: list, download, verify, export")
+    commands = parser.add_subparsers(
+        dest="hub_command", required=True, metavar="{list,download,verify,export}"
+    )
 
     listing = commands.add_parser("list", help="every name, and whether its file is on this machine")
     listing.set_defaults(func=_list)
@@ -30,6 +33,16 @@ def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     verify = commands.add_parser("verify", help="hash files again and compare with what was recorded")
     verify.add_argument("names", nargs="*", metavar="NAME", help="default: everything on this machine")
     verify.set_defaults(func=_verify)
+
+    export = commands.add_parser("export", help="write a checkpoint to publish, or for Chemeleon2")
+    export.add_argument("checkpoint", help="a file, or a name of `latentite hub list`")
+    export.add_argument(
+        "out", type=Path, help="the file to write, .safetensors (portable) or .ckpt (chemeleon2)"
+    )
+    export.add_argument("--format", choices=["portable", "chemeleon2"], default="portable")
+    export.add_argument("--weights", choices=["ema", "raw"], help="default: the file's own")
+    export.add_argument("--vae-ckpt-path", help="chemeleon2: where it will find the VAE of a diffusion model")
+    export.set_defaults(func=_export)
 
 
 def _list(arguments: argparse.Namespace) -> int:
@@ -71,6 +84,25 @@ def _verify(arguments: argparse.Namespace) -> int:
         Console().print("No checkpoint is on this machine; nothing to verify.")
     failed = sum(_report(name, partial(hub.verify, name)) for name in names)
     return 1 if failed else 0
+
+
+def _export(arguments: argparse.Namespace) -> int:
+    from latentite.checkpoint import export_portable
+    from latentite.interop.export import export_chemeleon2
+
+    def write() -> str:
+        source = hub.resolve(arguments.checkpoint)
+        if arguments.format == "chemeleon2":
+            path = export_chemeleon2(
+                source, arguments.out, weights=arguments.weights, vae_ckpt_path=arguments.vae_ckpt_path
+            )
+            return str(path)
+        if arguments.vae_ckpt_path is not None:
+            raise ValueError("--vae-ckpt-path must only be given with --format chemeleon2")
+        stem = arguments.out.with_suffix("") if arguments.out.suffix == ".safetensors" else arguments.out
+        return " and ".join(map(str, export_portable(source, stem, weights=arguments.weights)))
+
+    return 1 if _report(arguments.checkpoint, write) else 0
 
 
 def _report(name: str, action: Callable[[], str]) -> bool:

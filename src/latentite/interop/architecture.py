@@ -1,6 +1,6 @@
 """Our configs from Chemeleon2's: tensor shapes, pickled modules and hyperparameters in, dataclasses out.
 
-Comes after `pickled.py`; `chemeleon2.py` reads a whole file with it.
+Comes after `records.py`; `chemeleon2.py` reads a whole file with it.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import Any
 from latentite.checkpoint import CheckpointError
 from latentite.diffusion.schedule import ScheduleKind, Target
 from latentite.diffusion.steps import Variance
-from latentite.interop.pickled import Record
+from latentite.interop.records import Record
 from latentite.nn.condition_values import ConditionConfig, ConditionKind
 from latentite.nn.conditions import AbsentPlace, ConditionModuleConfig
 from latentite.nn.decoder import DecoderConfig

@@ -7,7 +7,7 @@ equal results: the layout of the denoiser's output, with the spacing of DDIM (`C
 VAE's GELU, which was trained in its tanh form but is exact wherever torch's fast path for inference runs, hence
 in all latents that the public models were trained and sampled with.
 
-Comes after `pickled.py`; `convert.py` writes what is imported here.
+Comes after `tensors.py`; `convert.py` writes what is imported here.
 """
 
 from __future__ import annotations
@@ -29,14 +29,15 @@ from latentite.interop.architecture import (
     vae_config,
     vae_heads,
 )
-from latentite.interop.pickled import (
-    DamagedPickleError,
-    PickledFile,
-    Record,
-    StoredTensor,
-    UnsafePickleError,
-    names_in,
-    read_pickled,
+from latentite.interop.pickled import PickledFile, names_in
+from latentite.interop.records import Record, StoredTensor, plain_value
+from latentite.interop.tensors import (
+    ema_weights,
+    ldm_statistics,
+    load_tensor,
+    read_content,
+    stored_tensors,
+    target_statistics,
 )
 from latentite.nn.ldm import LatentDiffusion
 from latentite.nn.predictor import Pooling, PredictorConfig, PropertyPredictor
@@ -47,7 +48,6 @@ PACKAGE = ("src.vae_module.", "src.ldm_module.", "src.rl_module.", "src.predicto
 """What the names of the project's classes begin with."""
 PUBLIC_WIDTH, PUBLIC_HEADS = 512, 8
 """Of the VAE of all public checkpoints; those of later stages carry its tensors, but not its number of heads."""
-MAX_DEPTH = 40
 
 FindVAE = Callable[[], Path | None]
 """Called where the VAE's own file is needed; None when it cannot be had."""
@@ -84,8 +84,8 @@ def import_checkpoint(path: str | Path, *, find_vae: FindVAE = lambda: None) -> 
         CheckpointError: when it asks to run code, is damaged, or is no model that can be represented here.
     """
     path = Path(path)
-    file = _read(path)
-    tensors = _tensors(file)
+    file = read_content(path)
+    tensors = stored_tensors(file)
     hyper = file.content.get("hyper_parameters")
     if not isinstance(hyper, dict):
         raise CheckpointError(f"{path} is no Chemeleon2 checkpoint: it has no hyper_parameters")
@@ -95,80 +95,22 @@ def import_checkpoint(path: str | Path, *, find_vae: FindVAE = lambda: None) -> 
     config: VAEConfig | LDMStageConfig | PredictorConfig
     if stage is Stage.LDM:
         config = _ldm_config(file, shapes, hyper, find_vae)
-        statistics = _ldm_statistics(file, tensors, plain_value(hyper.get("condition_module")), config)
+        statistics = ldm_statistics(file, tensors, plain_value(hyper.get("condition_module")), config)
         tensors = {name: stored for name, stored in tensors.items() if name != "latent_std"}
     elif stage is Stage.PREDICTOR:
         config = _predictor_config(file, shapes, hyper, find_vae)
-        statistics = _target_statistics(path, plain_value(hyper.get("target_conditions")), config)
+        statistics = target_statistics(path, plain_value(hyper.get("target_conditions")), config)
     else:
         config = vae_config(shapes, "", *_heads_of(hyper.get("encoder"), hyper.get("decoder"), path))
-    state = {name: _tensor(file, stored) for name, stored in tensors.items()} | statistics
+    state = {name: load_tensor(file, stored) for name, stored in tensors.items()} | statistics
     require_fit(state, _skeleton(config), path)
     return Imported(
         stage=stage,
         config=config,
         state=state,
-        ema=_ema(file, state, list(tensors)),
+        ema=ema_weights(file, state, list(tensors)),
         hyper_parameters=plain_value(hyper),
     )
-
-
-def plain_value(value: Any, depth: int = 0) -> Any:
-    """A pickled value as None, numbers, text, lists and dicts; of an object its class and its plain attributes."""
-    if depth > MAX_DEPTH:
-        return "..."
-    if isinstance(value, Record):
-        if value.kind.startswith("omegaconf."):
-            key = "_content" if "_content" in value.attributes else "_val"
-            return plain_value(value.attributes.get(key), depth + 1)
-        if value.kind == "functools.partial" and isinstance(value.state, tuple) and len(value.state) == 4:
-            function, _, keywords, _ = value.state
-            return {"class": plain_value(function), **plain_value(keywords or {}, depth + 1)}
-        shown = {
-            str(name): item
-            for name, item in value.attributes.items()
-            if not str(name).startswith("_") and isinstance(item, bool | int | float | str)
-        }
-        return {"class": value.kind, **shown}
-    if isinstance(value, dict):
-        return {str(name): plain_value(item, depth + 1) for name, item in value.items()}
-    if isinstance(value, list | tuple | set | frozenset):
-        return [plain_value(item, depth + 1) for item in value]
-    if isinstance(value, type) and issubclass(value, Record):
-        return value.kind
-    return value if value is None or isinstance(value, bool | int | float | str) else type(value).__name__
-
-
-def _read(path: Path) -> PickledFile:
-    try:
-        file = read_pickled(path)
-    except (UnsafePickleError, DamagedPickleError) as error:
-        raise CheckpointError(str(error)) from error
-    if not isinstance(file.content, dict) or not isinstance(file.content.get("state_dict"), dict):
-        raise CheckpointError(f"{path} is no Chemeleon2 checkpoint: it has no state_dict")
-    return file
-
-
-def _tensors(file: PickledFile) -> dict[str, StoredTensor]:
-    tensors = {}
-    for name, stored in file.content["state_dict"].items():
-        if not isinstance(name, str) or not isinstance(stored, StoredTensor):
-            raise CheckpointError(
-                f"{file.path}: its state_dict must hold tensors by name, but {name!r} is none"
-            )
-        if "lora_" in name:
-            raise CheckpointError(
-                f"{file.path} has LoRA adapters ({name}); merge them in Chemeleon2 and save again, then import"
-            )
-        tensors[name] = stored
-    return tensors
-
-
-def _tensor(file: PickledFile, stored: StoredTensor) -> Tensor:
-    try:
-        return file.tensor(stored)
-    except DamagedPickleError as error:
-        raise CheckpointError(str(error)) from error
 
 
 def _stage(path: Path, tensors: Mapping[str, StoredTensor]) -> Stage:
@@ -252,76 +194,14 @@ def _carried_heads(
             f"{file.path} does not say how many attention heads its VAE has; put the VAE's checkpoint "
             f"({named or 'vae_ckpt_path'}) beside it"
         )
-    other = _read(vae)
-    own = {name.removeprefix("vae."): t for name, t in _tensors(file).items() if name.startswith("vae.")}
-    theirs = _tensors(other)
+    other = read_content(vae)
+    own = {
+        name.removeprefix("vae."): t for name, t in stored_tensors(file).items() if name.startswith("vae.")
+    }
+    theirs = stored_tensors(other)
     if own.keys() != theirs.keys() or not all(
-        _tensor(file, own[name]).equal(_tensor(other, theirs[name])) for name in own
+        load_tensor(file, own[name]).equal(load_tensor(other, theirs[name])) for name in own
     ):
         raise CheckpointError(f"{vae} must be the VAE of {file.path}, but its weights are others")
     said = other.content.get("hyper_parameters", {})
     return _heads_of(said.get("encoder"), said.get("decoder"), vae)
-
-
-def _ldm_statistics(
-    file: PickledFile, tensors: Mapping[str, StoredTensor], conditions: Any, config: LDMStageConfig
-) -> dict[str, Tensor]:
-    """Our statistics: of the latents, where theirs have no mean, and of numeric conditions."""
-    channels = config.vae.latent_dim
-    std = torch.ones(())
-    if "latent_std" in tensors:
-        std = _tensor(file, tensors["latent_std"]).float()
-        if std.numel() not in (1, channels):
-            raise CheckpointError(
-                f"{file.path}: latent_std must have 1 or {channels} numbers, got {std.numel()}"
-            )
-    found = {
-        "latent_mean": torch.zeros(channels),
-        "latent_std": std.flatten().expand(channels).clone(),
-    }
-    module = config.condition_module
-    names = [] if module is None else [c.name for c in module.conditions if c.kind == "scalar"]
-    for name in names:
-        mean, scale = _statistics(file.path, conditions.get("stats"), name)
-        found[f"condition_module.encoders.{name}.mean"] = torch.tensor(mean)
-        found[f"condition_module.encoders.{name}.std"] = torch.tensor(scale)
-    return found
-
-
-def _target_statistics(path: Path, targets: Any, config: PredictorConfig) -> dict[str, Tensor]:
-    pairs = [_statistics(path, targets, name) for name in config.targets]
-    mean, std = torch.tensor(pairs, dtype=torch.float32).unbind(-1)
-    return {"mean": mean.clone(), "std": std.clone()}
-
-
-def _statistics(path: Path, entries: Any, name: str) -> tuple[float, float]:
-    entry = entries.get(name) if isinstance(entries, dict) else None
-    values = [entry.get(key) if isinstance(entry, dict) else None for key in ("mean", "std")]
-    mean, std = (float(v) if isinstance(v, int | float) and not isinstance(v, bool) else None for v in values)
-    if mean is None or std is None or not std > 0:
-        raise CheckpointError(f"{path}: {name} must have a mean and a positive std, got {entry}")
-    return mean, std
-
-
-def _ema(file: PickledFile, state: Mapping[str, Tensor], names: list[str]) -> dict[str, Tensor] | None:
-    """`ema_state`: a list in the order of the parameters, which is that of the state_dict."""
-    ema = file.content.get("ema_state")
-    if ema is None:
-        return None
-    shadow = ema.get("shadow_params") if isinstance(ema, dict) else None
-    if not isinstance(shadow, list) or not all(isinstance(item, StoredTensor) for item in shadow):
-        raise CheckpointError(f"{file.path}: ema_state must have a list of tensors, shadow_params")
-    if len(shadow) != len(names):
-        raise CheckpointError(
-            f"{file.path}: ema_state must have one tensor for each of the {len(names)} parameters, got {len(shadow)}"
-        )
-    averaged = {}
-    for name, stored in zip(names, shadow, strict=True):
-        if stored.shape != tuple(state[name].shape):
-            raise CheckpointError(
-                f"{file.path}: the EMA of {name} must be {list(state[name].shape)}, got {list(stored.shape)}"
-            )
-        values = _tensor(file, stored)
-        if not values.equal(state[name]):
-            averaged[name] = values
-    return averaged or None
