@@ -73,35 +73,30 @@ def fits(first: Comparable, second: Comparable, settings: MatcherSettings) -> bo
 
     Both have the same composition and number of atoms; first and second as the matcher's own arguments.
     """
-    found = close_lattices(first, second, settings)
-    if found is None:
+    lattices = close_lattices(first, second, settings)
+    if lattices is None:
         return False
-    inverse, basis, reciprocal, volume, at_edge = found
     size = len(first.atomic_numbers)
-    unit = (volume / size) ** (1.0 / 3.0)
-    reach = (2.0 * settings.stol * unit[:, None] * reciprocal).max(
-        axis=0
-    )  # of a ball, in fractions of the cell
+    unit = (lattices.volume / size) ** (1.0 / 3.0)
+    reach = (2.0 * settings.stol * unit[:, None] * lattices.reciprocal).max(axis=0)  # of a ball, in cells
     if (reach > 1.5 - MARGIN).any():
         return None  # more than the nearest 27 images could lie in it
-    images = np.array(
-        list(itertools.product(*((-1.0, 0.0, 1.0) if r > 0.5 - MARGIN else (0.0,) for r in reach)))
-    )
-    coords = first.frac_coords @ inverse  # [lattice atom 3]
-    shifts = coords[:, first.sites[second.anchor_number]] - second.frac_coords[second.anchor]
-    which = np.repeat(np.arange(len(inverse)), shifts.shape[1])
+    spans = [(-1.0, 0.0, 1.0) if one > 0.5 - MARGIN else (0.0,) for one in reach]
+    coords = first.frac_coords @ lattices.inverses  # [lattice atom 3]
     views = _Views(
         first=first,
         second=second,
         coords=coords,
-        metric=basis / unit[:, None, None],
-        images=images,
+        metric=lattices.basis / unit[:, None, None],
+        images=np.array(list(itertools.product(*spans))),
         stol=settings.stol,
     )
+    shifts = coords[:, first.sites[second.anchor_number]] - second.frac_coords[second.anchor]
+    which = np.repeat(np.arange(len(coords)), shifts.shape[1])
     shifts = shifts.reshape(-1, 3)
     certain = True
     start, count = 0, _FIRST_CHUNK
-    most = max(_CHUNK_ENTRIES // (size * size * len(images)), 1)
+    most = max(_CHUNK_ENTRIES // (size * size * len(views.images)), 1)
     while start < len(shifts):
         chunk = slice(start, start + count)
         start, count = start + count, min(4 * count, most)
@@ -109,7 +104,7 @@ def fits(first: Comparable, second: Comparable, settings: MatcherSettings) -> bo
         if not len(candidates[0]):
             continue
         is_match, is_excluded = views.pairings(*candidates, exclude=certain)
-        if (is_match & ~at_edge[candidates[0]]).any():
+        if (is_match & ~lattices.at_edge[candidates[0]]).any():
             return True
         certain = certain and bool(is_excluded.all())
     return False if certain else None
@@ -208,7 +203,7 @@ def _no_match(row: np.ndarray, place: np.ndarray, vectors: np.ndarray, stol: flo
     partners &= (place[:, None] != place) & (row[:, None] != row)
     np.fill_diagonal(partners, val=True)
     while True:
-        first = np.flatnonzero(np.diff(row, prepend=-1))
+        first = np.flatnonzero(np.concatenate(([True], row[1:] != row[:-1])))[: len(row)]
         if len(first) < size:
             return True  # a row without options
         good = np.logical_or.reduceat(partners, first, axis=1).all(axis=1)

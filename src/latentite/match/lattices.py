@@ -7,12 +7,14 @@ after `reduced.py`; before `compare.py`.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 
 from latentite.data.cif import Arrays
+from latentite.data.niggli import determinant, integer_inverse
 from latentite.match.settings import MatcherSettings
 
 MARGIN = 1e-8
@@ -58,16 +60,51 @@ class Comparable:
         return self._vectors
 
 
-def close_lattices(
-    first: Comparable, second: Comparable, settings: MatcherSettings
-) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, np.ndarray] | None:
-    """Lattices of the first crystal close to that of the second, and the averages of the two.
+@dataclass(frozen=True, kw_only=True, slots=True)
+class CloseLattices:
+    """Lattices of one crystal close to that of another, the closest first, and the averages of the two."""
 
-    Returns:
-        Integer inverses that take coordinates there [lattice 3 3], the average's rows [lattice 3 3], the lengths of
-        its reciprocal vectors (without 2 pi) [lattice 3] and volume [lattice], and whether a tolerance is met
-        only just; the closest first. None where there is no such lattice.
-    """
+    inverses: Float[np.ndarray, "lattice 3 3"]
+    """Integers that take fractional coordinates there."""
+    basis: Float[np.ndarray, "lattice 3 3"]
+    """Rows of the averages."""
+    reciprocal: Float[np.ndarray, "lattice 3"]
+    """Lengths of the averages' reciprocal vectors, without 2 pi."""
+    volume: Float[np.ndarray, " lattice"]
+    """Of the averages."""
+    at_edge: Bool[np.ndarray, " lattice"]
+    """Whether a tolerance is met, or missed, within rounding."""
+
+
+def close_lattices(first: Comparable, second: Comparable, settings: MatcherSettings) -> CloseLattices | None:
+    """Every lattice of the first crystal with lengths and angles close to those of the second; None for none."""
+    found = _triples(first, second, settings)
+    if found is None:
+        return None
+    steps, lengths, cosines = found
+    angles = np.arccos(np.clip(cosines, -1.0, 1.0))
+    change, turn = lengths / second.lengths, np.abs(angles - second.angles)
+    order = np.argsort((np.log(change) ** 2 + turn**2).sum(axis=1), kind="stable")
+    change, turn = change[order], turn[order]
+    stretch = 1.0 + settings.ltol
+    at_edge = (np.abs(change - stretch) < 2 * MARGIN) | (np.abs(change - 1.0 / stretch) < 2 * MARGIN)
+    at_edge |= np.abs(turn - np.deg2rad(settings.angle_tol)) < 1e-6  # an arc cosine loses digits
+    basis, reciprocal, volume = _from_parameters(
+        (lengths + second.lengths)[order] / 2, (angles + second.angles)[order] / 2
+    )
+    return CloseLattices(
+        inverses=integer_inverse(steps[order]),
+        basis=basis,
+        reciprocal=reciprocal,
+        volume=volume,
+        at_edge=at_edge.any(axis=1),
+    )
+
+
+def _triples(
+    first: Comparable, second: Comparable, settings: MatcherSettings
+) -> tuple[np.ndarray, np.ndarray, np.ndarray] | None:
+    """Integer rows [lattice 3 3], lengths and cosines of the angles [lattice 3], within tolerances and margin."""
     stretch = 1.0 + settings.ltol
     steps, lengths, unit = first.vectors(float(second.lengths.max()) * stretch + 1e-6)
     ratio = lengths / second.lengths[:, None]
@@ -81,32 +118,16 @@ def close_lattices(
     i, j = np.nonzero(gamma)
     pair, k = np.nonzero(alpha[j] & beta[i])
     i, j = i[pair], j[pair]
-    rows = steps[a[i]], steps[b[j]], steps[c[k]]
-    columns = np.stack(
-        (np.cross(rows[1], rows[2]), np.cross(rows[2], rows[0]), np.cross(rows[0], rows[1])), axis=2
-    )
-    determinant = (rows[0] * columns[:, :, 0]).sum(axis=1)
-    keep = np.flatnonzero(np.abs(determinant) == 1)
+    rows = np.stack((steps[a[i]], steps[b[j]], steps[c[k]]), axis=1)
+    keep = np.flatnonzero(np.abs(determinant(rows)) == 1)
     if not len(keep):
         return None
     i, j, k = i[keep], j[keep], k[keep]
-    own_lengths = np.stack((lengths[a[i]], lengths[b[j]], lengths[c[k]]), axis=1)
-    own_angles = np.arccos(
-        np.clip(np.stack((cosines[0][j, k], cosines[1][i, k], cosines[2][i, j]), axis=1), -1.0, 1.0)
+    return (
+        rows[keep],
+        np.stack((lengths[a[i]], lengths[b[j]], lengths[c[k]]), axis=1),
+        np.stack((cosines[0][j, k], cosines[1][i, k], cosines[2][i, j]), axis=1),
     )
-    change = own_lengths / second.lengths
-    turn = np.abs(own_angles - second.angles)
-    at_edge = (
-        (np.abs(change - stretch) < 2 * MARGIN)
-        | (np.abs(change - 1.0 / stretch) < 2 * MARGIN)
-        | (np.abs(turn - tolerance) < 1e-6)
-    ).any(axis=1)
-    order = np.argsort((np.log(change) ** 2 + turn**2).sum(axis=1), kind="stable")
-    inverse = (columns[keep] * determinant[keep, None, None])[order]
-    average = _from_parameters(
-        (own_lengths + second.lengths)[order] / 2, (own_angles + second.angles)[order] / 2
-    )
-    return inverse, *average, at_edge[order]
 
 
 def _from_parameters(
