@@ -68,10 +68,12 @@ def batch(rows: list[Row]) -> CrystalBatch:
 
 
 def area_under_curve(score: np.ndarray, is_positive: np.ndarray) -> float:
-    """Probability that a positive row scores above a negative one, ties half (Mann-Whitney)."""
+    """Probability that a positive row scores above a negative one, ties half (Mann-Whitney); NaN without both."""
     ranks = rankdata(score)
     positive = int(is_positive.sum())
     negative = len(score) - positive
+    if positive == 0 or negative == 0:
+        return float("nan")
     return float((ranks[is_positive].sum() - positive * (positive + 1) / 2) / (positive * negative))
 
 
