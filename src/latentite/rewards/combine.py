@@ -20,6 +20,7 @@ from torch import Tensor
 
 from latentite.crystal import CrystalBatch
 from latentite.plain import from_plain
+from latentite.rewards.duplicates import discounted
 from latentite.rewards.protocol import NeedsReference, Reward, is_collective
 from latentite.rewards.target import TARGET, build
 
@@ -67,8 +68,14 @@ class RewardConfig:
 
     components: dict[str, dict[str, Any]] | list[dict[str, Any]] = field(default_factory=dict)
     """By name, or a list: `_target_`, arguments of the reward, and those of `ComponentOptions`."""
+    duplicate_discount: float | None = None
+    """Share of its reward above the rollout's lowest that a crystal with a copy in the rollout keeps; null: all."""
 
     def __post_init__(self) -> None:
+        if self.duplicate_discount is not None and not 0.0 <= self.duplicate_discount <= 1.0:
+            raise ValueError(
+                f"duplicate_discount must lie in [0, 1] or be null, got {self.duplicate_discount}"
+            )
         if not self.components:
             raise ValueError(
                 "components must hold at least one reward (configs/reward/ has those that are built in), got none"
@@ -115,7 +122,7 @@ class RewardTable:
     """The rewards of a rollout, crystal by crystal."""
 
     total: Float[Tensor, " crystal"]
-    """Weighted sum of the normalised components, float64; always finite."""
+    """Weighted sum of the normalised components, less the discount of duplicates; float64, always finite."""
     raw: dict[str, Float[Tensor, " crystal"]]
     """By component; NaN where it failed."""
     normalised: dict[str, Float[Tensor, " crystal"]]
@@ -147,8 +154,9 @@ class RewardTable:
 class Rewards:
     """All components of a run."""
 
-    def __init__(self, components: Sequence[Component]) -> None:
+    def __init__(self, components: Sequence[Component], *, duplicate_discount: float | None = None) -> None:
         self.components = tuple(components)
+        self.duplicate_discount = duplicate_discount
         self._told: set[str] = set()
 
     @staticmethod
@@ -165,7 +173,7 @@ class Rewards:
             if not callable(reward):
                 raise ValueError(f"{where}.{name} must be callable with (structures, batch), got {reward!r}")
             components.append(Component(name=name, reward=reward, options=_options(spec)))
-        return Rewards(components)
+        return Rewards(components, duplicate_discount=config.duplicate_discount)
 
     def set_reference(self, crystals: CrystalBatch) -> None:
         """Show the training set to the components that want it."""
@@ -199,6 +207,8 @@ class Rewards:
             scaled = normalise(values, component.options)
             total += component.options.weight * scaled
             raw[component.name], normalised[component.name] = values, scaled
+        if self.duplicate_discount is not None:
+            total[positions] = discounted(total[positions], shown, self.duplicate_discount)
         return RewardTable(
             total=total,
             raw=raw,

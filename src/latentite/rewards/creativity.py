@@ -1,9 +1,9 @@
 """Creativity: unique in its batch and novel against the training set, graded where it is only one of both.
 
 Chemeleon2's rule: 1 for a crystal that is unique and novel, 0 for one that is neither, else the smallest distance
-to the crystals of its formula. Departures: all of a group of duplicates are not unique (there, all but the first),
-so that order does not matter; the distance is between radial fingerprints (`metrics/fingerprints.py`), root mean
-square in standard deviations of the training set, and capped at 1. Comes after `match/search.py`.
+above 0 (AMD, k = 100) to the crystals of its formula, Å. Departures: all of a group of duplicates are not unique
+(there, all but the first), so that order does not matter; the distance counts as 1 Å at most, so that nothing is
+worth more than unique and novel. Comes after `duplicates.py` and `match/descriptor.py`.
 """
 
 from __future__ import annotations
@@ -13,21 +13,22 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Float
 from torch import Tensor
 
 from latentite.crystal import CrystalBatch
 from latentite.data.cif import Arrays
+from latentite.match.descriptor import amd_distances, average_minimum_distances
 from latentite.match.search import find_matches
 from latentite.match.settings import STRICT
 from latentite.metrics.composition import Composition, reduced_composition
-from latentite.metrics.fingerprints import Scaling, fit_scaling, radial
+from latentite.rewards.duplicates import MemoryStore, unique
 
 if TYPE_CHECKING:
     from pymatgen.core import Structure
 
-_SCALING_ROWS = 1000
-"""Crystals of the training set that the scale of distances is taken from."""
+SAME = 1e-6
+"""Å; distances below it are between equal crystals."""
 
 
 class CreativityReward:
@@ -38,26 +39,32 @@ class CreativityReward:
     def __init__(self, workers: int = 1) -> None:
         """Say how many processes compare."""
         self.workers = workers
-        self._reference: dict[Composition, list[Arrays]] | None = None
-        self._scaling: Scaling | None = None
+        self._known: list[Arrays] = []
+        self._by_formula: dict[Composition, list[int]] | None = None
+        self._store = MemoryStore()
 
     def set_reference(self, crystals: CrystalBatch) -> None:
         """Take the training set."""
-        arrays = crystals.to_arrays()
-        self._reference = {}
-        for crystal in arrays:
-            self._reference.setdefault(reduced_composition(crystal[0].tolist()), []).append(crystal)
-        stride = max(1, len(arrays) // _SCALING_ROWS)
-        self._scaling = fit_scaling(radial(arrays[::stride]))
+        self._known = crystals.to_arrays()
+        self._by_formula = {}
+        self._store = MemoryStore()
+        for position, (numbers, _, _) in enumerate(self._known):
+            self._by_formula.setdefault(reduced_composition(numbers.tolist()), []).append(position)
 
     def __call__(self, structures: Sequence[Structure], batch: CrystalBatch) -> Float[Tensor, " crystal"]:
-        if self._reference is None:
+        if self._by_formula is None:
             raise ValueError("a creativity reward needs set_reference(training crystals) before it is called")
         arrays = batch.to_arrays()
         formulas = [reduced_composition(numbers.tolist()) for numbers, _, _ in arrays]
-        known = {formula: self._reference.get(formula, []) for formula in set(formulas)}
-        reference = [crystal for formula in sorted(known) for crystal in known[formula]]
-        found = find_matches(arrays, reference, settings=[STRICT], workers=self.workers)
+        places = [place for formula in sorted(set(formulas)) for place in self._by_formula.get(formula, [])]
+        found = find_matches(
+            arrays,
+            [self._known[place] for place in places],
+            settings=[STRICT],
+            workers=self.workers,
+            reference_hashes=[str(place) for place in places],
+            store=self._store,
+        )
         verdicts = found.verdicts[STRICT.name]
         is_unique = unique([None if v is None else v.duplicate_of for v in verdicts])
         is_novel = np.array([v is not None and v.reference is None for v in verdicts])
@@ -65,23 +72,15 @@ class CreativityReward:
         for position in np.flatnonzero(is_unique != is_novel):
             formula = formulas[position]
             others = [arrays[i] for i in range(len(arrays)) if i != position and formulas[i] == formula]
-            result[position] = self._distance(arrays[position], [*others, *known[formula]])
+            known = [self._known[place] for place in self._by_formula.get(formula, [])]
+            result[position] = nearest(arrays[position], [*others, *known])
         result[[position for position, verdict in enumerate(verdicts) if verdict is None]] = np.nan
         return torch.from_numpy(result)
 
-    def _distance(self, crystal: Arrays, others: Sequence[Arrays]) -> float:
-        """Smallest distance above 0, at most 1; 0 where there is none."""
-        assert self._scaling is not None
-        rows = self._scaling.apply(radial([crystal, *others]))
-        distances = np.sqrt(((rows[1:] - rows[0]) ** 2).mean(axis=1))
-        positive = distances[distances > 1e-6]
-        return float(min(positive.min(), 1.0)) if len(positive) else 0.0
 
-
-def unique(duplicate_of: Sequence[int | None]) -> Bool[np.ndarray, " crystal"]:
-    """Whether no other crystal is a duplicate of each, or it of another."""
-    result = np.ones(len(duplicate_of), dtype=bool)
-    for position, original in enumerate(duplicate_of):
-        if original is not None:
-            result[position] = result[original] = False
-    return result
+def nearest(crystal: Arrays, others: Sequence[Arrays]) -> float:
+    """Smallest AMD distance above 0, Å, at most 1; 0 where there is none."""
+    rows = average_minimum_distances([crystal, *others])
+    distances = amd_distances(rows[:1], rows[1:])[0]
+    positive = distances[distances > SAME]
+    return float(min(positive.min(), 1.0)) if len(positive) else 0.0
