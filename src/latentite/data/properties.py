@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import difflib
 import logging
+import os
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -118,7 +119,12 @@ def space_group_number(
     *,
     symprec: float = SYMPREC,
 ) -> int | None:
-    """Space group of one crystal by moyopy, 1 to 230; None where its search fails.
+    """Space group of one crystal by spglib (Togo et al. 2024, Sci. Technol. Adv. Mater. Methods 4, 2384822), 1 to
+    230; None where its search fails.
+
+    moyopy is ten times as fast on relaxed crystals, but on generated ones at generous tolerances its search may
+    never end and takes all memory (33 of 794 cells of random shape, and sound-looking samples of our own models, so
+    no test of the cell can tell beforehand).
 
     Args:
         atomic_numbers: or any integers that tell the kinds of atoms apart.
@@ -126,15 +132,17 @@ def space_group_number(
         lattice: row vectors, Å.
         symprec: Å; how far an atom may be from its symmetric place.
     """
-    from moyopy import Cell, MoyoDataset
+    import spglib
 
-    # It warns of every supercell that its operations, which nobody asks for here, are not complete.
-    logging.getLogger("moyo").setLevel(logging.ERROR)
-    try:
-        cell = Cell(lattice.tolist(), frac_coords.tolist(), atomic_numbers.tolist())
-        return int(MoyoDataset(cell, symprec=symprec).number)
-    except ValueError:
-        return None
+    os.environ.setdefault("SPGLIB_WARNING", "OFF")  # else its C code writes to the terminal
+    cell = (lattice.tolist(), frac_coords.tolist(), atomic_numbers.tolist())
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of the library's coming change from None to an exception
+        try:
+            dataset = spglib.get_symmetry_dataset(cell, symprec=symprec)
+        except spglib.SpglibError:
+            return None
+    return None if dataset is None else int(dataset.number)
 
 
 def composition_vectors(crystals: CrystalBatch) -> Tensor:

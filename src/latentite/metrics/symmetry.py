@@ -1,15 +1,10 @@
 """Space groups at several tolerances: a crystal that is symmetric only at 0.1 Å is not symmetric yet.
 
-By spglib (Togo et al. 2024, Sci. Technol. Adv. Mater. Methods 4, 2384822), as in the papers of the field. The
-moyopy of `data/properties.py` is ten times as fast on relaxed crystals, but on generated ones at generous tolerances
-its search may never end and takes all memory (33 of 794 cells of random shape, and sound-looking samples of our own
-models, so no test of the cell can tell beforehand). Comes after `processes.py`.
+The search is that of `data/properties.py`. Comes after `processes.py`.
 """
 
 from __future__ import annotations
 
-import os
-import warnings
 from collections.abc import Callable, Sequence
 from functools import partial
 
@@ -17,6 +12,7 @@ import numpy as np
 from jaxtyping import Float
 
 from latentite.data.cif import Arrays
+from latentite.data.properties import space_group_number
 from latentite.processes import map_in_order
 
 SYMPRECS = (0.01, 0.1, 0.2)
@@ -55,21 +51,5 @@ def space_groups(
 
 
 def _space_groups(chunk: tuple[int, Sequence[Arrays]], *, symprecs: tuple[float, ...]) -> np.ndarray:
-    found = [[_space_group(*crystal, symprec=symprec) for symprec in symprecs] for crystal in chunk[1]]
+    found = [[space_group_number(*crystal, symprec=symprec) for symprec in symprecs] for crystal in chunk[1]]
     return np.array(found, dtype=float)  # None becomes NaN
-
-
-def _space_group(
-    atomic_numbers: np.ndarray, frac_coords: np.ndarray, lattice: np.ndarray, *, symprec: float
-) -> int | None:
-    import spglib
-
-    os.environ.setdefault("SPGLIB_WARNING", "OFF")  # else its C code writes to the terminal
-    cell = (lattice.tolist(), frac_coords.tolist(), atomic_numbers.tolist())
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of the library's coming change from None to an exception
-        try:
-            dataset = spglib.get_symmetry_dataset(cell, symprec=symprec)
-        except spglib.SpglibError:
-            return None
-    return None if dataset is None else int(dataset.number)
