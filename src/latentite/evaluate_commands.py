@@ -80,6 +80,12 @@ def _add_energies(add: Callable[..., argparse.Action]) -> None:
         metavar="LEVEL",
         help="of a hull without a known name, such as 'PBE(+U), corrected' (the Materials Project's)",
     )
+    add(
+        "--phase-diagram",
+        type=Path,
+        metavar="JSON",
+        help="hull to take instead: of pymatgen, entries, or of latentite; --hull gives the element references",
+    )
     add("--potential-arguments", metavar="JSON", help="keyword arguments of an ASE calculator")
     add("--potential-theory", metavar="LEVEL", help="of an ASE calculator's energies")
     add("--allow-mixed-theory", action="store_true", help="also when the levels of theory do not fit")
@@ -106,6 +112,7 @@ def _energy_options(arguments: argparse.Namespace) -> EnergyOptions | str:
         max_steps=arguments.relax_steps,
         fmax=arguments.fmax,
         hull_theory=parse_theory(arguments.hull_theory) if arguments.hull_theory else None,
+        phase_diagram=arguments.phase_diagram,
         arguments=given,
         theory=parse_theory(arguments.potential_theory) if arguments.potential_theory else None,
         allow_mixed_theory=arguments.allow_mixed_theory,

@@ -18,6 +18,7 @@ import numpy as np
 
 from latentite.energy.catalogue import potential_by_name
 from latentite.energy.hull import Hull
+from latentite.energy.hull_sources import hull_from_json
 from latentite.energy.parallel import RelaxHow
 from latentite.energy.potential import TheoryLevel
 from latentite.energy.reference_fit import table_references
@@ -52,6 +53,8 @@ class EnergyOptions:
     """Tables with formation energies, of which every split is taken; without any nothing is called stable."""
     hull_theory: TheoryLevel | None = None
     """Level of those formation energies; known for the data sets that have a name."""
+    phase_diagram: Path | None = None
+    """JSON file with the hull to take instead (`hull_from_json`); the element references still need `hull`."""
     arguments: Mapping[str, Any] = field(default_factory=dict)
     """Of an ASE calculator."""
     theory: TheoryLevel | None = None
@@ -84,6 +87,13 @@ class EnergyOptions:
         self.how()
         if self.hull:
             find_table(self.hull, theory=self.hull_theory)
+        if self.phase_diagram is not None:
+            if not self.hull:
+                raise ValueError(
+                    "--phase-diagram must be given together with --hull, a table with formation energies of the same "
+                    "level of theory, for the element references"
+                )
+            hull_from_json(self.phase_diagram, theory=self.hull_theory)
 
     def to_plain(self) -> dict[str, Any]:
         """Plain values, for the record of a run."""
@@ -93,6 +103,7 @@ class EnergyOptions:
             "max_steps": self.max_steps,
             "fmax": self.fmax,
             "hull": list(map(str, self.hull)),
+            "phase_diagram": None if self.phase_diagram is None else str(self.phase_diagram),
             "hull_theory": None if self.hull_theory is None else str(self.hull_theory),
             "arguments": dict(self.arguments),
             "theory": None if self.theory is None else str(self.theory),
@@ -181,7 +192,10 @@ def _competition(
     with timed(work.seconds, "hull and element references"):
         phases = find_table(options.hull, theory=options.hull_theory)
         work.stage("convex hull", None)
-        hull = table_hull(phases)
+        if options.phase_diagram is None:
+            hull = table_hull(phases)
+        else:
+            hull = hull_from_json(options.phase_diagram, theory=phases.theory)
         references = table_references(
             phases,
             how,
@@ -285,11 +299,12 @@ def _summary(
     }
     if phases is not None and hull is not None and references is not None:
         found["hull"] = {
-            "name": phases.name,
+            "name": phases.name if options.phase_diagram is None else str(options.phase_diagram),
             "sha256": hull.sha256,
             "theory": None if phases.theory is None else str(phases.theory),
             "num_phases": len(hull),
             "element_references": {
+                "table": phases.name,
                 "terms": references.terms.value,
                 "num_rows": references.num_rows,
                 "mean_absolute_residual": references.mean_absolute_residual,
