@@ -26,7 +26,7 @@ from latentite.metrics.rates import Difference, Rate, difference
 MUST_AGREE = (
     "protocol.name",
     "protocol.matcher",
-    "protocol.smact",
+    "protocol.composition_rule",
     "protocol.min_distance",
     "protocol.min_volume",
     "protocol.own_images",

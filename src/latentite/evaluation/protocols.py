@@ -7,12 +7,22 @@ only decides which of them stand behind the plain names. Comes after `match/` an
 from __future__ import annotations
 
 from dataclasses import dataclass
+from enum import StrEnum
 
 from latentite.match.settings import LOOSE, STRICT, MatcherSettings
 from latentite.metrics.composition import SmactRule
 
 MATCHERS = (STRICT, LOOSE)
 """Every evaluation has the verdicts of both."""
+
+
+class CompositionRule(StrEnum):
+    """What makes a composition valid: the column of the table that says so."""
+
+    SMACT_ICSD24 = SmactRule.ICSD24.value
+    SMACT_PAULING = SmactRule.PAULING.value
+    CHARGE_NEUTRAL = "charge_neutral"
+    """Neutral by bond valences or by composition (`metrics/charge.py`)."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -22,7 +32,7 @@ class Protocol:
     name: str
     matcher: MatcherSettings
     """Decides `unique` and `novel`."""
-    smact: SmactRule
+    composition_rule: CompositionRule
     """Decides `composition_valid`."""
     min_distance: float = 0.5
     """Å; closer atoms make a structure invalid."""
@@ -45,11 +55,16 @@ _DEFAULT_NOTE = "pymatgen's default tolerances and smact 4's default list of oxi
 PROTOCOLS: dict[str, Protocol] = {
     protocol.name: protocol
     for protocol in (
-        Protocol(name="default", matcher=STRICT, smact=SmactRule.ICSD24, note=_DEFAULT_NOTE),
+        Protocol(
+            name="default",
+            matcher=STRICT,
+            composition_rule=CompositionRule.SMACT_ICSD24,
+            note=_DEFAULT_NOTE,
+        ),
         Protocol(
             name="chemeleon2",
             matcher=STRICT,
-            smact=SmactRule.ICSD24,
+            composition_rule=CompositionRule.SMACT_ICSD24,
             judges_relaxed=False,
             msun="msun",
             note="Chemeleon2: StructureMatcher 0.2/0.3/5, unique = first of each group, SMACT icsd24",
@@ -57,7 +72,7 @@ PROTOCOLS: dict[str, Protocol] = {
         Protocol(
             name="mattergen",
             matcher=STRICT,
-            smact=SmactRule.PAULING,
+            composition_rule=CompositionRule.SMACT_PAULING,
             own_images=False,
             stable_below=0.1,
             note="MatterGen with its ordered matcher 0.2/0.3/5; its disordered matcher, which that system takes "
@@ -66,19 +81,22 @@ PROTOCOLS: dict[str, Protocol] = {
         Protocol(
             name="cdvae",
             matcher=LOOSE,
-            smact=SmactRule.PAULING,
+            composition_rule=CompositionRule.SMACT_PAULING,
             own_images=False,
-            note="CDVAE and its family: StructureMatcher 0.3/0.5/10, SMACT with the old list; coverage "
-            "(COV-R, COV-P) is not computed",
+            note="CDVAE and its family: StructureMatcher 0.3/0.5/10, SMACT with the old list; coverage (COV-R, COV-P) "
+            "with its fingerprints and cut-offs needs --fingerprints crystalnn, without it the cut-offs are "
+            "calibrated and the numbers not CDVAE's",
         ),
         Protocol(
             name="lemat",
             matcher=STRICT,
-            smact=SmactRule.ICSD24,
+            composition_rule=CompositionRule.CHARGE_NEUTRAL,
             judges_relaxed=False,
             msun="msun_exclusive",
-            note="LeMat-GenBench's choice of the structure matcher; its fingerprint hash and its charge "
-            "neutrality by bond valences are not reproduced, SMACT stands in for the latter",
+            note="LeMat-GenBench's choice of the structure matcher; its fingerprint hash is not reproduced. A "
+            "composition is valid when charges balance, in the order of its questions, but with frequencies of "
+            "oxidation states in the ICSD and with mixed valence (see metrics/charge.py), so the rate is near its own "
+            "and not equal to it",
         ),
     )
 }

@@ -73,7 +73,7 @@ def summary(result: Evaluation) -> dict[str, Any]:
             "name": protocol.name,
             "note": protocol.note,
             "matcher": protocol.matcher.name,
-            "smact": protocol.smact.value,
+            "composition_rule": protocol.composition_rule.value,
             "min_distance": protocol.min_distance,
             "min_volume": protocol.min_volume,
             "own_images": protocol.own_images,

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from latentite.data.properties import SYMPREC
+from latentite.evaluation.charge_section import charge_section
 from latentite.evaluation.distributions import distribution_section
 from latentite.evaluation.energy_section import EnergyOptions, energy_section, reference_hull
 from latentite.evaluation.measure import Measured, measure
@@ -55,6 +56,7 @@ if TYPE_CHECKING:
 SECTIONS: tuple[MakeSection, ...] = (
     source_section,
     measured_section,
+    charge_section,
     validity_section,
     matching_section,
     verdict_section,

@@ -69,18 +69,8 @@ def measured_section(work: Work, table: Mapping[str, list[Cell]]) -> Section:
 def validity_section(work: Work, table: Mapping[str, list[Cell]]) -> Section:
     """Validity of structure and composition, as the protocol has it."""
     protocol, measured = work.protocol, work.measured
-    distance = (
-        np.minimum(measured.distance, measured.own_distance) if protocol.own_images else measured.distance
-    )
-    far, big = distance >= protocol.min_distance, measured.volume >= protocol.min_volume
-    is_known = np.isfinite(measured.own_distance)
-    columns: Table = {
-        "min_distance_ok": [bool(f) if k else None for f, k in zip(far, is_known, strict=True)],
-        "volume_ok": big.tolist(),
-        # A cell too flat to be reduced has no known distance, and is no valid structure either way.
-        "structure_valid": (far & big & is_known).tolist(),
-        "composition_valid": table[protocol.smact.value],
-    }
+    columns = structure_validity(protocol, measured)
+    columns["composition_valid"] = table[protocol.composition_rule.value]
     columns["valid"] = all_of(columns["structure_valid"], columns["composition_valid"])
     return Section(
         columns=columns,
@@ -90,10 +80,26 @@ def validity_section(work: Work, table: Mapping[str, list[Cell]]) -> Section:
             Counted(column="structure_valid", label="structure valid (both)"),
             Counted(column="smact_icsd24", label="composition valid, SMACT icsd24"),
             Counted(column="smact_pauling", label="composition valid, SMACT as in older papers"),
+            Counted(column="charge_neutral", label="charge neutral (bond valence or composition)"),
             Counted(column="composition_valid"),
             Counted(column="valid", label="valid (structure and composition)"),
         ),
     )
+
+
+def structure_validity(protocol: Protocol, measured: Measured) -> Table:
+    """Columns `min_distance_ok`, `volume_ok` and `structure_valid`, as the protocol has it."""
+    distance = (
+        np.minimum(measured.distance, measured.own_distance) if protocol.own_images else measured.distance
+    )
+    far, big = distance >= protocol.min_distance, measured.volume >= protocol.min_volume
+    is_known = np.isfinite(measured.own_distance)
+    return {
+        "min_distance_ok": [bool(f) if k else None for f, k in zip(far, is_known, strict=True)],
+        "volume_ok": big.tolist(),
+        # A cell too flat to be reduced has no known distance, and is no valid structure either way.
+        "structure_valid": (far & big & is_known).tolist(),
+    }
 
 
 def matching_section(work: Work, table: Mapping[str, list[Cell]]) -> Section:
