@@ -14,6 +14,7 @@ import math
 import pickle
 import sys
 import zipfile
+from _compat_pickle import IMPORT_MAPPING, NAME_MAPPING
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -168,7 +169,8 @@ class _Reader(pickle.Unpickler):
         self._kinds: dict[str, type[Record]] = {}
 
     def find_class(self, module: str, name: str) -> Any:
-        module = {"__builtin__": "builtins", "copy_reg": "copyreg"}.get(module, module)
+        # Pickles of protocol 2, which torch writes, have the names that modules had in Python 2.
+        module, name = NAME_MAPPING.get((module, name), (IMPORT_MAPPING.get(module, module), name))
         if (module, name) in CONTAINERS:
             return CONTAINERS[module, name]
         if module.split(".")[0] in sys.stdlib_module_names and (module, name) not in INERT:

@@ -35,19 +35,17 @@ CONTAINERS: dict[tuple[str, str], type] = {
 }
 """Made as they are: they can do nothing."""
 INERT = {
-    ("builtins", name) for name in ("object", "int", "float", "complex", "str", "bool", "bytes", "slice")
-} | {
-    ("collections", "defaultdict"),
-    ("collections", "deque"),
+    *(("builtins", name) for name in ("object", "int", "float", "complex", "str", "bool", "bytes", "slice")),
+    *(("collections", name) for name in ("defaultdict", "deque")),
+    *(("datetime", name) for name in ("datetime", "timedelta")),
+    *(
+        (m, name)
+        for m in ("pathlib", "pathlib._local")
+        for name in ("PosixPath", "PurePosixPath", "WindowsPath")
+    ),
     ("copyreg", "_reconstructor"),
     ("_codecs", "encode"),
-    ("datetime", "datetime"),
-    ("datetime", "timedelta"),
     ("functools", "partial"),
-    ("pathlib", "Path"),
-    ("pathlib", "PosixPath"),
-    ("pathlib", "PurePosixPath"),
-    ("pathlib", "WindowsPath"),
     ("typing", "Any"),
 }
 """Names of the standard library that checkpoints have; as all names of other packages they become records."""

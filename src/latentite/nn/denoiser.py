@@ -257,7 +257,9 @@ class TimeEmbedder(nn.Module):
             nn.Linear(FREQUENCIES, hidden_size), nn.SiLU(), nn.Linear(hidden_size, hidden_size)
         )
 
-    def forward(self, time: Float[Tensor, " crystal"]) -> Float[Tensor, "crystal channel"]:
+    def forward(
+        self, time: Float[Tensor, " crystal"] | Int[Tensor, " crystal"]
+    ) -> Float[Tensor, "crystal channel"]:
         return self.mlp(time_embedding(time))
 
 
