@@ -88,6 +88,18 @@ def resolve(name_or_path: str | Path, *, patience: Patience | None = None) -> Pa
     raise _unknown(text, [entry.name for entry in list_names()])
 
 
+def card(file: Path) -> dict[str, Any]:
+    """What is recorded of a file that `resolve` gave from the cache: hashes, origin, and what was converted to what.
+
+    Raises:
+        ValueError: when nothing is recorded of it.
+    """
+    record = _read_record(file)
+    if record is None:
+        raise ValueError(f"{file} is not from the cache: it has no record beside it")
+    return record
+
+
 def list_names() -> list[Entry]:
     """Every name that `resolve` knows, the bundled ones first; looks at the disk only."""
     bundled = _bundled()
@@ -204,15 +216,10 @@ def _in_our_format(file: Path, patience: Patience | None) -> Path:
         return None if name is None else download(f"{name.partition('_ldm_')[0]}_vae", patience=patience)
 
     logger.info("converting %s, a Chemeleon2 checkpoint, to %s", file, converted)
+    num_atoms = None if name is None else MP_20_NUM_ATOMS
     with replacing(converted) as part:
-        card = convert(
-            file,
-            part,
-            sha256=digest,
-            num_atoms=None if name is None else MP_20_NUM_ATOMS,
-            find_vae=find_vae,
-        )
-        _write_record(converted, part, **card)
+        made = convert(file, part, sha256=digest, num_atoms=num_atoms, find_vae=find_vae)
+        _write_record(converted, part, **made)
     return converted
 
 
