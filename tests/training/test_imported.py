@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 from tiny_rl import tiny_rl_config
 from tiny_run import assert_same, read, tiny_datamodule, tiny_ldm_config
 
 import latentite
-from chemeleon2_files import LATENT, write_ldm, write_vae
+from chemeleon2_files import BAND_GAP, LATENT, write_ldm, write_vae
 from latentite.interop.chemeleon2 import import_checkpoint
 from latentite.interop.export import export_chemeleon2
 from latentite.ldm_checkpoint import load_ldm
@@ -84,6 +86,22 @@ def test_adapters_and_new_conditions_on_an_imported_base(tmp_path: Path) -> None
     assert settings.condition_module is not None
     assert settings.condition_module.absent is AbsentPlace.OUTPUT  # new conditions have no habits to keep
     assert settings.denoiser.output_layout is OutputLayout.CHEMELEON2
+
+
+def test_an_imported_conditional_base_keeps_its_conditions_and_their_statistics(tmp_path: Path) -> None:
+    data = data_for(["band_gap"])
+    for name, split in data.splits.items():
+        labels = torch.linspace(0.0, 5.0, len(split.crystals))
+        labelled = split.crystals.with_properties({"band_gap": labels})
+        data.splits[name] = replace(split, crystals=labelled)
+    base = write_ldm(tmp_path, is_conditional=True)
+    config = finetune(tmp_path / "run", base, condition_module=ConditionModuleOptions())
+    network, settings, _ = load_ldm(train_ldm(config, datamodule=data).last_path)
+    assert network.condition_module is not None
+    assert network.condition_module.statistics == {"band_gap": pytest.approx(BAND_GAP)}
+    assert settings.condition_module is not None
+    assert settings.condition_module.absent is AbsentPlace.INPUT
+    assert settings.condition_module.conditions[0].unit == "eV"  # the file does not say it, the run does
 
 
 def test_a_new_diffusion_model_in_the_latents_of_an_imported_vae(tmp_path: Path) -> None:

@@ -105,7 +105,8 @@ def _kept_conditions(base: ConditionModuleConfig, run: ConditionModuleConfig | N
             f"data.target_condition must be [{', '.join(names)}], the conditions of the base (ldm_ckpt_path), "
             f"got [{', '.join(found)}]; only an unconditional base can be given conditions"
         )
-    for own, other in zip(run.conditions, base.conditions, strict=True):
+    for own, stated in zip(run.conditions, base.conditions, strict=True):
+        other = stated if stated.unit else replace(stated, unit=own.unit)  # imported ones do not state units
         if _meaning(own) != _meaning(other):
             raise ValueError(
                 f"condition {own.name} must mean what it means in the base (ldm_ckpt_path), "
