@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 
 from latentite.data.cif import SYMBOLS, Arrays
-from latentite.match.settings import MatcherSettings, is_comparable
+from latentite.match.settings import MatcherSettings, is_comparable, why_not_comparable
 from latentite.processes import map_in_order
 
 if TYPE_CHECKING:
@@ -109,16 +109,8 @@ def _reduce_chunk(crystals: Sequence[Arrays]) -> list[Reduced]:
         return [_reduce(crystal) for crystal in crystals]
 
 
-def not_comparable(crystal: Arrays) -> str | None:
-    """Why a decoded structure is no crystal that can be compared, or None."""
-    structure = structure_of(crystal)
-    if is_comparable(structure):
-        return None
-    return f"not a crystal that can be compared: {structure.volume / len(structure):.3g} Å^3 per atom"
-
-
 def _reduce(crystal: Arrays) -> Reduced:
-    if (reason := not_comparable(crystal)) is not None:
+    if (reason := why_not_comparable(*crystal[1:])) is not None:
         return reason
     structure = structure_of(crystal)
     try:

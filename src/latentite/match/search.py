@@ -7,9 +7,7 @@ matcher asks for a one-to-one mapping). Each structure is reduced once (`reduced
 arrays (`compare.py`). `fit` is not symmetric; here the earlier or the reference structure is always its first
 argument.
 
-Duplicates are sequential by nature: a structure is compared with the distinct ones before it. Many structures of
-one composition are walked in blocks: all of a block against the distinct ones so far, in parallel, then those
-that are left among each other. Comes after `compare.py`; `evaluation/` makes columns of the verdicts.
+Comes after `tasks.py`; `evaluation/` makes columns of the verdicts.
 """
 
 from __future__ import annotations
@@ -17,28 +15,14 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import partial
 
 from latentite.data.cif import Arrays
 from latentite.data.properties import derive_rows
-from latentite.match.compare import Comparer
-from latentite.match.lattices import Comparable
-from latentite.match.reduced import Reduced, Store, not_comparable, reduce_crystals, structure_of
-from latentite.match.settings import MatcherSettings
-from latentite.processes import map_in_order
+from latentite.match.reduced import Reduced, Store, reduce_crystals, structure_of
+from latentite.match.settings import MatcherSettings, why_not_comparable
+from latentite.match.tasks import Comparisons, Key, Members
 
 __all__ = ["Matches", "Verdict", "find_matches", "structure_of"]
-
-_BLOCK = 128
-"""Structures of one composition that are walked at a time; the memory that a run takes does not depend on more."""
-_PAIRS = 2000
-"""Comparisons in one task, about two seconds; smaller ones would mean more messages, larger ones rare progress."""
-
-_FEWEST = 8
-"""Structures in a task, where there are so many candidates that these alone would be long to send."""
-
-_Key = tuple[str, int]
-_Members = list[tuple[int, Arrays]]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -63,26 +47,6 @@ class Matches:
     """The same for structures of the reference, among those that were needed."""
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class _Task:
-    """Structures of one composition and size, each to be compared with candidates in their order."""
-
-    positions: tuple[int, ...]
-    crystals: tuple[Arrays, ...]
-    sought: tuple[frozenset[str], ...]
-    """Names of the settings for which each structure needs a verdict."""
-    candidates: tuple[tuple[int, Arrays, frozenset[str]], ...] = ()
-    """Position, crystal, and the settings that it counts for."""
-    grows: bool = False
-    """Whether a structure without a match becomes a candidate for those after it."""
-
-    @property
-    def cost(self) -> int:
-        """Upper bound of the number of comparisons."""
-        count = len(self.crystals)
-        return count * len(self.candidates) + (count * (count - 1) // 2 if self.grows else 0)
-
-
 def find_matches(
     crystals: Sequence[Arrays],
     reference: Sequence[Arrays] = (),
@@ -105,7 +69,7 @@ def find_matches(
         store: keeps the reduced cells of the reference between runs.
     """
     names = [one.name for one in settings]
-    search = _Search(settings=tuple(settings), workers=workers)
+    comparisons = Comparisons(settings=tuple(settings), workers=workers)
     formulas, known_formulas = _formulas(crystals), _formulas(reference)
     members = Counter(formulas)
     known = [place for place, formula in enumerate(known_formulas) if formula in members]
@@ -123,15 +87,15 @@ def find_matches(
     )
     failures = {i: found for i, found in zip(needed, reduced, strict=True) if isinstance(found, str)}
     alone = sorted(set(range(len(crystals))).difference(needed))
-    failures |= {i: reason for i in alone if (reason := not_comparable(crystals[i])) is not None}
+    failures |= {i: reason for i in alone if (reason := why_not_comparable(*crystals[i][1:])) is not None}
     reference_failures = {i: found for i, found in zip(known, others, strict=True) if isinstance(found, str)}
     progress.add(len(alone) + len(failures) - sum(i in failures for i in alone))
 
     queries = _buckets(needed, reduced, formulas)
     candidates = _buckets(known, others, known_formulas)
-    matched = search.first_matches(queries, candidates, progress.add)
+    matched = comparisons.first_matches(queries, candidates, progress.add)
     progress.add(len(needed) - sum(len(queries[key]) for key in queries if key in candidates))
-    duplicates = search.duplicates(queries, progress.add)
+    duplicates = comparisons.duplicates(queries, progress.add)
     verdicts = {
         name: [
             None
@@ -152,9 +116,9 @@ def _formulas(crystals: Sequence[Arrays]) -> list[str]:
 
 def _buckets(
     positions: Sequence[int], reduced: Sequence[Reduced], formulas: Sequence[str]
-) -> dict[_Key, _Members]:
+) -> dict[Key, Members]:
     """Reduced crystals with their positions, by composition and number of atoms."""
-    buckets: dict[_Key, _Members] = {}
+    buckets: dict[Key, Members] = {}
     for position, crystal in zip(positions, reduced, strict=True):
         if not isinstance(crystal, str):
             key = formulas[position], len(crystal[0])
@@ -175,141 +139,3 @@ class _Progress:
         if (new := self._count * self._done // self._steps - self._told) > 0:
             self._told += new
             self._advance(new)
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class _Search:
-    """Comparisons in several processes."""
-
-    settings: tuple[MatcherSettings, ...]
-    workers: int | None
-
-    @property
-    def names(self) -> frozenset[str]:
-        """Of the settings."""
-        return frozenset(one.name for one in self.settings)
-
-    def first_matches(
-        self,
-        queries: dict[_Key, _Members],
-        candidates: dict[_Key, _Members],
-        advance: Callable[[int], None],
-    ) -> dict[int, dict[str, int]]:
-        """For each query and name of settings the first candidate that it matches, where there is one.
-
-        `advance` hears of every query that has candidates.
-        """
-        tasks: list[_Task] = []
-        for key, members in queries.items():
-            others = tuple((position, crystal, self.names) for position, crystal in candidates.get(key, ()))
-            if others:
-                tasks += self._split(members, [self.names] * len(members), others)
-        return self._run(tasks, advance=advance)
-
-    def duplicates(
-        self, queries: dict[_Key, _Members], advance: Callable[[int], None]
-    ) -> dict[int, dict[str, int]]:
-        """For each structure and name of settings the first distinct one before it that it matches."""
-        small = [members for members in queries.values() if len(members) <= _BLOCK]
-        found = self._run(
-            [self._among(members, [self.names] * len(members)) for members in small], advance=advance
-        )
-        for members in queries.values():
-            if len(members) > _BLOCK:
-                found |= self._walk_blocks(members, advance)
-        return found
-
-    def _walk_blocks(self, members: _Members, advance: Callable[[int], None]) -> dict[int, dict[str, int]]:
-        found: dict[int, dict[str, int]] = {}
-        distinct: list[tuple[int, Arrays, frozenset[str]]] = []
-        for start in range(0, len(members), _BLOCK):
-            block = members[start : start + _BLOCK]
-            known = self._run(self._split(block, [self.names] * len(block), tuple(distinct)))
-            left = [(place, self.names - set(known.get(place[0], ()))) for place in block]
-            left = [(place, names) for place, names in left if names]
-            new = self._run([self._among([place for place, _ in left], [names for _, names in left])])
-            for (position, crystal), names in left:
-                if remaining := names - set(new.get(position, ())):
-                    distinct.append((position, crystal, remaining))
-            for position, _ in block:
-                found[position] = known.get(position, {}) | new.get(position, {})
-            advance(len(block))
-        return found
-
-    def _split(
-        self,
-        members: _Members,
-        sought: Sequence[frozenset[str]],
-        candidates: tuple[tuple[int, Arrays, frozenset[str]], ...],
-    ) -> list[_Task]:
-        """Tasks of about `_PAIRS` comparisons."""
-        step = max(_PAIRS // max(len(candidates), 1), _FEWEST)
-        return [
-            _task(members[start : start + step], sought[start : start + step], candidates=candidates)
-            for start in range(0, len(members), step)
-        ]
-
-    def _among(self, members: _Members, sought: Sequence[frozenset[str]]) -> _Task:
-        return _task(members, sought, grows=True)
-
-    def _run(
-        self, tasks: Sequence[_Task], *, advance: Callable[[int], None] = lambda count: None
-    ) -> dict[int, dict[str, int]]:
-        batches: list[list[_Task]] = []
-        room = 0
-        for task in sorted(tasks, key=lambda task: -task.cost):
-            if room < 1:
-                batches.append([])
-                room = _PAIRS
-            batches[-1].append(task)
-            room -= task.cost + 1
-        done = map_in_order(
-            partial(_compare_batch, settings=self.settings),
-            batches,
-            workers=self.workers,
-            advance=lambda batch: advance(sum(len(task.positions) for task in batch)),
-        )
-        return {position: first for found in done for position, first in found.items()}
-
-
-def _task(
-    members: _Members,
-    sought: Sequence[frozenset[str]],
-    *,
-    candidates: tuple[tuple[int, Arrays, frozenset[str]], ...] = (),
-    grows: bool = False,
-) -> _Task:
-    return _Task(
-        positions=tuple(position for position, _ in members),
-        crystals=tuple(crystal for _, crystal in members),
-        sought=tuple(sought),
-        candidates=candidates,
-        grows=grows,
-    )
-
-
-def _compare_batch(
-    tasks: Sequence[_Task], *, settings: tuple[MatcherSettings, ...]
-) -> dict[int, dict[str, int]]:
-    comparer = Comparer(settings)
-    return {position: first for task in tasks for position, first in _compare(task, comparer).items()}
-
-
-def _compare(task: _Task, comparer: Comparer) -> dict[int, dict[str, int]]:
-    """Of each structure, by name of the settings, the first candidate that it matches."""
-    candidates = [(position, Comparable(crystal), names) for position, crystal, names in task.candidates]
-    found: dict[int, dict[str, int]] = {}
-    for position, crystal, sought in zip(task.positions, task.crystals, task.sought, strict=True):
-        own = Comparable(crystal)
-        first: dict[str, int] = {}
-        for candidate, other, names in candidates:
-            missing = (sought & names).difference(first)
-            if missing:
-                first |= dict.fromkeys(comparer.matching(other, own, missing), candidate)
-                if len(first) == len(sought):
-                    break
-        if first:
-            found[position] = first
-        if task.grows and len(first) < len(sought):
-            candidates.append((position, own, sought.difference(first)))
-    return found

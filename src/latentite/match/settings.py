@@ -43,9 +43,19 @@ STRICT = MatcherSettings(name="strict", ltol=0.2, stol=0.3, angle_tol=5.0)
 
 def is_comparable(structure: Structure) -> bool:
     """Whether a decoded structure is a crystal at all, so that reduction of its cell can end."""
-    volume_per_atom = structure.volume / len(structure)
-    return bool(
-        np.isfinite(structure.lattice.matrix).all()
-        and np.isfinite(structure.frac_coords).all()
-        and 0.5 < volume_per_atom < 2000.0
-    )
+    return why_not_comparable(structure.frac_coords, structure.lattice.matrix) is None
+
+
+def why_not_comparable(frac_coords: np.ndarray, lattice: np.ndarray) -> str | None:
+    """What speaks against the comparison of a crystal, or None.
+
+    Args:
+        frac_coords: [atom 3].
+        lattice: [3 3], row vectors in Å.
+    """
+    if not (np.isfinite(lattice).all() and np.isfinite(frac_coords).all()):
+        return "not a crystal that can be compared: its cell or coordinates are not finite"
+    volume_per_atom = abs(np.linalg.det(lattice)) / len(frac_coords)
+    if 0.5 < volume_per_atom < 2000.0:
+        return None
+    return f"not a crystal that can be compared: {volume_per_atom:.3g} Å^3 per atom"
