@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -50,8 +50,47 @@ def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     add("--resume", action="store_true", help="go on where an evaluation of the same into --out was stopped")
     add("--workers", type=int, metavar="N", help="processes; they do not change the result [all cores]")
     add("--seed", type=int, default=0, help="draws the structures of the gallery [%(default)s]")
+    _add_comparisons(command.add_argument_group("features, conditions and targets").add_argument)
     _add_energies(command.add_argument_group("energies and relaxation").add_argument)
     command.set_defaults(func=_evaluate)
+
+
+def _add_comparisons(add: Callable[..., argparse.Action]) -> None:
+    add(
+        "--fingerprints",
+        default="radial",
+        metavar="NAME",
+        help="radial; crystalnn adds CDVAE's coverage, 0.3 s a crystal when it is new [%(default)s]",
+    )
+    add(
+        "--vae", metavar="NAME_OR_PATH", help="checkpoint in whose latent space the reference is compared too"
+    )
+    add(
+        "--tolerance",
+        action="append",
+        metavar="NAME=VALUE",
+        help="of a condition that samples were asked for, absolute, in its unit; repeatable [5 %% of the value]",
+    )
+    add(
+        "--targets",
+        metavar="NAME_OR_FILE",
+        help="structures to be predicted, matched by the samples' formulas",
+    )
+    add("--targets-split", choices=SPLIT_CHOICES, default="test", help="of the targets [%(default)s]")
+
+
+def _tolerances(given: Sequence[str]) -> dict[str, float]:
+    found: dict[str, float] = {}
+    for text in given:
+        name, _, value = text.partition("=")
+        try:
+            number = float(value)
+        except ValueError:
+            raise ValueError(f"--tolerance must be written NAME=VALUE with a number, got {text!r}") from None
+        if name in found:
+            raise ValueError(f"--tolerance {name} must be given once, got it twice")
+        found[name] = number
+    return found
 
 
 def _add_energies(add: Callable[..., argparse.Action]) -> None:
@@ -165,6 +204,11 @@ def _evaluate(arguments: argparse.Namespace) -> int:
             protocol=arguments.protocol,
             relax=_energy_options(arguments),
             hull=arguments.hull,
+            fingerprints=arguments.fingerprints,
+            vae=arguments.vae,
+            tolerances=_tolerances(arguments.tolerance or ()),
+            targets=arguments.targets,
+            targets_split=arguments.targets_split,
             out=arguments.out,
             split=arguments.split,
             reference_split=arguments.reference_split,

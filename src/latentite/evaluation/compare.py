@@ -36,14 +36,18 @@ MUST_AGREE = (
     "reference.content_hash",
     "energies.potential",
     "energies.hull",
+    "features.seed",
+    "features.latents.sha256",
+    "conditions.tolerances",
+    "prediction.targets.content_hash",
 )
 """Places in `summary.json` without which numbers mean different things; what neither run has agrees."""
 
-SIDE_BY_SIDE = ("distributions",)
+SIDE_BY_SIDE = ("distributions", "features", "prediction")
 """Parts of `summary.json` whose numbers stand side by side."""
 
 _NAMES = ("id", "source", "row", "ask", "conditions")
-_PREFIXES_OF_NAMES = ("space_group_", "duplicate_of_", "matched_reference_")
+_PREFIXES_OF_NAMES = ("asked_", "space_group_", "duplicate_of_", "matched_reference_")
 """Columns that may look like numbers and are names."""
 
 
@@ -222,7 +226,10 @@ def _numbers(summaries: tuple[Mapping[str, Any], Mapping[str, Any]]) -> Iterator
 
 
 def _leaves(place: str, content: Any) -> Iterator[tuple[str, float]]:
-    if isinstance(content, Mapping):
+    if isinstance(content, Mapping) and "numerator" in content:
+        if content["rate"] is not None:
+            yield place, content["rate"]
+    elif isinstance(content, Mapping):
         for key, value in content.items():
             yield from _leaves(f"{place}.{key}", value)
     elif isinstance(content, int | float) and not isinstance(content, bool):

@@ -89,7 +89,7 @@ def _rates(rates: Mapping[str, Rate], labels: Mapping[str, str]) -> str:
         bar = f"<i style='width:{width:.2f}%'></i>"
         bar += f"<b style='left:{100 * low:.2f}%;width:{100 * (high - low):.2f}%'></b>"
         rows.append(
-            f"<tr><td>{label}</td><td><div class='bar'>{bar}</div></td><td class='n'>{share}</td>"
+            f"<tr><td>{escape(label)}</td><td><div class='bar'>{bar}</div></td><td class='n'>{share}</td>"
             f"<td class='n'>{rate.numerator:,} of {rate.denominator:,}</td>"
             f"<td class='n small'>{100 * low:.1f} to {100 * high:.1f} %</td></tr>"
         )

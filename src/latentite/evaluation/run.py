@@ -11,19 +11,20 @@ listed with its reason, and the rate's denominator leaves it out and says so. Co
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from latentite.data.properties import SYMPREC
 from latentite.evaluation.charge_section import charge_section
 from latentite.evaluation.distributions import distribution_section
-from latentite.evaluation.energy_section import EnergyOptions, energy_section, reference_hull
+from latentite.evaluation.energy_section import EnergyOptions
 from latentite.evaluation.measure import Measured, measure
+from latentite.evaluation.plan import Plan, make_plan
 from latentite.evaluation.protocols import Protocol, find_protocol
 from latentite.evaluation.read import Crystals, read_crystals
 from latentite.evaluation.resume import new_record, recording
@@ -62,7 +63,8 @@ SECTIONS: tuple[MakeSection, ...] = (
     verdict_section,
     distribution_section,
 )
-"""In the order of the table and the page; each sees the columns of those before it."""
+"""Those of every evaluation, in the order of the table and the page; `plan.py` adds others. Each sees the columns
+of those before it."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -100,6 +102,11 @@ def evaluate(
     protocol: str = "default",
     relax: str | EnergyOptions = "none",
     hull: str | Path | Sequence[str | Path] | None = None,
+    fingerprints: str = "radial",
+    vae: str | Path | None = None,
+    tolerances: Mapping[str, float] | None = None,
+    targets: str | Path | Sequence[Structure | Atoms] | CrystalBatch | None = None,
+    targets_split: str = "test",
     out: str | Path | None = None,
     split: str = "test",
     reference_split: str = "train",
@@ -119,6 +126,11 @@ def evaluate(
             ASE calculator; or `EnergyOptions`, which say everything.
         hull: tables with formation energies that the structures compete with, every split of them; None for
             the reference where that has formation energies.
+        fingerprints: `crystalnn` adds CDVAE's coverage, at some 0.3 s a crystal.
+        vae: checkpoint or its name; adds distances to the reference in its latent space.
+        tolerances: of hits by condition, absolute, in the unit of each; 5 % for the others.
+        targets: crystals to be predicted, compared with the samples of their formulas.
+        targets_split: of the targets, where they have splits.
         out: folder of the report; None writes nothing. An older report there is replaced.
         split: of the source, where it has splits: train, val, test or all.
         reference_split: of the reference, likewise.
@@ -130,21 +142,25 @@ def evaluate(
     Raises:
         FileNotFoundError: when a path or dataset does not exist.
         ImportError: when the potential's package is not installed.
-        ValueError: for an unknown protocol, split or potential, a source without any row, levels of theory that
-            do not fit, or an `out` that cannot be resumed.
+        ValueError: for an unknown protocol, split, potential or checkpoint, a source without any row, tolerances
+            of what was not asked, levels of theory that do not fit, or an `out` that cannot be resumed.
     """
     chosen = find_protocol(protocol)
     _check_out(out, resume=resume)
-    energies = _energy_options(relax, hull, reference)
+    plan = make_plan(
+        relax=relax, hull=hull, reference=reference, fingerprints=fingerprints, vae=vae, tolerances=tolerances
+    )
     seconds: dict[str, float] = {}
     with timed(seconds, "read"):
         crystals, known = _read(source, split, reference, reference_split, stage)
-    settings: dict[str, Any] = {"protocol": chosen.name, "seed": seed}
-    settings["relax"] = "none" if energies is None else energies.to_plain()
+        wanted = None if targets is None else _read_known("--targets", targets, targets_split, stage)
+    plan.check_source(crystals)
+    settings = {"protocol": chosen.name, "seed": seed, **plan.to_plain()}
+    settings["targets (content)"] = None if wanted is None else wanted.content_hash
     record = new_record(crystals, known, settings)
     with nullcontext() if out is None else recording(Path(out), record, resume=resume):
         work = _measure(crystals, known, chosen, workers=workers, seed=seed, stage=stage, seconds=seconds)
-        result = _evaluate(work, energies)
+        result = _evaluate(work, plan, wanted)
         if out is not None:
             from latentite.evaluation.report import write_report
 
@@ -152,23 +168,6 @@ def evaluate(
             with timed(seconds, "report"):
                 write_report(result, out, seed=seed)
     return result
-
-
-def _energy_options(
-    relax: str | EnergyOptions, hull: str | Path | Sequence[str | Path] | None, reference: object
-) -> EnergyOptions | None:
-    """What is asked of energies, checked before anything heavy."""
-    if relax == "none":
-        if hull is not None:
-            raise ValueError("--hull must be given together with --relax, got no potential to judge by")
-        return None
-    options = EnergyOptions(potential=relax) if isinstance(relax, str) else relax
-    if hull is not None:
-        options = replace(options, hull=(hull,) if isinstance(hull, str | Path) else tuple(hull))
-    elif not options.hull:
-        options = replace(options, hull=reference_hull(reference))
-    options.check()
-    return options
 
 
 def _check_out(out: str | Path | None, *, resume: bool) -> None:
@@ -190,10 +189,17 @@ def _read(
         raise ValueError(f"SOURCE must hold at least one structure, got none in {crystals.name}")
     if reference is None:
         return crystals, None
-    known = read_crystals(reference, split=reference_split, advance=stage("read the reference", None))
+    return crystals, _read_known("--reference", reference, reference_split, stage)
+
+
+def _read_known(
+    option: str, source: str | Path | Sequence[Structure | Atoms] | CrystalBatch, split: str, stage: Stage
+) -> Crystals:
+    name = option.removeprefix("--")
+    known = read_crystals(source, split=split, advance=stage(f"read the {name}", None))
     if not len(known):
-        raise ValueError(f"--reference must hold a usable crystal, got none in {known.name}")
-    return crystals, known
+        raise ValueError(f"{option} must hold a usable crystal, got none in {known.name}")
+    return known
 
 
 def _measure(
@@ -231,18 +237,17 @@ def _measure(
     )
 
 
-def _evaluate(work: Work, energies: EnergyOptions | None) -> Evaluation:
+def _evaluate(work: Work, plan: Plan, targets: Crystals | None) -> Evaluation:
     """All sections, joined and counted."""
     crystals = work.crystals
-    makers = SECTIONS if energies is None else (*SECTIONS, energy_section(energies))
-    table, sections = make_table(work, makers)
+    table, sections = make_table(work, (*SECTIONS, *plan.sections(targets)))
     counted = [item for section in sections for item in section.counted]
     readable = Rate(numerator=len(crystals), denominator=crystals.num_in)
     return Evaluation(
         crystals=crystals,
         reference=work.reference,
         protocol=work.protocol,
-        relax="none" if energies is None else energies.name,
+        relax=plan.relax,
         table=table,
         failures=tuple(list_failures(crystals, sections)),
         rates={"readable": readable, **count_rates(table, counted, num_in=crystals.num_in)},

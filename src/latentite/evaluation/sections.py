@@ -15,8 +15,8 @@ import numpy as np
 
 from latentite.data.cif import Arrays
 from latentite.data.properties import SYMPREC
-from latentite.evaluation.measure import Cell
-from latentite.evaluation.protocols import MATCHERS
+from latentite.evaluation.measure import Cell, Measured
+from latentite.evaluation.protocols import MATCHERS, Protocol
 from latentite.evaluation.steps import timed
 from latentite.evaluation.store import ResultStore, namespace
 from latentite.evaluation.table import Counted, Denominator, Section, Table, Work, all_of

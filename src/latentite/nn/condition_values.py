@@ -168,7 +168,7 @@ def parse_conditions(
         ValueError: for a name that the model does not have, a name given twice, or a value that is not of its
             condition's kind.
     """
-    pairs = _split(request) if isinstance(request, str) else list(request.items())
+    pairs = split_request(request) if isinstance(request, str) else list(request.items())
     by_name = {config.name: config for config in configs}
     values: dict[str, ConditionValue] = {}
     for name, value in pairs:
@@ -181,8 +181,12 @@ def parse_conditions(
     return values
 
 
-def _split(text: str) -> list[tuple[str, object]]:
-    """`a=1,b=2` as pairs."""
+def split_request(text: str) -> list[tuple[str, object]]:
+    """`a=1,b=2` as pairs of names and texts.
+
+    Raises:
+        ValueError: for a part that is not written so.
+    """
     pairs: list[tuple[str, object]] = []
     for part in filter(None, (part.strip() for part in text.split(","))):
         name, separator, value = part.partition("=")

@@ -1,0 +1,247 @@
+"""The section of structure prediction: given what a crystal is made of, is the generated structure the right one?
+
+Targets are crystals whose structures are known. The samples of a target are those of its reduced formula, in their
+order; k = 1 looks at the first, "any" at all of them. Targets of one formula (polymorphs) share its samples, so that
+the rate of "any" over all pairs is METRe at once, and its corrected RMSE cRMSE (arXiv 2509.12178). A target without
+samples is not matched. Comes after `metrics/crystal_structure_prediction.py`; `plan.py` lists it when targets are
+given.
+"""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import astuple, dataclass
+from html import escape
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jaxtyping import Bool, Float, Int
+
+from latentite.data.properties import SYMPREC
+from latentite.evaluation.charge_section import charge_verdicts
+from latentite.evaluation.distributions import finite
+from latentite.evaluation.kept_rows import kept_rows
+from latentite.evaluation.measure import Cell, Measured, measure
+from latentite.evaluation.protocols import MATCHERS, CompositionRule
+from latentite.evaluation.read import Crystals
+from latentite.evaluation.sections import structure_validity
+from latentite.evaluation.steps import timed
+from latentite.evaluation.store import ResultStore, namespace
+from latentite.evaluation.table import MakeSection, Section, Work
+from latentite.files import replacing
+from latentite.match.settings import MatcherSettings
+from latentite.metrics.composition import SmactRule, is_smact_valid
+from latentite.metrics.crystal_structure_prediction import MatchRate, match_rate, sample_distances
+from latentite.metrics.rates import Rate
+
+_VERSION = 1
+"""Raised when `metrics/crystal_structure_prediction.py` gives other distances."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Found:
+    """Targets, their samples and the distances between them."""
+
+    targets: Crystals
+    formulas: list[str]
+    """Of the targets."""
+    samples: Int[np.ndarray, "target sample"]
+    """Positions of the samples of each target in their order, at the end -1 for none."""
+    is_valid: Bool[np.ndarray, "target sample"]
+    """Whether both sides are valid under the protocol."""
+    distances: dict[str, Float[np.ndarray, "target sample"]]
+    """Normalised RMS distance by matcher, NaN where they do not match."""
+
+    @property
+    def num_samples(self) -> Int[np.ndarray, " target"]:
+        return (self.samples >= 0).sum(axis=1)
+
+
+def prediction_section(targets: Crystals) -> MakeSection:
+    """The section for these targets."""
+
+    def make(work: Work, table: Mapping[str, list[Cell]]) -> Section:
+        with timed(work.seconds, "targets"):
+            result = _find(work, table, targets)
+        found = _summary(result, work)
+        return Section(
+            summary={"prediction": found},
+            page=lambda: _page(found),
+            files={"targets.csv": lambda path: _write(path, result)},
+        )
+
+    return make
+
+
+def samples_by_formula(formulas: Sequence[str], targets: Sequence[str]) -> Int[np.ndarray, "target sample"]:
+    """Positions of the samples of each target in their order, filled up with -1.
+
+    Args:
+        formulas: of the samples, reduced.
+        targets: of the targets, reduced.
+    """
+    places: dict[str, list[int]] = {}
+    for place, formula in enumerate(formulas):
+        places.setdefault(formula, []).append(place)
+    rows = [places.get(formula, []) for formula in targets]
+    table = np.full((len(rows), max(map(len, rows), default=0) or 1), -1)
+    for row, members in zip(table, rows, strict=True):
+        row[: len(members)] = members
+    return table
+
+
+def _find(work: Work, table: Mapping[str, list[Cell]], targets: Crystals) -> _Found:
+    measured = measure(
+        targets,
+        workers=work.workers,
+        seconds=work.seconds,
+        stage=work.stage,
+        symprecs=(SYMPREC,),
+        name="targets: ",
+    )
+    samples = samples_by_formula(work.measured.formulas, measured.formulas)
+    valid = np.array([*(cell is True for cell in table["valid"]), False])  # the last stands for no sample
+    return _Found(
+        targets=targets,
+        formulas=measured.formulas,
+        samples=samples,
+        is_valid=_valid_targets(work, targets, measured)[:, None] & valid[samples],
+        distances={matcher.name: _distances(work, targets, samples, matcher) for matcher in MATCHERS},
+    )
+
+
+def _valid_targets(work: Work, targets: Crystals, measured: Measured) -> Bool[np.ndarray, " target"]:
+    rule = work.protocol.composition_rule
+    if rule is CompositionRule.CHARGE_NEUTRAL:
+        verdicts = charge_verdicts(targets, work.stage)
+        composition = np.array([verdict.is_neutral for verdict in verdicts], dtype=bool)
+    else:
+        smact = SmactRule(rule.value)
+        composition = np.array([is_smact_valid(c, smact) for c in measured.compositions], dtype=bool)
+    structure = structure_validity(work.protocol, measured)["structure_valid"]
+    return composition & np.array(structure, dtype=bool)
+
+
+def _distances(
+    work: Work, targets: Crystals, samples: np.ndarray, matcher: MatcherSettings
+) -> Float[np.ndarray, "target sample"]:
+    """Kept by a target and its samples."""
+    crystals = work.crystals
+    rows = [row[row >= 0].tolist() for row in samples]
+    asked = [place for place, row in enumerate(rows) if row]
+    keys = [
+        hashlib.sha256(
+            "\n".join([targets.hashes[place], *(crystals.hashes[k] for k in rows[place])]).encode()
+        ).hexdigest()
+        for place in asked
+    ]
+
+    def compute(block: list[int]) -> list[np.ndarray]:
+        chosen = [asked[number] for number in block]
+        found = sample_distances(
+            [targets.arrays[place] for place in chosen],
+            [[crystals.arrays[k] if k >= 0 else None for k in samples[place]] for place in chosen],
+            settings=matcher,
+            workers=work.workers,
+        )
+        return [row[: len(rows[place])] for row, place in zip(found, chosen, strict=True)]
+
+    settings = {"matcher": astuple(matcher), "pymatgen-core": version("pymatgen-core")}
+    store = ResultStore.open(namespace("prediction", _VERSION, settings))
+    name = f"match targets, {matcher.name}"
+    distances = np.full(samples.shape, np.nan)
+    found = kept_rows(store, keys, compute, begin=lambda count: work.stage(name, count))
+    for place, row in zip(asked, found, strict=True):
+        distances[place, : len(row)] = row
+    return distances
+
+
+def _summary(result: _Found, work: Work) -> dict[str, Any]:
+    formulas = set(result.formulas)
+    num_samples = result.num_samples
+    found: dict[str, Any] = {
+        "targets": {
+            "name": result.targets.name,
+            "content_hash": result.targets.content_hash,
+            "num_targets": len(result.targets),
+            "num_failed": len(result.targets.rejections),
+            "num_formulas": len(formulas),
+            "without_samples": int((num_samples == 0).sum()),
+        },
+        "samples_per_target": {
+            "min": int(num_samples.min()),
+            "max": int(num_samples.max()),
+        },
+        "samples_without_target": sum(formula not in formulas for formula in work.measured.formulas),
+        "matchers": {},
+    }
+    for matcher in MATCHERS:
+        distances = result.distances[matcher.name]
+        found["matchers"][matcher.name] = {
+            f"{first}_{pairs}": _to_plain(match_rate(distances, k=k, is_valid=is_valid, stol=matcher.stol))
+            for first, k in (("k1", 1), ("any", None))
+            for pairs, is_valid in (("all_pairs", None), ("valid_pairs", result.is_valid))
+        }
+    return found
+
+
+def _to_plain(found: MatchRate) -> dict[str, Any]:
+    return {
+        "rate": found.rate.to_plain(),
+        "rmse": finite(found.rmse),
+        "corrected_rmse": finite(found.corrected_rmse),
+    }
+
+
+def _write(path: Path, result: _Found) -> None:
+    """One row per target."""
+    header = ["id", "formula", "samples"]
+    for matcher in MATCHERS:
+        header += [f"{name}_{matcher.name}" for name in ("matched_k1", "matched_any", "rms_k1", "best_rms")]
+    with replacing(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as handle:
+        writer = csv.writer(handle)
+        writer.writerow(header)
+        for place, name in enumerate(result.targets.ids):
+            row: list[object] = [name, result.formulas[place], int(result.num_samples[place])]
+            for matcher in MATCHERS:
+                distances = result.distances[matcher.name][place]
+                first, known = distances[0], distances[np.isfinite(distances)]
+                best = known.min() if len(known) else np.nan
+                row += ["no" if np.isnan(value) else "yes" for value in (first, best)]
+                row += ["" if np.isnan(value) else f"{value:.6g}" for value in (first, best)]
+            writer.writerow(row)
+
+
+_ROWS = (
+    ("k1_all_pairs", "first sample, all pairs"),
+    ("k1_valid_pairs", "first sample, both sides valid"),
+    ("any_all_pairs", "best of all samples, all pairs (METRe, cRMSE)"),
+    ("any_valid_pairs", "best of all samples, both sides valid"),
+)
+
+
+def _page(found: Mapping[str, Any]) -> str:
+    targets, samples = found["targets"], found["samples_per_target"]
+    parts = [
+        f"<h2>Structure prediction</h2><p>{targets['num_targets']:,} targets of {escape(targets['name'])}, "
+        f"{targets['num_formulas']:,} formulas; {targets['without_samples']:,} have no sample and count as not "
+        f"matched. Samples per target: {samples['min']:,} to {samples['max']:,}.</p>"
+    ]
+    for matcher in MATCHERS:
+        tolerances = f"{matcher.ltol:g}/{matcher.stol:g}/{matcher.angle_tol:g}°"
+        rows = []
+        for name, words in _ROWS:
+            one = found["matchers"][matcher.name][name]
+            rate = Rate(numerator=one["rate"]["numerator"], denominator=one["rate"]["denominator"])
+            numbers = "".join(
+                f"<td class='n'>{'–' if value is None else f'{value:.4f}'}</td>"
+                for value in (one["rmse"], one["corrected_rmse"])
+            )
+            rows.append(f"<tr><td>{words}</td><td class='n'>{rate}</td>{numbers}</tr>")
+        head = f"<tr><th>matched, {matcher.name} ({tolerances})</th><th></th><th>RMSE</th><th>corrected RMSE</th></tr>"
+        parts.append(f"<table>{head}{''.join(rows)}</table>")
+    return "".join(parts) + "<p class='small'>Each target stands in targets.csv.</p>"
