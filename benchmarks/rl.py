@@ -1,0 +1,117 @@
+"""Speed of reinforcement learning: rollout and update of one step, beside the matrix-product rate of the same run.
+
+    python benchmarks/rl.py --size S                          # fp32, two threads, 5 prompts x 64, 50 steps
+    python benchmarks/rl.py --size mini --group 16 --steps 10
+
+A step is what `training/rl.py` does without its rewards, on random weights: a rollout (DDIM, eta 1) and one inner
+epoch of two minibatches with the reference's pass for KL. Model FLOPs are those of `denoiser.py`: a rollout is one
+forward pass per step, an update four per trained decision (forward, twice that backward, reference). Everything else
+counts as nothing.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import json
+
+import torch
+from denoiser import forward_flops
+from ldm import VAE_SIZES, second_stage_parser
+from vae import matrix_rate, mp_20_like, timed
+
+from latentite.nn.decoder import DecoderConfig
+from latentite.nn.denoiser import DenoiserConfig, DenoiserSize
+from latentite.nn.encoders import EncoderConfig
+from latentite.nn.ldm import LatentDiffusion, LDMConfig
+from latentite.nn.vae import VAEConfig
+from latentite.objectives.ldm import DiffusionConfig
+from latentite.objectives.policy import PolicyConfig, choose_steps
+from latentite.rollout import Rollout
+from latentite.sampling.chain import SamplingConfig
+from latentite.training.rl_update import Learner, minibatches
+from latentite.training.rollouts import Policy, Prompts, build_chain, collect
+
+
+def measure(
+    args: argparse.Namespace, size: DenoiserSize, dtype: torch.dtype, num_train_steps: int | None
+) -> dict[str, object]:
+    """One size, precision and number of trained steps."""
+    device = torch.device(args.device)
+    torch.manual_seed(0)
+    vae_size = VAE_SIZES[args.vae]
+    vae = VAEConfig(encoder=EncoderConfig(**vae_size), decoder=DecoderConfig(**vae_size))
+    network = LatentDiffusion(LDMConfig(vae=vae, denoiser=DenoiserConfig(size=size))).to(device).eval()
+    reference = copy.deepcopy(network).requires_grad_(False)
+    sampling = SamplingConfig(steps=args.steps, batch_size=args.batch_size)
+    config = PolicyConfig(
+        num_group_samples=args.group, num_train_steps=num_train_steps, update_tokens=args.update_tokens
+    )
+    learner = Learner(
+        chain=build_chain(DiffusionConfig(), sampling).to(device),
+        policy=Policy(network=network, sampling=sampling),
+        reference=Policy(network=reference, sampling=sampling),
+        config=config,
+    )
+    optimizer = torch.optim.AdamW(network.denoiser.parameters(), lr=1e-5, fused=True)
+    prompts = Prompts.of(mp_20_like(args.prompts).to(device), num_samples=args.group, run_seed=0)
+    advantages = torch.randn(len(prompts), device=device)
+    draws = torch.Generator().manual_seed(0)
+    steps = choose_steps(learner.chain.num_decisions, config, draws).to(device)
+    autocast = torch.autocast(device.type, torch.bfloat16, enabled=dtype is torch.bfloat16)
+    kept: list[Rollout] = []
+
+    def roll() -> None:
+        with autocast:
+            kept[:] = [collect(learner.policy, learner.chain, prompts)]
+
+    def update() -> None:
+        parts = minibatches(torch.arange(len(prompts)), len(prompts), config.num_minibatches, draws)
+        for part, crystals in enumerate(parts):
+            optimizer.zero_grad()
+            with autocast:
+                learner.gradients(kept[0], {}, advantages, steps, crystals.to(device), is_first=part == 0)
+            optimizer.step()
+
+    before = matrix_rate(dtype, device)
+    rollout_s, update_s = timed(roll, 1, device), timed(update, 1, device)
+    rate = (before + matrix_rate(dtype, device)) / 2
+    forward = forward_flops(network.denoiser, kept[0].mask)
+    rollout_rate = args.steps * forward / rollout_s
+    update_rate = 4 * len(steps) * forward / update_s
+    return {
+        "size": size.value,
+        "precision": str(dtype).removeprefix("torch."),
+        "crystals": len(prompts),
+        "steps": args.steps,
+        "trained_steps": len(steps),
+        "rollout_s": round(rollout_s, 2),
+        "update_s": round(update_s, 2),
+        "matrix_product_gflops": round(rate / 1e9, 1),
+        "rollout_share_of_matrix_rate": round(rollout_rate / rate, 3),
+        "update_share_of_matrix_rate": round(update_rate / rate, 3),
+    }
+
+
+def main() -> None:
+    """Print one JSON line per size, precision and number of trained steps."""
+    parser = second_stage_parser(__doc__, ["fp32", "bf16"])
+    parser.add_argument("--prompts", type=int, default=5)
+    parser.add_argument("--group", type=int, default=64)
+    parser.add_argument("--steps", type=int, default=50)
+    parser.add_argument(
+        "--train-steps", nargs="*", type=int, help="of --steps; all but the last where left out"
+    )
+    parser.add_argument("--update-tokens", type=int, default=8192)
+    args = parser.parse_args()
+    torch.set_num_threads(args.threads)
+    dtypes = {"fp32": torch.float32, "bf16": torch.bfloat16}
+    for size in args.size:
+        for precision in args.precision:
+            for trained in args.train_steps or [None]:
+                line = measure(args, DenoiserSize(size), dtypes[precision], trained)
+                print(json.dumps(line), flush=True)
+
+
+if __name__ == "__main__":
+    main()
