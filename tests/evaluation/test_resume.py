@@ -46,7 +46,7 @@ def known(planted: Make) -> CrystalBatch:
 def searched(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Takes the name of every slow piece of work: `symmetry` per structure and tolerance, `match` per run."""
     calls: list[str] = []
-    search, match = symmetry._space_group, sections.find_matches
+    search, match = symmetry.space_group_number, sections.find_matches
 
     def counted_search(*arrays: object, **options: object) -> object:
         calls.append("symmetry")
@@ -56,7 +56,7 @@ def searched(monkeypatch: pytest.MonkeyPatch) -> list[str]:
         calls.append("match")
         return match(*arrays, **options)  # type: ignore[arg-type]  # passed on as they are
 
-    monkeypatch.setattr(symmetry, "_space_group", counted_search)
+    monkeypatch.setattr(symmetry, "space_group_number", counted_search)
     monkeypatch.setattr(sections, "find_matches", counted_match)
     return calls
 
