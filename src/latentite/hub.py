@@ -21,6 +21,7 @@ from typing import Any
 
 from latentite.download import DownloadError, Patience, fetch, hub_address, is_offline
 from latentite.files import cache_dir, impostor, replacing, sha256_file, write_json
+from latentite.interop import CONVERSION
 
 logger = logging.getLogger(__name__)
 
@@ -224,8 +225,6 @@ def _in_our_format(file: Path, patience: Patience | None) -> Path:
 
 
 def _converted_file(file: Path, sha256: str) -> Path:
-    from latentite.interop.convert import CONVERSION
-
     return cache_dir() / "converted" / f"{file.stem}-{sha256[:16]}-v{CONVERSION}.ckpt"
 
 

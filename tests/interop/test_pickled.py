@@ -156,7 +156,7 @@ def test_tensors_that_reach_beyond_their_storage_are_refused(tmp_path: Path) -> 
         read_pickled(with_pickle(path, tmp_path / "larger.ckpt", larger))
     both = program.replace(size, b"M" + (1001).to_bytes(2, "little"))
     file = read_pickled(with_pickle(path, tmp_path / "both.ckpt", both))
-    with pytest.raises(DamagedPickleError, match="the size of storage 0 is wrong"):
+    with pytest.raises(DamagedPickleError, match="storage 0 has not the size"):
         file.tensor(file.content["x"])
 
 
@@ -200,6 +200,19 @@ def test_damaged_numbers_are_a_clear_error(tmp_path: Path) -> None:
     path.write_bytes(content)
     file = read_pickled(path)
     with pytest.raises(DamagedPickleError, match="storage 0 cannot be read"):
+        file.tensor(file.content["x"])
+
+
+def test_compressed_numbers_are_refused_before_they_are_unpacked(tmp_path: Path) -> None:
+    """A megabyte of a compressed file can become a gigabyte of memory; torch stores numbers as they are."""
+    path = tmp_path / "file.ckpt"
+    torch.save({"x": torch.zeros(1000)}, path)
+    bomb = tmp_path / "bomb.ckpt"
+    with zipfile.ZipFile(path) as old, zipfile.ZipFile(bomb, "w", zipfile.ZIP_DEFLATED) as new:
+        for name in old.namelist():
+            new.writestr(name, old.read(name))
+    file = read_pickled(bomb)
+    with pytest.raises(DamagedPickleError, match="storage 0 has not the size"):
         file.tensor(file.content["x"])
 
 

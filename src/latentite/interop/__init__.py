@@ -2,3 +2,6 @@
 
 Read `pickled.py` first, then `chemeleon2.py`.
 """
+
+CONVERSION = 1
+"""Counts changes of what conversion writes, so that a cached file of an older version is made anew."""

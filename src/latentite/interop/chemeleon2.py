@@ -102,8 +102,9 @@ def import_checkpoint(path: str | Path, *, find_vae: FindVAE = lambda: None) -> 
         statistics = target_statistics(path, plain_value(hyper.get("target_conditions")), config)
     else:
         config = vae_config(shapes, "", *_heads_of(hyper.get("encoder"), hyper.get("decoder"), path))
+    hollow = {name: torch.empty(stored.shape, device="meta") for name, stored in tensors.items()}
+    require_fit(hollow | statistics, _skeleton(config), path)  # before hundreds of megabytes are read
     state = {name: load_tensor(file, stored) for name, stored in tensors.items()} | statistics
-    require_fit(state, _skeleton(config), path)
     return Imported(
         stage=stage,
         config=config,

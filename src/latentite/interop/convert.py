@@ -14,10 +14,8 @@ from typing import Any
 import torch
 
 from latentite.checkpoint import NETWORK_PREFIX, PAYLOAD_KEY, Weights, build_payload
+from latentite.interop import CONVERSION
 from latentite.interop.chemeleon2 import FindVAE, import_checkpoint
-
-CONVERSION = 1
-"""Counts changes of what is written, so that a cached file of an older version is made anew."""
 
 MP_20_NUM_ATOMS = (
     *(0.0, 0.0022, 0.0211, 0.0198, 0.1527, 0.0471, 0.0846, 0.0211, 0.0781, 0.0343, 0.0973),
