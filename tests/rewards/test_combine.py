@@ -12,8 +12,9 @@ from hypothesis import strategies as st
 
 from latentite.crystal import CrystalBatch
 from latentite.plain import from_plain
-from latentite.rewards.combine import ComponentOptions, Normalize, RewardConfig, Rewards, normalise
+from latentite.rewards.combine import RewardConfig, Rewards
 from latentite.rewards.contract import check_reward
+from latentite.rewards.options import ComponentOptions, Normalize, normalise
 from latentite.rewards.protocol import CustomReward
 from latentite.rewards.target import build, locate
 

@@ -1,7 +1,6 @@
 """Several rewards as one: weights, one normalisation each, floors for what fails; everything counted.
 
-The only place where rewards are scaled; `objectives/advantages.py` is the only one where crystals are compared.
-Comes after `target.py`; `training/rl.py` calls it once per rollout.
+Comes after `options.py` and `target.py`; `training/rl.py` calls it once per rollout.
 """
 
 from __future__ import annotations
@@ -11,7 +10,6 @@ import math
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from enum import StrEnum
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -21,6 +19,7 @@ from torch import Tensor
 from latentite.crystal import CrystalBatch
 from latentite.plain import from_plain
 from latentite.rewards.duplicates import discounted
+from latentite.rewards.options import ComponentOptions, normalise
 from latentite.rewards.protocol import NeedsReference, Reward, is_collective
 from latentite.rewards.target import TARGET, build
 
@@ -28,35 +27,6 @@ if TYPE_CHECKING:
     from pymatgen.core import Structure
 
 log = logging.getLogger(__name__)
-
-
-class Normalize(StrEnum):
-    """How a component is scaled over the crystals of a rollout."""
-
-    NONE = "none"
-    MIN_MAX = "min_max"
-    """To 0 to 1."""
-    STANDARD = "standard"
-    """To mean 0 and standard deviation 1."""
-
-
-@dataclass(kw_only=True, slots=True)
-class ComponentOptions:
-    """What may stand beside a component's `_target_` and its own arguments."""
-
-    weight: float = 1.0
-    """0: only for the log."""
-    normalize: Normalize = Normalize.NONE
-    floor: float | None = None
-    """No raw value counts as less, and a crystal that fails gets it; null: it gets the lowest of the rollout."""
-    cap: float | None = None
-    """No raw value counts as more."""
-
-    def __post_init__(self) -> None:
-        if not math.isfinite(self.weight):
-            raise ValueError(f"weight must be a finite number, got {self.weight}")
-        if self.floor is not None and self.cap is not None and not self.floor < self.cap:
-            raise ValueError(f"floor must be below cap, got {self.floor} and {self.cap}")
 
 
 OPTIONS = frozenset(ComponentOptions.__dataclass_fields__)
@@ -253,18 +223,3 @@ def _called(reward: Reward, structures: Sequence[Structure], batch: CrystalBatch
             f"a reward must give one number per crystal, shape ({len(structures)},), got {tuple(values.shape)}"
         )
     return values
-
-
-def normalise(raw: Float[Tensor, " crystal"], options: ComponentOptions) -> Float[Tensor, " crystal"]:
-    """Floor, cap and scale; failures (NaN) get the floor. All finite."""
-    known = raw[~raw.isnan()]
-    lowest = float(known.min()) if len(known) else 0.0
-    values = raw.nan_to_num(nan=lowest if options.floor is None else options.floor)
-    values = (
-        values.clamp(options.floor, options.cap) if (options.floor, options.cap) != (None, None) else values
-    )
-    if options.normalize is Normalize.NONE or not len(values):
-        return values
-    low = values.min() if options.normalize is Normalize.MIN_MAX else values.mean()
-    spread = values.max() - low if options.normalize is Normalize.MIN_MAX else values.std(correction=0)
-    return (values - low) / spread if spread > 1e-12 else torch.zeros_like(values)

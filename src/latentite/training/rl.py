@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 import torch
 from lightning.pytorch.core.optimizer import LightningOptimizer
@@ -18,8 +18,7 @@ from torch import Tensor
 
 from latentite.crystal import CrystalBatch
 from latentite.data.augment import AugmentationConfig
-from latentite.ldm_checkpoint import load_ldm
-from latentite.nn.adapters import LoraConfig, trainable_summary
+from latentite.nn.adapters import LoraConfig
 from latentite.nn.ldm import LatentDiffusion
 from latentite.objectives.advantages import RunningRewards
 from latentite.objectives.ldm import LDMStageConfig
@@ -246,46 +245,3 @@ class RLTrainingModule(StageModule):
         for name, chosen in (("best", best), ("random", usable[:count])):
             titles = [f"{reward:.3g}" for reward in table.total[chosen].tolist()]
             show(self.trainer, crystals.select(chosen), name=name, titles=titles)
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class RLPlan:
-    """What a run starts from."""
-
-    settings: LDMStageConfig
-    base: LatentDiffusion
-    rewards: Rewards
-
-
-def plan_rl(config: RLModuleConfig, data: CrystalDataModule) -> RLPlan:
-    """Read the base and build the rewards.
-
-    Raises:
-        ValueError: when one of them cannot be used, or the conditions of base and data differ.
-    """
-    assert config.ldm_ckpt_path is not None
-    base, settings, _ = load_ldm(config.ldm_ckpt_path)
-    names = [] if base.condition_module is None else list(base.condition_module.names)
-    if data.config.conditions != names:
-        raise ValueError(
-            f"data.target_condition must be [{', '.join(names)}], the conditions of rl_module.ldm_ckpt_path, "
-            f"got [{', '.join(data.config.conditions)}]"
-        )
-    build_chain(settings.diffusion, config.sampling)
-    config.rl_configs.check_rollout(data.config.batch_size * config.rl_configs.num_group_samples)
-    return RLPlan(
-        settings=replace(settings, lora=config.lora), base=base, rewards=Rewards.build(config.reward_fn)
-    )
-
-
-def build_rl_module(
-    config: RLModuleConfig, plan: RLPlan, *, seed: int, max_norm: float | None
-) -> RLTrainingModule:
-    """The training module; adapters are drawn from torch's own generator."""
-    network = LatentDiffusion(plan.settings)
-    found = network.load_state_dict(plan.base.state_dict(), strict=False)
-    assert not found.unexpected_keys, "a fine-tuned network has all that its base has"
-    log.info("fine-tuning %s: %s", config.ldm_ckpt_path, trainable_summary(network))
-    return RLTrainingModule(
-        config, network, plan.base, plan.settings, plan.rewards, seed=seed, max_norm=max_norm
-    )

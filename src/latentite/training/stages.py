@@ -13,7 +13,8 @@ from latentite.training.datamodule import CrystalDataModule
 from latentite.training.fit import FitResult, fit
 from latentite.training.ldm import LDMModuleConfig
 from latentite.training.ldm_start import build_module, plan_network
-from latentite.training.rl import RLModuleConfig, build_rl_module, plan_rl
+from latentite.training.rl import RLModuleConfig
+from latentite.training.rl_start import build_rl_module, plan_rl
 from latentite.training.settings import Precision, RunConfig
 from latentite.training.vae import VAEModuleConfig, VAETrainingModule
 

@@ -1,0 +1,63 @@
+"""What a run of the reinforcement learning stage starts from: a base, its frozen copy, and the rewards.
+
+Comes after `rl.py`; `stages.py` calls `plan_rl` and, when the run is seeded, `build_rl_module`.
+"""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass, replace
+
+from latentite.ldm_checkpoint import load_ldm
+from latentite.nn.adapters import trainable_summary
+from latentite.nn.ldm import LatentDiffusion
+from latentite.objectives.ldm import LDMStageConfig
+from latentite.rewards.combine import Rewards
+from latentite.training.datamodule import CrystalDataModule
+from latentite.training.rl import RLModuleConfig, RLTrainingModule
+from latentite.training.rollouts import build_chain
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RLPlan:
+    """What a run starts from."""
+
+    settings: LDMStageConfig
+    base: LatentDiffusion
+    rewards: Rewards
+
+
+def plan_rl(config: RLModuleConfig, data: CrystalDataModule) -> RLPlan:
+    """Read the base and build the rewards.
+
+    Raises:
+        ValueError: when one of them cannot be used, or the conditions of base and data differ.
+    """
+    assert config.ldm_ckpt_path is not None
+    base, settings, _ = load_ldm(config.ldm_ckpt_path)
+    names = [] if base.condition_module is None else list(base.condition_module.names)
+    if data.config.conditions != names:
+        raise ValueError(
+            f"data.target_condition must be [{', '.join(names)}], the conditions of rl_module.ldm_ckpt_path, "
+            f"got [{', '.join(data.config.conditions)}]"
+        )
+    build_chain(settings.diffusion, config.sampling)
+    config.rl_configs.check_rollout(data.config.batch_size * config.rl_configs.num_group_samples)
+    return RLPlan(
+        settings=replace(settings, lora=config.lora), base=base, rewards=Rewards.build(config.reward_fn)
+    )
+
+
+def build_rl_module(
+    config: RLModuleConfig, plan: RLPlan, *, seed: int, max_norm: float | None
+) -> RLTrainingModule:
+    """The training module; adapters are drawn from torch's own generator."""
+    network = LatentDiffusion(plan.settings)
+    found = network.load_state_dict(plan.base.state_dict(), strict=False)
+    assert not found.unexpected_keys, "a fine-tuned network has all that its base has"
+    log.info("fine-tuning %s: %s", config.ldm_ckpt_path, trainable_summary(network))
+    return RLTrainingModule(
+        config, network, plan.base, plan.settings, plan.rewards, seed=seed, max_norm=max_norm
+    )
