@@ -7,6 +7,7 @@ mistake ends with one sentence and exit code 2. No `DictConfig` travels further 
 
 from __future__ import annotations
 
+import difflib
 import logging
 import os
 import re
@@ -186,6 +187,9 @@ def one_sentence(error: BaseException) -> str:
         group, name = missing.groups()
         folder = config_dir() / group
         names = sorted(str(path.relative_to(folder).with_suffix("")) for path in folder.rglob("*.yaml"))
+        near = difflib.get_close_matches(name, names, n=5)
+        if near and len(names) > 10:
+            return f"{group}={name} does not exist; near it there are {', '.join(near)} ({len(names)} in all)"
         return f"{group}={name} does not exist; there are {', '.join(names)}"
     skipped = ("To append to your config", "full_key:", "object_type=", "See http", "Set the environment")
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
