@@ -95,7 +95,7 @@ def open_latent_space(name_or_path: str | Path) -> LatentSpace:
 def latent_rows(
     arrays: Sequence[Arrays], hashes: Sequence[str], *, space: LatentSpace, stage: Stage, name: str
 ) -> Features:
-    """Pooled latents of the crystals in canonical form; NaN for a cell that has none, or elements beyond fermium."""
+    """Pooled latents of the crystals in canonical form; NaN for a cell that has none."""
     from latentite.crystal import CrystalBatch
     from latentite.evaluation.latent_features import latent_features
 
@@ -114,18 +114,14 @@ def latent_rows(
 
 
 def _canonical(arrays: Sequence[Arrays]) -> dict[int, Arrays]:
-    """Canonical forms by position, of those crystals that a network can be given."""
-    from latentite.nn.encoders import NUM_ELEMENTS
-
-    usable = [place for place, (numbers, _, _) in enumerate(arrays) if numbers.max() <= NUM_ELEMENTS]
+    """Canonical forms by position, of those crystals that have one."""
     try:
-        forms = canonicalize_many([arrays[place] for place in usable])
+        return dict(enumerate(canonicalize_many(arrays)))
     except ValueError:
-        if len(usable) == 1:
+        if len(arrays) == 1:
             return {}
-        # One flat cell refuses all: each alone, which gives the same bits.
-        return {place: form for place in usable for form in _canonical([arrays[place]]).values()}
-    return dict(zip(usable, forms, strict=True))
+    # One flat cell refuses all: each alone, which gives the same bits.
+    return {place: form for place, one in enumerate(arrays) for form in _canonical([one]).values()}
 
 
 def _kept(

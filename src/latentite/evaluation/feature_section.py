@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +45,9 @@ from latentite.metrics.frechet import fit_gaussian, frechet_distance, frechet_di
 
 CLIP = 5.0
 """Standard deviations."""
+FLOOR = 1e-4
+"""Atoms/Å^3. At radii where the reference has no neighbours the radial densities are tails of Gaussians, 1e-30 and less:
+to standardise these would make them count like all others. One neighbour at 1 Å of one atom in ten gives 0.01."""
 MAX_REFERENCE = 10_000
 QUANTILE = 0.9
 """Of distances between real crystals, for the cut-offs of coverage."""
@@ -52,7 +55,7 @@ QUANTILE = 0.9
 _REASONS = {
     "fingerprint": "too dense, too sparse or too flat for a search for neighbours",
     "crystal_nn": "CrystalNN finds no neighbours",
-    "latent": "no canonical cell, or an element that the network does not know",
+    "latent": "a cell too flat to have a canonical form",
 }
 
 Failures = list[tuple[int, str, str]]
@@ -150,7 +153,7 @@ def _fingerprints(
     }
     if unknown[1] == len(radial[1]):
         return found | {"descriptors": None}
-    structure = _scaled(radial)
+    structure = _scaled(radial, smallest=FLOOR)
     composition = _scaled([magpie(ours.arrays), magpie(theirs.arrays)])
     sets = [FingerprintSet(structure=s, composition=c) for s, c in zip(structure, composition, strict=True)]
     joined = [np.clip(np.hstack([s.structure, s.composition]), -CLIP, CLIP) for s in sets]
@@ -233,9 +236,10 @@ def _coverage(ours: FingerprintSet, theirs: FingerprintSet, cutoffs: Cutoffs, ho
     }
 
 
-def _scaled(rows: Sequence[Features]) -> list[Features]:
-    """Both sides in standard deviations of the second, which is the reference."""
+def _scaled(rows: Sequence[Features], *, smallest: float = 0.0) -> list[Features]:
+    """Both sides in standard deviations of the second, which is the reference, or in `smallest` ones."""
     scaling = fit_scaling(rows[1])
+    scaling = replace(scaling, deviation=np.maximum(scaling.deviation, smallest))
     return [scaling.apply(side) for side in rows]
 
 
