@@ -46,7 +46,7 @@ from latentite.metrics.frechet import fit_gaussian, frechet_distance, frechet_di
 CLIP = 5.0
 """Standard deviations."""
 FLOOR = 1e-4
-"""Atoms/Å^3. At radii where the reference has no neighbours the radial densities are tails of Gaussians, 1e-30 and less:
+"""Atoms/Å^3. At radii where the reference has no neighbours the radial densities are tails of Gaussians, 1e-30 or so:
 to standardise these would make them count like all others. One neighbour at 1 Å of one atom in ten gives 0.01."""
 MAX_REFERENCE = 10_000
 QUANTILE = 0.9
