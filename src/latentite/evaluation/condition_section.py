@@ -41,8 +41,9 @@ _COLUMNS = {
 """Columns that measure a condition of another name; the first that is there."""
 _COMPOSITIONS = ("composition", "formula")
 _EXACT = ("num_atoms", "num_elements")
-_FORMULA = re.compile(r"((?:[A-Z][a-z]?\d*)+)(?: x \d+)?")
-"""Of the label of a request, such as `LiFePO4 x 4`."""
+_PART = r"[A-Z][a-z]?\d*"
+FORMULA = re.compile(rf"((?:{_PART}|\((?:{_PART})+\)\d*)+)(?: x \d+)?")
+"""Of the label of a request, such as `LiFePO4 x 4` or `Nd(AsRh)2`."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -71,7 +72,7 @@ def asked_values(crystals: Crystals) -> dict[str, list[str | None]]:
     labels = zip(crystals.labels.get("ask", nothing), crystals.labels.get("conditions", nothing), strict=True)
     for place, (label, conditions) in enumerate(labels):
         given: dict[str, str] = {}
-        if label is not None and (found := _FORMULA.fullmatch(str(label))):
+        if label is not None and (found := FORMULA.fullmatch(str(label))):
             given["formula"] = found[1]
         if conditions is not None:
             try:
