@@ -11,7 +11,7 @@ from pymatgen.core import Lattice, Structure
 
 import latentite
 from latentite import cli
-from latentite.evaluation.condition_section import asked_values
+from latentite.evaluation.condition_section import FORMULA, asked_values
 from latentite.evaluation.read import read_crystals
 from latentite.evaluation.run import Evaluation
 
@@ -154,3 +154,17 @@ def test_structures_that_were_asked_nothing_have_no_such_section() -> None:
     assert not any("conditions" in section.summary for section in result.sections)
     with pytest.raises(ValueError, match="which is nothing"):
         latentite.evaluate([NACL], tolerances={"density": 1.0})
+
+
+@pytest.mark.parametrize(
+    ("label", "formula"),
+    [
+        ("LiFePO4 x 4", "LiFePO4"),
+        ("Nd(AsRh)2 x 2", "Nd(AsRh)2"),
+        ("Nd(Mo3Se4)2", "Nd(Mo3Se4)2"),
+        ("elements allowed: Li, O", None),
+    ],
+)
+def test_labels_with_and_without_a_formula(label: str, formula: str | None) -> None:
+    found = FORMULA.fullmatch(label)
+    assert (found[1] if found else None) == formula
