@@ -33,6 +33,10 @@ GOOD = crystal([55, 17], [[0, 0, 0], [0.5, 0.5, 0.5]])
         (crystal([55], [[0, 0, 0]], np.full((3, 3), np.nan)), "absurd cell: its vectors"),
         (crystal([55], [[0, 0, 0]], np.ones((3, 3))), "absurd cell: its volume is zero"),
         (crystal([55], [[0, 0, 0]], np.zeros((3, 3))), "absurd cell: its volume is zero"),
+        (
+            crystal([55], [[0, 0, 0]], np.array([[1, 0, 0], [1e9, 1, 0], [0, 0, 4]])),
+            "absurd cell: so skew that a b c is 1.0e+09 times its volume",
+        ),
         (crystal([55], [[0, 0, 0]], 0.9 * np.eye(3)), "absurd cell: 0.729 Å^3 per atom"),
         (crystal([55], [[0, 0, 0]], 11 * np.eye(3)), "absurd cell: 1331 Å^3 per atom"),
         (crystal([101], [[0, 0, 0]]), "atomic number 101 (Md) is beyond 100"),

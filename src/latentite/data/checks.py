@@ -17,6 +17,11 @@ MAX_ATOMIC_NUMBER = 100
 """The networks have 100 element classes, hydrogen to fermium."""
 
 
+MAX_DEFECT = 1e6
+"""Orthogonality defect a b c / V of a cell; real ones stay below ten, and at 1e9 rounding keeps a reduction from ever
+ending."""
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Limits:
     """Bounds outside of which a crystal is rejected, with that reason."""
@@ -91,6 +96,12 @@ def _refusal_without_distances(
         return "absurd cell: its vectors are not finite numbers"
     if volume < 1e-6:
         return "absurd cell: its volume is zero (no periodic cell, or angles that no cell can have)"
+    lengths = (ax * ax + ay * ay + az * az) * (bx * bx + by * by + bz * bz) * (cx * cx + cy * cy + cz * cz)
+    if lengths > (MAX_DEFECT * volume) ** 2:
+        return (
+            f"absurd cell: so skew that a b c is {math.sqrt(lengths) / volume:.1e} times its volume, more than "
+            f"{MAX_DEFECT:.0e}"
+        )
     if not limits.min_volume_per_atom <= volume / count <= limits.max_volume_per_atom:
         return (
             f"absurd cell: {volume / count:.4g} Å^3 per atom, outside "
