@@ -16,6 +16,7 @@ from ase import Atoms
 from ase.calculators.emt import EMT
 from pymatgen.core import Lattice, Structure
 from scipy.optimize import minimize_scalar
+from scipy.stats import wasserstein_distance
 
 from latentite import cli
 from latentite.energy.table import read_rows
@@ -210,3 +211,22 @@ def test_levels_of_theory_that_do_not_fit_are_refused_unless_allowed(
     assert cli.main(mixed) == 2
     assert "theory" in capsys.readouterr().err
     assert cli.main([*mixed, "--allow-mixed-theory"]) == 0
+
+
+def test_energies_are_held_against_the_labels_of_the_reference(
+    summary: dict, rows: dict[str, dict[str, str]], hull: Path
+) -> None:
+    with hull.open(newline="") as file:
+        labels = list(csv.DictReader(file))
+    pairs = {
+        "formation_energy": "formation_energy_per_atom",
+        "relaxed_formation_energy": "formation_energy_per_atom",
+        "energy_above_hull": "e_above_hull",
+        "relaxed_energy_above_hull": "e_above_hull",
+    }
+    found = summary["energies"]["wasserstein_eV_per_atom"]
+    assert found.keys() == pairs.keys()
+    for column, label in pairs.items():
+        ours = [float(row[column]) for row in rows.values() if row[column]]
+        theirs = [float(row[label]) for row in labels]
+        assert found[column] == pytest.approx(wasserstein_distance(ours, theirs), abs=1e-5)

@@ -48,6 +48,11 @@ def energy_page(found: Mapping[str, Any], columns: Mapping[str, Sequence[Cell]])
         )
         parts.append(f"<figure><figcaption>Energy above hull</figcaption>{_histogram(columns)}</figure>")
     parts.append(_table("median", [_median(name, value) for name, value in found["medians"].items()]))
+    distances = [
+        (_MEDIAN_LABELS.get(name, (name, ""))[0], "–" if value is None else f"{value:.3f} eV/atom")
+        for name, value in found["wasserstein_eV_per_atom"].items()
+    ]
+    parts.append(_table("Wasserstein distance to the reference's own labels", distances))
     parts.append(_table("how it ended", [(name, f"{count:,}") for name, count in found["status"].items()]))
     unknown = list(found["unknown_systems"].items())
     if unknown:

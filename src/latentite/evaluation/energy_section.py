@@ -25,6 +25,7 @@ from latentite.energy.reference_fit import table_references
 from latentite.energy.references import ElementReferences
 from latentite.energy.relaxation import RelaxCell, RelaxSettings
 from latentite.energy.table import EnergyTable, find_table, read_rows, table_hull
+from latentite.evaluation.distributions import finite
 from latentite.evaluation.energies import Energies, energy_store, measure_energies
 from latentite.evaluation.energy_page import energy_page
 from latentite.evaluation.measure import Cell
@@ -33,6 +34,7 @@ from latentite.evaluation.sections import stored_matches
 from latentite.evaluation.steps import timed
 from latentite.evaluation.store import structure_hash
 from latentite.evaluation.table import Counted, Denominator, MakeSection, Section, Table, Work, all_of
+from latentite.metrics.distributions import wasserstein
 
 METASTABLE = 0.1
 """eV/atom above hull."""
@@ -162,6 +164,7 @@ def energy_section(options: EnergyOptions) -> MakeSection:
                 if name in columns
             ]
         found = _summary(options, energies, phases, hull, references, columns)
+        found["wasserstein_eV_per_atom"] = _distances(work, columns)
         return Section(
             columns=columns,
             counted=tuple(counted),
@@ -314,6 +317,29 @@ def _summary(
     return found
 
 
+_LABELS = {
+    "formation_energy": ("formation_energy_per_atom",),
+    "energy_above_hull": ("energy_above_hull", "e_above_hull"),
+}
+"""Columns of the reference that hold the same property."""
+
+
+def _distances(work: Work, columns: Mapping[str, Sequence[Cell]]) -> dict[str, float | None]:
+    """Wasserstein distances to the labels of the reference, where it has such labels."""
+    found: dict[str, float | None] = {}
+    labels = {} if work.reference is None else work.reference.labels
+    for name, names in _LABELS.items():
+        label = next((labels[n] for n in names if n in labels), None)
+        for column in (name, f"relaxed_{name}"):
+            if label is not None and column in columns:
+                found[column] = finite(wasserstein(_numbers(columns[column]), _numbers(label)))
+    return found
+
+
+def _numbers(cells: Sequence[object]) -> np.ndarray:
+    return np.array([float(cell) for cell in cells if isinstance(cell, int | float) and np.isfinite(cell)])
+
+
 _MEDIANS = (
     "energy",
     "energy_above_hull",
@@ -326,5 +352,5 @@ _MEDIANS = (
 
 
 def _median(column: Sequence[Cell] | None) -> float | None:
-    known = [float(cell) for cell in column or () if isinstance(cell, int | float)]
-    return float(np.median(known)) if known else None
+    known = _numbers(column or ())
+    return float(np.median(known)) if len(known) else None
