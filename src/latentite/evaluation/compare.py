@@ -149,7 +149,8 @@ def compare_runs(first: str | Path, second: str | Path, *, force: bool = False) 
     folders = (Path(first), Path(second))
     summaries = (_read_summary(folders[0]), _read_summary(folders[1]))
     differing = {name: _at(summaries, name) for name in MUST_AGREE}
-    differing = {name: values for name, values in differing.items() if values[0] != values[1]}
+    # No tolerances and no section of conditions are the same; so are all other empty values.
+    differing = {name: (a, b) for name, (a, b) in differing.items() if (a or None) != (b or None)}
     if differing and not force:
         said = "; ".join(f"{name} is {a!r} and {b!r}" for name, (a, b) in differing.items())
         raise ValueError(
