@@ -6,6 +6,7 @@ Comes after `charts.py` and `run.py`; `report.py` writes it.
 from __future__ import annotations
 
 import base64
+import re
 import tempfile
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -156,10 +157,15 @@ def _title(table: Table, position: int) -> str:
     return "  ".join(words)
 
 
+def _kind(reason: str) -> str:
+    """A reason without its numbers and what follows a colon, so that equal ones are counted together."""
+    return re.sub(r"\d+(?:\.\d+)?(?:e[+-]?\d+)?", "…", reason.split(":")[0])
+
+
 def _failures(result: Evaluation) -> str:
     if not result.failures:
         return "<h2>Failures</h2><p>None.</p>"
-    kinds = Counter((item.step, item.reason.split(":")[0]) for item in result.failures)
+    kinds = Counter((item.step, _kind(item.reason)) for item in result.failures)
     rows = [
         f"<tr><td>{escape(step)}</td><td>{escape(reason)}</td><td class='n'>{count:,}</td></tr>"
         for (step, reason), count in kinds.most_common(20)
