@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 # Threads of OpenMP sleep while they wait: on a busy machine spinning ones took a hundred times longer.
@@ -99,3 +101,37 @@ def make_random_crystals() -> Callable[..., list[Arrays]]:
 def crystals() -> CrystalBatch:
     """Sixteen random crystals in one batch, the same in every run."""
     return CrystalBatch.from_arrays(random_crystals(16))
+
+
+@pytest.fixture
+def own_cache(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
+    """An empty cache and no bundled checkpoints."""
+    monkeypatch.setenv("LATENTITE_CACHE_DIR", str(tmp_path / "cache"))
+    monkeypatch.setenv("LATENTITE_CKPT_DIR", str(tmp_path / "ckpts"))
+    return tmp_path / "cache"
+
+
+@pytest.fixture
+def serve_as_hub(
+    monkeypatch: pytest.MonkeyPatch, own_cache: Path
+) -> Iterator[Callable[[type[BaseHTTPRequestHandler]], str]]:
+    """Makes the answers of a handler, on the loopback device, the hub; gives its address."""
+    for name in ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE"):
+        monkeypatch.delenv(name, raising=False)
+    for name in ("http_proxy", "HTTP_PROXY", "all_proxy", "ALL_PROXY"):
+        monkeypatch.delenv(name, raising=False)
+    servers: list[ThreadingHTTPServer] = []
+
+    def serve(handler: type[BaseHTTPRequestHandler]) -> str:
+        server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
+        server.daemon_threads = True
+        servers.append(server)
+        threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True).start()
+        address = f"http://127.0.0.1:{server.server_port}"
+        monkeypatch.setenv("HF_ENDPOINT", address)
+        return address
+
+    yield serve
+    for server in servers:
+        server.shutdown()
+        server.server_close()

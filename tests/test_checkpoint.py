@@ -26,8 +26,8 @@ from latentite.checkpoint import (
     plain,
     read_checkpoint,
     read_portable,
-    sha256_file,
 )
+from latentite.files import sha256_file
 
 
 def test_a_lightning_file_gives_its_record(tmp_path: Path) -> None:

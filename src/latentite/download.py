@@ -3,7 +3,7 @@
 Time-outs, tries, continuing after a break and checks are the same for both; the hub's headers say more:
 `X-Repo-Commit`, and for large files `X-Linked-ETag` (their sha256) and `X-Linked-Size`. huggingface_hub's
 own download waits 396 s for a hub that accepts and never answers, and cannot be told otherwise; so only its
-address rules and its session (proxies, certificates) are used. No token is sent. `hub.py` and
+address rules and its session (proxies, certificates) are used. No token is sent. `hub/` and
 `data/sources.py` say which file and where to.
 """
 

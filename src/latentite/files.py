@@ -1,6 +1,6 @@
 """Files on disk: atomic replacement, hashes, and the names of things that are not what they claim to be.
 
-Imports nothing of ours; `checkpoint.py`, `hub.py` and the readers of data may all use it.
+Imports nothing of ours; `checkpoint/`, `hub/` and the readers of data may all use it.
 """
 
 from __future__ import annotations

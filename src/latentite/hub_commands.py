@@ -1,4 +1,4 @@
-"""`latentite hub list | download | verify | export`: the command line of `hub.py`, called by `cli.py`."""
+"""`latentite hub list | download | verify | export`: the command line of `hub/`, called by `cli.py`."""
 
 from __future__ import annotations
 

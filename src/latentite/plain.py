@@ -1,6 +1,6 @@
 """Plain values (dict, list, str, number, None) to typed config dataclasses and back.
 
-`config.py` uses it for composed YAML and `checkpoint.py` for the configs that checkpoints carry, so that both
+`config.py` uses it for composed YAML and `checkpoint/` for the configs that checkpoints carry, so that both
 refuse the same mistakes with the same sentences. Depends on nothing of ours; the first rung of the house.
 """
 

@@ -8,7 +8,7 @@
     reconstructions.png
     cifs/              <id>_original.cif and <id>_reconstructed.cif
 
-Comes after `checkpoint.py`, `data/build.py` and `metrics/reconstruction.py`; `reconstruct_commands.py` is its
+Comes after `checkpoint/`, `data/build.py` and `metrics/reconstruction.py`; `reconstruct_commands.py` is its
 command line.
 """
 

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import os
-import threading
-from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from collections.abc import Callable
+from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 
 import pytest
@@ -25,7 +24,7 @@ def references() -> Path:
 
 
 @pytest.fixture
-def served(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[dict[str, Path]]:
+def served(serve_as_hub: Callable[[type[BaseHTTPRequestHandler]], str]) -> dict[str, Path]:
     """Name of a public checkpoint -> file that the hub serves for it; the cache is empty at first."""
     files: dict[str, Path] = {}
 
@@ -47,29 +46,11 @@ def served(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[dict[str
             self.end_headers()
             self.wfile.write(content)
 
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    server.daemon_threads = True
-    threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True).start()
-    for name in (
-        "HF_HUB_OFFLINE",
-        "TRANSFORMERS_OFFLINE",
-        "http_proxy",
-        "HTTP_PROXY",
-        "all_proxy",
-        "ALL_PROXY",
-    ):
-        monkeypatch.delenv(name, raising=False)
-    monkeypatch.setenv("HF_ENDPOINT", f"http://127.0.0.1:{server.server_port}")
-    monkeypatch.setenv("LATENTITE_CACHE_DIR", str(tmp_path / "cache"))
-    monkeypatch.setenv("LATENTITE_CKPT_DIR", str(tmp_path / "ckpts"))
-    yield files
-    server.shutdown()
-    server.server_close()
+    serve_as_hub(Handler)
+    return files
 
 
 @pytest.fixture
-def cache(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
+def cache(own_cache: Path) -> Path:
     """A cache of its own, for tests without network."""
-    monkeypatch.setenv("LATENTITE_CACHE_DIR", str(tmp_path / "cache"))
-    monkeypatch.setenv("LATENTITE_CKPT_DIR", str(tmp_path / "ckpts"))
-    return tmp_path / "cache"
+    return own_cache

@@ -1,8 +1,8 @@
 """A Chemeleon2 checkpoint written once as a checkpoint of ours, which every stage reads.
 
-What is written is a `.ckpt` as training leaves it (`checkpoint.py`), with the raw weights and, where the file has
+What is written is a `.ckpt` as training leaves it (`checkpoint/`), with the raw weights and, where the file has
 an EMA, that besides; whoever does not choose gets the raw ones, which the public project samples with. Comes
-after `chemeleon2.py`; `hub.py` keeps the result in the cache and its card beside it.
+after `chemeleon2.py`; `hub/` keeps the result in the cache and its card beside it.
 """
 
 from __future__ import annotations

@@ -1,0 +1,51 @@
+"""What a checkpoint of ours holds and how it is read safely.
+
+Two forms say the same. Training leaves Lightning `.ckpt` files, with optimizer and loops, to resume from;
+`export_portable` makes of one a pair `NAME.safetensors` + `NAME.json` (the card), to publish. Either is read
+by `read_checkpoint` into a `CheckpointRecord`, and nothing in the file is ever executed: `.ckpt` files are
+read with `torch.load(weights_only=True)`, and whatever that refuses is refused here with a sentence.
+
+A `.ckpt` has Lightning's own keys, the raw weights in `state_dict` under the prefix "network.", and
+
+    "latentite": {"format": 1, "stage": "vae", "config": {...}, "data": {...}, "metrics": {...},
+                  "ema": {parameter name without prefix: tensor} or None,
+                  "default_weights": "raw" or "ema", where it is not the EMA if there is one}
+
+Comes after `plain.py` and `files.py`; `hub/` finds the files. What others use is named here; the files of this
+folder say the rest.
+"""
+
+from latentite.checkpoint.network import load_network_state, merge_adapters, require_fit
+from latentite.checkpoint.portable import read_portable
+from latentite.checkpoint.read import export_portable, read_checkpoint
+from latentite.checkpoint.record import (
+    FORMAT,
+    NETWORK_PREFIX,
+    PAYLOAD_KEY,
+    CheckpointError,
+    CheckpointRecord,
+    Stage,
+    Weights,
+    build_payload,
+    config_from_plain,
+    plain,
+)
+
+__all__ = [
+    "FORMAT",
+    "NETWORK_PREFIX",
+    "PAYLOAD_KEY",
+    "CheckpointError",
+    "CheckpointRecord",
+    "Stage",
+    "Weights",
+    "build_payload",
+    "config_from_plain",
+    "export_portable",
+    "load_network_state",
+    "merge_adapters",
+    "plain",
+    "read_checkpoint",
+    "read_portable",
+    "require_fit",
+]

@@ -1,0 +1,110 @@
+"""A `.ckpt` as a record, read without executing anything in it.
+
+Comes after `record.py`; `read.py` calls it.
+"""
+
+from __future__ import annotations
+
+import pickle
+import re
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from latentite.checkpoint.record import (
+    NETWORK_PREFIX,
+    PAYLOAD_KEY,
+    CheckpointError,
+    CheckpointRecord,
+    Weights,
+    check_payload,
+)
+from latentite.files import sha256_file
+
+_CHEMELEON2 = re.compile(r"src\.(vae|ldm|rl|predictor)_module\.")
+
+
+def record_from_lightning(path: Path, weights: Weights | None) -> CheckpointRecord:
+    """The record of a file by Lightning; `read_checkpoint` says which weights are taken and what is raised."""
+    content = _load_plain_zip(path)
+    if not isinstance(content, dict) or not isinstance(content.get(PAYLOAD_KEY), dict):
+        kind = "a checkpoint" if isinstance(content, dict) and "state_dict" in content else "a torch file"
+        raise CheckpointError(
+            f"{path} is {kind}, but not one that Latentite wrote (it has no key 'latentite')"
+        )
+    payload = content[PAYLOAD_KEY]
+    stage = check_payload(payload, path)
+    raw = {
+        name.removeprefix(NETWORK_PREFIX): tensor
+        for name, tensor in content.get("state_dict", {}).items()
+        if name.startswith(NETWORK_PREFIX)
+    }
+    if not raw:
+        raise CheckpointError(
+            f"{path} has no weights: nothing in its state_dict starts with '{NETWORK_PREFIX}'"
+        )
+    ema = payload.get("ema")
+    if weights is None:
+        weights = Weights(payload.get("default_weights") or (Weights.EMA if ema else Weights.RAW))
+    if weights is Weights.EMA:
+        if not ema:
+            raise CheckpointError(f"{path} has no EMA weights (trained without EMA); ask for weights=raw")
+        if unknown := sorted(ema.keys() - raw.keys()):
+            raise CheckpointError(f"{path}: its EMA has {unknown[0]}, which its network has not")
+        raw = {**raw, **ema}  # buffers are not averaged: they come from the raw state
+    return CheckpointRecord(
+        path=path,
+        stage=stage,
+        weights=weights,
+        config=payload["config"],
+        # The file is memory-mapped: a copy of what is used lets go of the optimizer's share.
+        state={name: tensor.detach().clone() for name, tensor in raw.items()},
+        data=payload["data"],
+        metrics=payload["metrics"],
+        sha256=sha256_file(path),
+    )
+
+
+def _load_plain_zip(path: Path) -> Any:
+    """The content of a file by `torch.save`, if it is whole and holds only tensors and plain values."""
+    with path.open("rb") as file:
+        magic = file.read(4)
+    if magic[:1] == b"\x80":  # the first opcode of every binary pickle
+        raise CheckpointError(
+            f"{path} is a bare Python pickle, which can run code when it is read, so it was not opened; "
+            "our checkpoints are zip files of tensors and plain values"
+        )
+    if magic != b"PK\x03\x04":
+        raise CheckpointError(f"{path} is not a checkpoint (neither a torch zip file nor a portable pair)")
+    if not zipfile.is_zipfile(path):  # the table of contents stands at the end
+        raise CheckpointError(f"{path} is truncated: its end is missing; copy or download it again")
+    with zipfile.ZipFile(path) as archive:
+        if not any(name.endswith("data.pkl") for name in archive.namelist()):
+            raise CheckpointError(f"{path} is a zip file, but not a checkpoint (it has no data.pkl)")
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    except pickle.UnpicklingError as error:
+        raise _refusal(path) from error
+    except (RuntimeError, EOFError, KeyError, ValueError, TypeError, IndexError, AttributeError) as error:
+        # what the restricted unpickler and the zip reader raise on bytes that are not what they expect
+        raise CheckpointError(f"{path} is damaged and cannot be read; copy or download it again") from error
+
+
+def _refusal(path: Path) -> CheckpointError:
+    """Says, from a static look at the pickle, what it wanted to import; nothing of it has been executed."""
+    try:
+        names = sorted(torch.serialization.get_unsafe_globals_in_checkpoint(path))
+    except (RuntimeError, ValueError, pickle.UnpicklingError):
+        names = []
+    if any(_CHEMELEON2.match(name) for name in names):
+        return CheckpointError(
+            f"{path} is a Chemeleon2 checkpoint; `latentite.hub.resolve` gives it in our format, as every command "
+            "that takes a checkpoint does (nothing in the file was executed)"
+        )
+    asked = ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
+    return CheckpointError(
+        f"{path} asks to run code when it is loaded ({asked or 'objects that are not plain values'}), so it "
+        "was refused and nothing in it was executed; our checkpoints hold tensors and plain values only"
+    )

@@ -1,0 +1,164 @@
+"""The content of a checkpoint: stage, weights, config; what training adds to a file, and what every file must state.
+
+Comes first in this folder.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from enum import StrEnum
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from torch import Tensor
+
+from latentite import __version__
+from latentite.files import impostor
+from latentite.plain import from_plain
+
+FORMAT = 1
+PAYLOAD_KEY = "latentite"
+NETWORK_PREFIX = "network."
+config_from_plain = from_plain  # the way back from `CheckpointRecord.config` to the network's dataclass
+
+
+class Stage(StrEnum):
+    """The stages of training, in their order."""
+
+    VAE = "vae"
+    LDM = "ldm"
+    RL = "rl"
+    PREDICTOR = "predictor"
+
+
+class Weights(StrEnum):
+    """Which of a checkpoint's two sets of weights."""
+
+    EMA = "ema"
+    """The exponential moving average over training steps: what is validated, and what later stages use."""
+    RAW = "raw"
+    """As the optimizer left them."""
+
+
+class CheckpointError(ValueError):
+    """A file that is missing, damaged, dangerous, or not the checkpoint that was asked for."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class CheckpointRecord:
+    """A checkpoint in memory, without what only resuming needs."""
+
+    path: Path
+    """The file that holds the weights."""
+    stage: Stage
+    weights: Weights
+    """Which weights `state` has."""
+    config: dict[str, Any]
+    """Plain values; `config_from_plain` makes the dataclass of it."""
+    state: dict[str, Tensor]
+    """The network's parameters and buffers, on the CPU."""
+    data: dict[str, Any]
+    """Hashes and statistics of the data that the stage was trained on."""
+    metrics: dict[str, Any]
+    sha256: str
+    """Of the file `path`."""
+
+
+def plain(value: Any, *, key: str = "") -> Any:
+    """Converts to what JSON knows; `latentite.plain.to_plain`, but nothing foreign passes.
+
+    Takes None, bool, int, float, str, StrEnum, Path, NumPy scalars, dataclasses, and mappings (with strings
+    as keys), lists and tuples of these. The result shares nothing mutable with `value`.
+
+    Args:
+        value: what to convert.
+        key: where it stands ("data.statistics"), for the error.
+
+    Raises:
+        TypeError: at the first value that is none of these, naming its key.
+    """
+    if isinstance(value, np.generic):  # first: np.float64 is also a float, np.str_ also a str
+        value = value.item()
+    if value is None or type(value) in (bool, int, float, str):
+        return value
+    if isinstance(value, StrEnum | Path):
+        return str(value)
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        value = {field.name: getattr(value, field.name) for field in dataclasses.fields(value)}
+    if isinstance(value, Mapping):
+        for name in value:
+            if not isinstance(name, str):
+                raise TypeError(f"{key or 'the mapping'} must have strings as keys, got {name!r}")
+        return {str(name): plain(item, key=f"{key}.{name}" if key else name) for name, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain(item, key=f"{key}[{i}]") for i, item in enumerate(value)]
+    raise TypeError(
+        f"{key or 'the value'} must be a plain value (None, bool, int, float, str, list or dict of these), "
+        f"got {type(value).__module__}.{type(value).__qualname__}"
+    )
+
+
+def build_payload(
+    *,
+    stage: Stage,
+    config: Any,
+    data: Mapping[str, Any],
+    metrics: Mapping[str, Any],
+    ema: Mapping[str, Tensor] | None = None,
+    default_weights: Weights | None = None,
+) -> dict[str, Any]:
+    """What a Lightning module adds to its checkpoint under the key "latentite".
+
+    Args:
+        stage: which stage this is.
+        config: dataclass or mapping from which the network can be built again.
+        data: content hash and statistics of the training data.
+        metrics: name -> number, as last validated.
+        ema: averaged parameters by their names in the network (no "network." prefix), or None without EMA.
+        default_weights: what a reader gets who does not choose; None for the EMA where there is one.
+
+    Raises:
+        TypeError: something in it is not a plain value; the message names its key.
+    """
+    payload = {
+        "format": FORMAT,
+        "stage": Stage(stage).value,
+        "config": plain(config, key="config"),
+        "data": plain(data, key="data"),
+        "metrics": plain(metrics, key="metrics"),
+        "ema": None if ema is None else {name: tensor.detach() for name, tensor in ema.items()},
+    }
+    return payload if default_weights is None else {**payload, "default_weights": default_weights.value}
+
+
+def require_file(path: Path) -> None:
+    """Refuses, with one sentence, a path at which no checkpoint can be."""
+    if path.is_dir():
+        raise CheckpointError(f"{path} is a folder; give the .ckpt or .safetensors file inside it")
+    if not path.is_file():
+        raise CheckpointError(f"{path} does not exist; give the path of a .ckpt or .safetensors file")
+    if (other := impostor(path)) is not None:
+        raise CheckpointError(f"{path} is {other}")
+
+
+def check_payload(payload: Any, path: Path) -> Stage:
+    """Checks format, stage and sections of what a `.ckpt` and a card have in common."""
+    if not isinstance(payload, dict) or "format" not in payload:
+        raise CheckpointError(f"{path} is not a checkpoint that Latentite wrote (it states no format)")
+    if payload["format"] != FORMAT:
+        raise CheckpointError(
+            f"{path} has checkpoint format {payload['format']!r}, but latentite {__version__} reads "
+            f"format {FORMAT}; use the version of latentite that wrote it"
+        )
+    if payload.get("stage") not in list(Stage):
+        raise CheckpointError(
+            f"{path}: stage must be one of {', '.join(Stage)}, got {payload.get('stage')!r}"
+        )
+    for section in ("config", "data", "metrics"):
+        if not isinstance(payload.get(section), dict):
+            raise CheckpointError(
+                f"{path}: its section '{section}' must be a mapping, got {payload.get(section)!r}"
+            )
+    return Stage(payload["stage"])

@@ -1,0 +1,103 @@
+"""Files of the cache, each with a record beside it: where they lie, what is known of them, whether they are whole.
+
+Comes after `names.py`.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from pathlib import Path
+from typing import Any
+
+from latentite.files import cache_dir, impostor, sha256_file, write_json
+from latentite.hub.names import PUBLIC
+from latentite.interop import CONVERSION
+
+logger = logging.getLogger(__name__)
+
+
+def cached_file(name: str) -> Path:
+    """Where the file of a public checkpoint lies, once it is downloaded."""
+    return cache_dir() / "hub" / f"{name}.ckpt"
+
+
+def converted_file(file: Path, sha256: str) -> Path:
+    """Where the conversion of a Chemeleon2 checkpoint of this content lies, once it is made."""
+    return cache_dir() / "converted" / f"{file.stem}-{sha256[:16]}-v{CONVERSION}.ckpt"
+
+
+def public_name(file: Path) -> str | None:
+    """The public checkpoint that a file is: one in the cache, or one that kept its name in the repository."""
+    for name, remote in PUBLIC.items():
+        if file == cached_file(name) or file.name == Path(remote).name:
+            return name
+    return None
+
+
+def card(file: Path) -> dict[str, Any]:
+    """What is recorded of a file that `resolve` gave from the cache: hashes, origin, and what was converted to what.
+
+    Raises:
+        ValueError: when nothing is recorded of it.
+    """
+    record = read_record(file)
+    if record is None:
+        raise ValueError(f"{file} is not from the cache: it has no record beside it")
+    return record
+
+
+def card_hash(path: Path) -> str | None:
+    """The sha256 in the card beside a portable checkpoint, if it has one."""
+    card = path.with_suffix(".json")
+    if path.suffix != ".safetensors" or not card.is_file():
+        return None
+    content = _read_json(card)
+    return content.get("sha256") if content else None
+
+
+def _record_file(file: Path) -> Path:
+    return file.with_name(file.name + ".json")
+
+
+def read_record(file: Path) -> dict[str, Any] | None:
+    """The record beside a file; None where there is none that can be read."""
+    return _read_json(_record_file(file)) if _record_file(file).is_file() else None
+
+
+def _read_json(path: Path) -> dict[str, Any] | None:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError:
+        logger.warning("%s is not valid JSON and is ignored", path)
+        return None
+    return content if isinstance(content, dict) else None
+
+
+def write_record(file: Path, content: Path, **origin: Any) -> None:
+    """Notes hash, size and time of `content`, which is `file` or about to become it."""
+    stat = content.stat()
+    facts = {"sha256": sha256_file(content), "size": stat.st_size, "mtime_ns": stat.st_mtime_ns}
+    write_json(_record_file(file), {**facts, **origin})
+
+
+def problem_of(file: Path, *, is_thorough: bool) -> str | None:
+    """What is wrong with a cached file, or None; without `is_thorough` an untouched file is not hashed again.
+
+    A file without record was put there by hand: it is taken as it is, and recorded.
+    """
+    if (other := impostor(file)) is not None:
+        return f"{file} is {other}"
+    record = read_record(file)
+    if record is None or not {"sha256", "size", "mtime_ns"} <= record.keys():
+        write_record(file, file, url="put here by hand")
+        return None
+    stat = file.stat()
+    if stat.st_size != record["size"]:
+        return f"{file} is damaged: its size must be {record['size']} bytes, got {stat.st_size}"
+    if not is_thorough and stat.st_mtime_ns == record["mtime_ns"]:
+        return None
+    digest = sha256_file(file)
+    if digest != record["sha256"]:
+        return f"{file} is damaged: sha256 must be {record['sha256']}, got {digest}"
+    return None

@@ -1,0 +1,75 @@
+"""Which names there are: the public checkpoints, those in the `ckpts` folders, and what a mistyped one may mean.
+
+Comes first in this folder.
+"""
+
+from __future__ import annotations
+
+import difflib
+import os
+from collections.abc import Iterable
+from dataclasses import dataclass
+from enum import StrEnum
+from pathlib import Path
+
+from latentite.download import DownloadError
+
+REPOSITORY = "hspark1212/chemeleon2-checkpoints"
+PUBLIC: dict[str, str] = {
+    "mp_20_vae": "v0.0.1/mp_20/vae/dng_m4owq4i5_v0.ckpt",
+    "alex_mp_20_vae": "v0.0.1/alex_mp_20/vae/dng_j1jgz9t0_v1.ckpt",
+    "mp_20_ldm_base": "v0.0.1/mp_20/ldm/ldm_null_4tfw67aq.ckpt",
+    "alex_mp_20_ldm_base": "v0.0.1/alex_mp_20/ldm/ldm_null_k744ob4i.ckpt",
+    "mp_20_ldm_rl": "v0.0.1/mp_20/ldm/ldm_rl_dng_xxq3a0mn.ckpt",
+    "alex_mp_20_ldm_rl": "v0.0.1/alex_mp_20/ldm/ldm_rl_dng_tuor5vgd.ckpt",
+}
+"""The public Chemeleon2 checkpoints: name -> path in `REPOSITORY`."""
+
+SUFFIXES = (".safetensors", ".ckpt")  # in the order in which they are preferred
+
+
+class HubError(DownloadError):
+    """A checkpoint cannot be had: offline, unreachable, refused, or damaged. One sentence says what to do."""
+
+
+class Kind(StrEnum):
+    """Where a name comes from."""
+
+    BUNDLED = "bundled"
+    PUBLIC = "public"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Entry:
+    """One name that `resolve` knows."""
+
+    name: str
+    kind: Kind
+    where: str
+    """The file of a bundled checkpoint; repository and path of a public one."""
+    path: Path | None
+    """The file on this machine, or None when it has not been downloaded."""
+    sha256: str | None
+    """As recorded; None when nothing is recorded."""
+
+
+def unknown_name(name: str, names: Iterable[str]) -> ValueError:
+    """The error for a name that is none of `names`; near ones are suggested."""
+    known = {candidate.lower(): candidate for candidate in names}
+    close = [known[match] for match in difflib.get_close_matches(name.lower(), known, n=3, cutoff=0.6)]
+    advice = f"did you mean {' or '.join(close)}?" if close else f"the names are {', '.join(known.values())}"
+    return ValueError(f"there is no checkpoint named {name!r}; {advice}")
+
+
+def bundled_files() -> dict[str, Path]:
+    """Name -> file of every checkpoint in the `ckpts` folders; the first folder that has a name wins."""
+    package = Path(__file__).parents[1]
+    folders = [package / "ckpts", package.parents[1] / "ckpts"]  # in an installed wheel, in a checkout
+    if own := os.environ.get("LATENTITE_CKPT_DIR"):
+        folders.insert(0, Path(own))
+    found: dict[str, Path] = {}
+    for folder in folders:
+        for suffix in SUFFIXES:
+            for path in sorted(folder.glob(f"*{suffix}")):
+                found.setdefault(path.name.removesuffix(suffix), path)
+    return found
