@@ -22,13 +22,14 @@ EPILOG = """examples:
   latentite vae reconstruct logs/.../checkpoints/last.ckpt my_cifs/ --out report
   latentite sample --ckpt last.ckpt --num-samples 1000 --out samples
   latentite evaluate samples/ --reference mp_20 --out report
+  latentite predict predictor.ckpt samples/ --out table.csv
   latentite hub list
 
 Each command has its own --help."""
 
 TRAIN_HELP = """usage: latentite train STAGE [key=value ...] [--cfg job] [--multirun]
 
-Stages: vae, ldm, rl.
+Stages: vae, ldm, rl, predictor.
 
 examples:
   latentite train vae experiment=prototypes/vae_dng
@@ -37,11 +38,13 @@ examples:
   latentite train vae experiment=mp_20/vae_dng ckpt_path=logs/.../checkpoints/last.ckpt    resume
   latentite train ldm experiment=prototypes/ldm_null ldm_module.vae_ckpt_path=logs/.../checkpoints/last.ckpt
   latentite train rl experiment=prototypes/rl_density rl_module.ldm_ckpt_path=logs/.../checkpoints/last.ckpt
+  latentite train predictor experiment=prototypes/predictor_density predictor_module.vae_ckpt_path=logs/.../last.ckpt
 
-The keys are those of configs/, the same as for python src/train_vae.py, train_ldm.py and train_rl.py.
+The keys are those of configs/, the same as for python src/train_vae.py, train_ldm.py, train_rl.py and
+train_predictor.py.
 """
 
-STAGES = ("vae", "ldm", "rl")
+STAGES = ("vae", "ldm", "rl", "predictor")
 
 _CHILD = "LATENTITE_TRAIN_STAGE"
 """The stage, for the further processes of a distributed run: Lightning passes them the overrides only."""
@@ -49,8 +52,9 @@ _CHILD = "LATENTITE_TRAIN_STAGE"
 GROUPS = {
     "demo": ("latentite.demo_commands", "train both stages on embedded crystals, show what comes out"),
     "data": ("latentite.data.commands", "datasets: build from your files, look into one"),
-    "train": (None, "train a stage: latentite train vae|ldm|rl [key=value ...]"),
+    "train": (None, "train a stage: latentite train vae|ldm|rl|predictor [key=value ...]"),
     "vae": ("latentite.reconstruct_commands", "use a trained VAE: reconstruct"),
+    "predict": ("latentite.predict_commands", "properties of any structures from a trained predictor"),
     "sample": ("latentite.sample_commands", "new crystals from a trained latent diffusion model"),
     "reward": ("latentite.reward_commands", "rewards for reinforcement learning: check one of your own"),
     "evaluate": ("latentite.evaluate_commands", "measure any set of structures against a reference"),

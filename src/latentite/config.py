@@ -62,10 +62,17 @@ def _rl() -> tuple[type[Any], Callable[[Any], Any]]:
     return TrainRLConfig, train_rl
 
 
+def _predictor() -> tuple[type[Any], Callable[[Any], Any]]:
+    from latentite.training.stages import TrainPredictorConfig, train_predictor
+
+    return TrainPredictorConfig, train_predictor
+
+
 STAGES = {
     "vae": StageEntry(config_name="train_vae", load=_vae),
     "ldm": StageEntry(config_name="train_ldm", load=_ldm),
     "rl": StageEntry(config_name="train_rl", load=_rl),
+    "predictor": StageEntry(config_name="train_predictor", load=_predictor),
 }
 """Training stages by name."""
 

@@ -10,8 +10,6 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 if TYPE_CHECKING:
-    from latentite.data.dataset import CrystalDataset
-    from latentite.data.records import Rejection
     from latentite.reconstruct import Reconstruction
 
 SPLIT_CHOICES = ("train", "val", "test")
@@ -62,9 +60,11 @@ def _reconstruct(arguments: argparse.Namespace) -> int:
 def _run(arguments: argparse.Namespace, errors: Console) -> Reconstruction:
     # Imported here: torch and the networks take seconds, and `--help` should not.
     from latentite import hub
+    from latentite.data.named import check_device, read_source
     from latentite.reconstruct import load_vae, reconstruct, subset, write_report
 
     _check(arguments)
+    check_device(arguments.device)
     network, record = load_vae(hub.resolve(arguments.checkpoint), weights=arguments.weights)
     dataset, rejections = read_source(arguments.source, split=arguments.split, max_atoms=arguments.max_atoms)
     num_accepted = len(dataset)
@@ -97,51 +97,9 @@ def _run(arguments: argparse.Namespace, errors: Console) -> Reconstruction:
 
 
 def _check(arguments: argparse.Namespace) -> None:
-    import torch
-
     if arguments.limit is not None and arguments.limit < 1:
         raise ValueError(f"--limit must be at least 1, got {arguments.limit}")
     if arguments.batch_size < 1:
         raise ValueError(f"--batch-size must be at least 1, got {arguments.batch_size}")
-    try:
-        device = torch.device(arguments.device)
-    except RuntimeError as error:
-        raise ValueError(f"--device must be cpu, cuda, cuda:0, ..., got {arguments.device}") from error
-    if device.type == "cuda" and not torch.cuda.is_available():
-        raise ValueError(
-            f"--device {arguments.device} was asked for, but torch sees no CUDA device; use --device cpu"
-        )
     if arguments.out.exists() and not arguments.out.is_dir():
         raise ValueError(f"--out must be a folder, got the file {arguments.out}")
-
-
-def read_source(source: str, *, split: str, max_atoms: int) -> tuple[CrystalDataset, tuple[Rejection, ...]]:
-    """A dataset of whatever the user named, in canonical form, and what was rejected on the way.
-
-    Args:
-        source: a path that the readers know, a dataset file or folder of `latentite data build`, or the name
-            of a dataset.
-        split: which of the splits, where there are several.
-        max_atoms: cells with more atoms are rejected; 0 for no limit.
-
-    Raises:
-        FileNotFoundError: when there is no such path and no dataset of that name.
-        ValueError: when the source as a whole cannot be used.
-    """
-    from latentite.data.build import BuildOptions, build_split, split_files
-    from latentite.data.cache import read_dataset, read_rejections
-    from latentite.data.checks import Limits
-    from latentite.data.sources import DATASETS, resolve
-
-    path = Path(source)
-    if not path.exists() and source in DATASETS:
-        path = resolve(source)
-    if path.is_dir() and (files := split_files(path)):
-        if split not in files:
-            raise ValueError(f"--split {split} must be one of {', '.join(files)} in {path}")
-        path = files[split]
-    if path.suffix == ".safetensors":
-        return read_dataset(path), tuple(read_rejections(path))
-    limits = Limits(max_atoms=max_atoms or None)
-    built = build_split(path, options=BuildOptions(limits=limits, properties=()))
-    return built.dataset, built.rejections

@@ -25,7 +25,8 @@ from latentite.diffusion.schedule import Schedule, to_x0
 from latentite.diffusion.steps import learned_log_variance, posterior_mean
 from latentite.latent import LatentBatch
 from latentite.ldm_checkpoint import load_ldm
-from latentite.nn.predictor import PredictorConfig, PropertyPredictor
+from latentite.nn.predictor import PropertyPredictor
+from latentite.nn.predictor_config import PredictorConfig
 from latentite.nn.vae import CrystalVAE
 from latentite.objectives.ldm import Compatibility
 from latentite.plain import from_plain

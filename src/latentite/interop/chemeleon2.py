@@ -40,7 +40,8 @@ from latentite.interop.tensors import (
     target_statistics,
 )
 from latentite.nn.ldm import LatentDiffusion
-from latentite.nn.predictor import Pooling, PredictorConfig, PropertyPredictor
+from latentite.nn.predictor import PropertyPredictor
+from latentite.nn.predictor_config import Pooling, PredictorConfig
 from latentite.nn.vae import CrystalVAE, VAEConfig
 from latentite.objectives.ldm import LDMStageConfig
 
@@ -159,8 +160,9 @@ def _predictor_config(
         heads = _carried_heads(file, shapes, hyper, find_vae)
     targets = plain_value(hyper.get("target_conditions"))
     reduce = plain_value(hyper.get("reduce", "mean"))
-    if reduce not in list(Pooling):
-        raise CheckpointError(f"{file.path}: reduce must be {' or '.join(Pooling)}, got {reduce!r}")
+    known = (Pooling.MEAN, Pooling.SUM)
+    if reduce not in known:
+        raise CheckpointError(f"{file.path}: reduce must be {' or '.join(known)}, got {reduce!r}")
     return PredictorConfig(
         vae=vae_config(shapes, "vae.", *heads),
         targets=list(targets) if isinstance(targets, dict) else [],

@@ -15,7 +15,7 @@ from torch import Tensor
 from latentite.checkpoint import CheckpointError
 from latentite.interop.pickled import PickledFile, read_pickled
 from latentite.interop.records import DamagedPickleError, StoredTensor, UnsafePickleError
-from latentite.nn.predictor import PredictorConfig
+from latentite.nn.predictor_config import PredictorConfig
 from latentite.objectives.ldm import LDMStageConfig
 
 

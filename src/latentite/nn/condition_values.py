@@ -64,6 +64,12 @@ class Transform(StrEnum):
             return values.log()
         return values.asinh() if self is Transform.ASINH else values
 
+    def inverse(self, values: Tensor) -> Tensor:
+        """The number that was transformed."""
+        if self is Transform.LOG:
+            return values.exp()
+        return values.sinh() if self is Transform.ASINH else values
+
 
 @dataclass(kw_only=True, slots=True)
 class ConditionConfig:

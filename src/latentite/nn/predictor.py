@@ -1,94 +1,217 @@
-"""`PropertyPredictor`: properties of a crystal from what a frozen VAE says of its atoms.
+"""`PropertyPredictor`: properties of a crystal from what a VAE's encoder says of its atoms.
 
-Latent means and, by choice, encoder features of all atoms are pooled into one vector per crystal, which three
-linear layers turn into one normalised number per target. Comes after `vae.py`.
+Latent means and, by choice, encoder features of all atoms are pooled into one vector per crystal, which a trunk and
+its heads turn into normalised outputs. At a fidelity f, a numeric target is
+
+    y_f = b_f(composition) + m + s (g(h) + d_f(h))
+
+with b_f an element baseline, m and s the mean and spread of the training labels less their baselines, g the
+reference's head and d_f that of the fidelity. Comes after `vae.py`, `predictor_config.py` and `fidelity_heads.py`;
+`predictions.py` reads the outputs.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from enum import StrEnum
+from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from latentite.crystal import CrystalBatch
-from latentite.nn.segment import segment_mean, segment_sum
-from latentite.nn.vae import CrystalVAE, VAEConfig
+from latentite.crystal import FIDELITY, CrystalBatch
+from latentite.nn.baselines import ElementBaselines, Extent
+from latentite.nn.fidelity_heads import FidelityHeads
+from latentite.nn.predictions import Predictions, read_outputs
+from latentite.nn.predictor_config import Pooling, PredictorConfig
+from latentite.nn.segment import segment_mean, segment_softmax, segment_sum
+from latentite.nn.vae import CrystalVAE
 
 
-class Pooling(StrEnum):
-    """How the atoms of a crystal become one vector."""
+@dataclass(frozen=True, kw_only=True, slots=True)
+class PredictorInput:
+    """What the heads need of a batch, after the encoder."""
 
-    MEAN = "mean"
-    SUM = "sum"
-
-
-@dataclass(kw_only=True, slots=True)
-class PredictorConfig:
-    """Architecture of a `PropertyPredictor`. Defaults are Chemeleon2's."""
-
-    vae: VAEConfig = field(default_factory=VAEConfig)
-    targets: list[str] = field(default_factory=list)
-    """Names of the properties, in the order of the outputs."""
-    pooling: Pooling = Pooling.MEAN
-    use_encoder_features: bool = True
-    """Pool the encoder's features besides the latent means."""
-    dropout: float = 0.1
-
-    def __post_init__(self) -> None:
-        if not self.targets:
-            raise ValueError("targets must name at least one property, got none")
-        if len(set(self.targets)) != len(self.targets):
-            raise ValueError(f"targets must have different names, got {', '.join(self.targets)}")
-        if not 0.0 <= self.dropout < 1.0:
-            raise ValueError(f"dropout must be at least 0 and below 1, got {self.dropout}")
-
-    @property
-    def num_features(self) -> int:
-        """Width of the pooled vector."""
-        return self.vae.latent_dim + (self.vae.encoder.d_model if self.use_encoder_features else 0)
+    features: Float[Tensor, "row feature"]
+    """One row per crystal, or per atom where the pooling is learned."""
+    num_atoms: Int[Tensor, " crystal"]
+    fidelity: Int[Tensor, " crystal"]
+    baseline: Float[Tensor, "crystal target"]
+    """In the unit of the labels; 0 without baselines."""
 
 
 class PropertyPredictor(nn.Module):
-    """Frozen VAE, pooling, and a head for all targets. Tensor names are those of Chemeleon2's predictors."""
+    """VAE, pooling, and heads for all targets. Tensor names are those of Chemeleon2's predictors."""
 
     mean: Tensor
     std: Tensor
+    spread_scale: Tensor
 
     def __init__(self, config: PredictorConfig) -> None:
         super().__init__()
         self.config = config
         self.vae = CrystalVAE(config.vae).requires_grad_(False)
-        width = config.num_features
-        self.proj = nn.Sequential(
-            *_hidden_layer(width, width // 4, config.dropout),
-            *_hidden_layer(width // 4, width // 2, config.dropout),
-            nn.Linear(width // 2, len(config.targets)),
+        self.attention = _scorer(config.num_features) if config.pooling is Pooling.ATTENTION else None
+        self.proj = _head(config)
+        self.ensemble = nn.ModuleList(_head(config) for _ in range(config.ensemble - 1))
+        self.fidelity_heads = FidelityHeads(config) if config.num_fidelities > 1 else None
+        self.baselines = build_baselines(config) if config.has_baselines else None
+        num_targets = len(config.targets)
+        self.register_buffer("mean", torch.zeros(num_targets))
+        self.register_buffer("std", torch.ones(num_targets))
+        if config.ensemble > 1:
+            # Members agree more with each other than with the truth: their spread is stretched to fit validation.
+            self.register_buffer("spread_scale", torch.ones(num_targets))
+
+    def atom_features(self, batch: CrystalBatch) -> Float[Tensor, "atom feature"]:
+        """Latent means and, if the config says so, encoder features."""
+        atoms = self.vae.features(batch)
+        mean = self.vae.posterior(atoms).mean
+        return torch.cat([mean, atoms], dim=-1) if self.config.use_encoder_features else mean
+
+    def prepare(self, batch: CrystalBatch) -> PredictorInput:
+        """All that does not depend on the heads.
+
+        Raises:
+            ValueError: naming an element without a baseline.
+        """
+        features = self.atom_features(batch)
+        if self.config.pooling is not Pooling.ATTENTION:
+            pool = segment_mean if self.config.pooling is Pooling.MEAN else segment_sum
+            features = pool(features, batch.crystal_index, len(batch))
+        fidelity = self.fidelity_of(batch)
+        return PredictorInput(
+            features=features,
+            num_atoms=batch.num_atoms,
+            fidelity=fidelity,
+            baseline=self.baseline(batch, fidelity).to(features.dtype),
         )
-        self.register_buffer("mean", torch.zeros(len(config.targets)))
-        self.register_buffer("std", torch.ones(len(config.targets)))
 
-    def features(self, batch: CrystalBatch) -> Float[Tensor, "crystal feature"]:
-        """Pooled latent means and, if the config says so, encoder features."""
-        with torch.no_grad():
-            atoms = self.vae.features(batch)
-            per_atom = self.vae.posterior(atoms).mean
-            if self.config.use_encoder_features:
-                per_atom = torch.cat([per_atom, atoms], dim=-1)
-        pool = segment_mean if self.config.pooling is Pooling.MEAN else segment_sum
-        return pool(per_atom, batch.crystal_index, len(batch))
+    def fidelity_of(self, batch: CrystalBatch) -> Int[Tensor, " crystal"]:
+        """Position of each crystal's fidelity: as labelled, else the reference."""
+        reference = self.config.reference_index
+        codes = batch.properties.get(FIDELITY)
+        if codes is None or self.config.num_fidelities == 1:
+            return torch.full((len(batch),), reference, device=batch.device)
+        return torch.where(codes.isnan(), float(reference), codes).long()
 
-    def forward(self, batch: CrystalBatch) -> Float[Tensor, "crystal target"]:
-        """Targets less their mean, in units of their standard deviation over the training set."""
-        return self.proj(self.features(batch))
+    def baseline(
+        self, batch: CrystalBatch, fidelity: Int[Tensor, " crystal"]
+    ) -> Float[Tensor, "crystal target"]:
+        """What composition alone says of every target, in the unit of the labels."""
+        if self.baselines is None:
+            return batch.frac_coords.new_zeros(len(batch), len(self.config.targets))
+        return self.baselines(batch, fidelity)
+
+    def pooled(self, inputs: PredictorInput) -> Float[Tensor, "crystal feature"]:
+        """One vector per crystal."""
+        if self.attention is None:
+            return inputs.features
+        count = len(inputs.num_atoms)
+        index = torch.arange(count, device=inputs.features.device).repeat_interleave(inputs.num_atoms)
+        weights = segment_softmax(self.attention(inputs.features), index, count)
+        return segment_sum(weights * inputs.features, index, count)
+
+    def outputs(self, inputs: PredictorInput) -> Float[Tensor, "member crystal output"]:
+        """Raw outputs of every member of the ensemble; `predictions.py` says what they mean."""
+        features = self.pooled(inputs)
+        if self.fidelity_heads is not None:
+            features = self.fidelity_heads.at_input(features, inputs.fidelity)
+        found = []
+        for member, head in enumerate((self.proj, *self.ensemble)):
+            assert isinstance(head, nn.Sequential)
+            hidden = head[:-1](features)
+            output = head[-1](hidden)
+            if self.fidelity_heads is not None:
+                output = self.fidelity_heads.at_output(member, hidden, output, inputs.fidelity)
+            found.append(output)
+        return torch.stack(found)
+
+    def forward(self, batch: CrystalBatch) -> Float[Tensor, "crystal output"]:
+        """Mean outputs of the ensemble. A numeric target is less its mean and baseline, in units of its `std`."""
+        return self.outputs(self.prepare(batch)).mean(dim=0)
+
+    def predictions(self, inputs: PredictorInput) -> Predictions:
+        """Values, uncertainties and probabilities of all targets."""
+        return read_outputs(
+            self.config,
+            self.outputs(inputs).float(),
+            mean=self.mean + inputs.baseline,
+            std=self.std,
+            spread_scale=self.spread_scale if self.config.ensemble > 1 else None,
+        )
 
     def predict(self, batch: CrystalBatch) -> dict[str, Float[Tensor, " crystal"]]:
-        """Every target by name, in the unit of its labels."""
-        values = self(batch) * self.std + self.mean
-        return dict(zip(self.config.targets, values.unbind(-1), strict=True))
+        """Every target by name, in the unit of its labels; of a categorical one the code of the likeliest class."""
+        return self.predictions(self.prepare(batch)).values
+
+    def normalised(
+        self, labels: Float[Tensor, "crystal target"], baseline: Float[Tensor, "crystal target"]
+    ) -> Float[Tensor, "crystal target"]:
+        """Labels as the outputs are: numbers transformed, less baseline and mean, over `std`; codes as they are."""
+        transformed = [
+            self.config.transform(n)(y) for n, y in zip(self.config.targets, labels.T, strict=True)
+        ]
+        return (torch.stack(transformed, dim=1) - baseline - self.mean) / self.std
+
+    @torch.no_grad()
+    def fit_statistics(
+        self,
+        labels: Float[Tensor, "crystal target"],
+        baseline: Float[Tensor, "crystal target"],
+        chosen: Bool[Tensor, " crystal"] | None = None,
+    ) -> None:
+        """Store mean and standard deviation of the training split's labels, missing ones (NaN) left out.
+
+        Args:
+            labels: in the order of the targets.
+            baseline: of the same crystals.
+            chosen: crystals of the reference fidelity, which are asked first; None for all.
+
+        Raises:
+            ValueError: for a target without labels, with labels outside its transform's range, or without spread.
+        """
+        for column, name in enumerate(self.config.targets):
+            known = ~labels[:, column].isnan()
+            if not bool(known.any()):
+                raise ValueError(f"target {name} must have labels in the training split, got none")
+            if name in self.config.classes:
+                continue
+            if chosen is not None and bool((known & chosen).any()):
+                known = known & chosen
+            values = self.config.transform(name)(labels[known, column].double()) - baseline[known, column]
+            if not bool(values.isfinite().all()):
+                raise ValueError(
+                    f"target {name} must have labels that transform={self.config.transform(name)} can take, "
+                    f"got {float(labels[known, column].min())} to {float(labels[known, column].max())}"
+                )
+            mean, std = values.mean(), values.std(correction=0)
+            if std <= 1e-6 * mean.abs().clamp(min=1e-12):
+                raise ValueError(f"target {name} must vary in the training split, got {float(mean)} only")
+            self.mean[column], self.std[column] = mean, std
 
 
-def _hidden_layer(num_inputs: int, width: int, dropout: float) -> list[nn.Module]:
-    return [nn.Linear(num_inputs, width), nn.LayerNorm(width), nn.SiLU(), nn.Dropout(dropout)]
+def build_baselines(config: PredictorConfig) -> ElementBaselines:
+    """The empty table of baselines."""
+    return ElementBaselines(
+        fidelities=config.fidelities or ["labels"],
+        targets=config.targets,
+        extents=[
+            config.extent(name) if name not in config.classes else Extent.NONE for name in config.targets
+        ],
+    )
+
+
+def _head(config: PredictorConfig) -> nn.Sequential:
+    layers: list[nn.Module] = []
+    width = config.num_features
+    for hidden in config.hidden_widths:
+        layers += [nn.Linear(width, hidden), nn.LayerNorm(hidden), nn.SiLU(), nn.Dropout(config.dropout)]
+        width = hidden
+    return nn.Sequential(*layers, nn.Linear(width, config.total_outputs))
+
+
+def _scorer(width: int) -> nn.Sequential:
+    """A score per atom (Ilse et al. 2018, eq. 8), 0 at the start: the pooling begins as a mean."""
+    last = nn.Linear(max(1, width // 2), 1, bias=False)
+    nn.init.zeros_(last.weight)
+    return nn.Sequential(nn.Linear(width, max(1, width // 2)), nn.Tanh(), last)

@@ -34,6 +34,9 @@ class LossTerms:
     """Named terms of one batch."""
 
     terms: dict[str, Term]
+    over_present: bool = False
+    """Divide the total by the weights of the terms that have entries: labels with holes, where most terms of a batch
+    may be empty."""
 
     def values(self, counts: dict[str, Tensor] | None = None) -> dict[str, Float[Tensor, ""]]:
         """Unweighted value of each term, over these counts or its own."""
@@ -42,6 +45,14 @@ class LossTerms:
 
     def total(self, counts: dict[str, Tensor] | None = None) -> Float[Tensor, ""]:
         """Weighted sum of the values. Terms of weight 0 are for the log only and touch no gradient."""
-        values = self.values(counts)
-        weighted = [term.weight * values[name] for name, term in self.terms.items() if term.weight != 0.0]
-        return torch.stack(weighted).sum()
+        own = {name: term.count for name, term in self.terms.items()}
+        return self.combined(self.values(counts), counts or own)
+
+    def combined(self, values: dict[str, Tensor], counts: dict[str, Tensor]) -> Float[Tensor, ""]:
+        """Weighted sum of values that were divided by these counts."""
+        used = {name: term.weight for name, term in self.terms.items() if term.weight != 0.0}
+        total = torch.stack([weight * values[name] for name, weight in used.items()]).sum()
+        if not self.over_present:
+            return total
+        present = torch.stack([weight * (counts[name] > 0) for name, weight in used.items()]).sum()
+        return total / torch.where(present > 0, present, 1.0)

@@ -101,8 +101,20 @@ class SchedulerConfig:
             raise ValueError(f"factor must lie between 0 and 1, got {self.factor}")
 
 
-def build_optimizer(parameters: Iterable[nn.Parameter], config: OptimizerConfig) -> Optimizer:
+def build_optimizer(
+    parameters: Iterable[nn.Parameter],
+    config: OptimizerConfig,
+    *,
+    slow: Iterable[nn.Parameter] = (),
+    slow_ratio: float = 1.0,
+) -> Optimizer:
     """The configured optimizer over the parameters that require gradients.
+
+    Args:
+        parameters: all of them.
+        config: which optimizer.
+        slow: those of them that have a learning rate of their own.
+        slow_ratio: that rate as a share of `config.lr`.
 
     Raises:
         ValueError: if there is nothing to train.
@@ -110,13 +122,17 @@ def build_optimizer(parameters: Iterable[nn.Parameter], config: OptimizerConfig)
     trainable = [parameter for parameter in parameters if parameter.requires_grad]
     if not trainable:
         raise ValueError("the optimizer needs at least one parameter that requires gradients, got none")
-    groups: list[dict[str, Any]] = [{"params": trainable}]
-    if config.weight_decay > 0:
-        groups = [
-            {"params": [p for p in trainable if p.ndim >= 2], "weight_decay": config.weight_decay},
-            {"params": [p for p in trainable if p.ndim < 2], "weight_decay": 0.0},
-        ]
-        groups = [group for group in groups if group["params"]]
+    slow_ids = {id(parameter) for parameter in slow}
+    groups: list[dict[str, Any]] = []
+    for is_slow in (False, True):
+        chosen = [p for p in trainable if (id(p) in slow_ids) is is_slow]
+        rate = {"lr": slow_ratio * config.lr} if is_slow else {}
+        if config.weight_decay > 0:
+            matrices = [p for p in chosen if p.ndim >= 2]
+            groups.append({"params": matrices, "weight_decay": config.weight_decay, **rate})
+            chosen = [p for p in chosen if p.ndim < 2]
+        groups.append({"params": chosen, "weight_decay": 0.0, **rate})
+    groups = [group for group in groups if group["params"]]
     if config.name is OptimizerName.SGD:
         return SGD(groups, lr=config.lr, momentum=config.momentum, weight_decay=0.0)
     kind = AdamW if config.name is OptimizerName.ADAMW else Adam
@@ -185,6 +201,8 @@ def configure(
     *,
     total_steps: float,
     validate_every: int | None = 1,
+    slow: Iterable[nn.Parameter] = (),
+    slow_ratio: float = 1.0,
 ) -> dict[str, Any]:
     """What `LightningModule.configure_optimizers` returns.
 
@@ -194,8 +212,10 @@ def configure(
         scheduler_config: which schedule.
         total_steps: `trainer.estimated_stepping_batches` (infinite where the run has no end).
         validate_every: `trainer.check_val_every_n_epoch`; `plateau` acts only when its metric is new.
+        slow: parameters with a learning rate of their own.
+        slow_ratio: that rate as a share of the optimizer's.
     """
-    optimizer = build_optimizer(parameters, optimizer_config)
+    optimizer = build_optimizer(parameters, optimizer_config, slow=slow, slow_ratio=slow_ratio)
     scheduler = build_scheduler(optimizer, scheduler_config, total_steps)  # type: ignore[arg-type]  # may be inf
     if scheduler is None:
         return {"optimizer": optimizer}

@@ -33,5 +33,5 @@ def global_loss(terms: LossTerms) -> tuple[Tensor, dict[str, Tensor]]:
     global_counts = dict(zip(terms.terms, counts.unbind(), strict=True))
     means = (sums / counts.clamp(min=1.0)).unbind()
     values = dict(zip(terms.terms, means, strict=True))
-    weighted = [term.weight * values[name] for name, term in terms.terms.items() if term.weight != 0.0]
-    return terms.total(global_counts) * world, values | {"loss": torch.stack(weighted).sum()}
+    loss = terms.combined(values, global_counts)
+    return terms.total(global_counts) * world, values | {"loss": loss}

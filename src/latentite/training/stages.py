@@ -13,7 +13,9 @@ from latentite.training.datamodule import CrystalDataModule
 from latentite.training.fit import FitResult, fit
 from latentite.training.ldm import LDMModuleConfig
 from latentite.training.ldm_start import build_module, plan_network
-from latentite.training.rl import RLModuleConfig
+from latentite.training.predictor import PredictorModuleConfig
+from latentite.training.predictor_start import build_predictor_module, plan_predictor, wanted_targets
+from latentite.training.rl_config import RLModuleConfig
 from latentite.training.rl_start import build_rl_module, plan_rl
 from latentite.training.settings import Precision, RunConfig
 from latentite.training.vae import VAEModuleConfig, VAETrainingModule
@@ -95,10 +97,40 @@ def train_rl(config: TrainRLConfig, *, datamodule: CrystalDataModule | None = No
     max_norm = config.trainer.gradient_clip_val
     # The module clips, once per optimizer step of its own.
     unclipped = replace(config, trainer=replace(config.trainer, gradient_clip_val=None))
+    try:
+        return fit(
+            unclipped,
+            lambda: build_rl_module(module, plan, seed=config.seed, max_norm=max_norm),
+            stage=Stage.RL,
+            network_config=plan.settings,
+            ema=module.ema,
+            datamodule=data,
+        )
+    finally:
+        plan.rewards.close()
+
+
+@dataclass(kw_only=True, slots=True)
+class TrainPredictorConfig(RunConfig):
+    """A run of stage 4."""
+
+    predictor_module: PredictorModuleConfig
+
+
+def train_predictor(
+    config: TrainPredictorConfig, *, datamodule: CrystalDataModule | None = None
+) -> FitResult:
+    """Train a property predictor on a VAE's encoder, from the start or from a trained one."""
+    module = config.predictor_module
+    properties = list(dict.fromkeys([*config.data.properties, *wanted_targets(module)]))
+    config = replace(config, data=replace(config.data, properties=properties))
+    data = datamodule or CrystalDataModule(config.data)
+    data.setup("fit")
+    plan = plan_predictor(module, data)
     return fit(
-        unclipped,
-        lambda: build_rl_module(module, plan, seed=config.seed, max_norm=max_norm),
-        stage=Stage.RL,
+        config,
+        lambda: build_predictor_module(module, plan, data, seed=config.seed),
+        stage=Stage.PREDICTOR,
         network_config=plan.settings,
         ema=module.ema,
         datamodule=data,

@@ -1,0 +1,60 @@
+"""Whatever a user names as a source of crystals, as one data set.
+
+A path that the readers know, a data set file or folder of `latentite data build`, or the name of a data set. Comes
+after `build.py` and `sources.py`; the commands that use a trained network read their crystals here.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from latentite.data.dataset import CrystalDataset
+from latentite.data.records import Rejection
+
+
+def read_source(source: str, *, split: str, max_atoms: int) -> tuple[CrystalDataset, tuple[Rejection, ...]]:
+    """A dataset of whatever the user named, in canonical form, and what was rejected on the way.
+
+    Args:
+        source: a path that the readers know, a dataset file or folder of `latentite data build`, or the name
+            of a dataset.
+        split: which of the splits, where there are several.
+        max_atoms: cells with more atoms are rejected; 0 for no limit.
+
+    Raises:
+        FileNotFoundError: when there is no such path and no dataset of that name.
+        ValueError: when the source as a whole cannot be used.
+    """
+    from latentite.data.build import BuildOptions, build_split, split_files
+    from latentite.data.cache import read_dataset, read_rejections
+    from latentite.data.checks import Limits
+    from latentite.data.sources import DATASETS, resolve
+
+    path = Path(source)
+    if not path.exists() and source in DATASETS:
+        path = resolve(source)
+    if path.is_dir() and (files := split_files(path)):
+        if split not in files:
+            raise ValueError(f"--split {split} must be one of {', '.join(files)} in {path}")
+        path = files[split]
+    if path.suffix == ".safetensors":
+        return read_dataset(path), tuple(read_rejections(path))
+    limits = Limits(max_atoms=max_atoms or None)
+    built = build_split(path, options=BuildOptions(limits=limits, properties=()))
+    return built.dataset, built.rejections
+
+
+def check_device(name: str) -> None:
+    """Refuse a `--device` that is not there.
+
+    Raises:
+        ValueError: saying what to take instead.
+    """
+    import torch
+
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise ValueError(f"--device must be cpu, cuda, cuda:0, ..., got {name}") from error
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise ValueError(f"--device {name} was asked for, but torch sees no CUDA device; use --device cpu")

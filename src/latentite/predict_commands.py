@@ -1,0 +1,73 @@
+"""`latentite predict`: the command line of `predict.py`, called by `cli.py`."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+
+def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """Add `predict`; it sets `func`, arguments to exit code. `cli.py` reports mistakes."""
+    command = subparsers.add_parser(
+        "predict",
+        help="properties of any structures from a trained predictor",
+        description="Predict properties; leaves a CSV with one row per structure of the source: the id, every "
+        "target with its uncertainty where that is known, and the reason where there is no prediction.",
+    )
+    command.add_argument("checkpoint", metavar="CKPT", help="a .ckpt or .safetensors file, or a hub name")
+    command.add_argument(
+        "source",
+        metavar="SOURCE",
+        help="crystals: CSV, Parquet, JSON, extxyz, a folder of CIFs, ..., a folder made by `latentite data "
+        "build` (its --split), or the name of a dataset",
+    )
+    command.add_argument("--out", type=Path, required=True, metavar="CSV", help="the table")
+    command.add_argument("--fidelity", metavar="NAME", help="level of theory [the reference]")
+    command.add_argument(
+        "--split", choices=("train", "val", "test"), default="test", help="of a built folder [%(default)s]"
+    )
+    command.add_argument(
+        "--max-atoms", type=int, help="larger cells fail; 0: none [the largest cell of its training]"
+    )
+    command.add_argument("--batch-size", type=int, default=256, help="crystals at once [%(default)s]")
+    command.add_argument("--device", default="cpu", help="cpu, cuda, cuda:1, ... [%(default)s]")
+    command.add_argument("--weights", choices=("ema", "raw"), help="which weights [ema where there are any]")
+    command.set_defaults(func=_predict)
+
+
+def _predict(arguments: argparse.Namespace) -> int:
+    # Imported here: torch and the networks take seconds, and `--help` should not.
+    from latentite.data.named import check_device, read_source
+    from latentite.predict import at_fidelity, largest_cell, predict_dataset, write_predictions
+    from latentite.predictor_checkpoint import load_predictor
+
+    if arguments.batch_size < 1:
+        raise ValueError(f"--batch-size must be at least 1, got {arguments.batch_size}")
+    if arguments.out.is_dir():
+        raise ValueError(f"--out must be a file such as table.csv, got the folder {arguments.out}")
+    check_device(arguments.device)
+    network, record = load_predictor(arguments.checkpoint, weights=arguments.weights)
+    max_atoms = largest_cell(record) if arguments.max_atoms is None else arguments.max_atoms
+    dataset, rejections = read_source(arguments.source, split=arguments.split, max_atoms=max_atoms)
+    at_fidelity(network, dataset.crystals, arguments.fidelity)
+    errors = Console(stderr=True)
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=errors, disable=not errors.is_terminal) as progress:
+        task = progress.add_task("predict", total=len(dataset))
+        table = predict_dataset(
+            network,
+            dataset,
+            rejections=rejections,
+            fidelity=arguments.fidelity,
+            batch_size=arguments.batch_size,
+            device=arguments.device,
+            advance=lambda count: progress.advance(task, count),
+        )
+    write_predictions(table, arguments.out)
+    Console().print(
+        f"predicted {table.rate}; table in {arguments.out}", markup=False, highlight=False, soft_wrap=True
+    )
+    return 0

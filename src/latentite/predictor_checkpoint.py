@@ -1,0 +1,33 @@
+"""The network of a predictor's checkpoint: ready to predict with, or to go on training.
+
+Comes after `checkpoint/` and `hub/`, which find and read the file, and `nn/predictor.py`, which is what is in it.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from latentite import hub
+from latentite.checkpoint import CheckpointRecord, Stage, Weights, load_network_state, read_checkpoint
+from latentite.nn.predictor import PropertyPredictor
+from latentite.nn.predictor_config import PredictorConfig
+from latentite.plain import from_plain
+
+
+def load_predictor(
+    path_or_name: str | Path, weights: Weights | str | None = None
+) -> tuple[PropertyPredictor, CheckpointRecord]:
+    """A trained predictor on the CPU, in evaluation mode, and what else its file says.
+
+    Args:
+        path_or_name: a checkpoint file, ours or Chemeleon2's, or a name of `latentite hub list`.
+        weights: which weights; None takes the EMA where there is one, else the raw weights.
+
+    Raises:
+        CheckpointError: when the file is not a checkpoint of this stage.
+        ValueError: for an unknown name, or a path at which there is no file.
+    """
+    record = read_checkpoint(hub.resolve(path_or_name), stage=Stage.PREDICTOR, weights=weights)
+    network = PropertyPredictor(from_plain(PredictorConfig, record.config))
+    load_network_state(record, network)
+    return network.eval(), record
