@@ -134,7 +134,9 @@ def main() -> None:
     others = [row for rows in tables.values() for row in rows if row.id not in ids]
     known, unseen = batch(others), batch(held_out)
 
-    how = RelaxHow(potential=arguments.potential, settings=RelaxSettings(cell=RelaxCell.NONE))
+    how = RelaxHow(
+        potential=arguments.potential, settings=RelaxSettings(cell=RelaxCell.NONE, energy_only=True)
+    )
     theory = how.load().card.theory
     levels = {"theory": theory, "table_theory": MATERIALS_PROJECT}
     sample = known.select(spread_sample(known, arguments.fit, seed=arguments.seed))

@@ -38,6 +38,9 @@ def test_what_the_calculator_refuses_fails_alone() -> None:
     assert [math.isnan(e) for e in result.energy.tolist()] == [False, True, False]
     assert result.forces[4:8].isnan().all()
     assert result.forces[:4].isfinite().all()
+    alone = ASEPotential("ase.calculators.emt:EMT").compute_energy(crystals)
+    torch.testing.assert_close(alone.energy, result.energy, equal_nan=True)
+    assert alone.failures == result.failures
 
 
 @pytest.mark.parametrize(

@@ -69,6 +69,15 @@ def test_cutting_a_batch_changes_nothing(potential: CHGNetPotential, crystals: C
     torch.testing.assert_close(whole.stress, cut.stress, atol=1e-5, rtol=0)
 
 
+def test_energies_alone_are_the_same_numbers(potential: CHGNetPotential, crystals: CrystalBatch) -> None:
+    alone = potential.compute_energy(crystals)
+    torch.testing.assert_close(alone.energy, potential.compute(crystals).energy, atol=1e-4, rtol=0)
+    assert not alone.energy.requires_grad
+    assert alone.forces.shape == crystals.frac_coords.shape
+    assert bool(alone.forces.isnan().all() and alone.stress.isnan().all())
+    assert potential.compute_energy(CrystalBatch.from_arrays([])).energy.shape == (0,)
+
+
 def test_an_empty_batch_gives_empty_tensors(potential: CHGNetPotential) -> None:
     result = potential.compute(CrystalBatch.from_arrays([]))
     assert (result.energy.shape, result.forces.shape, result.stress.shape) == ((0,), (0, 3), (0, 3, 3))

@@ -61,6 +61,20 @@ def test_a_broken_potential_is_caught(words: str) -> None:
         check_potential(Broken(SPOILERS[words]), argon())
 
 
+@dataclass(frozen=True)
+class OtherEnergies(Broken):
+    """Its shorter way to energies ends somewhere else."""
+
+    def compute_energy(self, crystals: CrystalBatch) -> EnergyForces:
+        result = self.compute(crystals)
+        return replace(result, energy=result.energy + 0.01 * crystals.num_atoms)
+
+
+def test_energies_alone_that_are_not_those_with_forces_are_caught() -> None:
+    with pytest.raises(ValueError, match="alone and with forces"):
+        check_potential(OtherEnergies(lambda _, result: result), argon())
+
+
 def test_a_potential_that_writes_into_its_input_is_caught() -> None:
     def move(crystals: CrystalBatch, result: EnergyForces) -> EnergyForces:
         crystals.frac_coords.add_(0.1)

@@ -82,6 +82,18 @@ def test_without_relaxation_each_crystal_is_evaluated_once_as_it_is() -> None:
     assert result.max_force[1].isnan()
 
 
+def test_energies_alone_are_those_of_the_whole_evaluation_and_leave_the_rest_unknown() -> None:
+    crystals = packed([fcc(18, 4.1, rattle=0.1), fcc(79, 4.1), fcc(18, 3.9)])
+    whole = relax(LennardJones(), crystals, RelaxSettings(cell=RelaxCell.NONE))
+    alone = relax(LennardJones(), crystals, RelaxSettings(cell=RelaxCell.NONE, energy_only=True))
+    torch.testing.assert_close(alone.energy, whole.energy, equal_nan=True)
+    assert (alone.status, alone.reasons) == (whole.status, whole.reasons)
+    assert alone.forces.isnan().all()
+    assert alone.stress.isnan().all()
+    with pytest.raises(ValueError, match="energy_only must go with cell=none"):
+        RelaxSettings(energy_only=True)
+
+
 def test_the_numbers_belong_to_the_geometry() -> None:
     for steps in (7, 500):
         relaxed = relax(LennardJones(), argon(), RelaxSettings(max_steps=steps))

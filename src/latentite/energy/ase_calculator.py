@@ -72,6 +72,13 @@ class ASEPotential:
 
     def compute(self, crystals: CrystalBatch) -> EnergyForces:
         """See `potential.Potential.compute`."""
+        return self._compute(crystals, has_derivatives=True)
+
+    def compute_energy(self, crystals: CrystalBatch) -> EnergyForces:
+        """See `potential.EnergyPotential.compute_energy`."""
+        return self._compute(crystals, has_derivatives=False)
+
+    def _compute(self, crystals: CrystalBatch, *, has_derivatives: bool) -> EnergyForces:
         energies = np.full(len(crystals), np.nan)
         forces = np.full((crystals.total_atoms, 3), np.nan)
         stresses = np.full((len(crystals), 3, 3), np.nan)
@@ -82,8 +89,9 @@ class ASEPotential:
             atoms.calc = self._calculator
             try:
                 energies[position] = atoms.get_potential_energy()
-                forces[start:end] = atoms.get_forces()
-                stresses[position] = atoms.get_stress(voigt=False)
+                if has_derivatives:
+                    forces[start:end] = atoms.get_forces()
+                    stresses[position] = atoms.get_stress(voigt=False)
             except Exception as error:  # noqa: BLE001 - calculators are not ours and raise whatever they like
                 failures[position] = f"{self._card.name} raised {type(error).__name__}: {error}"
                 energies[position] = np.nan

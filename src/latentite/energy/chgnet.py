@@ -22,7 +22,7 @@ from torch import Tensor
 
 from latentite.crystal import CrystalBatch
 from latentite.energy.neighbours import NeighbourList, neighbour_list
-from latentite.energy.potential import EnergyForces, PotentialCard, TheoryLevel
+from latentite.energy.potential import EnergyForces, PotentialCard, TheoryLevel, without_derivatives
 from latentite.files import sha256_file
 
 if TYPE_CHECKING:
@@ -97,6 +97,15 @@ class CHGNetPotential:
             stress=joined([part.stress for part in parts], 3, 3),
         )
 
+    @torch.no_grad()
+    def compute_energy(self, crystals: CrystalBatch) -> EnergyForces:
+        """See `potential.EnergyPotential.compute_energy`: one pass of the network, none backwards."""
+        energies = [torch.zeros(0, dtype=self._dtype)]
+        for chunk in self._chunks(crystals):
+            part = crystals.select(chunk).to("cpu")
+            energies.append(self._energy(part, self._graph(part)[0]))
+        return without_derivatives(torch.cat(energies).to(crystals.frac_coords), crystals)
+
     def _chunks(self, crystals: CrystalBatch) -> list[Tensor]:
         """Positions of neighbouring crystals with at most `max_atoms` atoms, or of one that has more."""
         chunks: list[list[int]] = []
@@ -112,14 +121,18 @@ class CHGNetPotential:
     def _compute(self, crystals: CrystalBatch) -> EnergyForces:
         crystals = crystals.to("cpu")
         graph, strain = self._graph(crystals)
-        per_atom = self._network._compute(graph)["e"] + self._composition_energy(crystals)
-        energy = per_atom * crystals.num_atoms
+        energy = self._energy(crystals, graph)
         by_cart, by_strain = torch.autograd.grad(energy.sum(), [graph.atom_positions[0], strain])
         # The absolute volume: chgnet divides by the determinant, so left-handed cells get the wrong sign there.
         stress = by_strain / crystals.volume.to(self._dtype)[:, None, None]
         return EnergyForces(
             energy=energy.detach(), forces=-by_cart, stress=0.5 * (stress + stress.transpose(1, 2))
         )
+
+    def _energy(self, crystals: CrystalBatch, graph: BatchedGraph) -> Tensor:
+        """eV per cell."""
+        per_atom: Tensor = self._network._compute(graph)["e"] + self._composition_energy(crystals)
+        return per_atom * crystals.num_atoms
 
     def _composition_energy(self, crystals: CrystalBatch) -> Tensor:
         """eV/atom of CHGNet's linear composition model, one reference energy per element."""
@@ -136,7 +149,8 @@ class CHGNetPotential:
         first, second, image = (torch.from_numpy(a) for a in (pairs.first, pairs.second, pairs.image))
         owner = crystals.crystal_index
 
-        strain = torch.zeros(len(crystals), 3, 3, dtype=self._dtype, requires_grad=True)
+        # Without a gradient to take (`compute_energy`) the strain stays a plain zero.
+        strain = torch.zeros(len(crystals), 3, 3, dtype=self._dtype, requires_grad=torch.is_grad_enabled())
         lattice = crystals.lattice.to(self._dtype) @ (torch.eye(3, dtype=self._dtype) + strain)
         cart = torch.einsum("ai,aij->aj", crystals.frac_coords.to(self._dtype), lattice[owner])
         shift = torch.einsum("pi,pij->pj", image.to(self._dtype), lattice[owner[first]])

@@ -13,7 +13,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from latentite.crystal import CrystalBatch
-from latentite.energy.potential import EnergyForces, Potential
+from latentite.energy.potential import EnergyForces, Potential, single_points
 
 
 def check_potential(
@@ -24,7 +24,7 @@ def check_potential(
     step: float = 1e-3,
     seed: int = 0,
 ) -> None:
-    """Checks shapes and finiteness, derivatives, extensivity, batching and order of atoms.
+    """Checks shapes and finiteness, energies without forces, derivatives, extensivity, batching and order of atoms.
 
     Forces are compared with central differences of the energy along one random direction per crystal, stress
     with those along one random symmetric strain, times 1 / volume.
@@ -48,6 +48,9 @@ def check_potential(
     if not (torch.equal(before[0], crystals.frac_coords) and torch.equal(before[1], crystals.lattice)):
         raise ValueError("compute must leave its input as it is, but it changed coordinates or cell")
     _check_shapes(result, crystals)
+    per_atom = crystals.num_atoms
+    alone = single_points(potential, crystals).energy
+    _compare("energy per atom alone and with forces", alone / per_atom, result.energy / per_atom, tolerance)
     _check_alone(potential, crystals, result, tolerance)
     _check_order(potential, crystals, result, tolerance, generator)
     _check_supercell(potential, crystals, result, tolerance)

@@ -171,14 +171,15 @@ def _records(relaxed: Relaxed) -> list[Record]:
     records = []
     for k, (_, coords, lattice) in enumerate(relaxed.crystals.to_arrays()):
         is_judged = bool(relaxed.is_judged[k])
+        has_derivatives = is_judged and bool(relaxed.stress[k].isfinite().all())
         records.append(
             {
                 "frac_coords": coords.tolist(),
                 "lattice": lattice.tolist(),
                 "start_energy": float(relaxed.start_energy[k]) if is_judged else None,
                 "energy": float(relaxed.energy[k]) if is_judged else None,
-                "forces": forces[k].tolist() if is_judged else None,
-                "stress": relaxed.stress[k].tolist() if is_judged else None,
+                "forces": forces[k].tolist() if has_derivatives else None,
+                "stress": relaxed.stress[k].tolist() if has_derivatives else None,
                 "steps": int(relaxed.steps[k]),
                 "status": relaxed.status[k].value,
                 "reason": relaxed.reasons[k],

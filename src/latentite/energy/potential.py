@@ -8,8 +8,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
+import torch
 from jaxtyping import Float
 from torch import Tensor
 
@@ -71,3 +72,32 @@ class Potential(Protocol):
         The result for a crystal does not depend on the others in the batch, and the input is not changed.
         """
         ...
+
+
+@runtime_checkable
+class EnergyPotential(Potential, Protocol):
+    """A potential that has a shorter way to energies alone; no potential needs to."""
+
+    def compute_energy(self, crystals: CrystalBatch) -> EnergyForces:
+        """The energies of `compute`, with NaN for forces and stresses (`without_derivatives`)."""
+        ...
+
+
+def single_points(potential: Potential, crystals: CrystalBatch) -> EnergyForces:
+    """Energies alone, by the shorter way where the potential has one; NaN for forces and stresses either way."""
+    if isinstance(potential, EnergyPotential):
+        return potential.compute_energy(crystals)
+    result = potential.compute(crystals)
+    return without_derivatives(result.energy, crystals, failures=result.failures)
+
+
+def without_derivatives(
+    energy: Float[Tensor, " crystal"], crystals: CrystalBatch, *, failures: Mapping[int, str] | None = None
+) -> EnergyForces:
+    """Energies (eV per cell) with NaN for all that was not asked."""
+    return EnergyForces(
+        energy=energy,
+        forces=torch.full_like(crystals.frac_coords, torch.nan),
+        stress=torch.full_like(crystals.lattice, torch.nan),
+        failures=failures or {},
+    )

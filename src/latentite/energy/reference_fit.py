@@ -56,7 +56,7 @@ def table_references(
         ImportError: when the potential's package is not installed.
         ValueError: when levels of theory are mixed, or no row can be judged.
     """
-    how = replace(how, settings=RelaxSettings(cell=RelaxCell.NONE))
+    how = replace(how, settings=RelaxSettings(cell=RelaxCell.NONE, energy_only=True))
     theory = how.load().card.theory
     terms = matching_terms(theory, table.theory)
     check_same_theory(theory, table.theory, allow_mixed_theory=allow_mixed_theory, terms=terms)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -16,7 +17,7 @@ from torch import Tensor
 from latentite.crystal import CrystalBatch
 from latentite.energy.fire import Flight, fire_step
 from latentite.energy.gate import gate
-from latentite.energy.potential import EnergyForces, Potential
+from latentite.energy.potential import EnergyForces, Potential, single_points
 from latentite.energy.relaxation import RelaxCell, Relaxed, RelaxSettings, RelaxStatus
 from latentite.nn.segment import segment_max, segment_sum
 
@@ -135,12 +136,14 @@ def _evaluate_and_move(
     if len(chosen) == 0:
         return ended
     state.steps[chosen] += 1
-    result = _full(potential.compute(state.crystals.select(chosen)), state.crystals, chosen)
+    compute = partial(single_points, potential) if settings.energy_only else potential.compute
+    result = _full(compute(state.crystals.select(chosen)), state.crystals, chosen)
     index, count = state.crystals.crystal_index, len(state.crystals)
-    forces_finite = (
-        segment_sum((~result.forces.isfinite()).any(-1).double(), index, count) == 0
-    )  # an atom without a finite force makes its crystal fail
-    is_finite = result.energy.isfinite() & forces_finite & result.stress.isfinite().all(-1).all(-1)
+    is_finite = result.energy.isfinite()
+    if not settings.energy_only:
+        # An atom without a finite force makes its crystal fail.
+        num_broken = segment_sum((~result.forces.isfinite()).any(-1).double(), index, count)
+        is_finite &= (num_broken == 0) & result.stress.isfinite().all(-1).all(-1)
     for k in (is_judged & ~is_finite).nonzero().flatten().tolist():
         reason = result.failures.get(k, "the potential gave energies, forces or stresses that are not finite")
         results.end(int(state.position[k]), RelaxStatus.POTENTIAL_FAILED, reason)

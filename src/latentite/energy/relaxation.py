@@ -66,10 +66,14 @@ class RelaxSettings:
     max_atoms: int = 256
     """Most atoms in one call of the potential."""
     limits: GateLimits = field(default_factory=GateLimits)
+    energy_only: bool = False
+    """With `cell` none: forces and stresses are not computed and stay NaN, at about a third of the time."""
 
     def __post_init__(self) -> None:
         if self.cell not in list(RelaxCell):
             raise ValueError(f"cell must be one of {', '.join(RelaxCell)}, got {self.cell!r}")
+        if self.energy_only and self.cell is not RelaxCell.NONE:
+            raise ValueError(f"energy_only must go with cell=none, got cell={self.cell}")
         for name in ("fmax", "smax", "max_move"):
             if not getattr(self, name) > 0.0:
                 raise ValueError(f"{name} must be above 0, got {getattr(self, name)}")
@@ -95,9 +99,9 @@ class Relaxed:
     energy: Float[Tensor, " crystal"]
     """eV per cell."""
     forces: Float[Tensor, "atom 3"]
-    """eV/Å."""
+    """eV/Å; NaN where energies alone were asked for."""
     stress: Float[Tensor, "crystal 3 3"]
-    """eV/Å^3."""
+    """eV/Å^3; likewise."""
     steps: Int[Tensor, " crystal"]
     """Evaluations of the potential."""
     status: tuple[RelaxStatus, ...]

@@ -61,7 +61,7 @@ class EnergyAboveHull:
         for name, count in (("relax_steps", relax_steps), ("min_competing", min_competing)):
             if count < 0:
                 raise ValueError(f"{name} must be 0 or more, got {count}")
-        settings = RelaxSettings(cell=RelaxCell.NONE)
+        settings = RelaxSettings(cell=RelaxCell.NONE, energy_only=True)
         if relax_steps:
             settings = RelaxSettings(max_steps=relax_steps)
         self.how = RelaxHow(potential=potential, arguments=arguments, settings=settings)
