@@ -21,6 +21,9 @@ if TYPE_CHECKING:
     from ase import Atoms
     from pymatgen.core import Structure
 
+FIDELITY = "fidelity"
+"""Property of rows whose labels are of several levels of theory: the position of theirs in the config's order."""
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class CrystalBatch:

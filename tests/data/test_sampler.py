@@ -7,7 +7,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from latentite.data.sampler import BatchPlan, epoch_batches, padding_waste, seeded_generator
+from latentite.data.sampler import BatchPlan, WeightedDraw, epoch_batches, padding_waste, seeded_generator
 
 MP_20_FRACTIONS = [
     0.0022, 0.0211, 0.0198, 0.1527, 0.0471, 0.0846, 0.0211, 0.0781, 0.0343, 0.0973,
@@ -92,3 +92,38 @@ def test_generators_of_different_owners_differ() -> None:
         for owner in [(0, 1), (1, 0), (0, 0), (0,)]
     }
     assert len(draws) == 4
+
+
+@given(
+    st.lists(st.integers(1, 40), min_size=1, max_size=4),
+    st.lists(st.sampled_from([0.25, 0.5, 1.0, 3.0]), min_size=4, max_size=4),
+    st.integers(0, 6),
+)
+def test_a_weighted_draw_has_the_shares_and_its_rows_take_turns(
+    sizes: list[int], weights: list[float], seed: int
+) -> None:
+    group = torch.arange(len(sizes)).repeat_interleave(torch.tensor(sizes))
+    group = group[torch.randperm(len(group), generator=seeded_generator(seed))]
+    used = tuple(weights[: len(sizes)])
+    draw = WeightedDraw(group=group, weights=used, seed=seed)
+    drawn = [draw.rows(epoch) for epoch in range(5)]
+    for rows in drawn:
+        assert len(rows) == len(group)
+        counts = torch.bincount(group[rows], minlength=len(sizes)).tolist()
+        exact = [len(group) * weight / sum(used) for weight in used]
+        assert all(abs(count - share) < 1 for count, share in zip(counts, exact, strict=True))
+    # Over any number of epochs no row of a group is more than one turn ahead of another.
+    for epochs in range(1, 6):
+        times = torch.bincount(torch.cat(drawn[:epochs]), minlength=len(group))
+        for position in range(len(sizes)):
+            of_group = times[group == position]
+            assert int(of_group.max() - of_group.min()) <= 1
+
+
+def test_a_group_of_weight_zero_is_never_drawn_and_one_without_rows_is_refused() -> None:
+    group = torch.tensor([0, 0, 1])
+    assert set(WeightedDraw(group=group, weights=(1.0, 0.0)).rows(0).tolist()) == {0, 1}
+    with pytest.raises(ValueError, match="group 2 must have rows to draw"):
+        WeightedDraw(group=group, weights=(1.0, 1.0, 1.0))
+    with pytest.raises(ValueError, match="not all 0"):
+        WeightedDraw(group=group, weights=(0.0, 0.0))

@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from dataclasses import replace
+
 import pytest
 import torch
 from safetensors.torch import save_file
 from tiny_run import tiny_split
 
+from latentite.data.atom_features import attach_features
 from latentite.data.cache import write_dataset
+from latentite.data.fidelities import FidelityConfig
 from latentite.data.properties import derive
-from latentite.training.datamodule import CrystalDataModule, DataConfig, attach_features, load
+from latentite.training.data_config import BatchBy
+from latentite.training.datamodule import CrystalDataModule, DataConfig, load
 
 
 @pytest.fixture
@@ -76,3 +82,104 @@ def test_a_loader_goes_on_where_it_was_only_in_the_same_epoch():
     again.load_state_dict(state)
     again.set_epoch(3)
     assert len(list(again)) == 5
+
+
+@pytest.fixture
+def three_fidelities(tmp_path):
+    """Folders of 400, 60 and 20 training rows; the labels say which fidelity they are of."""
+    paths = {}
+    for position, (name, count) in enumerate({"PBE": 400, "HSE": 60, "experiment": 20}.items()):
+        split = tiny_split(count, seed=1)
+        labels = {"energy": torch.full((count,), float(position))}
+        ids = tuple(f"mp-{i}" for i in range(count))
+        dataset = replace(split, crystals=split.crystals.with_properties(labels), ids=ids)
+        write_dataset(tmp_path / name / "train.safetensors", dataset)
+        paths[name] = tmp_path / name
+    return paths
+
+
+def fidelity_config(paths, **changes):
+    weights = (3.0, 1.0, 0.5)
+    fidelities = {
+        name: FidelityConfig(path=path, weight=weight)
+        for (name, path), weight in zip(paths.items(), weights, strict=True)
+    }
+    return DataConfig(properties=["energy"], fidelities=fidelities, reference_fidelity="PBE", **changes)
+
+
+@pytest.mark.parametrize("changes", [{"batch_size": 16}, {"bucketed": False}, {"batch_by": BatchBy.ATOMS}])
+def test_an_epoch_draws_each_fidelity_by_its_weight(three_fidelities, changes):
+    loader = CrystalDataModule(fidelity_config(three_fidelities, **changes)).train_dataloader()
+    for epoch in range(3):
+        loader.set_epoch(epoch)
+        drawn = Counter()
+        for batch in loader:
+            labels = batch.properties
+            assert labels["energy"].equal(labels["fidelity"])
+            drawn.update(labels["fidelity"].tolist())
+            if "batch_by" in changes:
+                assert int(batch.num_atoms.max()) * len(batch) <= 4096
+        assert drawn == {0.0: 320, 1.0: 107, 2.0: 53}  # 480 rows in shares of 6, 2 and 1 ninths
+
+
+def test_the_processes_of_a_run_draw_the_weights_together(three_fidelities):
+    module = CrystalDataModule(fidelity_config(three_fidelities, batch_size=16))
+    loader = module.train_dataloader()
+    whole = [index.tolist() for index in loader.batches(1)]
+    loader.world_size, parts = 2, []
+    for rank in range(2):
+        loader.rank, loader._planned = rank, None
+        parts.append([index.tolist() for index in loader.batches(1)])
+    assert [sorted(a + b) for a, b in zip(*parts, strict=True)] == [sorted(batch) for batch in whole]
+
+
+def test_a_weighted_epoch_goes_on_exactly_where_it_was(three_fidelities):
+    def loader():
+        return CrystalDataModule(fidelity_config(three_fidelities, batch_size=16)).train_dataloader()
+
+    first, again = loader(), loader()
+    first.set_epoch(5)
+    walk = iter(first)
+    for _ in range(7):
+        next(walk)
+    again.load_state_dict(first.state_dict())
+    again.set_epoch(5)
+    for one, other in zip(walk, again, strict=True):
+        assert one.frac_coords.equal(other.frac_coords)
+        assert one.properties["fidelity"].equal(other.properties["fidelity"])
+
+
+def test_without_weights_every_row_comes_once(three_fidelities):
+    config = fidelity_config(three_fidelities)
+    for fidelity in config.fidelities.values():
+        fidelity.weight = None
+    loader = CrystalDataModule(config).train_dataloader()
+    assert torch.cat(loader.batches(0)).sort().values.tolist() == list(range(480))
+
+
+def test_the_statistics_of_a_run_name_its_fidelities(three_fidelities):
+    statistics = CrystalDataModule(fidelity_config(three_fidelities)).statistics()
+    assert list(statistics["fidelities"]) == ["PBE", "HSE", "experiment"]
+    assert statistics["reference_fidelity"] == "PBE"
+    assert statistics["fidelities"]["HSE"]["rows"] == {"train": 60, "val": 0, "test": 0}
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (
+            {"reference_fidelity": "SCAN"},
+            "must be one of data.fidelities \\(PBE, HSE, experiment\\), got 'SCAN'",
+        ),
+        ({"split_fractions": {"train": 0.5}}, "must sum to 1"),
+        ({"split_seed": -1}, "split_seed must be 0 or more"),
+    ],
+)
+def test_settings_of_fidelities_that_cannot_be_are_refused(three_fidelities, changes, message):
+    fidelities = {name: FidelityConfig(path=path) for name, path in three_fidelities.items()}
+    with pytest.raises(ValueError, match=message):
+        DataConfig(**{"fidelities": fidelities, **changes})
+    with pytest.raises(ValueError, match="path must be an existing"):
+        FidelityConfig(path=three_fidelities["PBE"] / "nowhere")
+    with pytest.raises(ValueError, match="must not all have the weight 0"):
+        DataConfig(fidelities={"PBE": FidelityConfig(path=three_fidelities["PBE"], weight=0.0)})

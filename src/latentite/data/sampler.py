@@ -35,20 +35,81 @@ class BatchPlan:
             raise ValueError(f"seed must be 0 or more, got {self.seed}")
 
 
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class WeightedDraw:
+    """Which rows an epoch holds when each group (fidelity) has a share of them.
+
+    An epoch is as long as all rows of groups with a weight together, and each group has its share of it to the
+    row. Within a group the rows take turns: none comes again before all others have come, over epochs too.
+    """
+
+    group: Int[Tensor, " crystal"]
+    weights: tuple[float, ...]
+    """One per group; only their ratios count."""
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        total = sum(self.weights)
+        if min(self.weights) < 0 or not 0 < total < float("inf"):
+            raise ValueError(f"weights must be 0 or more and not all 0, got {list(self.weights)}")
+        sizes = self.sizes
+        for position, weight in enumerate(self.weights):
+            if weight > 0 and not sizes[position]:
+                raise ValueError(f"group {position} must have rows to draw, got none for its weight {weight}")
+
+    @property
+    def sizes(self) -> list[int]:
+        """Rows of each group."""
+        return torch.bincount(self.group, minlength=len(self.weights)).tolist()
+
+    def counts(self) -> list[int]:
+        """Rows that an epoch draws from each group: the exact shares, rounded so that they add up."""
+        length = sum(size for size, weight in zip(self.sizes, self.weights, strict=True) if weight > 0)
+        shares = [length * weight / sum(self.weights) for weight in self.weights]
+        counts = [int(share) for share in shares]
+        by_remainder = sorted(range(len(shares)), key=lambda k: counts[k] - shares[k])
+        for position in by_remainder[: length - sum(counts)]:
+            counts[position] += 1
+        return counts
+
+    def rows(self, epoch: int) -> Int[Tensor, " drawn"]:
+        """Positions of the rows of that epoch, repeats among them; group by group."""
+        drawn = []
+        for position, (size, count) in enumerate(zip(self.sizes, self.counts(), strict=True)):
+            if not count:
+                continue
+            members = (self.group == position).nonzero().flatten()
+            start, stop = epoch * count, (epoch + 1) * count
+            turns = [
+                torch.randperm(size, generator=seeded_generator(self.seed, position, turn))
+                for turn in range(start // size, (stop - 1) // size + 1)
+            ]
+            skipped = start - start // size * size
+            drawn.append(members[torch.cat(turns)[skipped : skipped + count]])
+        return torch.cat(drawn)
+
+
 def epoch_batches(
-    num_atoms: Int[Tensor, " crystal"], plan: BatchPlan, *, epoch: int = 0, rank: int = 0, world_size: int = 1
+    num_atoms: Int[Tensor, " crystal"],
+    plan: BatchPlan,
+    *,
+    epoch: int = 0,
+    rank: int = 0,
+    world_size: int = 1,
+    draw: WeightedDraw | None = None,
 ) -> list[Int[Tensor, " selected"]]:
     """Positions of the crystals of each batch of one epoch, for one process.
 
-    Every crystal is in exactly one batch of the epoch, over all processes together. Each global batch is
-    dealt out to the processes (crystal k of the batch to rank k mod world size), so all processes take the
-    same number of steps; a last global batch smaller than the world size is dropped on every rank.
+    Every crystal (or, with a draw, every drawn row) is in exactly one batch of the epoch, over all processes
+    together. Each global batch is dealt out to the processes (crystal k of the batch to rank k mod world size),
+    so all processes take the same number of steps; a last global batch smaller than the world size is dropped
+    on every rank.
     """
     if not 0 <= rank < world_size:
         raise ValueError(f"rank must be in [0, {world_size}), got {rank}")
     generator = torch.Generator().manual_seed(_mix(plan.seed, epoch))
-    count = len(num_atoms)
-    order = torch.randperm(count, generator=generator) if plan.shuffle else torch.arange(count)
+    rows = torch.arange(len(num_atoms)) if draw is None else draw.rows(epoch)
+    order = rows[torch.randperm(len(rows), generator=generator)] if plan.shuffle else rows
     if plan.bucketed:
         # A stable sort of a shuffled order: similar sizes together, random within a size.
         order = order[num_atoms[order].argsort(stable=True)]

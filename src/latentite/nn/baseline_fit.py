@@ -16,8 +16,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from latentite.crystal import CrystalBatch
-from latentite.nn.baselines import FIDELITY, NUM_ELEMENTS, ElementBaselines, Extent
+from latentite.crystal import FIDELITY, CrystalBatch
+from latentite.nn.baselines import NUM_ELEMENTS, ElementBaselines, Extent
 
 Array = np.ndarray
 

@@ -14,12 +14,12 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from latentite.crystal import CrystalBatch
+from latentite.crystal import FIDELITY, CrystalBatch
 from latentite.nn.segment import segment_sum
 
+__all__ = ["FIDELITY", "NUM_ELEMENTS", "ElementBaselines", "Extent"]
+
 NUM_ELEMENTS = 118
-FIDELITY = "fidelity"
-"""Property of a `CrystalBatch` that says which fidelity a row's labels are of: its position in the config's order."""
 
 
 class Extent(StrEnum):

@@ -1,15 +1,13 @@
 """`CrystalDataModule`: the splits of a data set in memory, served as `CrystalBatch` objects.
 
 No worker processes: a split lies in memory as tensors, `data/sampler.py` says which crystals make a batch,
-and `CrystalBatch.select` picks them out. Comes after `data/`; `training/fit.py` hands it to the trainer.
+and `CrystalBatch.select` picks them out. Comes after `data_loading.py`; `training/fit.py` hands it to the trainer.
 """
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from pathlib import Path
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict
 from typing import Any, Protocol
 
 import torch
@@ -17,87 +15,14 @@ from jaxtyping import Int
 from lightning.pytorch import LightningDataModule
 from torch import Tensor
 
-from latentite.data.atom_features import attach_features
+from latentite.crystal import FIDELITY
 from latentite.data.dataset import CrystalDataset
-from latentite.data.sampler import BatchPlan, epoch_batches
-from latentite.training.conditions import FROM_CRYSTAL
+from latentite.data.fidelities import FidelityCounts
+from latentite.data.sampler import BatchPlan, WeightedDraw, epoch_batches
+from latentite.training.data_config import DEFAULT_BATCH_ATOMS, BatchBy, DataConfig
+from latentite.training.data_loading import load, load_data
 
-log = logging.getLogger(__name__)
-
-
-@dataclass(kw_only=True, slots=True)
-class DataConfig:
-    """Which crystals, and how they are cut into batches."""
-
-    name: str = "mp_20"
-    """A named data set (`latentite.data.sources`); where `data_dir` is given, only a label."""
-    data_dir: Path | None = None
-    """Folder made by `latentite data build`, or one with train/val/test files."""
-    cache_dir: Path | None = None
-    """Where packed splits are kept; null takes `LATENTITE_CACHE_DIR`, else `~/.cache/latentite`."""
-    batch_size: int = 256
-    """Crystals per step, over all processes together; with `batch_atoms` the most that a batch may hold."""
-    batch_atoms: int | None = None
-    """If given, batches are sized by atoms: at most this many per step."""
-    eval_batch_size: int | None = None
-    """Crystals per batch of validation and test; null takes `batch_size`."""
-    bucketed: bool = True
-    """Batches of crystals of similar size, so that little is padded."""
-    max_atoms: int = 20
-    """Crystals with more atoms are rejected when the split is built."""
-    max_crystals: int | None = None
-    """Use only the first so many crystals of each split (for trials)."""
-    seed: int = 0
-    """Of the order of the crystals."""
-    target_condition: list[str] | str | None = None
-    """What the diffusion stage is conditioned on: labels, which are loaded with the crystals, and names such as
-    `composition` that are read off the crystals themselves (`training/conditions.py`)."""
-    properties: list[str] = field(default_factory=list)
-    """Further properties to load."""
-    atom_features_path: Path | None = None
-    """Folder with a foundation model's features of every atom, one file per split (`write_atom_features`)."""
-    workers: int | None = None
-    """Processes that build a split; null takes all cores."""
-
-    def __post_init__(self) -> None:
-        if not self.name and self.data_dir is None:
-            raise ValueError("name must not be empty where data_dir is not given")
-        for key in ("batch_size", "max_atoms"):
-            if getattr(self, key) < 1:
-                raise ValueError(f"{key} must be at least 1, got {getattr(self, key)}")
-        for key in ("batch_atoms", "eval_batch_size", "max_crystals", "workers"):
-            value = getattr(self, key)
-            if value is not None and value < 1:
-                raise ValueError(f"{key} must be at least 1 or null, got {value}")
-        if self.batch_atoms is not None and self.batch_atoms < self.max_atoms:
-            raise ValueError(
-                f"batch_atoms must be at least max_atoms ({self.max_atoms}), got {self.batch_atoms}"
-            )
-        if self.seed < 0:
-            raise ValueError(f"seed must be 0 or more, got {self.seed}")
-        if self.data_dir is not None and not self.data_dir.expanduser().is_dir():
-            raise ValueError(
-                f"data_dir must be an existing folder, got {str(self.data_dir)!r}; "
-                "make one with `latentite data build`, or leave it out to use a named data set"
-            )
-
-        if self.atom_features_path is not None and not self.atom_features_path.is_dir():
-            raise ValueError(
-                f"atom_features_path must be an existing folder, got {str(self.atom_features_path)!r}"
-            )
-
-    @property
-    def conditions(self) -> list[str]:
-        """`target_condition` as a list."""
-        if isinstance(self.target_condition, str):
-            return [self.target_condition]
-        return list(self.target_condition or [])
-
-    @property
-    def wanted_properties(self) -> tuple[str, ...]:
-        """Every property to load, each once, conditions first; what is read off the crystal itself is none."""
-        labels = [name for name in self.conditions if name not in FROM_CRYSTAL]
-        return tuple(dict.fromkeys([*labels, *self.properties]))
+__all__ = ["BatchLoader", "BatchSource", "CrystalDataModule", "DataConfig", "load"]
 
 
 class BatchSource(Protocol):
@@ -123,9 +48,18 @@ class BatchLoader:
     batch_sampler = None
     """Lightning asks for it."""
 
-    def __init__(self, source: BatchSource, plan: BatchPlan, *, rank: int = 0, world_size: int = 1) -> None:
+    def __init__(
+        self,
+        source: BatchSource,
+        plan: BatchPlan,
+        *,
+        rank: int = 0,
+        world_size: int = 1,
+        draw: WeightedDraw | None = None,
+    ) -> None:
         self.source = source
         self.plan = plan
+        self.draw = draw
         self.rank = rank
         self.world_size = world_size
         self._epoch = 0
@@ -145,8 +79,14 @@ class BatchLoader:
     def batches(self, epoch: int) -> list[Tensor]:
         """Positions of the crystals of each batch of that epoch, for this process."""
         if self._planned is None or self._planned[0] != epoch:
-            sizes = self.source.num_atoms
-            plan = epoch_batches(sizes, self.plan, epoch=epoch, rank=self.rank, world_size=self.world_size)
+            plan = epoch_batches(
+                self.source.num_atoms,
+                self.plan,
+                epoch=epoch,
+                rank=self.rank,
+                world_size=self.world_size,
+                draw=self.draw,
+            )
             self._planned = (epoch, plan)
         return self._planned[1]
 
@@ -185,6 +125,7 @@ class CrystalDataModule(LightningDataModule):
         super().__init__()
         self.config = config
         self._splits: dict[str, CrystalDataset] | None = None if splits is None else dict(splits)
+        self._counts: dict[str, FidelityCounts] = {}
         self._train_loader: BatchLoader | None = None
         self._position: dict[str, int] | None = None
         self._train_source: BatchSource | None = None
@@ -193,7 +134,8 @@ class CrystalDataModule(LightningDataModule):
     def splits(self) -> dict[str, CrystalDataset]:
         """The loaded splits by name."""
         if self._splits is None:
-            self._splits = load(self.config)
+            data = load_data(self.config)
+            self._splits, self._counts = data.splits, data.counts
         return self._splits
 
     def prepare_data(self) -> None:
@@ -215,13 +157,13 @@ class CrystalDataModule(LightningDataModule):
     def train_dataloader(self) -> BatchLoader:
         """Shuffled, this process's share of every batch."""
         config = self.config
-        plan = BatchPlan(
-            batch_size=config.batch_size,
-            batch_atoms=config.batch_atoms,
-            bucketed=config.bucketed,
-            seed=config.seed,
-        )
-        self._train_loader = self._loader(self._train_source or self.splits["train"].crystals, plan)
+        crystals = self.splits["train"].crystals
+        draw = None
+        if config.fidelity_weights is not None:
+            group = crystals.properties[FIDELITY].long()
+            draw = WeightedDraw(group=group, weights=config.fidelity_weights, seed=config.seed)
+        plan = self._plan(config.batch_size, shuffle=True)
+        self._train_loader = self._loader(self._train_source or crystals, plan, draw)
         if self._position is not None:
             self._train_loader.load_state_dict(self._position)
         return self._train_loader
@@ -267,99 +209,38 @@ class CrystalDataModule(LightningDataModule):
         train = self.splits.get("train")
         categories = {} if train is None else {key: list(names) for key, names in train.categories.items()}
         properties = [] if train is None else list(train.crystals.properties)
-        return {
+        result = {
             "name": self.config.name,
             "splits": splits,
             "categories": categories,
             "properties": properties,
         }
+        if not self.config.fidelities:
+            return result
+        return result | {
+            "fidelities": {name: asdict(counts) for name, counts in self._counts.items()},
+            "reference_fidelity": self.config.reference,
+        }
 
     def _evaluation_loader(self, split: str) -> BatchLoader | list[Any]:
         if len(self.splits.get(split, ())) == 0:
             return []
-        size = self.config.eval_batch_size or self.config.batch_size
-        plan = BatchPlan(
-            batch_size=size, batch_atoms=self.config.batch_atoms, bucketed=self.config.bucketed, shuffle=False
-        )
+        plan = self._plan(self.config.eval_batch_size or self.config.batch_size, shuffle=False)
         return self._loader(self.splits[split].crystals, plan)
 
-    def _loader(self, source: BatchSource, plan: BatchPlan) -> BatchLoader:
+    def _plan(self, batch_size: int, *, shuffle: bool) -> BatchPlan:
+        config = self.config
+        by_atoms = config.batch_by is BatchBy.ATOMS
+        return BatchPlan(
+            # A crystal has at least one atom: so many crystals are no limit beside that of the atoms.
+            batch_size=(config.batch_atoms or DEFAULT_BATCH_ATOMS) if by_atoms else batch_size,
+            batch_atoms=config.batch_atoms or (DEFAULT_BATCH_ATOMS if by_atoms else None),
+            bucketed=config.bucketed,
+            shuffle=shuffle,
+            seed=config.seed if shuffle else 0,
+        )
+
+    def _loader(self, source: BatchSource, plan: BatchPlan, draw: WeightedDraw | None = None) -> BatchLoader:
         rank = 0 if self.trainer is None else self.trainer.global_rank
         world_size = 1 if self.trainer is None else self.trainer.world_size
-        return BatchLoader(source, plan, rank=rank, world_size=world_size)
-
-
-def load(config: DataConfig) -> dict[str, CrystalDataset]:
-    """The splits that a config names: from a folder, or a named data set (made or fetched where missing).
-
-    Raises:
-        ValueError: if a split cannot be used, or a property that was asked for is not there.
-    """
-    from latentite.data.build import BuildOptions, load_splits
-    from latentite.data.checks import Limits
-    from latentite.data.properties import DERIVED
-
-    wanted = config.wanted_properties
-    options = BuildOptions(
-        limits=Limits(max_atoms=config.max_atoms),
-        properties=tuple(name for name in wanted if name not in DERIVED) if wanted else None,
-        derived=tuple(name for name in wanted if name in DERIVED),
-    )
-    splits = load_splits(_folder(config), options=options, cache_dir=config.cache_dir, workers=config.workers)
-    splits = {name: _with_derived(dataset, options.derived) for name, dataset in splits.items()}
-    for name, dataset in splits.items():
-        known = dataset.crystals.properties
-        if missing := [key for key in wanted if key not in known]:
-            raise ValueError(
-                f"data.target_condition and data.properties must be labels of the crystals, but {missing[0]} "
-                f"is not in {name}; there are {', '.join(known) or 'none'}"
-            )
-    if config.atom_features_path is not None:
-        features = config.atom_features_path
-        splits = {
-            name: attach_features(dataset, features / f"{name}.safetensors")
-            for name, dataset in splits.items()
-        }
-    if config.max_crystals is not None:
-        splits = {name: _first(dataset, config.max_crystals) for name, dataset in splits.items()}
-    for name, dataset in splits.items():
-        log.info("%s: %d crystals, %d atoms", name, len(dataset), dataset.crystals.total_atoms)
-    return splits
-
-
-def _folder(config: DataConfig) -> Path:
-    """Where the splits lie: `data_dir` itself, a folder in it of that name, or wherever the name is found."""
-    from latentite.data.build import split_files
-    from latentite.data.sources import resolve
-
-    if config.data_dir is None:
-        return resolve(config.name)
-    inside = config.data_dir / config.name
-    return inside if not split_files(config.data_dir) and inside.is_dir() else config.data_dir
-
-
-def _with_derived(dataset: CrystalDataset, names: Sequence[str]) -> CrystalDataset:
-    """With the numbers that can be computed from the crystals where a packed folder came without them."""
-    from latentite.data.cache import content_hash
-    from latentite.data.properties import derive
-
-    labels = dict(dataset.crystals.properties)
-    for name in names:
-        if name not in labels and isinstance(values := derive(name, dataset.crystals), Tensor):
-            labels[name] = values
-    if labels.keys() == dataset.crystals.properties.keys():
-        return dataset
-    crystals = dataset.crystals.with_properties(labels)
-    digest = content_hash(crystals, dataset.ids, dataset.categories)
-    return replace(dataset, crystals=crystals, content_hash=digest)
-
-
-def _first(dataset: CrystalDataset, count: int) -> CrystalDataset:
-    if len(dataset) <= count:
-        return dataset
-    return replace(
-        dataset,
-        crystals=dataset.crystals.select(torch.arange(count)),
-        ids=dataset.ids[:count],
-        content_hash=f"{dataset.content_hash}[:{count}]",
-    )
+        return BatchLoader(source, plan, rank=rank, world_size=world_size, draw=draw)

@@ -1,0 +1,152 @@
+"""From `DataConfig` to the splits that it names, with their labels, features and counts.
+
+Comes after `data_config.py` and before `datamodule.py`.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from latentite.data.atom_features import attach_features
+from latentite.data.dataset import CrystalDataset
+from latentite.data.fidelities import FidelityCounts, FidelityData, join_fidelities
+from latentite.training.data_config import DataConfig
+
+if TYPE_CHECKING:
+    from latentite.data.build import BuildOptions
+
+log = logging.getLogger(__name__)
+
+
+def load(config: DataConfig) -> dict[str, CrystalDataset]:
+    """The splits that a config names; see `load_data`."""
+    return load_data(config).splits
+
+
+def load_data(config: DataConfig) -> FidelityData:
+    """The splits that a config names: of a folder, of a named data set (made or fetched where missing), or the
+    joint ones of its fidelities, with their counts.
+
+    Raises:
+        ValueError: if a split cannot be used, or a property that was asked for is not there.
+    """
+    counts: dict[str, FidelityCounts] = {}
+    if config.fidelities:
+        splits, counts = _load_fidelities(config)
+    else:
+        splits = _load_folder(config)
+    if config.atom_features_path is not None:
+        features = config.atom_features_path
+        splits = {
+            name: attach_features(dataset, features / f"{name}.safetensors")
+            for name, dataset in splits.items()
+        }
+    if config.max_crystals is not None:
+        splits = {name: _first(dataset, config.max_crystals) for name, dataset in splits.items()}
+    for name, dataset in splits.items():
+        log.info("%s: %d crystals, %d atoms", name, len(dataset), dataset.crystals.total_atoms)
+    return FidelityData(splits=splits, counts=counts)
+
+
+def _load_folder(config: DataConfig) -> dict[str, CrystalDataset]:
+    from latentite.data.build import load_splits
+
+    wanted = config.wanted_properties
+    options = _options(config, numbers_only=not wanted)
+    splits = load_splits(_folder(config), options=options, cache_dir=config.cache_dir, workers=config.workers)
+    splits = {name: _with_derived(dataset, options.derived) for name, dataset in splits.items()}
+    for name, dataset in splits.items():
+        known = dataset.crystals.properties
+        if missing := [key for key in wanted if key not in known]:
+            raise ValueError(
+                f"data.target_condition and data.properties must be labels of the crystals, but {missing[0]} "
+                f"is not in {name}; there are {', '.join(known) or 'none'}"
+            )
+    return splits
+
+
+def _load_fidelities(
+    config: DataConfig,
+) -> tuple[dict[str, CrystalDataset], dict[str, FidelityCounts]]:
+    from latentite.data.fidelity_sources import read_fidelity
+
+    parts = {}
+    for name, fidelity in config.fidelities.items():
+        options = _options(config, numbers_only=True)
+        if fidelity.properties is not None:
+            options = replace(options, properties=tuple(fidelity.properties))
+        part = read_fidelity(
+            fidelity, name, options=options, cache_dir=config.cache_dir, workers=config.workers
+        )
+        parts[name] = replace(
+            part, splits={key: _with_derived(found, options.derived) for key, found in part.splits.items()}
+        )
+    joint = join_fidelities(
+        parts,
+        properties=config.wanted_properties,
+        fractions=config.split_fractions,
+        split_by=config.split_by,
+        seed=config.split_seed,
+    )
+    for name, counts in joint.counts.items():
+        log.info("fidelity %s: %s", name, counts)
+    return joint.splits, joint.counts
+
+
+def _options(config: DataConfig, *, numbers_only: bool) -> BuildOptions:
+    """How splits are read: the labels that are asked for, or all columns of numbers."""
+    from latentite.data.build import BuildOptions
+    from latentite.data.checks import Limits
+    from latentite.data.properties import DERIVED
+
+    wanted = config.wanted_properties
+    return BuildOptions(
+        limits=Limits(max_atoms=config.max_atoms),
+        properties=None if numbers_only else tuple(name for name in wanted if name not in DERIVED),
+        derived=tuple(name for name in wanted if name in DERIVED),
+    )
+
+
+def _folder(config: DataConfig) -> Path:
+    """Where the splits lie: `data_dir` itself, a folder in it of that name, or wherever the name is found."""
+    from latentite.data.build import split_files
+    from latentite.data.sources import resolve
+
+    if config.data_dir is None:
+        return resolve(config.name)
+    inside = config.data_dir / config.name
+    return inside if not split_files(config.data_dir) and inside.is_dir() else config.data_dir
+
+
+def _with_derived(dataset: CrystalDataset, names: Sequence[str]) -> CrystalDataset:
+    """With the numbers that can be computed from the crystals where a packed folder came without them."""
+    from latentite.data.cache import content_hash
+    from latentite.data.properties import derive
+
+    labels = dict(dataset.crystals.properties)
+    for name in names:
+        if name not in labels and isinstance(values := derive(name, dataset.crystals), Tensor):
+            labels[name] = values
+    if labels.keys() == dataset.crystals.properties.keys():
+        return dataset
+    crystals = dataset.crystals.with_properties(labels)
+    digest = content_hash(crystals, dataset.ids, dataset.categories)
+    return replace(dataset, crystals=crystals, content_hash=digest)
+
+
+def _first(dataset: CrystalDataset, count: int) -> CrystalDataset:
+    if len(dataset) <= count:
+        return dataset
+    return replace(
+        dataset,
+        crystals=dataset.crystals.select(torch.arange(count)),
+        ids=dataset.ids[:count],
+        content_hash=f"{dataset.content_hash}[:{count}]",
+    )
