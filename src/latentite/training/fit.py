@@ -171,6 +171,8 @@ def build_trainer(config: RunConfig, callbacks: list[Callback]) -> Trainer:
         enable_model_summary=False,
         enable_progress_bar=config.callbacks.progress_bar,
         use_distributed_sampler=False,
+        # Validation without gradients, but with tensors of which a reward may take some of its own (forces).
+        inference_mode=False,
         **options.options,
     )
 
