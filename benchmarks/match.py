@@ -3,17 +3,19 @@
 python benchmarks/match.py verdicts [--data ../shared/data] [--count 1500]
 python benchmarks/match.py scale [--data ../shared/data] [--crystals 10000] [--references 45000] [--workers 2]
 python benchmarks/match.py stress [--crystals 10000] [--kinds 60] [--workers 2]
+python benchmarks/match.py workers [--crystals 4000] [--kinds 60]
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
 import resource
 import tempfile
 import time
 import warnings
-from collections import defaultdict
+from collections import Counter, defaultdict
 from pathlib import Path
 
 import numpy as np
@@ -179,6 +181,36 @@ def stress(arguments: argparse.Namespace) -> dict[str, object]:
     }
 
 
+def workers(arguments: argparse.Namespace) -> dict[str, object]:
+    """The same search with one and with two processes.
+
+    Pairs are those of one formula, of which many need no comparison once a match is found. Other work on the machine
+    disturbs processor seconds least: two processes cost about as many of them as one, where nothing is wasted.
+    """
+    generator = np.random.default_rng(3)
+    rows = real_rows(arguments.data)
+    crystals = [
+        disguised(rows[place], generator, noise=0.05, strain=0.02)
+        for place in generator.integers(len(rows), size=arguments.crystals)
+    ]
+    own, known = Counter(formulas(crystals)), Counter(formulas(rows))
+    pairs = sum(count * (known[formula] + (count - 1) / 2) for formula, count in own.items())
+    found = []
+    lines: dict[str, object] = {"crystals": len(crystals), "references": len(rows), "pairs": int(pairs)}
+    for count in (1, 2):
+        start, cpu = time.perf_counter(), sum(os.times()[:4])
+        found.append(find_matches(crystals, rows, settings=SETTINGS, workers=count))
+        seconds, cpu = time.perf_counter() - start, sum(os.times()[:4]) - cpu
+        lines[f"workers_{count}"] = {
+            "seconds": round(seconds, 1),
+            "cpu_seconds": round(cpu, 1),
+            "pairs_per_second": round(pairs / seconds, 1),
+            "pairs_per_cpu_second": round(pairs / cpu, 1),
+            "cores_used": round(cpu / seconds, 2),
+        }
+    return {**lines, "equal": found[0] == found[1], **_counts(found[0])}
+
+
 def _one_formula(rows: list[Arrays]) -> list[Arrays]:
     """All rows with two thirds of one element and one third of another, as TiO2."""
     found = []
@@ -200,12 +232,15 @@ def _counts(found: Matches) -> dict[str, object]:
     }
 
 
+BENCHMARKS = {"verdicts": verdicts, "scale": scale, "stress": stress, "workers": workers}
+
+
 def main() -> None:
     """Print one JSON line."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("what", choices=("verdicts", "scale", "stress"))
+    parser.add_argument("what", choices=tuple(BENCHMARKS))
     parser.add_argument("--data", type=Path, default=Path("../shared/data"))
     parser.add_argument("--count", type=int, default=1500)
     parser.add_argument("--crystals", type=int, default=10_000)
@@ -214,7 +249,7 @@ def main() -> None:
     parser.add_argument("--workers", type=int)
     arguments = parser.parse_args()
     warnings.simplefilter("ignore")
-    print(json.dumps({"verdicts": verdicts, "scale": scale, "stress": stress}[arguments.what](arguments)))
+    print(json.dumps(BENCHMARKS[arguments.what](arguments)))
 
 
 if __name__ == "__main__":
