@@ -7,9 +7,9 @@
 The structures are rows of all splits, strained, shaken, in other cells; every fifth is taken twice. One JSON line for
 each evaluation, with nothing kept and then with the reference in the cache: seconds of validity, SMACT, uniqueness and
 novelty together (reading, geometry, composition, matching), and apart from it those of the other sections (space
-groups, charges, features). One line for the rewards of `experiment=mp_20_biternary/rl_dng` without the energy: seconds to
-take the training set, and of each component on a rollout, in one process. Seconds are wall time; `cpu_s` is processor
-time, workers included, which says more on a busy machine.
+groups, charges, features). One line for the rewards of `experiment=mp_20_biternary/rl_dng` without the energy:
+seconds to take the training set, and of each component on a rollout, in one process. Seconds are wall time; `cpu_s` is
+processor time, workers included, which says more on a busy machine.
 """
 
 from __future__ import annotations
