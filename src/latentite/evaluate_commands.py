@@ -219,6 +219,8 @@ def _evaluate(arguments: argparse.Namespace) -> int:
         )
     console = Console()
     console.print(rates_table(result))
+    note = f"Protocol {result.protocol.name}: {result.protocol.note}."
+    console.print(note, markup=False, highlight=False, soft_wrap=True)
     report = arguments.out / "report.html"
     console.print(f"Report in {report}", markup=False, highlight=False, soft_wrap=True)
     return 0

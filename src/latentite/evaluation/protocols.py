@@ -1,7 +1,16 @@
 """Protocols: which of the numbers count as "valid", "unique" and "novel", as published systems have it.
 
 Numbers of different protocols must not be compared with each other. Every protocol computes the same columns; it
-only decides which of them stand behind the plain names. Comes after `match/` and `metrics/`.
+only decides which of them stand behind the plain names. What of a system is not reproduced is said in `note`, which
+the terminal, the page and `summary.json` repeat.
+
+MatterGen compares by default with a matcher for disordered structures: elements whose radii differ by at most 0.3 and
+whose electronegativities by at most 1 may stand for each other. How it relabels sites, which radii and
+electronegativities it takes, and how it scales is not fixed by these two numbers, and a rule made up here would give
+numbers that only look like its own. So `mattergen` takes the ordered matcher, which that system offers too. At
+equal tolerances, what matches under it also matches where elements may be exchanged besides: `unique`, `novel` and SUN
+are to be read as upper bounds.
+Comes after `match/` and `metrics/`.
 """
 
 from __future__ import annotations
@@ -75,8 +84,11 @@ PROTOCOLS: dict[str, Protocol] = {
             composition_rule=CompositionRule.SMACT_PAULING,
             own_images=False,
             stable_below=0.1,
-            note="MatterGen with its ordered matcher 0.2/0.3/5; its disordered matcher, which that system takes "
-            "by default and which counts more structures as known, is not reproduced",
+            note="MatterGen with its ordered matcher (StructureMatcher 0.2/0.3/5), the old list of SMACT, and stable "
+            "up to 0.1 eV/atom above the hull; not reproduced: its disordered matcher, which it takes by default and "
+            "which counts more structures as copies and as known, so that unique, novel and SUN are to be read as "
+            "upper bounds of its own; potential and hull (MatterSim, Alexandria and MP with corrections there) are those that "
+            "--relax and --hull name",
         ),
         Protocol(
             name="cdvae",
