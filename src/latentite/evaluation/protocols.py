@@ -87,8 +87,8 @@ PROTOCOLS: dict[str, Protocol] = {
             note="MatterGen with its ordered matcher (StructureMatcher 0.2/0.3/5), the old list of SMACT, and stable "
             "up to 0.1 eV/atom above the hull; not reproduced: its disordered matcher, which it takes by default and "
             "which counts more structures as copies and as known, so that unique, novel and SUN are to be read as "
-            "upper bounds of its own; potential and hull (MatterSim, Alexandria and MP with corrections there) are those that "
-            "--relax and --hull name",
+            "upper bounds of its own; potential and hull (there MatterSim, Alexandria and MP, corrected) are those "
+            "that --relax and --hull name",
         ),
         Protocol(
             name="cdvae",
