@@ -39,6 +39,7 @@ ORDER = [
     {"demo_length"},
     {"demo"},
     {
+        "baseline_commands",
         "hub_commands",
         "predict_commands",
         "reconstruct_commands",

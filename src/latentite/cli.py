@@ -58,6 +58,7 @@ GROUPS = {
     "sample": ("latentite.sample_commands", "new crystals from a trained latent diffusion model"),
     "reward": ("latentite.reward_commands", "rewards for reinforcement learning: check one of your own"),
     "evaluate": ("latentite.evaluate_commands", "measure any set of structures against a reference"),
+    "baseline": ("latentite.baseline_commands", "what labels are by composition alone: fit"),
     "hub": ("latentite.hub_commands", "named checkpoints: list, download, verify, export"),
 }
 """Groups of commands: the module whose `register` adds them, and a line of help."""

@@ -52,7 +52,9 @@ READY_MADE = "ready-made"
 READER_VERSION = 1
 """Raised whenever the same source gives other rows or labels; caches of another version are rebuilt."""
 
-_ENDINGS = ".safetensors .csv .csv.gz .parquet .json .json.gz .jsonl .jsonl.gz .extxyz .extxyz.gz .db .zip"
+_ENDINGS = (
+    ".safetensors .csv .csv.gz .parquet .json .json.gz .jsonl .jsonl.gz .extxyz .extxyz.gz .h5 .hdf5 .db .zip"
+)
 SPLIT_ENDINGS = tuple(_ENDINGS.split())
 
 

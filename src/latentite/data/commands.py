@@ -18,7 +18,7 @@ from latentite.data.splits import DEFAULT_FRACTIONS, SPLITS
 def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     """Add `data` with its two commands."""
     parser = subparsers.add_parser("data", help="datasets: build from your files, look into one")
-    commands = parser.add_subparsers(dest="data_command", required=True, metavar="{build,info}")
+    commands = parser.add_subparsers(dest="data_command", required=True, metavar="{build,convert,info}")
 
     build = commands.add_parser(
         "build",
@@ -30,6 +30,26 @@ def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     build.add_argument("--out", required=True, type=Path, metavar="DIR", help="the folder to write")
     _add_build_options(build)
     build.set_defaults(func=_build)
+
+    convert = commands.add_parser(
+        "convert",
+        help="crystals with their labels -> one HDF5 file, grouped by number of atoms",
+        description="Write a source as HDF5 with groups of coord, numbers, cell and one dataset per label, as "
+        "potentials are trained on. Unusable rows go to FILE.rejected.csv.",
+    )
+    convert.add_argument("source", metavar="SOURCE", help="a file, a folder, or a name such as mp_20")
+    convert.add_argument("--out", required=True, type=Path, metavar="FILE.h5", help="the file to write")
+    convert.add_argument("--split", choices=SPLITS, default="train", help="of a folder with splits (train)")
+    convert.add_argument(
+        "--property", action="append", dest="properties", metavar="NAME", help="(all numeric)"
+    )
+    convert.add_argument(
+        "--max-atoms", type=int, default=0, metavar="N", help="reject larger cells (0: no limit)"
+    )
+    convert.add_argument(
+        "--as-is", action="store_true", help="keep cell, origin and order of atoms of the source"
+    )
+    convert.set_defaults(func=_convert)
 
     info = commands.add_parser("info", help="counts, elements, cell sizes and labels of a dataset")
     info.add_argument("data_dir", metavar="DIR", help="a dataset, train/val/test files, or a name (mp_20)")
@@ -113,6 +133,32 @@ def _build(arguments: argparse.Namespace) -> int:
             "scores on test will look better than they are"
         )
     console.print(f"written to {summary.out_dir} (dataset.json, rejected.csv)", markup=False, soft_wrap=True)
+    return 0
+
+
+def _convert(arguments: argparse.Namespace) -> int:
+    from latentite.data.build import BuildOptions
+    from latentite.data.checks import Limits
+    from latentite.data.hdf5 import write_hdf5
+    from latentite.data.named import read_labelled
+    from latentite.data.report import count_reasons, write_rejections
+
+    if arguments.out.suffix.lower() not in (".h5", ".hdf5"):
+        raise ValueError(f"--out must end in .h5 or .hdf5, got {arguments.out}")
+    options = BuildOptions(
+        limits=Limits(max_atoms=arguments.max_atoms or None),
+        properties=None if arguments.properties is None else tuple(arguments.properties),
+        canonical=not arguments.as_is,
+    )
+    dataset, rejections = read_labelled(arguments.source, split=arguments.split, options=options)
+    write_hdf5(arguments.out, dataset)
+    write_rejections(arguments.out.with_suffix(".rejected.csv"), list(rejections))
+    console = Console(highlight=False)
+    total = len(dataset) + len(rejections)
+    console.print(f"{total:,} in = {len(dataset):,} accepted + {len(rejections):,} rejected")
+    for reason, count in count_reasons(rejections).items():
+        console.print(f"  {count:,} × {reason}", markup=False)
+    console.print(f"written to {arguments.out}", markup=False, soft_wrap=True)
     return 0
 
 

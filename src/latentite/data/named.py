@@ -7,9 +7,13 @@ after `build.py` and `sources.py`; the commands that use a trained network read 
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from latentite.data.dataset import CrystalDataset
 from latentite.data.records import Rejection
+
+if TYPE_CHECKING:
+    from latentite.data.build import BuildOptions
 
 
 def read_source(source: str, *, split: str, max_atoms: int) -> tuple[CrystalDataset, tuple[Rejection, ...]]:
@@ -25,9 +29,19 @@ def read_source(source: str, *, split: str, max_atoms: int) -> tuple[CrystalData
         FileNotFoundError: when there is no such path and no dataset of that name.
         ValueError: when the source as a whole cannot be used.
     """
-    from latentite.data.build import BuildOptions, build_split, split_files
-    from latentite.data.cache import read_dataset, read_rejections
+    from latentite.data.build import BuildOptions
     from latentite.data.checks import Limits
+
+    options = BuildOptions(limits=Limits(max_atoms=max_atoms or None), properties=())
+    return read_labelled(source, split=split, options=options)
+
+
+def read_labelled(
+    source: str, *, split: str, options: BuildOptions
+) -> tuple[CrystalDataset, tuple[Rejection, ...]]:
+    """As `read_source`, with the labels and limits that the options ask for; built datasets are as they are."""
+    from latentite.data.build import build_split, split_files
+    from latentite.data.cache import read_dataset, read_rejections
     from latentite.data.sources import DATASETS, resolve
 
     path = Path(source)
@@ -39,8 +53,7 @@ def read_source(source: str, *, split: str, max_atoms: int) -> tuple[CrystalData
         path = files[split]
     if path.suffix == ".safetensors":
         return read_dataset(path), tuple(read_rejections(path))
-    limits = Limits(max_atoms=max_atoms or None)
-    built = build_split(path, options=BuildOptions(limits=limits, properties=()))
+    built = build_split(path, options=options)
     return built.dataset, built.rejections
 
 

@@ -38,6 +38,8 @@ class Kind(StrEnum):
     STRUCTURE_DICT = "structure_dict"
     STRUCTURE = "structure"
     ATOMS = "atoms"
+    ARRAYS = "arrays"
+    """Atomic numbers, fractional coordinates and lattice."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -181,7 +183,7 @@ def open_records(source: str | Path | Sequence[Structure | Atoms]) -> Iterator[R
         ValueError: when the source as a whole is unusable (unknown format, no structure column, a pointer
             file, ...).
     """
-    from latentite.data import structure_files, tables
+    from latentite.data import hdf5, structure_files, tables
 
     if not isinstance(source, (str, Path)):
         return _objects(source)
@@ -199,6 +201,8 @@ def open_records(source: str | Path | Sequence[Structure | Atoms]) -> Iterator[R
         return tables.read_csv(path)
     if name.endswith((".parquet", ".pq")):
         return tables.read_parquet(path)
+    if name.endswith((".h5", ".hdf5")):
+        return hdf5.read_hdf5(path)
     if name.endswith((".json", ".json.gz", ".jsonl", ".jsonl.gz")):
         return tables.read_json(path)
     if is_one_structure:
@@ -210,7 +214,7 @@ def open_records(source: str | Path | Sequence[Structure | Atoms]) -> Iterator[R
     if name.endswith(".zip"):
         return structure_files.read_zip(path)
     raise ValueError(
-        f"{path} must be CSV, Parquet, JSON, extxyz, an ASE database, CIF, POSCAR, zip or a folder of these, "
+        f"{path} must be CSV, Parquet, JSON, HDF5, extxyz, an ASE database, CIF, POSCAR, zip or a folder of these, "
         f"got the ending {path.suffix!r}"
     )
 

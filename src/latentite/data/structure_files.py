@@ -25,6 +25,8 @@ _TABLES = (
     ".xyz",
     ".parquet",
     ".pq",
+    ".h5",
+    ".hdf5",
     ".db",
     ".aselmdb",
     ".traj",

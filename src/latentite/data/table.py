@@ -111,6 +111,8 @@ def arrays_of(record: Record) -> Arrays:
     if record.kind is Kind.CIF:
         text = cast("str", record.payload)
         return parse_p1(text) or _from_structure(parse_with_pymatgen(text))
+    if record.kind is Kind.ARRAYS:
+        return cast("Arrays", record.payload)
     if record.kind is Kind.STRUCTURE:
         return _from_structure(cast("Structure", record.payload))
     if record.kind is Kind.STRUCTURE_DICT:
