@@ -29,7 +29,7 @@ from latentite.objectives.ldm import DiffusionConfig
 from latentite.objectives.policy import PolicyConfig, choose_steps
 from latentite.rollout import Rollout
 from latentite.sampling.chain import SamplingConfig
-from latentite.training.rl_update import Learner, minibatches
+from latentite.training.rl_update import Learner, Lesson, minibatches
 from latentite.training.rollouts import Policy, Prompts, build_chain, collect
 
 
@@ -53,7 +53,8 @@ def measure(
         reference=Policy(network=reference, sampling=sampling),
         config=config,
     )
-    optimizer = torch.optim.AdamW(network.denoiser.parameters(), lr=1e-5, fused=True)
+    parameters = list(network.denoiser.parameters())
+    optimizer = torch.optim.AdamW(parameters, lr=1e-5, fused=True)
     prompts = Prompts.of(mp_20_like(args.prompts).to(device), num_samples=args.group, run_seed=0)
     advantages = torch.randn(len(prompts), device=device)
     draws = torch.Generator().manual_seed(0)
@@ -67,11 +68,12 @@ def measure(
 
     def update() -> None:
         parts = minibatches(torch.arange(len(prompts)), len(prompts), config.num_minibatches, draws)
-        for part, crystals in enumerate(parts):
-            optimizer.zero_grad()
-            with autocast:
-                learner.gradients(kept[0], {}, advantages, steps, crystals.to(device), is_first=part == 0)
-            optimizer.step()
+        is_first = torch.ones(len(prompts), dtype=torch.bool, device=device)
+        lesson = Lesson(rollout=kept[0], values={}, advantages=advantages, is_first=is_first)
+        with autocast:
+            learner.improve(
+                lesson, steps, [part.to(device) for part in parts], optimizer, parameters, max_norm=1.0
+            )
 
     before = matrix_rate(dtype, device)
     rollout_s, update_s = timed(roll, 1, device), timed(update, 1, device)

@@ -9,7 +9,7 @@ loss of the transitions, `training/rl.py` drives both.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import torch
@@ -152,9 +152,21 @@ class Rollout:
             old=Moments(mean=self.means[step, crystal, :width], std=self.stds[step, crystal, :width]),
         )
 
+    def select(self, crystals: Int[Tensor, " crystal"]) -> Rollout:
+        """These crystals in this order."""
+        return Rollout.concatenate([self], crystals)
+
+    def to(self, device: torch.device | str) -> Rollout:
+        """The same on a device."""
+        return Rollout(**{name: tensor.to(device) for name, tensor in self.state().items()})
+
+    def state(self) -> dict[str, Tensor]:
+        """All tensors by name, for a checkpoint; `Rollout(**state)` is the way back."""
+        return {item.name: getattr(self, item.name) for item in fields(self)}
+
     @staticmethod
     def concatenate(parts: Sequence[Rollout], order: Int[Tensor, " crystal"]) -> Rollout:
-        """Rollouts of one chain as one, padded to the largest, crystals in the order given."""
+        """Rollouts of one chain as one, padded to the largest, those crystals and in the order that is given."""
         width = max(part.mask.shape[1] for part in parts)
 
         def joined(tensors: Sequence[Tensor], dim: int) -> Tensor:

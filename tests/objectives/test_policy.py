@@ -11,16 +11,23 @@ from torch.distributions import Normal
 from torch.distributions import kl_divergence as torch_kl
 
 from latentite.diffusion.steps import Moments
-from latentite.objectives.advantages import RunningRewards, group_normalised, leave_one_out
+from latentite.objectives.advantages import (
+    RunningRewards,
+    group_normalised,
+    leave_one_out,
+    places_in_group,
+)
 from latentite.objectives.gaussian import entropy, k3, kl_divergence, log_ratio
 from latentite.objectives.policy import (
     Algorithm,
     Baseline,
+    Keep,
     KLForm,
     PolicyConfig,
     StepChoice,
     choose_steps,
     compute_advantages,
+    kept_crystals,
     policy_terms,
 )
 from latentite.rollout import Transitions
@@ -156,7 +163,7 @@ def test_before_the_first_update_all_algorithms_have_one_gradient(algorithm: Alg
     mean = NEW.mean.clone().requires_grad_()
     new = Moments(mean=mean, std=NEW.std)
     config = PolicyConfig(algorithm=algorithm, kl_weight=0.0)
-    terms = policy_terms(rows(), new, None, ADVANTAGES, config, is_first=True)
+    terms = policy_terms(rows(), new, None, ADVANTAGES, config, is_first=torch.ones(3, dtype=torch.bool))
     assert terms.values()["ratio"] == 1.0
     assert terms.values()["clipped"] == 0.0
     wanted = 0.0 if algorithm is Algorithm.REINFORCE else -float(ADVANTAGES.mean())
@@ -188,7 +195,14 @@ def test_clipping_stops_the_gradient_only_where_the_ratio_has_gone_too_far_alrea
     )
     config = PolicyConfig(kl_weight=0.0, clip_ratio=0.1)
     advantages = torch.tensor([1.0, -1.0, 1.0])
-    terms = policy_terms(decisions, Moments(mean=mean, std=std), None, advantages, config, is_first=False)
+    terms = policy_terms(
+        decisions,
+        Moments(mean=mean, std=std),
+        None,
+        advantages,
+        config,
+        is_first=torch.zeros(3, dtype=torch.bool),
+    )
     (found,) = torch.autograd.grad(terms.total(), mean)
     assert found[0].eq(0).all()
     assert found[1].eq(0).all()
@@ -201,11 +215,11 @@ def test_at_the_reference_the_divergence_and_its_gradient_are_zero(form: KLForm)
     mean = NEW.mean.clone().requires_grad_()
     new = Moments(mean=mean, std=NEW.std)
     config = PolicyConfig(kl_form=form, kl_weight=2.0)
-    terms = policy_terms(rows(), new, NEW, torch.zeros(3), config, is_first=True)
+    terms = policy_terms(rows(), new, NEW, torch.zeros(3), config, is_first=torch.ones(3, dtype=torch.bool))
     assert terms.values()["kl"] == 0.0
     (found,) = torch.autograd.grad(terms.terms["kl"].sum, mean)
     assert found.abs().max() < 1e-12
-    away = policy_terms(rows(), new, OLD, torch.zeros(3), config, is_first=True)
+    away = policy_terms(rows(), new, OLD, torch.zeros(3), config, is_first=torch.ones(3, dtype=torch.bool))
     assert away.values()["kl"] > 0.0
 
 
@@ -231,3 +245,40 @@ def test_settings_under_which_nothing_can_be_compared_are_refused() -> None:
     PolicyConfig(algorithm=Algorithm.PPO, num_group_samples=1).check_rollout(1)
     with pytest.raises(ValueError, match="num_inner_epochs must be 1 for reinforce"):
         PolicyConfig(algorithm=Algorithm.REINFORCE, num_inner_epochs=2)
+
+
+def test_each_row_starts_from_the_policy_that_drew_it() -> None:
+    """Rows of this policy have ratio 1 to the bit, others that of the stored probabilities."""
+    is_first = torch.tensor([True, False, True])
+    config = PolicyConfig(algorithm=Algorithm.REINFORCE, kl_weight=0.0, per_entry=False)
+    advantages = torch.tensor([2.0, 1.0, 4.0])
+    terms = policy_terms(rows(), NEW, None, advantages, config, is_first=is_first)
+    log_r = by_hand(1, lambda new, old, x: new.log_prob(x) - old.log_prob(x)).sum()
+    assert float(terms.values()["policy"]) == pytest.approx(-float(log_r) / 3, rel=1e-5)
+
+
+def test_the_best_of_each_group_are_kept_or_the_extremes() -> None:
+    rewards = torch.tensor([3.0, 1.0, 7.0, 2.0, 1.0, 5.0, 4.0, 0.0])
+    groups = torch.tensor([0, 1, 0, 1, 1, 0, 0, 1])  # 3 7 5 4 and 1 2 1 0
+    assert places_in_group(rewards, groups).tolist() == [3, 1, 0, 0, 2, 1, 2, 3], "of equal ones the first"
+    best = PolicyConfig(num_group_samples=2, best_of=2, keep=Keep.BEST)
+    assert kept_crystals(rewards, groups, best).nonzero().flatten().tolist() == [1, 2, 3, 5]
+    extremes = PolicyConfig(num_group_samples=2, best_of=2, keep=Keep.EXTREMES)
+    assert kept_crystals(rewards, groups, extremes).nonzero().flatten().tolist() == [0, 2, 3, 7]
+    assert kept_crystals(rewards, groups, PolicyConfig(num_group_samples=4)).all()
+
+
+@given(values=st.lists(st.floats(-10.0, 10.0), min_size=12, max_size=12), keep=st.sampled_from(list(Keep)))
+def test_as_many_of_each_group_are_kept_as_are_trained(values: list[float], keep: Keep) -> None:
+    rewards, groups = torch.tensor(values), torch.arange(12) % 2
+    kept = kept_crystals(rewards, groups, PolicyConfig(num_group_samples=3, best_of=2, keep=keep))
+    for group in range(2):
+        mine = rewards[groups == group].sort(descending=True).values
+        wanted = mine[:3] if keep is Keep.BEST else mine[[0, 1, 5]]
+        assert rewards[kept & (groups == group)].sort(descending=True).values.equal(wanted)
+
+
+def test_one_trained_of_several_drawn_can_be_compared() -> None:
+    PolicyConfig(num_group_samples=1, best_of=4)
+    with pytest.raises(ValueError, match="best_of must be at least 1, got 0"):
+        PolicyConfig(best_of=0)

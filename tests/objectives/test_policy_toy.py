@@ -71,7 +71,8 @@ def train(config: PolicyConfig, num_rollouts: int, lr: float) -> Toy:
             new = CHAIN.moments(toy.denoise(), rows.states, rows.levels, rows.mask)
             with torch.no_grad():
                 reference = CHAIN.moments(frozen.denoise(), rows.states, rows.levels, rows.mask)
-            terms = policy_terms(rows, new, reference, advantages[rows.crystal], config, is_first=epoch == 0)
+            is_first = torch.full((len(step),), epoch == 0)
+            terms = policy_terms(rows, new, reference, advantages[rows.crystal], config, is_first=is_first)
             optimizer.zero_grad()
             terms.total().backward()
             optimizer.step()

@@ -13,7 +13,7 @@ from latentite.objectives.policy import PolicyConfig
 from latentite.rewards.combine import RewardConfig
 from latentite.sampling.chain import SamplingConfig
 from latentite.training.optim import OptimizerConfig
-from latentite.training.rl import RLModuleConfig
+from latentite.training.rl_config import RLModuleConfig
 from latentite.training.settings import MonitorMode
 from latentite.training.stages import TrainRLConfig
 

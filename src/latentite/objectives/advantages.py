@@ -40,6 +40,30 @@ def leave_one_out(
     return centred * (count / (count - 1.0))[groups]
 
 
+def normalised_by(
+    values: Float[Tensor, " value"], rewards: Float[Tensor, " crystal"], *, scale: bool = True
+) -> Float[Tensor, " value"]:
+    """(v - mean of the rewards) / std of the rewards: others measured by what a rollout has reached."""
+    rewards = rewards.double()
+    centred = values.double() - rewards.mean()
+    if not scale:
+        return centred
+    std = rewards.std(correction=0)
+    return centred / std if std > EPSILON else torch.zeros_like(centred)
+
+
+def places_in_group(
+    rewards: Float[Tensor, " crystal"], groups: Int[Tensor, " crystal"]
+) -> Int[Tensor, " crystal"]:
+    """Place of each crystal among its group, the best one 0; of equal ones the first is better."""
+    by_reward = rewards.argsort(descending=True, stable=True)
+    order = by_reward[groups[by_reward].argsort(stable=True)]
+    sizes = torch.bincount(groups)
+    firsts = sizes.cumsum(0) - sizes
+    place = torch.arange(len(groups), device=groups.device) - firsts[groups[order]]
+    return torch.empty_like(place).scatter(0, order, place)
+
+
 def _sums(values: Tensor, groups: Tensor) -> Tensor:
     return values.new_zeros(int(groups.max()) + 1).index_add(0, groups, values)
 

@@ -13,14 +13,24 @@ Departures, all algorithms:
 2. A log-ratio is the mean over a crystal's entries, not their sum (`per_entry`; as DDPO's code and Chemeleon2),
    so that clip and weights mean the same for 2 atoms and for 20. Off, it is the exact log-ratio.
 3. The last step of a chain adds no noise, hence is no decision.
-4. In a rollout's first update the policy is still the one that drew: r is then 1 to the bit, not to rounding.
+4. In a rollout's first update the policy is still the one that drew: r is then 1 to the bit, not to rounding. Where
+   rewards overlap the next rollout (`rl_module.reward_workers`), that one is drawn before the update by this one: all
+   its updates are off-policy by one rollout, and r starts from the probabilities of the policy that drew it.
+5. Best-of-n (`best_of`): more crystals are drawn and judged than are trained. Advantages are those among all that were
+   drawn, hence have zero mean over these only: what is kept is compared with what the policy does, and the best are
+   not told to be worse than each other. It is the gradient for a reward of which the middle (and, with
+   `keep=best`, the low end) is flat; `extremes` as down-sampled rollouts (Xu et al. 2025, arXiv 2504.13818).
+6. Replay of the best (`rl_module.replay`, not of REINFORCE): trajectories of earlier rollouts join the update with the
+   probabilities of the policy that drew them, so that r is right and they are raised to 1 + c times those at most.
+   Their advantage is measured against the rollout of now and never below zero (as self-imitation, Oh et al. 2018,
+   arXiv 1806.05635): nobody is punished for what another policy did.
 GRPO (Shao et al. 2024, arXiv 2402.03300):
-5. KL is a term of the loss, weighted by `kl_weight`, in closed form by default; k3 on request. The paper has k3.
+7. KL is a term of the loss, weighted by `kl_weight`, in closed form by default; k3 on request. The paper has k3.
    k3 is evaluated at actions of the policy that drew them, without a correction after the first update.
 PPO:
-6. No value network and no GAE: the baseline is a running mean and scale of the rewards.
+8. No value network and no GAE: the baseline is a running mean and scale of the rewards.
 REINFORCE (with the baseline of Kool et al. 2019):
-7. With several minibatches the later ones are slightly off-policy and not corrected; one inner epoch only.
+9. With several minibatches the later ones are slightly off-policy and not corrected; one inner epoch only.
 
 Comes after `gaussian.py` and `advantages.py`; `training/rl.py` calls it.
 """
@@ -32,11 +42,17 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from latentite.diffusion.steps import Moments
-from latentite.objectives.advantages import RunningRewards, group_normalised, leave_one_out
+from latentite.objectives.advantages import (
+    RunningRewards,
+    group_normalised,
+    leave_one_out,
+    normalised_by,
+    places_in_group,
+)
 from latentite.objectives.gaussian import entropy, k3, kl_divergence, log_ratio
 from latentite.objectives.terms import LossTerms, Term
 from latentite.rollout import Transitions
@@ -68,6 +84,14 @@ class Baseline(StrEnum):
     """All of a rollout."""
 
 
+class Keep(StrEnum):
+    """Which crystals of a prompt are trained, if more are drawn."""
+
+    BEST = "best"
+    EXTREMES = "extremes"
+    """As many of the best as of the worst."""
+
+
 class StepChoice(StrEnum):
     """Which of the denoising decisions are trained, if not all."""
 
@@ -83,7 +107,11 @@ class PolicyConfig:
 
     algorithm: Algorithm = Algorithm.GRPO
     num_group_samples: int = 64
-    """Crystals per prompt; `data.batch_size` is the number of prompts of a rollout."""
+    """Crystals per prompt that are trained; `data.batch_size` is the number of prompts of a rollout."""
+    best_of: int = 1
+    """So many times as many are drawn and judged; 1: all are trained."""
+    keep: Keep = Keep.BEST
+    """Which of them are trained."""
     baseline: Baseline = Baseline.GROUP
     scale_advantages: bool = True
     """GRPO: divide by the spread within the group."""
@@ -110,7 +138,7 @@ class PolicyConfig:
     """Most atoms in one pass of an update: its memory, not its result."""
 
     def __post_init__(self) -> None:
-        for name in ("num_group_samples", "num_inner_epochs", "num_minibatches", "update_tokens"):
+        for name in ("num_group_samples", "best_of", "num_inner_epochs", "num_minibatches", "update_tokens"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
         if self.num_train_steps is not None and self.num_train_steps < 1:
@@ -125,7 +153,7 @@ class PolicyConfig:
         if not 0.0 <= self.running_decay < 1.0:
             raise ValueError(f"running_decay must lie in [0, 1), got {self.running_decay}")
         is_compared = self.algorithm is not Algorithm.PPO and self.baseline is Baseline.GROUP
-        if is_compared and self.num_group_samples == 1:
+        if is_compared and self.num_drawn == 1:
             raise ValueError(
                 f"num_group_samples must be at least 2 for {self.algorithm} with baseline=group (a crystal is "
                 "compared with the others of its group), got 1; or set baseline=batch"
@@ -135,6 +163,11 @@ class PolicyConfig:
                 f"num_inner_epochs must be 1 for reinforce, which does not correct for a policy that has moved, "
                 f"got {self.num_inner_epochs}"
             )
+
+    @property
+    def num_drawn(self) -> int:
+        """Crystals per prompt that are drawn and judged."""
+        return self.best_of * self.num_group_samples
 
     def check_rollout(self, num_crystals: int) -> None:
         """Refuse a rollout in which nothing can be compared.
@@ -169,8 +202,46 @@ def compute_advantages(
         found = group_normalised(rewards, compared, scale=config.scale_advantages)
     else:
         found = leave_one_out(rewards, compared)
+    return _limited(found, config)
+
+
+def replay_advantages(
+    replayed: Float[Tensor, " trajectory"],
+    rewards: Float[Tensor, " crystal"],
+    config: PolicyConfig,
+    running: RunningRewards,
+) -> Float[Tensor, " trajectory"]:
+    """How much better earlier crystals are than the rollout of now, float32; 0 for those that are not.
+
+    Args:
+        replayed: their rewards.
+        rewards: of the rollout of now, all of it.
+        config: algorithm and limits.
+        running: as in `compute_advantages`.
+    """
+    if config.algorithm is Algorithm.PPO:
+        found = running.normalised(replayed)
+    else:
+        found = normalised_by(replayed, rewards, scale=config.scale_advantages)
+    return _limited(found.clamp(min=0.0), config)
+
+
+def _limited(advantages: Tensor, config: PolicyConfig) -> Tensor:
     limit = config.max_advantage
-    return (found if limit is None else found.clamp(-limit, limit)).float()
+    return (advantages if limit is None else advantages.clamp(-limit, limit)).float()
+
+
+def kept_crystals(
+    rewards: Float[Tensor, " crystal"], groups: Int[Tensor, " crystal"], config: PolicyConfig
+) -> Bool[Tensor, " crystal"]:
+    """Which crystals are trained: `num_group_samples` of each prompt, of equal ones the first."""
+    if config.best_of == 1:
+        return torch.ones_like(groups, dtype=torch.bool)
+    place = places_in_group(rewards, groups)
+    wanted = config.num_group_samples
+    if config.keep is Keep.BEST:
+        return place < wanted
+    return (place < wanted - wanted // 2) | (place >= config.num_drawn - wanted // 2)
 
 
 def choose_steps(
@@ -203,7 +274,7 @@ def policy_terms(
     advantages: Float[Tensor, " row"],
     config: PolicyConfig,
     *,
-    is_first: bool,
+    is_first: Bool[Tensor, " row"],
 ) -> LossTerms:
     """The objective of some decisions; what is only for the log has weight 0.
 
@@ -213,9 +284,13 @@ def policy_terms(
         reference: the frozen one; None where `kl_weight` is 0.
         advantages: of each row's crystal.
         config: algorithm and weights.
-        is_first: whether the policy has not moved since it drew these decisions.
+        is_first: of each row, whether the policy has not moved since it drew this decision.
     """
-    old = Moments(mean=new.mean.detach(), std=torch.as_tensor(new.std).detach()) if is_first else rows.old
+    is_own = is_first[:, None, None]
+    old = Moments(
+        mean=torch.where(is_own, new.mean.detach(), rows.old.mean),
+        std=torch.where(is_own, torch.as_tensor(new.std).detach(), torch.as_tensor(rows.old.std)),
+    )
     log_r = log_ratio(rows.next_states, new, old, rows.mask, per_entry=config.per_entry)
     ratio = log_r.exp()
     clip = config.clip_ratio

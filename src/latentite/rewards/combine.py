@@ -1,16 +1,16 @@
 """Several rewards as one: weights, one normalisation each, floors for what fails; everything counted.
 
-Comes after `options.py` and `target.py`; `training/rl.py` calls it once per rollout.
+Comes after `asking.py` and `target.py`; `training/rl.py` calls it once per rollout, `workers.py` is the same in
+processes of their own.
 """
 
 from __future__ import annotations
 
 import logging
 import math
-import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from jaxtyping import Bool, Float
@@ -18,13 +18,12 @@ from torch import Tensor
 
 from latentite.crystal import CrystalBatch
 from latentite.plain import from_plain
+from latentite.rewards.asking import Answer, Component, ask
+from latentite.rewards.diversity_filter import DiversityFilterConfig
 from latentite.rewards.duplicates import discounted
 from latentite.rewards.options import ComponentOptions, normalise
-from latentite.rewards.protocol import NeedsReference, Reward, is_collective
+from latentite.rewards.protocol import NeedsReference
 from latentite.rewards.target import TARGET, build
-
-if TYPE_CHECKING:
-    from pymatgen.core import Structure
 
 log = logging.getLogger(__name__)
 
@@ -40,6 +39,8 @@ class RewardConfig:
     """By name, or a list: `_target_`, arguments of the reward, and those of `ComponentOptions`."""
     duplicate_discount: float | None = None
     """Share of its reward above the rollout's lowest that a crystal with a copy in the rollout keeps; null: all."""
+    diversity_filter: DiversityFilterConfig | None = None
+    """Less for kinds of crystals that earlier rollouts have made often; null: off."""
 
     def __post_init__(self) -> None:
         if self.duplicate_discount is not None and not 0.0 <= self.duplicate_discount <= 1.0:
@@ -79,15 +80,6 @@ def _options(spec: Mapping[str, Any]) -> ComponentOptions:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Component:
-    """One reward with its options."""
-
-    name: str
-    reward: Reward
-    options: ComponentOptions
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
 class RewardTable:
     """The rewards of a rollout, crystal by crystal."""
 
@@ -105,10 +97,14 @@ class RewardTable:
     """By component."""
     weights: dict[str, float]
     """By component."""
+    is_repeated: Bool[Tensor, " crystal"] | None = None
+    """Whether the diversity filter took something away; None where there is none."""
 
     def means(self) -> dict[str, float]:
         """For the log: raw, normalised and weighted mean of each component, failures, cost, and the total."""
         found = {"total": float(self.total.mean()), "unusable": float((~self.is_usable).double().mean())}
+        if self.is_repeated is not None:
+            found["repeated"] = float(self.is_repeated.double().mean())
         count = max(int(self.is_usable.sum()), 1)
         for name, values in self.raw.items():
             normalised = float(self.normalised[name].mean())
@@ -160,20 +156,32 @@ class Rewards:
             crystals: of one rollout.
             is_usable: False for those that cannot be; they get every floor. None: all are.
         """
-        count = len(crystals)
-        usable = torch.ones(count, dtype=torch.bool) if is_usable is None else is_usable
+        return self.start(crystals, is_usable)()
+
+    def start(
+        self, crystals: CrystalBatch, is_usable: Bool[Tensor, " crystal"] | None = None
+    ) -> Callable[[], RewardTable]:
+        """The same, to be had later: here all the work is done when the result is called for."""
+        usable = torch.ones(len(crystals), dtype=torch.bool) if is_usable is None else is_usable
+        shown = crystals.select(usable.nonzero().flatten())
+        return lambda: self.combined(self._ask(shown), shown, usable)
+
+    def close(self) -> None:
+        """Nothing to end; for `RewardWorkers`."""
+
+    def combined(
+        self, answers: Sequence[Answer], shown: CrystalBatch, usable: Bool[Tensor, " crystal"]
+    ) -> RewardTable:
+        """The answers of all components, in their order, about the usable crystals, as one reward."""
         positions = usable.nonzero().flatten()
-        shown = crystals.select(positions)
-        structures = shown.to_structures()
-        total = torch.zeros(count, dtype=torch.float64)
+        total = torch.zeros(len(usable), dtype=torch.float64)
         raw, normalised, num_failed, seconds = {}, {}, {}, {}
-        for component in self.components:
-            start = time.perf_counter()
-            values = torch.full((count,), math.nan, dtype=torch.float64)
-            values[positions] = self._ask(component, structures, shown)
-            seconds[component.name] = time.perf_counter() - start
-            values[values.isinf()] = math.nan
-            num_failed[component.name] = int(values[positions].isnan().sum())
+        for component, answer in zip(self.components, answers, strict=True):
+            self._tell(component.name, answer.failures)
+            values = torch.full((len(usable),), math.nan, dtype=torch.float64)
+            values[positions] = answer.values
+            seconds[component.name] = answer.seconds
+            num_failed[component.name] = int(answer.values.isnan().sum())
             scaled = normalise(values, component.options)
             total += component.options.weight * scaled
             raw[component.name], normalised[component.name] = values, scaled
@@ -189,37 +197,14 @@ class Rewards:
             weights={component.name: component.options.weight for component in self.components},
         )
 
-    def _ask(self, component: Component, structures: Sequence[Structure], batch: CrystalBatch) -> Tensor:
-        """Raw values; NaN for crystals at which the reward raises."""
-        if not structures:
-            return torch.zeros(0, dtype=torch.float64)
-        try:
-            return _called(component.reward, structures, batch)
-        except Exception as error:  # noqa: BLE001  # a user's code may raise anything, and the run must live
-            self._tell(component, error)
-        values = torch.full((len(structures),), math.nan, dtype=torch.float64)
-        if is_collective(component.reward) or len(structures) == 1:
-            return values
-        for position, structure in enumerate(structures):
-            try:
-                alone = batch.select(torch.tensor([position]))
-                values[position] = _called(component.reward, [structure], alone)[0]
-            except Exception as error:  # noqa: BLE001  # as above
-                self._tell(component, error)
-        return values
+    def _ask(self, shown: CrystalBatch) -> list[Answer]:
+        structures = shown.to_structures()
+        return [ask(component.reward, structures, shown) for component in self.components]
 
-    def _tell(self, component: Component, error: Exception) -> None:
+    def _tell(self, name: str, failures: Sequence[str]) -> None:
         """Each different failure once; how many there are is in the metrics."""
-        sentence = f"reward {component.name} failed: {type(error).__name__}: {error}"
-        if sentence not in self._told and len(self._told) < 100:
-            self._told.add(sentence)
-            log.warning("%s; the crystals concerned get its floor", sentence)
-
-
-def _called(reward: Reward, structures: Sequence[Structure], batch: CrystalBatch) -> Tensor:
-    values = torch.as_tensor(reward(structures, batch)).detach().cpu().double()
-    if values.shape != (len(structures),):
-        raise ValueError(
-            f"a reward must give one number per crystal, shape ({len(structures)},), got {tuple(values.shape)}"
-        )
-    return values
+        for failure in failures:
+            sentence = f"reward {name} failed: {failure}"
+            if sentence not in self._told and len(self._told) < 100:
+                self._told.add(sentence)
+                log.warning("%s; the crystals concerned get its floor", sentence)

@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
+import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
@@ -60,7 +61,15 @@ def discounted(
     """
     if not len(total):
         return total
-    has_copy = ~unique_among(crystals.to_arrays())
-    result = total.clone()
-    result[has_copy] = total.min() + kept * (total[has_copy] - total.min())
-    return result
+    has_copy = torch.from_numpy(~unique_among(crystals.to_arrays()))
+    return keep_share(total, torch.where(has_copy, kept, 1.0))
+
+
+def keep_share(
+    total: Float[Tensor, " crystal"], share: Float[Tensor, " crystal"]
+) -> Float[Tensor, " crystal"]:
+    """Rewards of which only a share of what is above the lowest is left: nobody falls below the worst."""
+    if not len(total):
+        return total
+    lowest = total.min()
+    return torch.where(share < 1.0, lowest + share * (total - lowest), total)

@@ -13,6 +13,7 @@ from lightning.pytorch.loggers import WandbLogger
 
 from latentite.crystal import CrystalBatch
 from latentite.pictures import draw_crystals
+from latentite.rewards.combine import RewardTable
 
 
 def show(trainer: Trainer, crystals: CrystalBatch, *, name: str, titles: Sequence[str]) -> Path:
@@ -21,7 +22,24 @@ def show(trainer: Trainer, crystals: CrystalBatch, *, name: str, titles: Sequenc
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"{name}_{trainer.global_step:07d}.png"
     draw_crystals(crystals, path, titles=titles)
+    log_picture(trainer, path, name)
+    return path
+
+
+def log_picture(trainer: Trainer, path: Path, name: str) -> None:
+    """Give a picture to the loggers that take pictures."""
     for logger in trainer.loggers:
         if isinstance(logger, WandbLogger):
             logger.log_image(f"pictures/{name}", [str(path)], step=trainer.global_step)
-    return path
+
+
+def show_best(trainer: Trainer, crystals: CrystalBatch, table: RewardTable, count: int) -> None:
+    """The best and the first usable crystals of a rollout, with their rewards."""
+    usable = table.is_usable.nonzero().flatten()
+    count = min(count, len(usable))
+    if count == 0:
+        return
+    best = usable[table.total[usable].argsort(descending=True, stable=True)[:count]]
+    for name, chosen in (("best", best), ("random", usable[:count])):
+        titles = [f"{reward:.3g}" for reward in table.total[chosen].tolist()]
+        show(trainer, crystals.select(chosen), name=name, titles=titles)

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from latentite.crystal import CrystalBatch
@@ -27,34 +27,44 @@ class Judged:
 
     rewards: Float[Tensor, " crystal"]
     groups: Int[Tensor, " crystal"]
+    is_usable: Bool[Tensor, " crystal"]
     means: dict[str, float]
     """For the log."""
 
+    @staticmethod
+    def of(table: RewardTable, groups: Int[Tensor, " crystal"]) -> Judged:
+        """What an update needs of a table."""
+        return Judged(rewards=table.total, groups=groups, is_usable=table.is_usable, means=table.means())
 
-def judged_together(
+
+def start_judging(
     crystals: CrystalBatch,
     prompts: Prompts,
-    judge: Callable[[CrystalBatch], RewardTable],
-) -> Judged:
-    """The rewards of a rollout.
+    start: Callable[[CrystalBatch], Callable[[], RewardTable]],
+) -> Callable[[], Judged]:
+    """The rewards of a rollout, to be had later; all processes must call for them.
 
     Args:
         crystals: of this process, on the CPU.
         prompts: theirs; crystals of a group lie together.
-        judge: gives the rewards of a batch; called by the first process only.
+        start: begins to judge a batch; called by the first process only.
     """
     if num_processes() == 1:
-        table = judge(crystals)
-        return Judged(rewards=table.total, groups=prompts.groups, means=table.means())
+        finish = start(crystals)
+        return lambda: Judged.of(finish(), prompts.groups)
     parts: list[Any] | None = [None] * num_processes() if dist.get_rank() == 0 else None
     dist.gather_object((crystals, prompts.groups), parts)
-    answer: list[Any] = [None]
-    if parts is not None:
-        groups = torch.cat([part[1] for part in parts])
-        order = groups.argsort(stable=True)
-        table = judge(CrystalBatch.concatenate([part[0] for part in parts]).select(order))
-        answer = [Judged(rewards=table.total, groups=groups[order], means=table.means())]
+    if parts is None:
+        return lambda: _shared(None)
+    groups = torch.cat([part[1] for part in parts])
+    order = groups.argsort(stable=True)
+    finish = start(CrystalBatch.concatenate([part[0] for part in parts]).select(order))
+    return lambda: _shared(Judged.of(finish(), groups[order]))
+
+
+def _shared(judged: Judged | None) -> Judged:
+    """The first process's in all of them."""
+    answer: list[Any] = [judged]
     dist.broadcast_object_list(answer)
-    judged = answer[0]
-    assert isinstance(judged, Judged)
-    return judged
+    assert isinstance(answer[0], Judged)
+    return answer[0]

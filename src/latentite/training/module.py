@@ -64,7 +64,7 @@ class StageModule(LightningModule):
         """The batch as training sees it."""
         return augment(batch, self._augmentation, generator)
 
-    def training_step(self, batch: CrystalBatch, batch_idx: int) -> Tensor:
+    def training_step(self, batch: CrystalBatch, batch_idx: int) -> Tensor | None:
         """Compute the objective, log it."""
         generator = self.generator(Stream.TRAIN, self.current_epoch, batch_idx, self.global_rank)
         terms = self.training_terms(batch, generator)

@@ -1,16 +1,17 @@
 """Stage 3: the Lightning module that fine-tunes a latent diffusion model towards rewards.
 
 A training step is a rollout, its rewards, and the updates that they allow; the maths is in `objectives/policy.py`.
-The network is always in evaluation mode: dropout in one of the two passes of a ratio would be noise in it. Comes
-after `rollouts.py` and `rl_update.py`; `fit.py` drives it.
+With `reward_workers` a step draws a rollout and learns from the one before it; the last step of an epoch learns from
+both. The network is always in evaluation mode: dropout in one of the two passes of a ratio would be noise in it. Comes
+after `rl_config.py`, `rollouts.py`, `flight.py` and `rl_update.py`; `fit.py` drives it.
 """
 
 from __future__ import annotations
 
-import logging
 import time
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from typing import Any
 
 import torch
 from lightning.pytorch.core.optimizer import LightningOptimizer
@@ -18,51 +19,27 @@ from torch import Tensor
 
 from latentite.crystal import CrystalBatch
 from latentite.data.augment import AugmentationConfig
-from latentite.nn.adapters import LoraConfig
 from latentite.nn.ldm import LatentDiffusion
 from latentite.objectives.advantages import RunningRewards
 from latentite.objectives.ldm import LDMStageConfig
-from latentite.objectives.policy import PolicyConfig, choose_steps, compute_advantages
+from latentite.objectives.policy import choose_steps, compute_advantages
 from latentite.objectives.terms import LossTerms
-from latentite.rewards.combine import RewardConfig, Rewards, RewardTable
-from latentite.rollout import Rollout
-from latentite.sampling.chain import SamplingConfig
+from latentite.rewards.combine import Rewards, RewardTable
+from latentite.rewards.diversity_filter import DiversityFilter
+from latentite.rewards.workers import RewardWorkers
 from latentite.sampling.checks import geometry_refusals
 from latentite.training.datamodule import CrystalDataModule
-from latentite.training.ema import EMAConfig
-from latentite.training.gather import judged_together
+from latentite.training.flight import Drawn, Flight, lesson_of
+from latentite.training.gather import Judged, start_judging
 from latentite.training.module import StageModule, Stream
-from latentite.training.optim import OptimizerConfig, SchedulerConfig
-from latentite.training.rl_update import Learner, Sums, minibatches, sum_gradients
+from latentite.training.optim import SchedulerConfig
+from latentite.training.replay import ReplayBuffer
+from latentite.training.rl_config import RLModuleConfig
+from latentite.training.rl_update import Learner, minibatches
 from latentite.training.rollouts import Policy, Prompts, build_chain, collect, decode
 
-log = logging.getLogger(__name__)
-
-
-@dataclass(kw_only=True, slots=True)
-class RLModuleConfig:
-    """Everything about the reinforcement learning stage but its data: the `rl_module` group."""
-
-    ldm_ckpt_path: str | None = None
-    """Path or name of the model that is fine-tuned, a checkpoint of stage 2 or 3. Required."""
-    rl_configs: PolicyConfig = field(default_factory=PolicyConfig)
-    reward_fn: RewardConfig
-    sampling: SamplingConfig = field(default_factory=SamplingConfig)
-    """The chain; its batch size bounds the memory of a rollout."""
-    lora: LoraConfig | None = None
-    """Train low-rank adapters of the denoiser instead of all weights."""
-    optimizer: OptimizerConfig = field(default_factory=lambda: OptimizerConfig(lr=1e-5))
-    ema: EMAConfig = field(default_factory=lambda: EMAConfig(decay=0.0))
-    num_pictures: int = 4
-    """Crystals in each picture of a validation: the best, and the first; 0: none."""
-
-    def __post_init__(self) -> None:
-        if not self.ldm_ckpt_path:
-            raise ValueError(
-                "ldm_ckpt_path must name the model to fine-tune (a path or a name of `latentite hub list`)"
-            )
-        if self.num_pictures < 0:
-            raise ValueError(f"num_pictures must be 0 or more, got {self.num_pictures}")
+MEMORY_KEY = "rl_memory"
+"""Section of a checkpoint: what the stage remembers besides weights. Absent where nothing is on that does."""
 
 
 class RLTrainingModule(StageModule):
@@ -77,7 +54,7 @@ class RLTrainingModule(StageModule):
         network: LatentDiffusion,
         reference: LatentDiffusion,
         settings: LDMStageConfig,
-        rewards: Rewards,
+        rewards: Rewards | RewardWorkers,
         *,
         seed: int = 0,
         max_norm: float | None = 1.0,
@@ -108,6 +85,11 @@ class RLTrainingModule(StageModule):
         self.max_norm = max_norm
         self.chain = build_chain(settings.diffusion, config.sampling)
         self.register_buffer("running_rewards", RunningRewards.empty().state)
+        wanted = config.reward_fn.diversity_filter
+        self.diversity_filter = None if wanted is None else DiversityFilter(wanted)
+        self.replay = None if config.replay is None else ReplayBuffer(config.replay)
+        self._in_flight: list[Flight] = []
+        self._resumed: dict[str, Any] = {}
 
     def compile_network(self) -> None:
         """Compile the denoiser's blocks in place, of both networks."""
@@ -120,6 +102,7 @@ class RLTrainingModule(StageModule):
         raise NotImplementedError("reinforcement learning has no single loss per batch")
 
     def on_fit_start(self) -> None:
+        self.config.check_processes(self.trainer.world_size)
         reference = self._reference[0].to(self.device)
         self.chain = self.chain.to(self.device)
         data = self.trainer.datamodule  # type: ignore[attr-defined]  # Lightning's own attribute
@@ -131,44 +114,90 @@ class RLTrainingModule(StageModule):
             reference=Policy(network=reference, sampling=self.config.sampling),
             config=self.config.rl_configs,
         )
+        drawn = [Drawn.restored(state, self.device) for state in self._resumed.get("in_flight", ())]
+        self._in_flight = [self._take_off(one) for one in drawn]
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        found: dict[str, Any] = {}
+        if self._in_flight:
+            found["in_flight"] = [flight.drawn.state() for flight in self._in_flight]
+        if self.diversity_filter is not None:
+            found["diversity_filter"] = self.diversity_filter.state()
+        if self.replay is not None:
+            found["replay"] = self.replay.state()
+        if found:
+            checkpoint[MEMORY_KEY] = found
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        self._resumed = checkpoint.get(MEMORY_KEY, {})
+        if self.diversity_filter is not None:
+            self.diversity_filter.restore(self._resumed.get("diversity_filter", {}))
+        if self.replay is not None:
+            self.replay.restore(self._resumed.get("replay", {}), self.chain.num_decisions)
 
     def on_train_epoch_start(self) -> None:
         self.network.eval()
 
-    def training_step(self, batch: CrystalBatch, batch_idx: int) -> Tensor:
-        """Roll out, judge, update."""
-        prompts = self._prompts(batch, Stream.ROLLOUT, batch_idx, self.config.rl_configs.num_group_samples)
+    def training_step(self, batch: CrystalBatch, batch_idx: int) -> Tensor | None:
+        """Roll out, judge, update; the update is that of the rollout before where rewards overlap."""
+        self._in_flight.append(self._take_off(self._draw(batch, batch_idx)))
+        num_staying = int(self.config.reward_workers > 0 and not self.trainer.is_last_batch)
+        learnt = []
+        while len(self._in_flight) > num_staying:
+            learnt.append(self._learn(self._in_flight.pop(0)))
+        if not learnt:
+            return None
+        logged = {name: sum(one[name] for one in learnt) / len(learnt) for name in learnt[0]}
+        self._log(logged, len(batch), on_step=True)
+        return torch.tensor(logged["train/loss"])
+
+    def _draw(self, batch: CrystalBatch, batch_idx: int) -> Drawn:
+        prompts = self._prompts(batch, Stream.ROLLOUT, batch_idx, self.config.rl_configs.num_drawn)
         start = time.perf_counter()
         rollout = collect(self._learner.policy, self.chain, prompts)
-        crystals = decode(self.network, rollout, prompts)
-        rolled = time.perf_counter()
-        judged = judged_together(crystals, prompts, self._judge)
+        return Drawn(
+            rollout=rollout,
+            prompts=prompts,
+            epoch=self.current_epoch,
+            batch_idx=batch_idx,
+            drawn_at=self.global_step,
+            seconds=time.perf_counter() - start,
+        )
+
+    def _take_off(self, drawn: Drawn) -> Flight:
+        crystals = decode(self.network, drawn.rollout, drawn.prompts)
+        finish = start_judging(crystals, drawn.prompts, self._judge_filtered)
+        return Flight(drawn=drawn, crystals=crystals, finish=finish)
+
+    def _learn(self, flight: Flight) -> dict[str, float]:
+        """Wait for the rewards and learn from them; what is to be logged."""
+        start = time.perf_counter()
+        judged = flight.finish()
         rewarded = time.perf_counter()
-        values = self._update(rollout, prompts, judged.rewards, judged.groups, batch_idx)
-        updated = time.perf_counter()
-        logged: dict[str, Tensor | float] = {f"train/{name}": value for name, value in values.items()}
+        values = self._update(flight, judged)
+        logged = {f"train/{name}": float(value) for name, value in values.items()}
         logged |= {f"reward/{name}": value for name, value in judged.means.items()}
-        logged |= {
-            "train/reward": judged.rewards.mean(),
-            "train/reward_std": judged.rewards.std(correction=0),
-            "time/rollout": rolled - start,
-            "time/reward": rewarded - rolled,
-            "time/update": updated - rewarded,
+        return logged | {
+            "train/reward": float(judged.rewards.mean()),
+            "train/reward_std": float(judged.rewards.std(correction=0)),
+            "time/rollout": flight.drawn.seconds,
+            "time/reward": rewarded - start,
+            "time/update": time.perf_counter() - rewarded,
         }
-        self._log(logged, len(batch), on_step=True)
-        return values["loss"]
 
     def validation_step(self, batch: CrystalBatch, batch_idx: int) -> None:
         """One crystal for each of the batch, with the same seeds every time."""
         prompts = self._prompts(batch, Stream.VALIDATION, batch_idx, 1, epoch=0)
         rollout = collect(self._learner.policy, self.chain, prompts)
         crystals = decode(self.network, rollout, prompts)
-        table = self._judge(crystals)
+        table = self._judge(crystals)()
         means = table.means()
         logged: dict[str, Tensor | float] = {f"val/reward/{name}": value for name, value in means.items()}
         self._log(logged | {"val/reward": means["total"]}, len(batch), on_step=False)
         if batch_idx == 0 and self.trainer.is_global_zero and not self.trainer.sanity_checking:
-            self._draw(crystals, table)
+            from latentite.training.gallery import show_best
+
+            show_best(self.trainer, crystals, table, self.config.num_pictures)
 
     def _prompts(
         self, batch: CrystalBatch, stream: Stream, batch_idx: int, num_samples: int, epoch: int | None = None
@@ -183,45 +212,57 @@ class RLTrainingModule(StageModule):
             world_size=self.trainer.world_size,
         )
 
-    def _judge(self, crystals: CrystalBatch) -> RewardTable:
+    def _judge(self, crystals: CrystalBatch) -> Callable[[], RewardTable]:
         refusals = geometry_refusals(crystals)
-        return self.rewards(crystals, torch.tensor([refusal is None for refusal in refusals]))
+        return self.rewards.start(crystals, torch.tensor([refusal is None for refusal in refusals]))
 
-    def _update(
-        self, rollout: Rollout, prompts: Prompts, rewards: Tensor, groups: Tensor, batch_idx: int
-    ) -> dict[str, Tensor]:
-        """All optimizer steps of a rollout; `rewards` and `groups` are those of all processes, in order of place."""
-        config = self.config.rl_configs
-        running = RunningRewards(state=self.running_rewards.cpu()).updated(rewards, config.running_decay)
+    def _judge_filtered(self, crystals: CrystalBatch) -> Callable[[], RewardTable]:
+        finish = self._judge(crystals)
+
+        def filtered() -> RewardTable:
+            table = finish()
+            if self.diversity_filter is None:
+                return table
+            total, is_repeated = self.diversity_filter(table.total, crystals, table.is_usable)
+            return replace(table, total=total, is_repeated=is_repeated)
+
+        return filtered
+
+    def _update(self, flight: Flight, judged: Judged) -> dict[str, Tensor]:
+        """All optimizer steps of a rollout."""
+        config, drawn = self.config.rl_configs, flight.drawn
+        running = RunningRewards(state=self.running_rewards.cpu())
+        running = running.updated(judged.rewards, config.running_decay)
         self.running_rewards.copy_(running.state)
-        places = (
-            prompts.groups * config.num_group_samples + torch.arange(len(prompts)) % config.num_group_samples
-        )
-        advantages = compute_advantages(rewards, groups, config, running)[places].to(self.device)
-        values = self._learner.policy.values(prompts.crystals)
-        draws = self._generator_on_cpu(Stream.STEPS, batch_idx)
-        steps = choose_steps(rollout.num_decisions, config, draws).to(self.device)
-        sums, norms = Sums(), []
+        draws = self._generator_on_cpu(Stream.MINIBATCHES, drawn)
+        values = self._learner.policy.values(drawn.prompts.crystals)
+        advantages = compute_advantages(judged.rewards, judged.groups, config, running)
+        is_first = drawn.drawn_at == self.global_step
+        lesson, places, count = lesson_of(drawn, judged, values, advantages, config, is_first=is_first)
+        num_replayed = 0
+        if self.replay is not None:
+            replayed = self.replay.draw(judged.rewards, config, running, draws)
+            if replayed is not None:
+                lesson, num_replayed = lesson.joined(replayed), len(replayed)
+                places = torch.cat([places, count + torch.arange(num_replayed)])
+            self.replay.remember(drawn.rollout, values, flight.crystals, judged.rewards, judged.is_usable)
+        steps = choose_steps(drawn.rollout.num_decisions, config, self._generator_on_cpu(Stream.STEPS, drawn))
+        parts = [
+            part.to(self.device)
+            for _ in range(config.num_inner_epochs)
+            for part in minibatches(places, count + num_replayed, config.num_minibatches, draws)
+        ]
         optimizer = self.optimizers()
         assert isinstance(optimizer, LightningOptimizer)
-        draws = self._generator_on_cpu(Stream.MINIBATCHES, batch_idx)
-        for epoch in range(config.num_inner_epochs):
-            for part, crystals in enumerate(minibatches(places, len(rewards), config.num_minibatches, draws)):
-                optimizer.zero_grad()
-                members = crystals.to(self.device)
-                is_first = epoch == part == 0
-                sums.merge(
-                    self._learner.gradients(rollout, values, advantages, steps, members, is_first=is_first)
-                )
-                sum_gradients(self.network.parameters())
-                limit = float("inf") if self.max_norm is None else self.max_norm
-                norms.append(torch.nn.utils.clip_grad_norm_(self.network.parameters(), limit))
-                optimizer.step()
-        return sums.values() | {"grad_norm": torch.stack(norms).mean()}
+        parameters = list(self.network.parameters())
+        found = self._learner.improve(
+            lesson, steps.to(self.device), parts, optimizer, parameters, max_norm=self.max_norm
+        )
+        return found if self.replay is None else found | {"replayed": torch.tensor(float(num_replayed))}
 
-    def _generator_on_cpu(self, stream: Stream, batch_idx: int) -> torch.Generator:
+    def _generator_on_cpu(self, stream: Stream, drawn: Drawn) -> torch.Generator:
         """The same draws in every process and on every device."""
-        draws = self.generator(stream, self.current_epoch, batch_idx, 0)
+        draws = self.generator(stream, drawn.epoch, drawn.batch_idx, 0)
         return torch.Generator().manual_seed(draws.initial_seed())
 
     def _log(self, values: Mapping[str, Tensor | float], batch_size: int, *, on_step: bool) -> None:
@@ -232,16 +273,3 @@ class RLTrainingModule(StageModule):
             on_epoch=not on_step,
             sync_dist=not on_step,
         )
-
-    def _draw(self, crystals: CrystalBatch, table: RewardTable) -> None:
-        """Pictures of the best and of the first usable crystals, into the run's folder and to the loggers."""
-        from latentite.training.gallery import show
-
-        usable = table.is_usable.nonzero().flatten()
-        count = min(self.config.num_pictures, len(usable))
-        if count == 0:
-            return
-        best = usable[table.total[usable].argsort(descending=True, stable=True)[:count]]
-        for name, chosen in (("best", best), ("random", usable[:count])):
-            titles = [f"{reward:.3g}" for reward in table.total[chosen].tolist()]
-            show(self.trainer, crystals.select(chosen), name=name, titles=titles)

@@ -13,8 +13,10 @@ from latentite.nn.adapters import trainable_summary
 from latentite.nn.ldm import LatentDiffusion
 from latentite.objectives.ldm import LDMStageConfig
 from latentite.rewards.combine import Rewards
+from latentite.rewards.workers import RewardWorkers
 from latentite.training.datamodule import CrystalDataModule
-from latentite.training.rl import RLModuleConfig, RLTrainingModule
+from latentite.training.rl import RLTrainingModule
+from latentite.training.rl_config import RLModuleConfig
 from latentite.training.rollouts import build_chain
 
 log = logging.getLogger(__name__)
@@ -26,7 +28,7 @@ class RLPlan:
 
     settings: LDMStageConfig
     base: LatentDiffusion
-    rewards: Rewards
+    rewards: Rewards | RewardWorkers
 
 
 def plan_rl(config: RLModuleConfig, data: CrystalDataModule) -> RLPlan:
@@ -45,9 +47,10 @@ def plan_rl(config: RLModuleConfig, data: CrystalDataModule) -> RLPlan:
         )
     build_chain(settings.diffusion, config.sampling)
     config.rl_configs.check_rollout(data.config.batch_size * config.rl_configs.num_group_samples)
-    return RLPlan(
-        settings=replace(settings, lora=config.lora), base=base, rewards=Rewards.build(config.reward_fn)
-    )
+    rewards: Rewards | RewardWorkers = Rewards.build(config.reward_fn)
+    if config.reward_workers > 0:
+        rewards = RewardWorkers(config.reward_fn, config.reward_workers)
+    return RLPlan(settings=replace(settings, lora=config.lora), base=base, rewards=rewards)
 
 
 def build_rl_module(

@@ -7,12 +7,13 @@ Rows are (denoising step, crystal) pairs. Those of a minibatch are sorted by siz
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Protocol
 
 import torch
 import torch.distributed as dist
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from latentite.diffusion.steps import Moments
@@ -21,6 +22,56 @@ from latentite.objectives.terms import LossTerms
 from latentite.rollout import Chain, Rollout, Transitions
 from latentite.training.reduce import num_processes
 from latentite.training.rollouts import Policy
+
+
+class Stepping(Protocol):
+    """What is needed of an optimizer; Lightning's wrapper of one has it as well."""
+
+    def zero_grad(self) -> None: ...
+
+    def step(self) -> Any: ...
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Lesson:
+    """Trajectories to learn from."""
+
+    rollout: Rollout
+    values: dict[str, Tensor]
+    """Conditions that their crystals were asked."""
+    advantages: Float[Tensor, " crystal"]
+    is_first: Bool[Tensor, " crystal"]
+    """Whether the policy is still the one that drew them."""
+
+    def __len__(self) -> int:
+        return len(self.rollout)
+
+    def select(self, crystals: Int[Tensor, " member"]) -> Lesson:
+        """Some of them."""
+        return Lesson(
+            rollout=self.rollout.select(crystals),
+            values={name: column[crystals] for name, column in self.values.items()},
+            advantages=self.advantages[crystals],
+            is_first=self.is_first[crystals],
+        )
+
+    def joined(self, other: Lesson) -> Lesson:
+        """These and others, on the device of these."""
+        device = self.advantages.device
+        both = torch.arange(len(self) + len(other))
+        return Lesson(
+            rollout=Rollout.concatenate([self.rollout, other.rollout.to(device)], both),
+            values={
+                name: torch.cat([column, other.values[name].to(device)])
+                for name, column in self.values.items()
+            },
+            advantages=torch.cat([self.advantages, other.advantages.to(device)]),
+            is_first=torch.cat([self.is_first, other.is_first.to(device)]),
+        )
+
+    def moved_on(self) -> Lesson:
+        """The same after an update: no probability is that of the present policy any more."""
+        return replace(self, is_first=torch.zeros_like(self.is_first))
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -33,53 +84,73 @@ class Learner:
     """The frozen one."""
     config: PolicyConfig
 
-    def gradients(
+    def improve(
         self,
-        rollout: Rollout,
-        values: dict[str, Tensor],
-        advantages: Float[Tensor, " crystal"],
+        lesson: Lesson,
         steps: Int[Tensor, " step"],
-        crystals: Int[Tensor, " member"],
+        parts: Iterable[Int[Tensor, " member"]],
+        optimizer: Stepping,
+        parameters: Sequence[nn.Parameter],
         *,
-        is_first: bool,
+        max_norm: float | None,
+    ) -> dict[str, Tensor]:
+        """One optimizer step for each minibatch.
+
+        Args:
+            lesson: what is learnt from.
+            steps: decisions that are trained.
+            parts: crystals of each minibatch.
+            optimizer: of the parameters.
+            parameters: those of the policy.
+            max_norm: gradients are clipped to this norm; None: not.
+
+        Returns:
+            Means of all terms over all of it and all processes, `loss`, and the mean norm of the gradients.
+        """
+        sums, norms = Sums(), []
+        for crystals in parts:
+            optimizer.zero_grad()
+            sums.merge(self.gradients(lesson, steps, crystals))
+            sum_gradients(parameters)
+            norms.append(nn.utils.clip_grad_norm_(parameters, float("inf") if max_norm is None else max_norm))
+            optimizer.step()
+            lesson = lesson.moved_on()
+        return sums.values() | {"grad_norm": torch.stack(norms).mean()}
+
+    def gradients(
+        self, lesson: Lesson, steps: Int[Tensor, " step"], crystals: Int[Tensor, " member"]
     ) -> Sums:
         """Add the gradient of a minibatch's loss to the parameters, over all processes together.
 
         Args:
-            rollout: all of it.
-            values: conditions of its crystals.
-            advantages: of its crystals.
+            lesson: all of it.
             steps: decisions that are trained.
             crystals: those of the minibatch.
-            is_first: see `policy_terms`.
 
         Returns:
             Sums and counts of the terms, of this process.
         """
         step = steps.repeat_interleave(len(crystals))
         crystal = crystals.repeat(len(steps))
-        count = torch.tensor(float(len(step)), device=advantages.device)
+        count = torch.tensor(float(len(step)), device=lesson.advantages.device)
         if num_processes() > 1:
             dist.all_reduce(count)
         sums = Sums()
-        for rows in passes(rollout.num_atoms[crystal], self.config.update_tokens):
-            terms = self._terms(
-                rollout.transitions(step[rows], crystal[rows]), values, advantages, is_first=is_first
-            )
+        for rows in passes(lesson.rollout.num_atoms[crystal], self.config.update_tokens):
+            terms = self._terms(lesson, lesson.rollout.transitions(step[rows], crystal[rows]))
             terms.total(dict.fromkeys(terms.terms, count)).backward()
             sums.add(terms)
         return sums
 
-    def _terms(
-        self, rows: Transitions, values: dict[str, Tensor], advantages: Tensor, *, is_first: bool
-    ) -> LossTerms:
-        told = {name: column[rows.crystal] for name, column in values.items()}
+    def _terms(self, lesson: Lesson, rows: Transitions) -> LossTerms:
+        told = {name: column[rows.crystal] for name, column in lesson.values.items()}
         new = self._moments(self.policy, rows, told)
         reference = None
         if self.config.kl_weight != 0.0:
             with torch.no_grad():
                 reference = self._moments(self.reference, rows, told)
-        return policy_terms(rows, new, reference, advantages[rows.crystal], self.config, is_first=is_first)
+        advantages, is_first = lesson.advantages[rows.crystal], lesson.is_first[rows.crystal]
+        return policy_terms(rows, new, reference, advantages, self.config, is_first=is_first)
 
     def _moments(self, policy: Policy, rows: Transitions, told: dict[str, Tensor]) -> Moments:
         return self.chain.moments(policy.denoise(told, rows.mask), rows.states, rows.levels, rows.mask)

@@ -1,0 +1,85 @@
+"""One component asked for its rewards: whatever a user's code does, an answer comes back.
+
+Comes after `options.py` and `protocol.py`; `combine.py` asks in this process, `workers.py` in others.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from latentite.crystal import CrystalBatch
+from latentite.rewards.options import ComponentOptions
+from latentite.rewards.protocol import Reward, is_collective
+
+if TYPE_CHECKING:
+    from pymatgen.core import Structure
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Component:
+    """One reward with its options."""
+
+    name: str
+    reward: Reward
+    options: ComponentOptions
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Answer:
+    """What a component said of some crystals."""
+
+    values: Float[Tensor, " crystal"]
+    """Raw, float64; NaN where it failed."""
+    seconds: float
+    failures: tuple[str, ...] = ()
+    """What it raised, each sentence once."""
+
+    @staticmethod
+    def failed(count: int, why: str) -> Answer:
+        """Of a component that said nothing at all."""
+        values = torch.full((count,), math.nan, dtype=torch.float64)
+        return Answer(values=values, seconds=0.0, failures=(why,))
+
+
+def ask(reward: Reward, structures: Sequence[Structure], batch: CrystalBatch) -> Answer:
+    """Raw values; a crystal at which the reward raises is asked alone, so that it spoils only itself."""
+    start = time.perf_counter()
+    if not structures:
+        return Answer(values=torch.zeros(0, dtype=torch.float64), seconds=0.0)
+    try:
+        values = _called(reward, structures, batch)
+        return Answer(values=values, seconds=time.perf_counter() - start)
+    except Exception as error:  # noqa: BLE001  # a user's code may raise anything, and the run must live
+        failures = [_sentence(error)]
+    values = torch.full((len(structures),), math.nan, dtype=torch.float64)
+    if not is_collective(reward) and len(structures) > 1:
+        for position, structure in enumerate(structures):
+            try:
+                alone = batch.select(torch.tensor([position]))
+                values[position] = _called(reward, [structure], alone)[0]
+            except Exception as error:  # noqa: BLE001  # as above
+                failures.append(_sentence(error))
+    seconds = time.perf_counter() - start
+    return Answer(values=values, seconds=seconds, failures=tuple(dict.fromkeys(failures)))
+
+
+def _sentence(error: Exception) -> str:
+    return f"{type(error).__name__}: {error}"
+
+
+def _called(reward: Reward, structures: Sequence[Structure], batch: CrystalBatch) -> Tensor:
+    with torch.enable_grad():  # in validation too: a relaxation takes gradients
+        values = torch.as_tensor(reward(structures, batch)).detach().cpu().double()
+    if values.shape != (len(structures),):
+        raise ValueError(
+            f"a reward must give one number per crystal, shape ({len(structures)},), got {tuple(values.shape)}"
+        )
+    return torch.where(values.isinf(), math.nan, values)
