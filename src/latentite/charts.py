@@ -1,4 +1,4 @@
-"""Charts of numbers: training curves from a metrics CSV, histograms. Off screen, written atomically.
+"""Charts of numbers: training curves, histograms, parity, calibration. Off screen, written atomically.
 
 Comes after `figures.py`; pictures of crystals are in `pictures.py`.
 """
@@ -9,6 +9,7 @@ import csv
 import math
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
+from itertools import cycle
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -18,6 +19,7 @@ from latentite.figures import INK, new_figure, save_figure
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 COLOURS = ["#2f6f9f", "#d1495b", "#3a7d44", "#edae49", "#6b4c9a", "#66717e"]
 
@@ -122,6 +124,81 @@ def draw_histograms(
         axis.set_title(name + (f" ({missing} missing)" if missing else ""), fontsize=9, color=INK)
         _plain_style(axis)
     return save_figure(figure, path, dpi)
+
+
+def draw_parity(
+    panels: Mapping[str, tuple[np.ndarray, np.ndarray]],
+    path: str | Path,
+    *,
+    units: Mapping[str, str] | None = None,
+    heading: str | None = None,
+    dpi: int = 150,
+) -> Path:
+    """Write predictions against labels, one square panel per name with its mean absolute error, as PNG.
+
+    Args:
+        panels: labels and predictions by name, all finite.
+        path: the picture.
+        units: by name, for the axes.
+        heading: one line on top.
+        dpi: pixels per inch.
+    """
+    figure, axes = _panels(len(panels), 3.0, heading)
+    for axis, (name, (labels, values)) in zip(axes, panels.items(), strict=True):
+        low, high = float(min(labels.min(), values.min())), float(max(labels.max(), values.max()))
+        if len(labels) > 5000:
+            axis.hexbin(
+                labels, values, gridsize=60, bins="log", cmap="Blues", mincnt=1, extent=(low, high) * 2
+            )
+        else:
+            axis.plot(labels, values, ".", color=COLOURS[0], alpha=0.35, markersize=4, markeredgewidth=0)
+        axis.plot([low, high], [low, high], color=INK, linewidth=0.8)
+        unit = (units or {}).get(name, "")
+        error = float(np.abs(values - labels).mean())
+        axis.set_title(f"{name}: MAE {error:.3g} {unit} ({len(labels)})", fontsize=9, color=INK)
+        axis.set_xlabel(f"label{f' ({unit})' if unit else ''}", fontsize=8, color=INK)
+        axis.set_ylabel("prediction", fontsize=8, color=INK)
+        axis.set_aspect("equal")
+        _plain_style(axis)
+    return save_figure(figure, path, dpi)
+
+
+def draw_calibration(
+    curves: Mapping[str, Sequence[tuple[float, float]]],
+    path: str | Path,
+    *,
+    heading: str | None = None,
+    dpi: int = 150,
+) -> Path:
+    """Write observed against nominal coverage of central intervals as PNG; on the diagonal they are right.
+
+    Args:
+        curves: pairs (nominal, observed) by name.
+        path: the picture.
+        heading: one line on top.
+        dpi: pixels per inch.
+    """
+    figure, (axis,) = _panels(1, 3.6, heading)
+    axis.plot([0, 1], [0, 1], color=INK, linewidth=0.8)
+    for colour, (name, pairs) in zip(cycle(COLOURS), curves.items(), strict=False):
+        nominal, observed = zip(*sorted(pairs), strict=True)
+        axis.plot(nominal, observed, marker=".", color=colour, linewidth=1.6, label=name)
+    axis.set(xlim=(-0.02, 1.02), ylim=(-0.02, 1.02), aspect="equal")
+    axis.set_xlabel("nominal coverage", fontsize=8, color=INK)
+    axis.set_ylabel("observed coverage", fontsize=8, color=INK)
+    axis.legend(frameon=False, fontsize=8)
+    _plain_style(axis)
+    return save_figure(figure, path, dpi)
+
+
+def _panels(count: int, inches: float, heading: str | None) -> tuple[Figure, list[Axes]]:
+    columns = min(3, count)
+    rows = math.ceil(count / columns)
+    figure = new_figure(inches * columns, inches * rows, heading)
+    axes = list(figure.subplots(rows, columns, squeeze=False).flat)
+    for axis in axes[count:]:
+        axis.set_axis_off()
+    return figure, axes[:count]
 
 
 def _smooth(steps: np.ndarray, values: np.ndarray) -> Curve:

@@ -19,6 +19,7 @@ class FidelityHeads(nn.Module):
         super().__init__()
         self.mode, self.reference = config.fidelity_mode, config.reference_index
         width, count = config.hidden_widths[-1], config.num_fidelities
+        self.count = count
         self.embedding: nn.Embedding | None = None
         self.members = nn.ModuleList()
         if self.mode is FidelityMode.EMBEDDING:
@@ -38,6 +39,12 @@ class FidelityHeads(nn.Module):
         nn.init.zeros_(last.weight)
         nn.init.zeros_(last.bias)
         return nn.Sequential(nn.Linear(width, width), nn.SiLU(), last)
+
+    def head(self, member: int, position: int) -> nn.Module:
+        """What a fidelity has of its own in a member of the ensemble; without parameters for the reference."""
+        heads = self.members[member]
+        assert isinstance(heads, nn.ModuleList)
+        return heads[position]
 
     def at_input(
         self, features: Float[Tensor, "crystal feature"], fidelity: Int[Tensor, " crystal"]
@@ -63,12 +70,10 @@ class FidelityHeads(nn.Module):
         if self.embedding is not None:
             return common
         result = common
-        heads = self.members[member]
-        assert isinstance(heads, nn.ModuleList)
-        for position, head in enumerate(heads):
+        for position in range(self.count):
             if position == self.reference:
                 continue
-            own = head(hidden)
+            own = self.head(member, position)(hidden)
             if self.mode is FidelityMode.RESIDUAL:
                 own = own + common
             result = torch.where((fidelity == position).unsqueeze(-1), own, result)

@@ -11,10 +11,11 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from enum import StrEnum
+from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from latentite.crystal import CrystalBatch
 from latentite.data.augment import AugmentationConfig
@@ -25,15 +26,21 @@ from latentite.nn.predictor_config import FidelityMode, HeadKind, Pooling, Predi
 from latentite.nn.vae import VAEConfig
 from latentite.objectives.predictor import PredictorLossConfig, labels_of, predictor_terms
 from latentite.objectives.terms import LossTerms
+from latentite.predictor_checkpoint import load_predictor
+from latentite.training.checkpointing import CheckpointCallback
 from latentite.training.datamodule import CrystalDataModule
 from latentite.training.ema import EMAConfig
+from latentite.training.gallery import log_picture
 from latentite.training.latent_cache import CachedBatch
 from latentite.training.module import StageModule, Stream
 from latentite.training.optim import OptimizerConfig, SchedulerConfig, configure
 from latentite.training.predictor_cache import CachedInputs, encode_inputs
+from latentite.training.predictor_report import draw_split, report_run
 from latentite.training.predictor_rows import SplitRows, fit_spread_scale, gather_rows, measure
 
 log = logging.getLogger(__name__)
+
+SECONDS_BETWEEN_FIGURES = 60.0
 
 
 class EncoderTraining(StrEnum):
@@ -189,6 +196,9 @@ class PredictorTrainingModule(StageModule):
         self._encoded: dict[int, PredictorInput] = {}
         """Inputs of the heads for each batch of validation, where the encoder does not change."""
         self._rows: list[SplitRows] = []
+        self._best_loss, self._drawn = float("inf"), 0.0
+        self.report: dict[str, float] = {}
+        """What the best weights reach on validation and test; filled at the end."""
 
     def compile_network(self) -> None:
         """Compile the encoder's trunk in place; names of parameters stay as they are."""
@@ -224,6 +234,26 @@ class PredictorTrainingModule(StageModule):
         self._cache = None
         self._encoded.clear()
         self._data.serve_train_from(None)
+        if self.trainer.is_global_zero:
+            self._report()
+
+    def _report(self) -> None:
+        """Measure the checkpoint that the run recommends: its best, else its last."""
+        kept = [c for c in self.trainer.checkpoint_callbacks if isinstance(c, CheckpointCallback)]
+        path = kept[0].best_path or kept[0].last_path
+        network, _ = load_predictor(path)
+        folder = Path(self.trainer.default_root_dir)
+        self.report, figures = report_run(
+            network.to(self.device), self._data.splits, folder, self.config.loss, checkpoint=path.name
+        )
+        for logger in self.trainer.loggers:
+            logger.log_metrics(
+                {f"best_{n}": v for n, v in self.report.items()}, step=self.trainer.global_step
+            )
+        for figure in figures:
+            log_picture(self.trainer, figure, figure.stem)
+        shown = [f"{n} {v:.4g}" for n, v in self.report.items() if n.endswith(("_mae", "_r2", "_accuracy"))]
+        log.info("%s: %s", path.name, "  ".join(shown))
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
         # Dropout knows torch's own generator only: it is seeded anew in each step, so that resuming is exact.
@@ -258,6 +288,16 @@ class PredictorTrainingModule(StageModule):
         fit_spread_scale(self.network, rows)
         metrics = measure(self.network, rows, self.config.loss)
         self.log_dict({f"val/{name}": value for name, value in metrics.items()})
+        if metrics["loss"] < self._best_loss and not self.trainer.sanity_checking:
+            self._best_loss = metrics["loss"]
+            self._draw_best(rows)
+
+    def _draw_best(self, rows: SplitRows) -> None:
+        """Figures of the best validation so far, at most once a minute; the end of the run draws the last one."""
+        if self.trainer.is_global_zero and time.monotonic() - self._drawn > SECONDS_BETWEEN_FIGURES:
+            self._drawn = time.monotonic()
+            for figure in draw_split(self.network, rows, Path(self.trainer.default_root_dir), "val"):
+                log_picture(self.trainer, figure, figure.stem)
 
     @property
     def _data(self) -> CrystalDataModule:
@@ -307,8 +347,3 @@ def _trained_parts(network: PropertyPredictor, config: PredictorModuleConfig) ->
         )
     yield from layers[-config.encoder_layers :]
     yield norm
-
-
-def total_labels(labels: Tensor) -> list[int]:
-    """Labels that are there, by target."""
-    return [int(count) for count in (~labels.isnan()).sum(dim=0)]

@@ -10,7 +10,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
-import numpy as np
 import torch
 import torch.distributed as dist
 from jaxtyping import Bool, Float, Int
@@ -150,9 +149,3 @@ def coverages(network: PropertyPredictor, rows: SplitRows) -> dict[str, list[tup
             observed = (miss <= 0).double().mean(dim=1)
             found[name] = list(zip(nominal_coverages(config), observed.tolist(), strict=True))
     return found
-
-
-def finite_pairs(labels: np.ndarray, values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Labels and predictions where there is a label."""
-    known = ~np.isnan(labels)
-    return labels[known], values[known]

@@ -10,13 +10,14 @@ from __future__ import annotations
 import logging
 from dataclasses import dataclass, replace
 
-import torch
+from torch import nn
 
 from latentite import hub
 from latentite.checkpoint import CheckpointRecord, Stage, load_network_state, read_checkpoint
 from latentite.nn.adapters import trainable_summary
+from latentite.nn.fidelity_heads import FidelityHeads
 from latentite.nn.predictor import PropertyPredictor
-from latentite.nn.predictor_config import PredictorConfig
+from latentite.nn.predictor_config import FidelityMode, PredictorConfig
 from latentite.nn.vae import VAEConfig
 from latentite.objectives.predictor import labels_of
 from latentite.plain import from_plain
@@ -128,23 +129,65 @@ def fit_baselines_of(network: PropertyPredictor, data: CrystalDataModule) -> Non
 
 
 def start_from(base: PropertyPredictor, network: PropertyPredictor, data: CrystalDataModule) -> None:
-    """Load a trained predictor into a network that may have more fidelities, which begin at its reference's values."""
-    old, new = base.config, network.config
-    renamed = _renamed_state(base, network)
-    found = network.load_state_dict(renamed, strict=False)
+    """Load a trained predictor into a network that may have more fidelities; those begin at its reference's values.
+
+    Args:
+        base: the trained predictor.
+        network: with the base's settings but for the fidelities.
+        data: to whose training split the baselines of new fidelities are fitted.
+    """
+    state = base.state_dict()
+    shared = {
+        name: value for name, value in state.items() if not name.startswith(("fidelity_heads.", "baselines."))
+    }
+    found = network.load_state_dict(shared, strict=False)
     assert not found.unexpected_keys, "a network that goes on has all that its base has"
-    if added := [name for name in new.fidelities if name not in old.fidelities][bool(not old.fidelities) :]:
-        log.info("new fidelities: %s", ", ".join(added))
-        _add_baselines(base, network, data)
+    if network.fidelity_heads is not None:
+        _start_fidelities(base, network, network.fidelity_heads)
+    if network.baselines is not None:
+        _start_baselines(base, network, data)
 
 
-def _renamed_state(base: PropertyPredictor, network: PropertyPredictor) -> dict[str, torch.Tensor]:
-    """The base's tensors by the network's names: fidelities stand at other positions there."""
-    return {name: tensor for name, tensor in base.state_dict().items() if not name.startswith("baselines.")}
+def _start_fidelities(base: PropertyPredictor, network: PropertyPredictor, heads: FidelityHeads) -> None:
+    """Heads of known fidelities as in the base, those of new ones so that they say what the reference says.
+
+    Residual heads do so by themselves: their last layer is zero.
+    """
+    known = base.config.fidelities
+    for position, name in enumerate(network.config.fidelities):
+        source = known.index(name) if name in known else None
+        if heads.embedding is not None and base.fidelity_heads is not None:
+            assert base.fidelity_heads.embedding is not None
+            row = base.config.reference_index if source is None else source
+            heads.embedding.weight.data[position] = base.fidelity_heads.embedding.weight.data[row]
+        for member, trunk in enumerate((network.proj, *network.ensemble)):
+            if heads.embedding is not None or position == heads.reference:
+                continue
+            own = heads.head(member, position)
+            if source is not None and base.fidelity_heads is not None:
+                own.load_state_dict(base.fidelity_heads.head(member, source).state_dict())
+            elif heads.mode is FidelityMode.INDEPENDENT:
+                assert isinstance(trunk, nn.Sequential)
+                own.load_state_dict(trunk[-1].state_dict())
 
 
-def _add_baselines(base: PropertyPredictor, network: PropertyPredictor, data: CrystalDataModule) -> None:
-    raise NotImplementedError
+def _start_baselines(base: PropertyPredictor, network: PropertyPredictor, data: CrystalDataModule) -> None:
+    """Baselines of known fidelities as in the base; of new ones fitted, else the reference's."""
+    assert base.baselines is not None
+    assert network.baselines is not None
+    old, new = base.config, network.config
+    added = [name for name in new.fidelities if name not in old.fidelities]
+    if not old.fidelities:  # its one fidelity is the reference
+        added = [name for name in added if name != new.fidelities[new.reference_index]]
+    if added and new.fidelities[new.reference_index] in data.config.fidelities:
+        fit_baselines_of(network, data)
+    table = network.baselines.values
+    for position, name in enumerate(new.fidelities or [""]):
+        if name not in added:
+            row = old.fidelities.index(name) if name in old.fidelities else old.reference_index
+            table[position] = base.baselines.values[row]
+        elif bool(table[position].isnan().all()):
+            table[position] = base.baselines.values[old.reference_index]
 
 
 def _continued(
@@ -168,4 +211,12 @@ def _continued(
             raise ValueError(
                 f"{name} must have the classes of predictor_ckpt_path, {base.classes.get(name, [])}, got {found}"
             )
-    return replace(base, dropout=config.dropout)
+    others = [name for name in base.fidelities if name not in fidelities]
+    reference = base.reference or next(iter(base.fidelities), None) or data.config.reference
+    return replace(
+        base,
+        dropout=config.dropout,
+        fidelities=[*fidelities, *others],
+        reference=reference,
+        fidelity_mode=base.fidelity_mode if base.num_fidelities > 1 else config.fidelity_mode,
+    )

@@ -13,7 +13,7 @@ from latentite.training.datamodule import CrystalDataModule
 from latentite.training.fit import FitResult, fit
 from latentite.training.ldm import LDMModuleConfig
 from latentite.training.ldm_start import build_module, plan_network
-from latentite.training.predictor import PredictorModuleConfig
+from latentite.training.predictor import PredictorModuleConfig, PredictorTrainingModule
 from latentite.training.predictor_start import build_predictor_module, plan_predictor, wanted_targets
 from latentite.training.rl_config import RLModuleConfig
 from latentite.training.rl_start import build_rl_module, plan_rl
@@ -127,11 +127,18 @@ def train_predictor(
     data = datamodule or CrystalDataModule(config.data)
     data.setup("fit")
     plan = plan_predictor(module, data)
-    return fit(
+    built: list[PredictorTrainingModule] = []
+
+    def build() -> PredictorTrainingModule:
+        built.append(build_predictor_module(module, plan, data, seed=config.seed))
+        return built[0]
+
+    result = fit(
         config,
-        lambda: build_predictor_module(module, plan, data, seed=config.seed),
+        build,
         stage=Stage.PREDICTOR,
         network_config=plan.settings,
         ema=module.ema,
         datamodule=data,
     )
+    return replace(result, metrics=result.metrics | built[0].report)
