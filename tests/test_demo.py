@@ -35,10 +35,14 @@ def small_demo(tmp_path: Path, crystals: CrystalBatch, monkeypatch: pytest.Monke
     overrides = [f"ldm_module.denoiser.{key}={value}" for key, value in tiny.items()]
     overrides += [f"data.data_dir={folder}", "data.batch_size=4", "callbacks.progress_bar=false"]
     monkeypatch.setattr(demo, "LDM_OVERRIDES", [*demo.LDM_OVERRIDES, *overrides])
+    overrides = ["trainer.max_epochs=2", "predictor_module.hidden=[8]", "trainer.check_val_every_n_epoch=1"]
+    overrides += [f"data.data_dir={folder}", "data.batch_size=4", "callbacks.progress_bar=false"]
+    monkeypatch.setattr(demo, "PREDICTOR_OVERRIDES", [*demo.PREDICTOR_OVERRIDES, *overrides])
     # A fixed number of steps, however busy the machine is.
     for name in ("vae_seconds_per_step", "ldm_seconds_per_step"):
         monkeypatch.setattr(demo, name, lambda *arguments: lambda precision: 0.01)
-    monkeypatch.setattr(demo_length, "SLOWEST", 1000.0)
+    for module in (demo, demo_length):
+        monkeypatch.setattr(module, "SLOWEST", 1000.0)
     monkeypatch.setattr(demo, "NUM_SAMPLES", 4)
     monkeypatch.setattr(demo, "NUM_STEPS", 3)
     monkeypatch.chdir(tmp_path)
@@ -59,10 +63,12 @@ def test_demo_leaves_a_report_pictures_and_a_checkpoint_and_prints_the_rates(
         "training_vae",
         "training_ldm",
         "reconstruction/reconstructions",
+        "predictor/parity_test",
+        "predictor/calibration_test",
     )
     for name in pictures:
         assert (out / f"{name}.png").stat().st_size > 1000
-    for stage in ("vae", "ldm"):
+    for stage in ("vae", "predictor", "ldm"):
         assert read_checkpoint(out / stage / "checkpoints" / "last.ckpt").stage == stage
     manifest = json.loads((out / "samples" / "manifest.json").read_text(encoding="utf-8"))
     cifs = list((out / "samples" / "cifs").glob("*.cif"))
@@ -72,6 +78,8 @@ def test_demo_leaves_a_report_pictures_and_a_checkpoint_and_prints_the_rates(
     printed = capsys.readouterr().out
     assert "of 3;" in printed
     assert "asked 4, written" in printed
+    assert "density of test crystals predicted with a mean absolute error of" in printed
+    assert "predictor/parity_test.png" in printed
 
 
 def test_demo_without_time_is_refused_before_anything_is_written(

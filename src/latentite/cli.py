@@ -50,7 +50,7 @@ _CHILD = "LATENTITE_TRAIN_STAGE"
 """The stage, for the further processes of a distributed run: Lightning passes them the overrides only."""
 
 GROUPS = {
-    "demo": ("latentite.demo_commands", "train both stages on embedded crystals, show what comes out"),
+    "demo": ("latentite.demo_commands", "train three stages on embedded crystals, show what comes out"),
     "data": ("latentite.data.commands", "datasets: build from your files, look into one"),
     "train": (None, "train a stage: latentite train vae|ldm|rl|predictor [key=value ...]"),
     "vae": ("latentite.reconstruct_commands", "use a trained VAE: reconstruct"),

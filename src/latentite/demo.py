@@ -1,8 +1,9 @@
 """`latentite demo`: every stage that there is, in a few minutes on two CPU cores, with no download.
 
-Makes the embedded dataset (once; then it is cached), trains a small VAE and a small latent diffusion model on
-it with the same code as every other run, sends unseen test crystals through the one, samples new crystals from
-the other, and leaves reports and pictures. Comes after `training/`, `reconstruct.py` and `generate.py`;
+Makes the embedded dataset (once; then it is cached), trains a small VAE, a property predictor on its encoder and a
+small latent diffusion model with the same code as every other run, sends unseen test crystals through the first,
+predicts their densities with the second, samples new crystals from the third, and leaves reports and pictures. Comes
+after `training/`, `reconstruct.py` and `generate.py`;
 `demo_length.py` fits the trainings to the machine, `demo_commands.py` is the command line.
 """
 
@@ -19,7 +20,7 @@ from latentite.charts import draw_training_curve
 from latentite.config import compose, load
 from latentite.crystal import CrystalBatch
 from latentite.data.sampler import seeded_generator
-from latentite.demo_length import ldm_seconds_per_step, set_length, vae_seconds_per_step
+from latentite.demo_length import SLOWEST, ldm_seconds_per_step, set_length, vae_seconds_per_step
 from latentite.evaluation.run import Evaluation, evaluate
 from latentite.generate import GenerateConfig, GenerateResult, generate_from
 from latentite.pictures import draw_crystals
@@ -34,12 +35,23 @@ from latentite.reconstruct import (
 from latentite.training.datamodule import CrystalDataModule
 from latentite.training.fit import FitResult, RunStatus
 from latentite.training.ldm import read_vae
-from latentite.training.stages import TrainLDMConfig, TrainVAEConfig, train_ldm, train_vae
+from latentite.training.stages import (
+    TrainLDMConfig,
+    TrainPredictorConfig,
+    TrainVAEConfig,
+    train_ldm,
+    train_predictor,
+    train_vae,
+)
 
 log = logging.getLogger(__name__)
 
+DEMO_TARGET = "density"
+"""What the predictor predicts."""
+
 VAE_OVERRIDES = [
     "experiment=prototypes/vae_dng",
+    f"data.properties=[{DEMO_TARGET}]",
     "trainer.max_epochs=-1",
     "trainer.max_steps=1",
     "trainer.gradient_clip_val=1.0",
@@ -60,8 +72,14 @@ LDM_OVERRIDES = [
     "ldm_module.latent_cache=4",
 ]
 
-VAE_SHARE = 0.6
-"""Of the time for training."""
+PREDICTOR_OVERRIDES = [
+    f"experiment=prototypes/predictor_{DEMO_TARGET}",
+    "trainer.max_epochs=20",
+    "trainer.check_val_every_n_epoch=10",
+]
+
+VAE_SHARE, PREDICTOR_SHARE = 0.6, 0.06
+"""Of the time for training; the predictor, whose features are computed once, has at most so much."""
 VAE_VALIDATIONS, LDM_VALIDATIONS = 5, 2
 NUM_TESTED, NUM_PICTURES = 300, 9
 NUM_SAMPLES, NUM_STEPS = 64, 25
@@ -72,6 +90,7 @@ class DemoResult:
     """What the demo leaves."""
 
     vae: FitResult
+    predictor: FitResult
     ldm: FitResult
     reconstruction: Reconstruction
     samples: GenerateResult
@@ -81,7 +100,7 @@ class DemoResult:
 
 
 def run_demo(out_dir: Path, *, minutes: float, seed: int = 0) -> DemoResult:
-    """Make the data, train both stages for about `minutes` together, reconstruct, sample, write to `out_dir`.
+    """Make the data, train all stages for about `minutes` together, reconstruct, predict, sample, write to `out_dir`.
 
     Raises:
         ValueError: for a time that is not positive.
@@ -90,25 +109,30 @@ def run_demo(out_dir: Path, *, minutes: float, seed: int = 0) -> DemoResult:
     if not minutes > 0:
         raise ValueError(f"--minutes must be more than 0, got {minutes}")
     vae_config = demo_vae_config(out_dir / "vae", seed=seed)
-    log.info("1 of 5: the embedded dataset")
+    log.info("1 of 6: the embedded dataset")
     data = CrystalDataModule(vae_config.data)
     data.setup("fit")
-    log.info("2 of 5: train a small VAE for about %.2g minutes", VAE_SHARE * minutes)
+    log.info("2 of 6: train a small VAE for about %.2g minutes", VAE_SHARE * minutes)
     vae = fit_vae(vae_config, data, seconds=60.0 * VAE_SHARE * minutes)
-    log.info("3 of 5: reconstruct test crystals that it has never seen")
+    log.info("3 of 6: reconstruct test crystals that it has never seen")
     result, picture = show_reconstructions(vae, data, out_dir, seed=seed)
-    log.info("4 of 5: train a small latent diffusion model for about %.2g minutes", (1 - VAE_SHARE) * minutes)
+    log.info("4 of 6: train a predictor of the %s on the VAE's encoder", DEMO_TARGET)
+    predictor_config = demo_predictor_config(out_dir / "predictor", vae.last_path, seed=seed)
+    predictor = fit_predictor(predictor_config, data, seconds=60.0 * PREDICTOR_SHARE * minutes)
+    ldm_minutes = (1 - VAE_SHARE - PREDICTOR_SHARE) * minutes
+    log.info("5 of 6: train a small latent diffusion model for about %.2g minutes", ldm_minutes)
     ldm_config = demo_ldm_config(out_dir / "ldm", vae.last_path, seed=seed)
-    ldm = fit_ldm(ldm_config, data, seconds=60.0 * (1 - VAE_SHARE) * minutes)
-    log.info("5 of 5: sample %d new crystals", NUM_SAMPLES)
+    ldm = fit_ldm(ldm_config, data, seconds=60.0 * ldm_minutes)
+    log.info("6 of 6: sample %d new crystals", NUM_SAMPLES)
     samples, evaluation, sample_pictures = show_samples(ldm, data, out_dir, seed=seed)
     return DemoResult(
         vae=vae,
+        predictor=predictor,
         ldm=ldm,
         reconstruction=result,
         samples=samples,
         evaluation=evaluation,
-        pictures=(picture, *sample_pictures),
+        pictures=(picture, parity_picture(predictor), *sample_pictures),
     )
 
 
@@ -125,6 +149,13 @@ def demo_ldm_config(run_dir: Path, vae_path: Path, *, seed: int) -> TrainLDMConf
     return load(TrainLDMConfig, values | {"run_dir": str(run_dir)})
 
 
+def demo_predictor_config(run_dir: Path, vae_path: Path, *, seed: int) -> TrainPredictorConfig:
+    """The experiment `prototypes/predictor_density`, made short, on the encoder of that VAE."""
+    values = compose("train_predictor", [*PREDICTOR_OVERRIDES, f"seed={seed}"])
+    values["predictor_module"]["vae_ckpt_path"] = str(vae_path)
+    return load(TrainPredictorConfig, values | {"run_dir": str(run_dir)})
+
+
 def fit_vae(config: TrainVAEConfig, data: CrystalDataModule, *, seconds: float) -> FitResult:
     """Train stage 1 for about so many seconds."""
     step = vae_seconds_per_step(config.vae_module, data)
@@ -139,6 +170,17 @@ def fit_ldm(config: TrainLDMConfig, data: CrystalDataModule, *, seconds: float) 
     scheduler = config.ldm_module.scheduler
     set_length(config, scheduler, data, step, seconds=seconds, num_validations=LDM_VALIDATIONS)
     return _finished(train_ldm(config, datamodule=data))
+
+
+def fit_predictor(config: TrainPredictorConfig, data: CrystalDataModule, *, seconds: float) -> FitResult:
+    """Train the predictor on the crystals of stage 1, for at most so many seconds."""
+    config.trainer.max_time = max(1, int(SLOWEST * seconds))
+    return _finished(train_predictor(config, datamodule=data))
+
+
+def parity_picture(predictor: FitResult) -> Path:
+    """Predictions against labels of the test split."""
+    return predictor.run_dir / "parity_test.png"
 
 
 def _finished(result: FitResult) -> FitResult:
