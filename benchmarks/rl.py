@@ -1,12 +1,17 @@
 """Speed of reinforcement learning: rollout and update of one step, beside the matrix-product rate of the same run.
 
-    python benchmarks/rl.py --size S                          # fp32, two threads, 5 prompts x 64, 50 steps
+    python benchmarks/rl.py --size S --precision fp32 bf16    # two threads, 5 prompts x 64, 50 steps
+    python benchmarks/rl.py --size S --timed-steps 4          # the same crystals, 4 of the 50 steps timed
     python benchmarks/rl.py --size mini --group 16 --steps 10
 
 A step is what `training/rl.py` does without its rewards, on random weights: a rollout (DDIM, eta 1) and one inner
 epoch of two minibatches with the reference's pass for KL. Model FLOPs are those of `denoiser.py`: a rollout is one
 forward pass per step, an update four per trained decision (forward, twice that backward, reference). Everything else
-counts as nothing.
+counts as nothing, padding among it.
+
+With `--timed-steps` the chain has so many steps instead: all of them cost the same, so the shares are those of the
+whole, and `estimated_..._s` are the seconds times steps over timed steps. What is done once for each rollout (start
+noise, joining and sorting the batches) then weighs more, not less.
 """
 
 from __future__ import annotations
@@ -43,9 +48,11 @@ def measure(
     vae = VAEConfig(encoder=EncoderConfig(**vae_size), decoder=DecoderConfig(**vae_size))
     network = LatentDiffusion(LDMConfig(vae=vae, denoiser=DenoiserConfig(size=size))).to(device).eval()
     reference = copy.deepcopy(network).requires_grad_(False)
-    sampling = SamplingConfig(steps=args.steps, batch_size=args.batch_size)
+    timed_steps = args.timed_steps or args.steps
+    sampling = SamplingConfig(steps=timed_steps, batch_size=args.batch_size)
+    trained = None if num_train_steps is None else min(num_train_steps, timed_steps - 1)
     config = PolicyConfig(
-        num_group_samples=args.group, num_train_steps=num_train_steps, update_tokens=args.update_tokens
+        num_group_samples=args.group, num_train_steps=trained, update_tokens=args.update_tokens
     )
     learner = Learner(
         chain=build_chain(DiffusionConfig(), sampling).to(device),
@@ -79,16 +86,21 @@ def measure(
     rollout_s, update_s = timed(roll, 1, device), timed(update, 1, device)
     rate = (before + matrix_rate(dtype, device)) / 2
     forward = forward_flops(network.denoiser, kept[0].mask)
-    rollout_rate = args.steps * forward / rollout_s
+    rollout_rate = timed_steps * forward / rollout_s
     update_rate = 4 * len(steps) * forward / update_s
+    all_trained = num_train_steps or args.steps - 1
     return {
         "size": size.value,
         "precision": str(dtype).removeprefix("torch."),
         "crystals": len(prompts),
+        "atoms": int(kept[0].mask.sum()),
         "steps": args.steps,
-        "trained_steps": len(steps),
+        "timed_steps": timed_steps,
+        "timed_trained_steps": len(steps),
         "rollout_s": round(rollout_s, 2),
         "update_s": round(update_s, 2),
+        "estimated_rollout_s": round(rollout_s * args.steps / timed_steps, 1),
+        "estimated_update_s": round(update_s * all_trained / len(steps), 1),
         "matrix_product_gflops": round(rate / 1e9, 1),
         "rollout_share_of_matrix_rate": round(rollout_rate / rate, 3),
         "update_share_of_matrix_rate": round(update_rate / rate, 3),
@@ -101,6 +113,7 @@ def main() -> None:
     parser.add_argument("--prompts", type=int, default=5)
     parser.add_argument("--group", type=int, default=64)
     parser.add_argument("--steps", type=int, default=50)
+    parser.add_argument("--timed-steps", type=int, help="of --steps, 2 or more; all where left out")
     parser.add_argument(
         "--train-steps", nargs="*", type=int, help="of --steps; all but the last where left out"
     )

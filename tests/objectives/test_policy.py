@@ -107,6 +107,22 @@ def test_advantages_have_zero_mean_in_each_group(values: list[float]) -> None:
             )
 
 
+@given(values=REWARDS, baseline=st.sampled_from(list(Baseline)), scale=st.booleans())
+def test_advantages_have_zero_mean_over_what_is_compared(
+    values: list[float], baseline: Baseline, scale: bool
+) -> None:
+    """Of GRPO and REINFORCE; without the clipping that an outlier meets (`max_advantage`)."""
+    rewards = torch.tensor(values)
+    for algorithm in (Algorithm.GRPO, Algorithm.REINFORCE):
+        config = PolicyConfig(
+            algorithm=algorithm, baseline=baseline, scale_advantages=scale, max_advantage=None
+        )
+        found = compute_advantages(rewards, GROUPS, config, RunningRewards.empty())
+        parts = [found] if baseline is Baseline.BATCH else [found[group == GROUPS] for group in range(3)]
+        for part in parts:
+            assert abs(float(part.mean())) < 1e-4
+
+
 @given(values=REWARDS)
 def test_normalised_advantages_ignore_scale_and_shift_of_the_reward(values: list[float]) -> None:
     rewards = torch.tensor(values, dtype=torch.float64)

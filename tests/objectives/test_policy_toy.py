@@ -14,7 +14,14 @@ from latentite.diffusion.samplers import SamplerKind
 from latentite.diffusion.schedule import FlowSchedule
 from latentite.diffusion.steps import Denoise, SamplerSettings
 from latentite.objectives.advantages import RunningRewards
-from latentite.objectives.policy import Algorithm, PolicyConfig, compute_advantages, policy_terms
+from latentite.objectives.policy import (
+    Algorithm,
+    Keep,
+    PolicyConfig,
+    compute_advantages,
+    kept_crystals,
+    policy_terms,
+)
 from latentite.rollout import Chain, Rollout, roll_out
 
 TARGET = torch.tensor([1.0, -0.5])
@@ -56,22 +63,27 @@ def rolled(toy: Toy, run_seed: int) -> Rollout:
     return roll_out(CHAIN, toy.denoise(), noise.start(), MASK, noise)
 
 
-def train(config: PolicyConfig, num_rollouts: int, lr: float) -> Toy:
+def train(config: PolicyConfig, num_rollouts: int, lr: float, *, delay: int = 0) -> Toy:
+    """Train; with a delay each rollout is learnt from so many rollouts after it was drawn."""
     toy, frozen, running = Toy(), Toy(), RunningRewards.empty()
     optimizer = torch.optim.Adam(toy.parameters(), lr=lr)
-    step = torch.arange(CHAIN.num_decisions).repeat_interleave(len(SIZES))
-    crystal = torch.arange(len(SIZES)).repeat(CHAIN.num_decisions)
+    waiting: list[Rollout] = []
     for run_seed in range(num_rollouts):
-        rollout = rolled(toy, run_seed)
+        waiting.append(rolled(toy, run_seed))
+        if len(waiting) <= delay:
+            continue
+        rollout = waiting.pop(0)
         rewards = reward(rollout)
         running = running.updated(rewards, config.running_decay)
         advantages = compute_advantages(rewards, GROUPS, config, running)
-        rows = rollout.transitions(step, crystal)
+        kept = kept_crystals(rewards, GROUPS, config).nonzero().flatten()
+        step = torch.arange(CHAIN.num_decisions).repeat_interleave(len(kept))
+        rows = rollout.transitions(step, kept.repeat(CHAIN.num_decisions))
         for epoch in range(config.num_inner_epochs):
             new = CHAIN.moments(toy.denoise(), rows.states, rows.levels, rows.mask)
             with torch.no_grad():
                 reference = CHAIN.moments(frozen.denoise(), rows.states, rows.levels, rows.mask)
-            is_first = torch.full((len(step),), epoch == 0)
+            is_first = torch.full((len(step),), epoch == 0 and delay == 0)
             terms = policy_terms(rows, new, reference, advantages[rows.crystal], config, is_first=is_first)
             optimizer.zero_grad()
             terms.total().backward()
@@ -96,6 +108,21 @@ def test_each_algorithm_reaches_the_optimum(algorithm: Algorithm) -> None:
     config = PolicyConfig(algorithm=algorithm, num_group_samples=32, kl_weight=0.0, clip_ratio=0.2)
     toy = train(LEARN[algorithm](config), 120, 0.03)
     assert (mean_latent(Toy()) - TARGET).norm() > 0.9, "it starts somewhere else"
+    assert (mean_latent(toy) - TARGET).norm() < 0.15
+
+
+@pytest.mark.parametrize("algorithm", [Algorithm.GRPO, Algorithm.PPO])
+def test_rollouts_of_the_policy_before_reach_the_optimum_too(algorithm: Algorithm) -> None:
+    """As with `reward_workers`: ratios start from the policy that drew."""
+    config = PolicyConfig(algorithm=algorithm, num_group_samples=32, kl_weight=0.0, clip_ratio=0.2)
+    toy = train(LEARN[algorithm](config), 120, 0.03, delay=1)
+    assert (mean_latent(toy) - TARGET).norm() < 0.15
+
+
+@pytest.mark.parametrize("keep", list(Keep))
+def test_the_kept_of_many_lead_to_the_optimum_too(keep: Keep) -> None:
+    config = PolicyConfig(num_group_samples=8, best_of=4, keep=keep, kl_weight=0.0, clip_ratio=0.2)
+    toy = train(config, 120, 0.03)
     assert (mean_latent(toy) - TARGET).norm() < 0.15
 
 
