@@ -15,7 +15,7 @@ from rich.table import Table
 
 if TYPE_CHECKING:
     from latentite.evaluation.compare import Comparison
-    from latentite.evaluation.energy_section import EnergyOptions
+    from latentite.evaluation.energy_options import EnergyOptions
     from latentite.evaluation.run import Evaluation
 
 SPLIT_CHOICES = ("train", "val", "test", "all")
@@ -135,7 +135,7 @@ def _energy_options(arguments: argparse.Namespace) -> EnergyOptions | str:
         return "none"
     from latentite.energy.catalogue import parse_theory
     from latentite.energy.relaxation import RelaxCell
-    from latentite.evaluation.energy_section import EnergyOptions
+    from latentite.evaluation.energy_options import EnergyOptions
 
     try:
         given = json.loads(arguments.potential_arguments or "{}")

@@ -40,14 +40,9 @@ from latentite.crystal import CrystalBatch
 from latentite.data.dataset import CrystalDataset
 from latentite.data.records import Rejection
 from latentite.files import replacing, write_json
+from latentite.match.settings import LOOSE, STRICT, MatcherSettings, is_comparable
 from latentite.metrics.rates import Rate
-from latentite.metrics.reconstruction import (
-    LOOSE,
-    STRICT,
-    MatcherSettings,
-    is_comparable,
-    reconstruction_table,
-)
+from latentite.metrics.reconstruction import reconstruction_table
 from latentite.nn.vae import CrystalVAE, VAEConfig
 from latentite.pictures import draw_pairs, pretty, reduced_formulas
 from latentite.plain import from_plain

@@ -111,6 +111,7 @@ def condition_section(tolerances: Mapping[str, float]) -> MakeSection:
     tolerances = {CANONICAL_NAMES.get(name, name): value for name, value in tolerances.items()}
 
     def make(work: Work, table: Mapping[str, list[Cell]]) -> Section:
+        """Every condition beside the column that measures it."""
         columns: Table = {}
         counted: list[Counted] = []
         found: dict[str, Any] = {"tolerances": dict(tolerances), "measured": {}, "not_measured": {}}

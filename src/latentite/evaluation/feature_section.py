@@ -79,6 +79,7 @@ def feature_section(*, with_crystal_nn: bool = False, space: LatentSpace | None 
     """
 
     def make(work: Work, table: Mapping[str, list[Cell]]) -> Section:
+        """Features of both sides, then what is counted of them."""
         if work.reference is None:
             return Section()
         failures: Failures = []

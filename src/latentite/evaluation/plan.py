@@ -14,7 +14,8 @@ from typing import Any
 
 from latentite.evaluation.condition_section import check_tolerances, condition_section
 from latentite.evaluation.descriptors import LatentSpace, open_latent_space
-from latentite.evaluation.energy_section import EnergyOptions, energy_section, reference_hull
+from latentite.evaluation.energy_options import EnergyOptions, reference_hull
+from latentite.evaluation.energy_section import energy_section
 from latentite.evaluation.feature_section import feature_section
 from latentite.evaluation.prediction_section import prediction_section
 from latentite.evaluation.read import Crystals

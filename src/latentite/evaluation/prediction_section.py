@@ -65,6 +65,7 @@ def prediction_section(targets: Crystals) -> MakeSection:
     """The section for these targets."""
 
     def make(work: Work, table: Mapping[str, list[Cell]]) -> Section:
+        """Samples beside the targets of their formulas."""
         with timed(work.seconds, "targets"):
             result = _find(work, table, targets)
         found = _summary(result, work)

@@ -22,7 +22,7 @@ import numpy as np
 from latentite.data.properties import SYMPREC
 from latentite.evaluation.charge_section import charge_section
 from latentite.evaluation.distributions import distribution_section
-from latentite.evaluation.energy_section import EnergyOptions
+from latentite.evaluation.energy_options import EnergyOptions
 from latentite.evaluation.measure import Measured, measure
 from latentite.evaluation.plan import Plan, make_plan
 from latentite.evaluation.protocols import Protocol, find_protocol

@@ -13,17 +13,18 @@ papers is the list of oxidation states:
 
 An element without states in the list (noble gases, Pm, ...) makes a formula invalid under both, as smact does.
 The verdicts equal `smact.screening.smact_validity`, which tries all combinations of states (millions for eight
-elements); here the sums that can be reached are followed instead. Comes after `data/`.
+elements); here the sums that can be reached are followed instead. Comes after `energy/formulas.py`.
 """
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from enum import StrEnum
-from functools import cache, lru_cache, reduce
-from math import gcd
+from functools import cache, lru_cache
 
 from latentite.data.cif import SYMBOLS
+from latentite.energy.formulas import Composition, reduced
 
 
 class SmactRule(StrEnum):
@@ -33,17 +34,13 @@ class SmactRule(StrEnum):
     ICSD24 = "smact_icsd24"
 
 
-Composition = tuple[tuple[int, int], ...]
-"""Atomic number and count of each element, by atomic number, counts without a common divisor."""
-
-
 def reduced_composition(atomic_numbers: Sequence[int]) -> Composition:
-    """The composition of a list of atoms."""
-    counts: dict[int, int] = {}
-    for number in sorted(atomic_numbers):
-        counts[number] = counts.get(number, 0) + 1
-    divisor = reduce(gcd, counts.values(), 0)
-    return tuple((number, count // divisor) for number, count in counts.items())
+    """The reduced composition of a list of atoms.
+
+    Raises:
+        ValueError: for no atoms.
+    """
+    return reduced(Counter(atomic_numbers))
 
 
 @lru_cache(maxsize=1 << 18)

@@ -18,7 +18,8 @@ from torch import Tensor
 
 from latentite import lattice as lat
 from latentite.crystal import CrystalBatch
-from latentite.match.settings import LOOSE, STRICT, MatcherSettings, is_comparable
+from latentite.match.reduced import pair_rms
+from latentite.match.settings import LOOSE, STRICT, MatcherSettings
 from latentite.nn.segment import segment_mean, segment_sum
 
 if TYPE_CHECKING:
@@ -76,15 +77,9 @@ def match_rmsd(
     The original is the first argument (`StructureMatcher.fit` is not symmetric). A decoded cell that is flat
     or holds no finite number matches nothing.
     """
-    matcher = settings.build()
-    distances = np.full(len(originals), np.nan)
-    for i, (one, other) in enumerate(zip(originals, rebuilt, strict=True)):
-        if one.composition != other.composition or not is_comparable(other):
-            continue  # the matcher would say no: species are compared one to one
-        found = matcher.get_rms_dist(one, other)
-        if found is not None:
-            distances[i] = found[0]
-    return distances
+    pairs = zip(originals, rebuilt, strict=True)
+    distances = [pair_rms(one, other, settings) for one, other in pairs]
+    return np.array([np.nan if one is None else one for one in distances], dtype=float)
 
 
 def reconstruction_table(
