@@ -14,6 +14,7 @@ from latentite.nn.decoder import DecoderConfig
 from latentite.nn.denoiser import DenoiserConfig, DenoiserSize
 from latentite.nn.encoders import EncoderConfig
 from latentite.nn.ldm import LatentDiffusion
+from latentite.nn.predictor import PropertyPredictor
 from latentite.nn.transformer import Gelu
 from latentite.nn.vae import CrystalVAE, VAEConfig
 from latentite.objectives.ldm import Compatibility, DiffusionConfig, LDMStageConfig
@@ -79,9 +80,10 @@ def small_ldm(*, is_conditional: bool = False, seed: int = 0) -> LatentDiffusion
     return network.eval()
 
 
-def write_ours(path: Path, network: CrystalVAE | LatentDiffusion) -> Path:
+def write_ours(path: Path, network: CrystalVAE | LatentDiffusion | PropertyPredictor) -> Path:
     """A checkpoint of ours as training leaves it."""
-    stage = Stage.VAE if isinstance(network, CrystalVAE) else Stage.LDM
+    stages = {CrystalVAE: Stage.VAE, LatentDiffusion: Stage.LDM, PropertyPredictor: Stage.PREDICTOR}
+    stage = stages[type(network)]
     payload = build_payload(stage=stage, config=network.config, data={}, metrics={})
     state = {f"network.{name}": value for name, value in network.state_dict().items()}
     torch.save({"state_dict": state, "latentite": payload}, path)

@@ -14,12 +14,14 @@ from torch import Tensor
 from latentite.checkpoint import CheckpointError
 from latentite.diffusion.schedule import Target
 from latentite.interop.architecture import CONDITION_KINDS
+from latentite.nn.baselines import Extent
 from latentite.nn.condition_values import Transform
 from latentite.nn.conditions import AbsentPlace
 from latentite.nn.decoder import CoordinateHead
 from latentite.nn.denoiser import OutputLayout, TokenIndex
 from latentite.nn.encoders import EncoderKind
 from latentite.nn.features import EncoderFeatures
+from latentite.nn.predictor_config import HeadKind, Pooling, PredictorConfig
 from latentite.nn.transformer import Gelu
 from latentite.nn.vae import VAEConfig
 from latentite.objectives.ldm import DiffusionKind, LDMStageConfig
@@ -74,3 +76,19 @@ def demand_ldm(demands: Demands, config: LDMStageConfig, state: Mapping[str, Ten
         demands.equal(f"condition {condition.name}: transform", condition.transform, Transform.NONE)
     if config.condition_module is not None:
         demands.equal("condition_module.absent", config.condition_module.absent, AbsentPlace.INPUT)
+
+
+def demand_predictor(demands: Demands, config: PredictorConfig) -> None:
+    """Of a predictor besides its VAE."""
+    demands.equal("head", config.head, HeadKind.POINT)
+    demands.equal("ensemble", config.ensemble, 1)
+    demands.equal("number of fidelities", config.num_fidelities, 1)
+    demands.equal("dropout", config.dropout, 0.1)
+    standard = [config.num_features // 4, config.num_features // 2]
+    demands.equal("hidden", config.hidden_widths, standard)
+    if config.pooling is Pooling.ATTENTION:
+        demands.unmet.append(f"pooling must be mean or sum, got {config.pooling}")
+    for name in config.targets:
+        demands.equal(f"kind of target {name}", "classes" if name in config.classes else "numbers", "numbers")
+        demands.equal(f"transforms.{name}", config.transform(name), Transform.NONE)
+        demands.equal(f"extents.{name}", config.extent(name), Extent.NONE)

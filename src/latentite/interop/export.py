@@ -1,6 +1,6 @@
 """A checkpoint of ours written with the names, shapes and hyperparameters of Chemeleon2's.
 
-Possible for a VAE or a latent diffusion model whose parts that project has; every other one is refused with the
+Possible for a VAE, a latent diffusion model or a predictor whose parts that project has; others are refused with the
 setting that stands in the way. What the file says of training (loss weights, optimizer) is what an imported
 checkpoint brought along, else that project's defaults. Comes after `modules.py` and `demands.py`;
 `hub_commands.py` is its command line.
@@ -30,10 +30,18 @@ from latentite.diffusion.schedule import ScheduleKind, Target
 from latentite.diffusion.steps import Variance
 from latentite.files import replacing
 from latentite.interop.architecture import CONDITION_KINDS, SCHEDULES
-from latentite.interop.demands import Demands, demand_ldm, demand_vae
-from latentite.interop.modules import denoiser_module, load_shared, save_named, vae_modules
+from latentite.interop.demands import Demands, demand_ldm, demand_predictor, demand_vae
+from latentite.interop.modules import (
+    denoiser_module,
+    load_shared,
+    save_named,
+    training_module,
+    vae_modules,
+)
 from latentite.nn.conditions import ConditionModuleConfig
 from latentite.nn.ldm import LatentDiffusion
+from latentite.nn.predictor import PropertyPredictor
+from latentite.nn.predictor_config import PredictorConfig
 from latentite.nn.vae import CrystalVAE, VAEConfig
 from latentite.objectives.ldm import DiffusionConfig, LDMStageConfig
 from latentite.plain import from_plain
@@ -55,6 +63,10 @@ TRAINING: dict[str, Any] = {
     "scheduler": {"class": "torch.optim.lr_scheduler.ConstantLR", "factor": 1.0},
 }
 """Chemeleon2's defaults, for what a checkpoint of ours does not say in its words."""
+
+
+PREDICTING: dict[str, Any] = {"optimizer": {**TRAINING["optimizer"], "lr": 1e-3}}
+"""What is different for its predictors."""
 
 
 def export_chemeleon2(
@@ -88,9 +100,7 @@ def export_chemeleon2(
     elif record.stage in (Stage.LDM, Stage.RL):
         state, hyper = _ldm(record, training, vae_ckpt_path)
     else:
-        raise CheckpointError(
-            f"{path} is a {record.stage} checkpoint; only vae and ldm can be written for Chemeleon2"
-        )
+        state, hyper = _predictor(record, training if isinstance(said, dict) else {**training, **PREDICTING})
     content = {
         "epoch": 0,
         "global_step": 0,
@@ -117,7 +127,13 @@ def _vae(record: CheckpointRecord, training: Mapping[str, Any]) -> tuple[dict[st
         require_fit(record.state, CrystalVAE(config), record.path)
     modules = vae_modules(config)
     names = load_shared(modules, record.state)
-    hyper = {
+    return OrderedDict((name, record.state[name]) for name in names), _vae_hyper(config, modules, training)
+
+
+def _vae_hyper(
+    config: VAEConfig, modules: Mapping[str, torch.nn.Module], training: Mapping[str, Any]
+) -> dict[str, Any]:
+    return {
         "encoder": modules["encoder"],
         "decoder": modules["decoder"],
         "latent_dim": config.latent_dim,
@@ -126,6 +142,30 @@ def _vae(record: CheckpointRecord, training: Mapping[str, Any]) -> tuple[dict[st
         "noise": _mapping(training["noise"]),
         "atom_type_predict": True,
         "structure_matcher": _structure_matcher(),
+        **_optimisation(training),
+    }
+
+
+def _predictor(
+    record: CheckpointRecord, training: Mapping[str, Any]
+) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    config = from_plain(PredictorConfig, record.config)
+    with torch.device("meta"):
+        require_fit(record.state, PropertyPredictor(config), record.path)
+    demands = Demands(path=record.path)
+    demand_vae(demands, config.vae, "vae.")
+    demand_predictor(demands, config)
+    demands.settle()
+    modules = vae_modules(config.vae)
+    names = load_shared(modules, record.state, "vae.")
+    names += [name for name in record.state if name.startswith("proj.")]
+    mean, std = record.state["mean"].tolist(), record.state["std"].tolist()
+    pairs = zip(config.targets, mean, std, strict=True)
+    hyper = {
+        "vae": training_module(modules, _vae_hyper(config.vae, modules, TRAINING), _structure_matcher()),
+        "target_conditions": _mapping({name: {"mean": m, "std": s} for name, m, s in pairs}),
+        "reduce": config.pooling.value,
+        "use_encoder_features": config.use_encoder_features,
         **_optimisation(training),
     }
     return OrderedDict((name, record.state[name]) for name in names), hyper

@@ -23,6 +23,8 @@ from latentite.nn.vae import VAEConfig
 ENCODER = "src.vae_module.encoders.transformer.TransformerEncoder"
 DECODER = "src.vae_module.decoders.transformer.TransformerDecoder"
 DIT = "src.ldm_module.denoisers.dit"
+VAE_MODULE = "src.vae_module.vae_module.VAEModule"
+ATTRIBUTES = "lightning.fabric.utilities.data.AttributeDict"
 
 
 def named_module(kind: str, attributes: Mapping[str, Any], **children: nn.Module) -> nn.Module:
@@ -87,6 +89,41 @@ def vae_modules(config: VAEConfig) -> dict[str, nn.Module]:
         "quant_conv": nn.Linear(config.encoder.d_model, 2 * config.latent_dim, bias=False),
         "post_quant_conv": nn.Linear(config.latent_dim, width, bias=False),
     }
+
+
+def training_module(parts: Mapping[str, nn.Module], hyper: Mapping[str, Any], matcher: object) -> nn.Module:
+    """A frozen VAE as a predictor carries it: Lightning's module around its parts, with what that needs to be alive.
+
+    Args:
+        parts: of `vae_modules`, with their weights.
+        hyper: hyperparameters of the VAE.
+        matcher: its structure matcher.
+    """
+    state = {
+        "prepare_data_per_node": True,
+        "allow_zero_length_dataloader_with_multiple_devices": False,
+        "_log_hyperparams": False,
+        "_dtype": torch.float32,
+        "_device": torch.device("cpu"),
+        **dict.fromkeys(("_trainer", "_example_input_array", "_strict_loading", "_current_fx_name")),
+        **dict.fromkeys(("_metric_attributes", "_compiler_ctx", "_fabric", "_device_mesh")),
+        "_automatic_optimization": True,
+        "_param_requires_grad_state": {},
+        "_fabric_optimizers": [],
+        "_hparams_name": "kwargs",
+        "_hparams": _attribute_dict(hyper),
+        "_hparams_initial": _attribute_dict(hyper),
+        "sm": matcher,
+    }
+    return named_module(VAE_MODULE, state, **parts).eval().requires_grad_(False)
+
+
+def _attribute_dict(values: Mapping[str, Any]) -> dict[str, Any]:
+    module_name, _, name = ATTRIBUTES.rpartition(".")
+    kind = type(name, (dict,), {"__module__": module_name, "_is_named_only": True})
+    made = kind(values)
+    assert isinstance(made, dict)
+    return made
 
 
 def denoiser_module(config: DenoiserConfig) -> nn.Module:
