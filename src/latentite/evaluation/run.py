@@ -162,12 +162,16 @@ def evaluate(
         work = _measure(crystals, known, chosen, workers=workers, seed=seed, stage=stage, seconds=seconds)
         result = _evaluate(work, plan, wanted)
         if out is not None:
-            from latentite.evaluation.report import write_report
-
-            stage("write the report", None)
-            with timed(seconds, "report"):
-                write_report(result, out, seed=seed)
+            _write(result, out, work)
     return result
+
+
+def _write(result: Evaluation, out: str | Path, work: Work) -> None:
+    from latentite.evaluation.report import write_report
+
+    work.stage("write the report", None)
+    with timed(work.seconds, "report"):
+        write_report(result, out, seed=work.seed)
 
 
 def _check_out(out: str | Path | None, *, resume: bool) -> None:

@@ -68,7 +68,6 @@ def find_matches(
         reference_hashes: of the content of each structure of the reference, when a store is given.
         store: keeps the reduced cells of the reference between runs.
     """
-    names = [one.name for one in settings]
     comparisons = Comparisons(settings=tuple(settings), workers=workers)
     formulas, known_formulas = _formulas(crystals), _formulas(reference)
     members = Counter(formulas)
@@ -85,33 +84,38 @@ def find_matches(
         workers=workers,
         advance=progress.add,
     )
-    failures = {i: found for i, found in zip(needed, reduced, strict=True) if isinstance(found, str)}
     alone = sorted(set(range(len(crystals))).difference(needed))
-    failures |= {i: reason for i in alone if (reason := why_not_comparable(*crystals[i][1:])) is not None}
-    reference_failures = {i: found for i, found in zip(known, others, strict=True) if isinstance(found, str)}
-    progress.add(len(alone) + len(failures) - sum(i in failures for i in alone))
+    failed = _failures(needed, reduced)
+    progress.add(len(alone) + len(failed))
+    failures = failed | {
+        i: reason for i in alone if (reason := why_not_comparable(*crystals[i][1:])) is not None
+    }
 
     queries = _buckets(needed, reduced, formulas)
     candidates = _buckets(known, others, known_formulas)
     matched = comparisons.first_matches(queries, candidates, progress.add)
     progress.add(len(needed) - sum(len(queries[key]) for key in queries if key in candidates))
     duplicates = comparisons.duplicates(queries, progress.add)
-    verdicts = {
-        name: [
-            None
-            if i in failures
-            else Verdict(duplicate_of=duplicates.get(i, {}).get(name), reference=matched.get(i, {}).get(name))
-            for i in range(len(crystals))
-        ]
-        for name in names
-    }
+
+    def verdict(i: int, name: str) -> Verdict | None:
+        if i in failures:
+            return None
+        return Verdict(duplicate_of=duplicates.get(i, {}).get(name), reference=matched.get(i, {}).get(name))
+
     return Matches(
-        verdicts=verdicts, failures=dict(sorted(failures.items())), reference_failures=reference_failures
+        verdicts={one.name: [verdict(i, one.name) for i in range(len(crystals))] for one in settings},
+        failures=dict(sorted(failures.items())),
+        reference_failures=_failures(known, others),
     )
 
 
 def _formulas(crystals: Sequence[Arrays]) -> list[str]:
     return [str(row["composition"]) for row in derive_rows(("composition",), crystals)]
+
+
+def _failures(positions: Sequence[int], reduced: Sequence[Reduced]) -> dict[int, str]:
+    """Why crystals have no reduced cell, by position."""
+    return {i: found for i, found in zip(positions, reduced, strict=True) if isinstance(found, str)}
 
 
 def _buckets(
