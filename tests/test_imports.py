@@ -32,6 +32,9 @@ ORDER = [
     {"metrics"},
     {"rewards"},
     {"sampling"},
+    {"dispersion"},
+    {"exported"},
+    {"export"},
     {"reconstruct", "predict"},
     {"generate", "evaluation"},
     {"training", "campaign"},
@@ -40,6 +43,7 @@ ORDER = [
     {"demo"},
     {
         "baseline_commands",
+        "export_commands",
         "hub_commands",
         "predict_commands",
         "reconstruct_commands",

@@ -58,6 +58,7 @@ GROUPS = {
     "sample": ("latentite.sample_commands", "new crystals from a trained latent diffusion model"),
     "reward": ("latentite.reward_commands", "rewards for reinforcement learning: check one of your own"),
     "evaluate": ("latentite.evaluate_commands", "measure any set of structures against a reference"),
+    "export": ("latentite.export_commands", "a predictor at one fidelity as one file that runs elsewhere"),
     "baseline": ("latentite.baseline_commands", "what labels are by composition alone: fit"),
     "hub": ("latentite.hub_commands", "named checkpoints: list, download, verify, export"),
 }

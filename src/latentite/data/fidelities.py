@@ -53,6 +53,9 @@ class FidelityConfig:
     """For a property that is called otherwise here: its column by our name."""
     properties: list[str] | None = None
     """Labels that this fidelity has, columns of text among them; null: its numeric columns."""
+    dispersion: bool | None = None
+    """Whether energies contain dispersion (D3, VV10, a van der Waals functional, experiment); null: not said. An
+    export adds D3 only where this is false."""
 
     def __post_init__(self) -> None:
         if not self.path.expanduser().exists():

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from latentite.crystal import FIDELITY, CrystalBatch
 from latentite.nn.baselines import ElementBaselines, Extent
+from latentite.nn.condition_values import label_statistics
 from latentite.nn.fidelity_heads import FidelityHeads
 from latentite.nn.predictions import Predictions, read_outputs
 from latentite.nn.predictor_config import Pooling, PredictorConfig
@@ -113,16 +114,21 @@ class PropertyPredictor(nn.Module):
 
     def outputs(self, inputs: PredictorInput) -> Float[Tensor, "member crystal output"]:
         """Raw outputs of every member of the ensemble; `predictions.py` says what they mean."""
-        features = self.pooled(inputs)
+        return self.head_outputs(self.pooled(inputs), inputs.fidelity)
+
+    def head_outputs(
+        self, features: Float[Tensor, "crystal feature"], fidelity: Int[Tensor, " crystal"]
+    ) -> Float[Tensor, "member crystal output"]:
+        """What every member of the ensemble makes of one vector per crystal."""
         if self.fidelity_heads is not None:
-            features = self.fidelity_heads.at_input(features, inputs.fidelity)
+            features = self.fidelity_heads.at_input(features, fidelity)
         found = []
         for member, head in enumerate((self.proj, *self.ensemble)):
             assert isinstance(head, nn.Sequential)
             hidden = head[:-1](features)
             output = head[-1](hidden)
             if self.fidelity_heads is not None:
-                output = self.fidelity_heads.at_output(member, hidden, output, inputs.fidelity)
+                output = self.fidelity_heads.at_output(member, hidden, output, fidelity)
             found.append(output)
         return torch.stack(found)
 
@@ -178,15 +184,12 @@ class PropertyPredictor(nn.Module):
                 continue
             if chosen is not None and bool((known & chosen).any()):
                 known = known & chosen
-            values = self.config.transform(name)(labels[known, column].double()) - baseline[known, column]
-            if not bool(values.isfinite().all()):
-                raise ValueError(
-                    f"target {name} must have labels that transform={self.config.transform(name)} can take, "
-                    f"got {float(labels[known, column].min())} to {float(labels[known, column].max())}"
-                )
-            mean, std = values.mean(), values.std(correction=0)
-            if std <= 1e-6 * mean.abs().clamp(min=1e-12):
-                raise ValueError(f"target {name} must vary in the training split, got {float(mean)} only")
+            mean, std = label_statistics(
+                labels[known, column],
+                self.config.transform(name),
+                what=f"target {name}",
+                baseline=baseline[known, column],
+            )
             self.mean[column], self.std[column] = mean, std
 
 

@@ -218,7 +218,10 @@ class CrystalDataModule(LightningDataModule):
         if not self.config.fidelities:
             return result
         return result | {
-            "fidelities": {name: asdict(counts) for name, counts in self._counts.items()},
+            "fidelities": {
+                name: asdict(counts) | {"dispersion": self.config.fidelities[name].dispersion}
+                for name, counts in self._counts.items()
+            },
             "reference_fidelity": self.config.reference,
         }
 
