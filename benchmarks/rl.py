@@ -31,7 +31,8 @@ from latentite.nn.encoders import EncoderConfig
 from latentite.nn.ldm import LatentDiffusion, LDMConfig
 from latentite.nn.vae import VAEConfig
 from latentite.objectives.ldm import DiffusionConfig
-from latentite.objectives.policy import PolicyConfig, choose_steps
+from latentite.objectives.policy import choose_steps
+from latentite.objectives.policy_config import PolicyConfig
 from latentite.rollout import Rollout
 from latentite.sampling.chain import SamplingConfig
 from latentite.training.rl_update import Learner, Lesson, minibatches

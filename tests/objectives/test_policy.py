@@ -18,18 +18,8 @@ from latentite.objectives.advantages import (
     places_in_group,
 )
 from latentite.objectives.gaussian import entropy, k3, kl_divergence, log_ratio
-from latentite.objectives.policy import (
-    Algorithm,
-    Baseline,
-    Keep,
-    KLForm,
-    PolicyConfig,
-    StepChoice,
-    choose_steps,
-    compute_advantages,
-    kept_crystals,
-    policy_terms,
-)
+from latentite.objectives.policy import choose_steps, compute_advantages, kept_crystals, policy_terms
+from latentite.objectives.policy_config import Algorithm, Baseline, Keep, KLForm, PolicyConfig, StepChoice
 from latentite.rollout import Transitions
 
 SIZES = torch.tensor([1, 4, 2])

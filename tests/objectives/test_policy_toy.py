@@ -14,14 +14,8 @@ from latentite.diffusion.samplers import SamplerKind
 from latentite.diffusion.schedule import FlowSchedule
 from latentite.diffusion.steps import Denoise, SamplerSettings
 from latentite.objectives.advantages import RunningRewards
-from latentite.objectives.policy import (
-    Algorithm,
-    Keep,
-    PolicyConfig,
-    compute_advantages,
-    kept_crystals,
-    policy_terms,
-)
+from latentite.objectives.policy import compute_advantages, kept_crystals, policy_terms
+from latentite.objectives.policy_config import Algorithm, Keep, PolicyConfig
 from latentite.rollout import Chain, Rollout, roll_out
 
 TARGET = torch.tensor([1.0, -0.5])

@@ -14,7 +14,7 @@ from tiny_run import assert_same, read, tiny_datamodule, tiny_ldm_config
 from latentite.ldm_checkpoint import load_ldm
 from latentite.nn.adapters import LoraConfig
 from latentite.objectives.ldm import DiffusionKind
-from latentite.objectives.policy import Algorithm, Baseline
+from latentite.objectives.policy_config import Algorithm, Baseline
 from latentite.training.datamodule import CrystalDataModule
 from latentite.training.fit import FitResult
 from latentite.training.rl_update import minibatches, passes

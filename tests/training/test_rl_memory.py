@@ -15,7 +15,7 @@ from tiny_run import assert_same, read, tiny_datamodule, tiny_ldm_config
 
 from latentite.crystal import CrystalBatch
 from latentite.objectives.advantages import RunningRewards
-from latentite.objectives.policy import Algorithm, Keep, PolicyConfig
+from latentite.objectives.policy_config import Algorithm, Keep, PolicyConfig
 from latentite.rewards.combine import RewardConfig
 from latentite.rewards.diversity_filter import DiversityFilterConfig
 from latentite.rewards.kinds import Kind

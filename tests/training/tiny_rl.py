@@ -9,7 +9,7 @@ import torch
 from tiny_run import _changed as changed
 from tiny_run import read, tiny_config
 
-from latentite.objectives.policy import PolicyConfig
+from latentite.objectives.policy_config import PolicyConfig
 from latentite.rewards.combine import RewardConfig
 from latentite.sampling.chain import SamplingConfig
 from latentite.training.optim import OptimizerConfig

@@ -15,7 +15,8 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from latentite.crystal import CrystalBatch
-from latentite.objectives.policy import PolicyConfig, kept_crystals
+from latentite.objectives.policy import kept_crystals
+from latentite.objectives.policy_config import PolicyConfig
 from latentite.rollout import Rollout
 from latentite.training.gather import Judged
 from latentite.training.rl_update import Lesson

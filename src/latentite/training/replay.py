@@ -17,7 +17,8 @@ from torch import Tensor
 
 from latentite.crystal import CrystalBatch
 from latentite.objectives.advantages import RunningRewards
-from latentite.objectives.policy import PolicyConfig, replay_advantages
+from latentite.objectives.policy import replay_advantages
+from latentite.objectives.policy_config import PolicyConfig
 from latentite.rewards.kinds import Kind, kinds
 from latentite.rollout import Rollout
 from latentite.training.rl_update import Lesson

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from latentite.nn.adapters import LoraConfig
-from latentite.objectives.policy import Algorithm, PolicyConfig
+from latentite.objectives.policy_config import Algorithm, PolicyConfig
 from latentite.rewards.combine import RewardConfig
 from latentite.sampling.chain import SamplingConfig
 from latentite.training.ema import EMAConfig

@@ -17,7 +17,8 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from latentite.diffusion.steps import Moments
-from latentite.objectives.policy import PolicyConfig, policy_terms
+from latentite.objectives.policy import policy_terms
+from latentite.objectives.policy_config import PolicyConfig
 from latentite.objectives.terms import LossTerms
 from latentite.rollout import Chain, Rollout, Transitions
 from latentite.training.reduce import num_processes
