@@ -20,7 +20,7 @@ from latentite.predictor_checkpoint import load_predictor
 from latentite.training.datamodule import CrystalDataModule, DataConfig
 from latentite.training.ema import EMAConfig
 from latentite.training.optim import SchedulerConfig
-from latentite.training.predictor import EncoderTraining, PredictorModuleConfig, TargetOptions
+from latentite.training.predictor_settings import EncoderTraining, PredictorModuleConfig, TargetOptions
 from latentite.training.stages import TrainPredictorConfig, train_predictor
 
 STATES = ("state_dict", "optimizer_states", "lr_schedulers", "global_step", "epoch")

@@ -20,7 +20,7 @@ from latentite.rewards.combine import RewardConfig, Rewards
 from latentite.rewards.contract import check_reward
 from latentite.rewards.predictor import PredictorReward
 from latentite.training.datamodule import CrystalDataModule, DataConfig
-from latentite.training.predictor import PredictorModuleConfig
+from latentite.training.predictor_settings import PredictorModuleConfig
 from latentite.training.stages import TrainPredictorConfig, train_ldm, train_predictor, train_rl
 
 

@@ -71,6 +71,36 @@ class Transform(StrEnum):
         return values.sinh() if self is Transform.ASINH else values
 
 
+def label_statistics(
+    labels: Float[Tensor, " label"],
+    transform: Transform,
+    *,
+    what: str,
+    baseline: Float[Tensor, " label"] | float = 0.0,
+) -> tuple[float, float]:
+    """Mean and standard deviation of the training split's transformed labels, of which none is missing.
+
+    Args:
+        labels: numbers.
+        transform: applied to them.
+        what: whose labels, for messages.
+        baseline: taken off after that.
+
+    Raises:
+        ValueError: for labels outside the transform's range, or without spread.
+    """
+    transformed = transform(labels.double()) - baseline
+    if not bool(transformed.isfinite().all()):
+        raise ValueError(
+            f"{what} must have labels that transform={transform} can take, "
+            f"got {float(labels.min())} to {float(labels.max())}"
+        )
+    mean, std = transformed.mean(), transformed.std(correction=0)
+    if std <= 1e-6 * mean.abs().clamp(min=1e-12):
+        raise ValueError(f"{what} must vary in the training split, got {float(labels[0])} only")
+    return float(mean), float(std)
+
+
 @dataclass(kw_only=True, slots=True)
 class ConditionConfig:
     """One condition."""

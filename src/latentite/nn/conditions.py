@@ -27,6 +27,7 @@ from latentite.nn.condition_values import (
     ConditionConfig,
     ConditionValue,
     condition_values,
+    label_statistics,
     parse_conditions,
     request_row,
 )
@@ -134,16 +135,7 @@ class ConditionEncoder(nn.Module):
             self._check_codes(labels)
         if not self.is_number:
             return
-        transformed = self.config.transform(labels.double())
-        if not transformed.isfinite().all():
-            raise ValueError(
-                f"condition {name} must have labels that transform={self.config.transform} can take, "
-                f"got {float(labels.min())} to {float(labels.max())}"
-            )
-        mean, std = transformed.mean(), transformed.std(correction=0)
-        if std <= 1e-6 * mean.abs().clamp(min=1e-12):
-            raise ValueError(f"condition {name} must vary in the training split, got {float(labels[0])} only")
-        self.set_statistics(float(mean), float(std))
+        self.set_statistics(*label_statistics(labels, self.config.transform, what=f"condition {name}"))
 
     def _check_codes(self, labels: Tensor) -> None:
         first, last = self.config.first_class, self.config.first_class + self.config.num_classes - 1

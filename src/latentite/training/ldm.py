@@ -157,7 +157,7 @@ class LDMTrainingModule(StageModule):
 
     def on_fit_end(self) -> None:
         self._cache = None
-        self._data.serve_train_from(None)
+        self.datamodule.serve_train_from(None)
 
     def on_train_epoch_start(self) -> None:
         self.network.vae.eval()
@@ -222,12 +222,6 @@ class LDMTrainingModule(StageModule):
             return module.absent(num_crystals)
         return module(values, None if shown is Shown.ALL else module.hide(values, generator=generator))
 
-    @property
-    def _data(self) -> CrystalDataModule:
-        data = self.trainer.datamodule  # type: ignore[attr-defined]  # Lightning's own attribute
-        assert isinstance(data, CrystalDataModule)
-        return data
-
     def _prepare_latents(self) -> None:
         """Encode the training set where its statistics or its cache are wanted.
 
@@ -242,12 +236,12 @@ class LDMTrainingModule(StageModule):
                 self.network.fit_statistics(cached.means.flatten(0, 1), cached.logvars.flatten(0, 1).exp())
             self._cache = cached if num_copies else None
         if self._fit_condition_statistics and self.network.condition_module is not None:
-            values = self._condition_values(self._data.splits["train"].crystals)
+            values = self._condition_values(self.datamodule.splits["train"].crystals)
             self.network.condition_module.fit_statistics(values)
-        self._data.serve_train_from(self._cache)
+        self.datamodule.serve_train_from(self._cache)
 
     def _encode_training_set(self, num_copies: int) -> CachedLatents:
-        crystals = self._data.splits["train"].crystals
+        crystals = self.datamodule.splits["train"].crystals
         start = time.monotonic()
         with self.trainer.precision_plugin.forward_context():  # as a training step would encode
             cached = encode_split(

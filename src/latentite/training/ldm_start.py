@@ -23,6 +23,7 @@ from latentite.objectives.ldm import LDMStageConfig
 from latentite.training.conditions import check_conditions
 from latentite.training.datamodule import CrystalDataModule
 from latentite.training.ldm import LDMModuleConfig, LDMTrainingModule, build_network, read_vae, run_conditions
+from latentite.training.module import freeze_parameters
 
 log = logging.getLogger(__name__)
 
@@ -60,7 +61,7 @@ def build_module(config: LDMModuleConfig, plan: NetworkPlan, *, seed: int) -> LD
     else:
         network = LatentDiffusion(settings)
         _start_from(plan.base, network)
-        _freeze(network, config.freeze)
+        freeze_parameters(network, config.freeze, setting="ldm_module.freeze")
         log.info("fine-tuning %s: %s", config.ldm_ckpt_path, trainable_summary(network))
     return LDMTrainingModule(
         replace(config, denoiser=settings.denoiser, diffusion=settings.diffusion),
@@ -138,15 +139,3 @@ def _start_from(base: LatentDiffusion, network: LatentDiffusion) -> None:
         assert isinstance(last, nn.Linear)
         nn.init.zeros_(last.weight)
         nn.init.zeros_(last.bias)
-
-
-def _freeze(network: LatentDiffusion, prefixes: list[str]) -> None:
-    for prefix in prefixes:
-        named = [(name, p) for name, p in network.named_parameters() if name.startswith(prefix)]
-        if not named:
-            parts = ", ".join(name for name, _ in network.named_children())
-            raise ValueError(
-                f"ldm_module.freeze must hold beginnings of parameter names, got {prefix!r}; they begin with {parts}"
-            )
-        for _, parameter in named:
-            parameter.requires_grad_(False)

@@ -17,6 +17,7 @@ from latentite.crystal import CrystalBatch
 from latentite.data.augment import AugmentationConfig, augment
 from latentite.data.sampler import seeded_generator
 from latentite.objectives.terms import LossTerms
+from latentite.training.datamodule import CrystalDataModule
 from latentite.training.optim import OptimizerConfig, SchedulerConfig, configure
 from latentite.training.reduce import global_loss
 
@@ -88,3 +89,32 @@ class StageModule(LightningModule):
     def generator(self, stream: Stream, epoch: int, batch: int, rank: int) -> torch.Generator:
         """The generator that owns one draw, on the module's device."""
         return seeded_generator(self.seed, int(stream), epoch, batch, rank, device=self.device)
+
+    @property
+    def datamodule(self) -> CrystalDataModule:
+        """Of the run."""
+        data = self.trainer.datamodule  # type: ignore[attr-defined]  # Lightning's own attribute
+        assert isinstance(data, CrystalDataModule)
+        return data
+
+
+def freeze_parameters(network: nn.Module, prefixes: list[str], *, setting: str) -> None:
+    """Let parameters stay as they are.
+
+    Args:
+        network: whose.
+        prefixes: beginnings of their names.
+        setting: where they are given, for the message.
+
+    Raises:
+        ValueError: when one fits nothing.
+    """
+    for prefix in prefixes:
+        named = [parameter for name, parameter in network.named_parameters() if name.startswith(prefix)]
+        if not named:
+            parts = ", ".join(name for name, _ in network.named_children())
+            raise ValueError(
+                f"{setting} must hold beginnings of parameter names, got {prefix!r}; they begin with {parts}"
+            )
+        for parameter in named:
+            parameter.requires_grad_(False)

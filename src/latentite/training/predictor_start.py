@@ -24,7 +24,8 @@ from latentite.plain import from_plain
 from latentite.predictor_checkpoint import load_predictor
 from latentite.training.conditions import UNITS
 from latentite.training.datamodule import CrystalDataModule
-from latentite.training.predictor import PredictorModuleConfig, PredictorTrainingModule, choose_trained
+from latentite.training.predictor import PredictorTrainingModule, choose_trained
+from latentite.training.predictor_settings import PredictorModuleConfig
 
 log = logging.getLogger(__name__)
 
@@ -92,6 +93,7 @@ def build_predictor_module(
         )
     else:
         start_from(plan.base, network, data)
+    _check_baselines(network, data)
     choose_trained(network, config)
     log.info("predictor of %s: %s", ", ".join(plan.settings.targets), trainable_summary(network))
     return PredictorTrainingModule(config, network, seed=seed)
@@ -126,6 +128,20 @@ def fit_baselines_of(network: PropertyPredictor, data: CrystalDataModule) -> Non
             fit.residual_mae,
             fit.label_std,
         )
+
+
+def _check_baselines(network: PropertyPredictor, data: CrystalDataModule) -> None:
+    """Refuse now what validation or test would refuse after an epoch.
+
+    Raises:
+        ValueError: naming the split, and every element in it that has no baseline.
+    """
+    for split, dataset in data.splits.items():
+        crystals = dataset.crystals
+        if network.baselines is None or not len(crystals):
+            continue
+        if missing := network.baselines.missing(crystals, network.fidelity_of(crystals)):
+            raise ValueError(f"{split}: {'; '.join(missing)}")
 
 
 def start_from(base: PropertyPredictor, network: PropertyPredictor, data: CrystalDataModule) -> None:

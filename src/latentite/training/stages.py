@@ -13,7 +13,8 @@ from latentite.training.datamodule import CrystalDataModule
 from latentite.training.fit import FitResult, fit
 from latentite.training.ldm import LDMModuleConfig
 from latentite.training.ldm_start import build_module, plan_network
-from latentite.training.predictor import PredictorModuleConfig, PredictorTrainingModule
+from latentite.training.predictor import PredictorTrainingModule
+from latentite.training.predictor_settings import PredictorModuleConfig
 from latentite.training.predictor_start import build_predictor_module, plan_predictor, wanted_targets
 from latentite.training.rl_config import RLModuleConfig
 from latentite.training.rl_start import build_rl_module, plan_rl
