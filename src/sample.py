@@ -1,4 +1,4 @@
-"""Sample crystals: `python src/sample.py --ckpt CKPT --out DIR [...]`, the same as `latentite sample`."""
+"""Sample crystals: `python src/sample.py [--ckpt CKPT] --out DIR [...]`, the same as `latentite sample`."""
 
 import sys
 

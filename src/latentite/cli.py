@@ -60,7 +60,7 @@ GROUPS = {
     "evaluate": ("latentite.evaluate_commands", "measure any set of structures against a reference"),
     "export": ("latentite.export_commands", "a predictor at one fidelity as one file that runs elsewhere"),
     "baseline": ("latentite.baseline_commands", "what labels are by composition alone: fit"),
-    "hub": ("latentite.hub_commands", "named checkpoints: list, download, verify, export"),
+    "hub": ("latentite.hub_commands", "named checkpoints: list, download, verify, export, bundle"),
 }
 """Groups of commands: the module whose `register` adds them, and a line of help."""
 

@@ -15,6 +15,7 @@ from types import ModuleType
 from typing import Any
 
 from latentite.crystal import CrystalBatch
+from latentite.hub import DEFAULT_LDM
 from latentite.sampling.folder import Counts
 from latentite.sampling.jobs import Jobs
 from latentite.sampling.model import Model, plain_settings
@@ -40,8 +41,8 @@ class GenerateResult:
     """Of `crystals`: index, attempt and what was asked."""
 
 
-def generate(ckpt: str | Path, **options: Any) -> GenerateResult:
-    """Sample crystals with a checkpoint; the options are those of `GenerateConfig`.
+def generate(ckpt: str | Path = DEFAULT_LDM, **options: Any) -> GenerateResult:
+    """Sample crystals with a checkpoint, the bundled one if none is named; the options are those of `GenerateConfig`.
 
     Raises:
         ValueError: for what cannot be done, before anything is sampled or written.
@@ -97,7 +98,7 @@ def generate_from(
 class _CallableModule(ModuleType):
     """Importing this module puts it in place of the function of the same name on the package: so it can be called."""
 
-    def __call__(self, ckpt: str | Path, **options: Any) -> GenerateResult:
+    def __call__(self, ckpt: str | Path = DEFAULT_LDM, **options: Any) -> GenerateResult:
         return generate(ckpt, **options)
 
 

@@ -1,4 +1,4 @@
-"""`latentite hub list | download | verify | export`: the command line of `hub/`, called by `cli.py`."""
+"""`latentite hub list | download | verify | export | bundle`: the command line of `hub/`, called by `cli.py`."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from latentite import hub
 
 
 def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    """Adds `hub` and its four commands; each sets `func`, from the arguments to the exit code."""
-    parser = subparsers.add_parser("hub", help="named checkpoints: list, download, verify, export")
+    """Adds `hub` and its commands; each sets `func`, from the arguments to the exit code."""
+    parser = subparsers.add_parser("hub", help="named checkpoints: list, download, verify, export, bundle")
     commands = parser.add_subparsers(
-        dest="hub_command", required=True, metavar="{list,download,verify,export}"
+        dest="hub_command", required=True, metavar="{list,download,verify,export,bundle}"
     )
 
     listing = commands.add_parser("list", help="every name, and whether its file is on this machine")
@@ -44,16 +44,39 @@ def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     export.add_argument("--vae-ckpt-path", help="chemeleon2: where it will find the VAE of a diffusion model")
     export.set_defaults(func=_export)
 
+    bundle = commands.add_parser(
+        "bundle", help="write a checkpoint small, with a card, into the folder from which names are read"
+    )
+    bundle.add_argument("checkpoint", help="a file, or a name of `latentite hub list`")
+    bundle.add_argument("--name", required=True, help="of the pair NAME.safetensors, NAME.json")
+    bundle.add_argument("--out", type=Path, default=Path("ckpts"), metavar="DIR", help="[%(default)s]")
+    bundle.add_argument(
+        "--dtype", choices=("fp32", "fp16", "bf16"), default="fp16", help="of matrices [%(default)s]"
+    )
+    bundle.add_argument("--card", type=Path, metavar="YAML", help="what people must know (docs/bundling.md)")
+    bundle.add_argument(
+        "--borrow",
+        action="append",
+        default=[],
+        metavar="NAME",
+        help="a pair in DIR, such as the model's VAE, whose tensors are not written again; repeatable",
+    )
+    bundle.add_argument("--weights", choices=["ema", "raw"], help="default: the file's own")
+    bundle.set_defaults(func=_bundle)
+
 
 def _list(arguments: argparse.Namespace) -> int:
     table = Table(title="Checkpoints")
-    for column in ("name", "kind", "here", "sha256"):
-        table.add_column(column, no_wrap=True)
-    table.add_column("where", overflow="fold")
+    for column in ("name", "kind", "MB here", "sha256"):
+        table.add_column(column, no_wrap=True, justify="right" if column.startswith("MB") else "left")
+    table.add_column("where", overflow="fold", min_width=16)
     for entry in hub.list_names():
-        is_here = "yes" if entry.path is not None else "no"
-        table.add_row(entry.name, entry.kind, is_here, (entry.sha256 or "-")[:12], entry.where)
-    Console().print(table)
+        size = "-" if entry.size is None else f"{entry.size / 1e6:.1f}"
+        table.add_row(entry.name, entry.kind, size, (entry.sha256 or "-")[:12], entry.where)
+    console = Console()
+    if not console.is_terminal:
+        console.width = max(console.width, 160)  # whole names in what is piped or kept
+    console.print(table)
     return 0
 
 
@@ -103,6 +126,29 @@ def _export(arguments: argparse.Namespace) -> int:
         return " and ".join(map(str, export_portable(source, stem, weights=arguments.weights)))
 
     return 1 if _report(arguments.checkpoint, write) else 0
+
+
+def _bundle(arguments: argparse.Namespace) -> int:
+    from latentite.checkpoint import Precision
+    from latentite.hub.bundle import bundle
+
+    def write() -> str:
+        done = bundle(
+            arguments.checkpoint,
+            arguments.name,
+            arguments.out,
+            precision=Precision(arguments.dtype),
+            card=arguments.card,
+            borrow=arguments.borrow,
+            weights=arguments.weights,
+        )
+        borrowed = f", {done.borrowed} tensors borrowed" if done.borrowed else ""
+        return (
+            f"{done.weights} and {done.card}, {done.size / 1e6:.2f} MB{borrowed}; weights changed by "
+            f"{done.rounding:.1e} of their size"
+        )
+
+    return 1 if _report(arguments.name, write) else 0
 
 
 def _report(name: str, action: Callable[[], str]) -> bool:

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from latentite.generate import GenerateResult
 
 EPILOG = """examples:
+  latentite sample --num-samples 100 --out samples
   latentite sample --ckpt last.ckpt --num-samples 1000 --out samples
   latentite sample --ckpt last.ckpt --formula LiFePO4 --formula-units 1,2,4 --num-samples 20 --out csp
   latentite sample --ckpt last.ckpt --conditions "band_gap=2.0,chemical_system=Li-Fe-O" --guidance 2 --out gap
@@ -29,7 +30,9 @@ def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         formatter_class=argparse.RawDescriptionHelpFormatter,
         argument_default=argparse.SUPPRESS,  # the defaults are those of GenerateConfig
     )
-    command.add_argument("--ckpt", required=True, metavar="CKPT", help="a checkpoint file, or a hub name")
+    command.add_argument(
+        "--ckpt", metavar="CKPT", help="a checkpoint file, or a hub name [the bundled mp_20_biternary_ldm]"
+    )
     command.add_argument("--out", required=True, metavar="DIR", help="a new or empty folder (or --resume)")
     command.add_argument(
         "--num-samples", type=int, metavar="N", help="crystals; per formula where formulas are given [64]"

@@ -16,7 +16,7 @@ folder say the rest.
 """
 
 from latentite.checkpoint.network import load_network_state, merge_adapters, require_fit
-from latentite.checkpoint.portable import read_portable
+from latentite.checkpoint.portable import Precision, read_portable, write_portable
 from latentite.checkpoint.read import export_portable, read_checkpoint
 from latentite.checkpoint.record import (
     FORMAT,
@@ -37,6 +37,7 @@ __all__ = [
     "PAYLOAD_KEY",
     "CheckpointError",
     "CheckpointRecord",
+    "Precision",
     "Stage",
     "Weights",
     "build_payload",
@@ -48,4 +49,5 @@ __all__ = [
     "read_checkpoint",
     "read_portable",
     "require_fit",
+    "write_portable",
 ]

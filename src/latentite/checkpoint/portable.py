@@ -1,15 +1,22 @@
 """The portable form: `NAME.safetensors` and its card `NAME.json`, written and read.
 
-Comes after `record.py`; `read.py` calls it.
+Matrices may be stored in half precision; whoever reads gets float32. A tensor that another pair in the same folder
+holds already, bit for bit, may be borrowed: the card names it, and the other pair by its hash.
+Comes after `record.py`; `read.py` and `hub/bundle.py` call it.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 import platform
+from collections.abc import Mapping, Sequence
+from enum import StrEnum
 from pathlib import Path
+from typing import Any
 
 import torch
+from torch import Tensor
 
 from latentite import __version__
 from latentite.checkpoint.record import (
@@ -24,22 +31,56 @@ from latentite.checkpoint.record import (
 from latentite.files import replacing, sha256_file, write_json
 
 
-def write_portable(record: CheckpointRecord, out_stem: str | Path) -> tuple[Path, Path]:
+class Precision(StrEnum):
+    """How the matrices of a portable checkpoint are stored; vectors and scalars are always kept as they are."""
+
+    FP32 = "fp32"
+    FP16 = "fp16"
+    BF16 = "bf16"
+
+
+_DTYPES = {Precision.FP16: torch.float16, Precision.BF16: torch.bfloat16}
+
+
+def write_portable(
+    record: CheckpointRecord,
+    out_stem: str | Path,
+    *,
+    precision: Precision = Precision.FP32,
+    lenders: Sequence[str] = (),
+    about: Mapping[str, Any] | None = None,
+) -> tuple[Path, Path]:
     """Writes the pair of a record; the same record gives the same bytes.
 
     Each file is replaced atomically, the weights first; a card that does not fit its weights is noticed when
     the pair is read.
 
+    Args:
+        record: what to write.
+        out_stem: path of the pair without suffix.
+        precision: of the matrices.
+        lenders: names of pairs in the same folder; a tensor that one of them holds is not written again.
+        about: plain values for people, under the card's key "about".
+
     Returns:
         The paths of the weights and of the card.
+
+    Raises:
+        CheckpointError: for a lender that cannot be read, or weights that the precision cannot hold.
     """
     from safetensors.torch import save_file
 
     stem = Path(out_stem)
     weights_path, card_path = stem.with_name(stem.name + ".safetensors"), stem.with_name(stem.name + ".json")
-    state = {name: tensor.contiguous() for name, tensor in record.state.items()}
+    stored = {name: _rounded(name, tensor, precision) for name, tensor in record.state.items()}
+    borrowed = _borrowable(stored, stem, lenders)
+    lent = {name for loan in borrowed.values() for name in loan["tensors"]}
+    state = {name: tensor for name, tensor in stored.items() if name not in lent}
     with replacing(weights_path) as temporary:
+        temporary.touch()
+        mode = temporary.stat().st_mode
         save_file(state, temporary, metadata={"format": "pt"})
+        temporary.chmod(mode)  # safetensors lets only the owner read what it makes
     card = {
         "format": FORMAT,
         "stage": record.stage.value,
@@ -47,6 +88,8 @@ def write_portable(record: CheckpointRecord, out_stem: str | Path) -> tuple[Path
         "sha256": sha256_file(weights_path),
         "num_tensors": len(state),
         "num_values": sum(tensor.numel() for tensor in state.values()),
+        **({} if precision is Precision.FP32 else {"precision": precision.value}),
+        **({} if about is None else {"about": about}),
         "config": record.config,
         "data": record.data,
         "metrics": record.metrics,
@@ -56,13 +99,58 @@ def write_portable(record: CheckpointRecord, out_stem: str | Path) -> tuple[Path
             "torch": str(torch.__version__),
             "python": platform.python_version(),
         },
+        **({"borrowed": borrowed} if borrowed else {}),
     }
     write_json(card_path, plain(card))
     return weights_path, card_path
 
 
+def _rounded(name: str, tensor: Tensor, precision: Precision) -> Tensor:
+    if precision is Precision.FP32 or tensor.ndim < 2 or not tensor.is_floating_point():
+        return tensor.contiguous()
+    rounded = tensor.to(_DTYPES[precision]).contiguous()
+    if bool(tensor.isfinite().all()) and not bool(rounded.isfinite().all()):
+        raise CheckpointError(f"{name} has values that {precision} cannot hold; take bf16 or fp32")
+    return rounded
+
+
+def _unrounded(tensor: Tensor) -> Tensor:
+    return tensor.float() if tensor.dtype in _DTYPES.values() else tensor
+
+
+def _borrowable(state: Mapping[str, Tensor], stem: Path, lenders: Sequence[str]) -> dict[str, dict[str, Any]]:
+    """By lender: its hash, and which of our tensors is which of its."""
+    if stem.name in lenders:
+        raise CheckpointError(f"{stem.name} cannot borrow from itself; name another pair in {stem.parent}")
+    ours = {name: _content(tensor) for name, tensor in state.items()}
+    found: dict[str, dict[str, Any]] = {}
+    for lender in lenders:
+        record = read_portable(stem.with_name(lender))
+        theirs = {_content(tensor): name for name, tensor in record.state.items()}
+        taken = {name for loan in found.values() for name in loan["tensors"]}
+        tensors = {
+            name: theirs[content] for name, content in ours.items() if content in theirs and name not in taken
+        }
+        if not tensors:
+            raise CheckpointError(
+                f"{record.path} holds none of the tensors of {stem.name}: nothing to borrow"
+            )
+        found[lender] = {"sha256": record.sha256, "tensors": tensors}
+    return found
+
+
+def _content(tensor: Tensor) -> tuple[tuple[int, ...], str]:
+    """The same for tensors that are equal once they are read."""
+    values = _unrounded(tensor).contiguous().numpy()
+    return tuple(tensor.shape), f"{values.dtype}{hashlib.sha256(values.tobytes()).hexdigest()}"
+
+
 def read_portable(path: str | Path) -> CheckpointRecord:
-    """Reads a pair that `export_portable` wrote, by either of its two files, and checks the weights' hash."""
+    """Reads a pair that `export_portable` wrote, by either of its two files, and checks the weights' hash.
+
+    Raises:
+        CheckpointError: with one sentence on what is wrong with the pair, or with one that it borrows from.
+    """
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
@@ -87,9 +175,10 @@ def read_portable(path: str | Path) -> CheckpointRecord:
             f"got {digest}; fetch or export both files again"
         )
     try:
-        state = load_file(weights_path)
+        state = {name: _unrounded(tensor) for name, tensor in load_file(weights_path).items()}
     except SafetensorError as error:
         raise CheckpointError(f"{weights_path} is not a safetensors file: {error}") from error
+    state |= _borrowed(card.get("borrowed", {}), card_path)
     return CheckpointRecord(
         path=weights_path,
         stage=stage,
@@ -100,3 +189,25 @@ def read_portable(path: str | Path) -> CheckpointRecord:
         metrics=card["metrics"],
         sha256=digest,
     )
+
+
+def _borrowed(loans: Mapping[str, Mapping[str, Any]], card_path: Path) -> dict[str, Tensor]:
+    """The tensors that stand in other pairs of the same folder."""
+    state = {}
+    for lender, loan in loans.items():
+        if Path(lender).name != lender:  # a card from elsewhere must not reach out of its folder
+            raise CheckpointError(f"{card_path} must borrow from its own folder, got {lender!r}")
+        try:
+            record = read_portable(card_path.with_name(lender + ".safetensors"))
+        except CheckpointError as error:
+            raise CheckpointError(f"{card_path} borrows from {lender}: {error}") from error
+        if record.sha256 != loan["sha256"]:
+            raise CheckpointError(
+                f"{card_path} borrows from a {lender} with sha256 {loan['sha256']}, but {record.path} has "
+                f"{record.sha256}; take both pairs from the same place"
+            )
+        for ours, theirs in loan["tensors"].items():
+            if theirs not in record.state:
+                raise CheckpointError(f"{card_path} borrows {theirs}, which {record.path} does not have")
+            state[ours] = record.state[theirs]
+    return state

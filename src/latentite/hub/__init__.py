@@ -4,17 +4,19 @@
 order, for a file at that path; for a bundled checkpoint (`ckpts/NAME.safetensors` or `.ckpt`); in the
 download cache; and on the Hugging Face hub. Names are exact. A Chemeleon2 checkpoint, public or not, is
 converted once, without executing anything in it, and its conversion is what is given. Comes after `download.py`
-and `interop/convert.py`; `checkpoint/` reads what is found here, `hub_commands.py` is its command line. What others
-use is named here.
+and `interop/convert.py`; `checkpoint/` reads what is found here, `bundle.py` writes what is bundled,
+`hub_commands.py` is the command line. What others use is named here.
 """
 
 from latentite.download import Patience
 from latentite.hub.cached import card
 from latentite.hub.downloads import download
 from latentite.hub.lookup import list_names, resolve, verify
-from latentite.hub.names import PUBLIC, REPOSITORY, Entry, HubError, Kind
+from latentite.hub.names import BUNDLED, DEFAULT_LDM, PUBLIC, REPOSITORY, Entry, HubError, Kind
 
 __all__ = [
+    "BUNDLED",
+    "DEFAULT_LDM",
     "PUBLIC",
     "REPOSITORY",
     "Entry",

@@ -21,6 +21,7 @@ from latentite.hub.cached import (
 )
 from latentite.hub.downloads import download
 from latentite.hub.names import (
+    BUNDLED,
     PUBLIC,
     REPOSITORY,
     SUFFIXES,
@@ -28,6 +29,7 @@ from latentite.hub.names import (
     HubError,
     Kind,
     bundled_files,
+    missing_bundled,
     unknown_name,
 )
 
@@ -52,6 +54,8 @@ def resolve(name_or_path: str | Path, *, patience: Patience | None = None) -> Pa
         return _in_our_format(bundled, patience)
     if text in PUBLIC:
         return _in_our_format(download(text, patience=patience), patience)
+    if text in BUNDLED:
+        raise missing_bundled(text)
     if path.is_dir():
         raise ValueError(f"{text} is a folder, not a checkpoint; give the file inside it")
     if len(path.parts) > 1 or path.suffix in (*SUFFIXES, ".json"):
@@ -63,7 +67,14 @@ def list_names() -> list[Entry]:
     """Every name that `resolve` knows, the bundled ones first; looks at the disk only."""
     bundled = bundled_files()
     entries = [
-        Entry(name=name, kind=Kind.BUNDLED, where=str(path), path=path, sha256=card_hash(path))
+        Entry(
+            name=name,
+            kind=Kind.BUNDLED,
+            where=str(path),
+            path=path,
+            sha256=card_hash(path),
+            size=path.stat().st_size,
+        )
         for name, path in sorted(bundled.items())
     ]
     for name, remote in PUBLIC.items():
@@ -78,6 +89,7 @@ def list_names() -> list[Entry]:
                 where=f"{REPOSITORY}/{remote}",
                 path=file if file.is_file() else None,
                 sha256=record.get("sha256") if record else None,
+                size=file.stat().st_size if file.is_file() else None,
             )
         )
     return entries
@@ -86,17 +98,21 @@ def list_names() -> list[Entry]:
 def verify(name: str) -> str:
     """Hashes the file behind a name again and compares with what is recorded; gives the sha256.
 
-    A bundled portable checkpoint is compared with its card; one without record is only hashed.
+    A bundled portable checkpoint is compared with its card, and so is what it borrows; one without card is only hashed.
 
     Raises:
         ValueError: unknown name.
         HubError: not on this machine, or not what it was.
     """
     if (bundled := bundled_files().get(name)) is not None:
-        digest, expected = sha256_file(bundled), card_hash(bundled)
-        if expected is not None and digest != expected:
-            raise HubError(f"{bundled} is damaged: sha256 must be {expected}, got {digest}; restore the file")
-        return digest
+        from latentite.checkpoint import CheckpointError, read_portable  # late: torch takes seconds
+
+        if card_hash(bundled) is None:
+            return sha256_file(bundled)
+        try:
+            return read_portable(bundled).sha256
+        except CheckpointError as error:
+            raise HubError(f"{error}; or restore the file") from error
     if name not in PUBLIC:
         raise unknown_name(name, [entry.name for entry in list_names()])
     file = cached_file(name)

@@ -25,6 +25,18 @@ PUBLIC: dict[str, str] = {
 }
 """The public Chemeleon2 checkpoints: name -> path in `REPOSITORY`."""
 
+DEFAULT_LDM = "mp_20_biternary_ldm"
+"""The bundled model that is sampled from when none is named."""
+BUNDLED = {
+    "mp_20_biternary_vae": "crystal VAE",
+    DEFAULT_LDM: "latent diffusion, unconditional",
+    "mp_20_biternary_ldm_formation_energy": "latent diffusion by formation energy",
+    "mp_20_biternary_ldm_rl": "the unconditional model after reinforcement learning",
+    "mp_20_biternary_predictor_formation_energy": "predictor of the formation energy",
+    "mp_20_biternary_predictor_band_gap": "predictor of the band gap",
+}
+"""Names that this repository is to have in `ckpts/`, and what each is; `bundled_files` says which are there."""
+
 SUFFIXES = (".safetensors", ".ckpt")  # in the order in which they are preferred
 
 
@@ -51,6 +63,8 @@ class Entry:
     """The file on this machine, or None when it has not been downloaded."""
     sha256: str | None
     """As recorded; None when nothing is recorded."""
+    size: int | None
+    """Bytes of the file on this machine."""
 
 
 def unknown_name(name: str, names: Iterable[str]) -> ValueError:
@@ -61,14 +75,30 @@ def unknown_name(name: str, names: Iterable[str]) -> ValueError:
     return ValueError(f"there is no checkpoint named {name!r}; {advice}")
 
 
+def missing_bundled(name: str) -> ValueError:
+    """The error for a name of `BUNDLED` that is not on this machine."""
+    folders = ", ".join(map(str, bundled_folders()))
+    return ValueError(
+        f"{name} ({BUNDLED[name]}) comes with a clone of Latentite's repository, in its folder ckpts, and is not in "
+        f"{folders}; work in a clone, set LATENTITE_CKPT_DIR to such a folder, or name another checkpoint: a file, or "
+        "a name of `latentite hub list`"
+    )
+
+
+def bundled_folders() -> list[Path]:
+    """Where bundled checkpoints are looked for: LATENTITE_CKPT_DIR if it is set, and nowhere else then; otherwise
+    `ckpts` inside the installed package, of the checkout that the package runs from, and of the working directory."""
+    if own := os.environ.get("LATENTITE_CKPT_DIR"):
+        return [Path(own)]
+    package = Path(__file__).parents[1]
+    folders = [package / "ckpts", package.parents[1] / "ckpts", Path.cwd() / "ckpts"]
+    return list(dict.fromkeys(folders))
+
+
 def bundled_files() -> dict[str, Path]:
     """Name -> file of every checkpoint in the `ckpts` folders; the first folder that has a name wins."""
-    package = Path(__file__).parents[1]
-    folders = [package / "ckpts", package.parents[1] / "ckpts"]  # in an installed wheel, in a checkout
-    if own := os.environ.get("LATENTITE_CKPT_DIR"):
-        folders.insert(0, Path(own))
     found: dict[str, Path] = {}
-    for folder in folders:
+    for folder in bundled_folders():
         for suffix in SUFFIXES:
             for path in sorted(folder.glob(f"*{suffix}")):
                 found.setdefault(path.name.removesuffix(suffix), path)

@@ -19,6 +19,7 @@ from latentite.data.checks import Limits
 from latentite.data.records import Rejection
 from latentite.data.table import read
 from latentite.diffusion.samplers import SamplerKind
+from latentite.hub import DEFAULT_LDM
 from latentite.sampling.chain import Precision, SamplingConfig
 from latentite.sampling.folder import Format
 
@@ -40,8 +41,8 @@ Choice = TypeVar("Choice", bound=StrEnum)
 class GenerateConfig:
     """The options of `latentite sample`, under the same names; text is taken wherever the command line takes it."""
 
-    ckpt: str | Path
-    """A checkpoint file, or a name of `latentite hub list`."""
+    ckpt: str | Path = DEFAULT_LDM
+    """A checkpoint file, or a name of `latentite hub list`; without any, the bundled model."""
     num_samples: int = 64
     """Crystals; with formulas or structures to start from, for each of them."""
     batch_size: int = 256
