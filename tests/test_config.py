@@ -9,7 +9,15 @@ from pathlib import Path
 import pytest
 import yaml
 
-from latentite.config import STAGES, check_first, compose, config_dir, load, one_sentence
+from latentite.config import (
+    STAGES,
+    check_first,
+    compose,
+    config_dir,
+    load,
+    one_sentence,
+    with_new_keys,
+)
 from latentite.training.stages import TrainVAEConfig
 
 ROOT = config_dir().parent
@@ -151,6 +159,40 @@ def test_sweeps_are_not_checked_as_single_settings():
     check_first(STAGES["vae"], ["--multirun", "seed=1,2"])
     with pytest.raises(ValueError, match=r"data\.batch_size"):
         check_first(STAGES["vae"], ["data.batch_size=-1"])
+
+
+def test_keys_that_no_file_has_reach_hydra_with_a_plus():
+    """The script composes a second time, in hydra itself, which refuses what is absent or null in the files."""
+    given = [
+        "rl_module.replay.size=8",
+        "rl_module.reward_fn.components.density.scale=6.5",
+        "rl_module.lora.rank=2,4",
+        "seed=1,2",
+        "hydra.run.dir=here",
+        "+rl_module.replay.kind=formula",
+        "rl_module.optimizer.lr=1e-4",
+    ]
+    found = with_new_keys(STAGES["rl"], ["--multirun", "experiment=prototypes/rl_density", *given])
+    assert found[2:5] == [f"+{argument}" for argument in given[:3]]
+    assert found[:2] + found[5:] == ["--multirun", "experiment=prototypes/rl_density", *given[3:]]
+    wrong = ["experiment=nothing", "rl_module.replay.size=8"]
+    assert with_new_keys(STAGES["rl"], wrong) == wrong
+
+
+def test_a_new_key_is_known_on_the_command_line(tmp_path):
+    command = [sys.executable, str(ROOT / "src" / "train_rl.py"), "experiment=prototypes/rl_density"]
+    new = ["rl_module.replay.size=8", "rl_module.reward_fn.components.density.scale=6.5"]
+    done = subprocess.run(
+        [*command, *new, "--cfg", "job"],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    printed = yaml.safe_load(done.stdout)["rl_module"]
+    assert printed["replay"] == {"size": 8}
+    assert printed["reward_fn"]["components"]["density"]["scale"] == 6.5
 
 
 def run(*arguments: str, cwd: Path) -> subprocess.CompletedProcess:

@@ -21,6 +21,7 @@ from typing import Any, TypeVar
 import hydra
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import ConfigCompositionException, HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -100,18 +101,22 @@ def compose(config_name: str, overrides: Sequence[str] = ()) -> dict[str, Any]:
     GlobalHydra.instance().clear()
     try:
         with hydra.initialize_config_dir(str(config_dir()), version_base="1.3"):
-            return _to_plain(_compose_loosely(config_name, list(overrides)))
+            return _to_plain(_compose_loosely(config_name, list(overrides))[0])
     except (HydraException, OmegaConfBaseException) as error:
         raise ValueError(one_sentence(error)) from error
     finally:
         GlobalHydra.instance().clear()
 
 
-def _compose_loosely(config_name: str, overrides: list[str]) -> DictConfig:
-    """Compose, adding keys that are in no YAML file: `load` knows or refuses them, with better messages."""
+def _compose_loosely(config_name: str, overrides: list[str]) -> tuple[DictConfig, list[str]]:
+    """Compose, adding keys that are in no YAML file: `load` knows or refuses them, with better messages.
+
+    Returns:
+        What is composed, and the overrides with a `+` before each such key.
+    """
     while True:
         try:
-            return hydra.compose(config_name, overrides=overrides)
+            return hydra.compose(config_name, overrides=overrides), overrides
         except ConfigCompositionException as error:
             unknown = re.match(r"Could not override '([^']+)'", str(error))
             position = next(
@@ -149,6 +154,7 @@ def run_stage(stage: str) -> None:
     sys.argv[1:] = _flags_first(sys.argv[1:])
     with _user_errors():
         check_first(entry, sys.argv[1:])
+        sys.argv[1:] = with_new_keys(entry, sys.argv[1:])
         main()
 
 
@@ -168,10 +174,43 @@ def check_first(entry: StageEntry, arguments: Sequence[str]) -> None:
     load(kind, values)
 
 
+def with_new_keys(entry: StageEntry, arguments: Sequence[str]) -> list[str]:
+    """Arguments as hydra wants them: a `+` before every key that no YAML file has, such as `rl_module.replay.size`.
+
+    What does not compose stays as it is: hydra says why.
+    """
+    places = [i for i, a in enumerate(arguments) if _is_override(a) and not a.startswith("hydra.")]
+    found = list(arguments)
+    try:
+        singles = [_first_of_sweep(arguments[i]) for i in places]
+        with hydra.initialize_config_dir(str(config_dir()), version_base="1.3"):
+            _, loosened = _compose_loosely(entry.config_name, singles)
+    except (HydraException, OmegaConfBaseException):
+        return found
+    finally:
+        GlobalHydra.instance().clear()
+    for i, before, after in zip(places, singles, loosened, strict=True):
+        if after != before:
+            found[i] = f"+{arguments[i]}"
+    return found
+
+
+def _first_of_sweep(text: str) -> str:
+    """`key=1,2` as `key=1`; everything else as it is."""
+    override = OverridesParser.create().parse_override(text)
+    if not override.is_sweep_override():
+        return text
+    key, _, _ = text.partition("=")
+    return f"{key}={next(iter(override.sweep_string_iterator()))}"
+
+
+def _is_override(argument: str) -> bool:
+    return not argument.startswith("-") and ("=" in argument or argument.startswith("~"))
+
+
 def _flags_first(arguments: Sequence[str]) -> list[str]:
     """Flags before overrides: hydra refuses `a=1 --cfg job b=2`."""
-    overrides = [a for a in arguments if not a.startswith("-") and ("=" in a or a.startswith("~"))]
-    return [*(a for a in arguments if a not in overrides), *overrides]
+    return sorted(arguments, key=_is_override)
 
 
 @contextmanager

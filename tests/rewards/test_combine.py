@@ -190,12 +190,31 @@ def test_targets_are_built_with_their_arguments(file: Path) -> None:
         {"_target_": "latentite.rewards.protocol.CustomReward", "function": f"{file}:volume"}, "reward"
     )
     assert isinstance(nested, CustomReward)
-    with pytest.raises(ValueError, match=r"reward: .*Volume does not take these arguments.*'size'"):
+    with pytest.raises(ValueError, match=r"reward: .*Volume does not take these arguments.*size is not one"):
         build({"_target_": f"{file}:Volume", "size": 2}, "reward")
     broken = file.with_name("broken.py")
     broken.write_text("import nothing_of_that_name")
     with pytest.raises(ValueError, match=r"broken\.py cannot be imported: ModuleNotFoundError"):
         locate(f"{broken}:Reward")
+
+
+@pytest.mark.parametrize(
+    ("target", "arguments", "message"),
+    [
+        ("properties.PropertyReward", {"scal": 2.0}, r"reward: scal is not a setting; did you mean scale\?"),
+        ("properties.PropertyReward", {"scale": "x"}, r"reward: scale must be a number, got 'x'"),
+        ("properties.PropertyReward", {"wieght": 2.0}, r"wieght is not one of them; did you mean weight\?"),
+        ("properties.SymmetryReward", {"symprc": 0.1}, r"symprc is not one of them; did you mean symprec\?"),
+        ("properties.SymmetryReward", {"zzz": 0.1}, r"zzz is not one of them; there are symprec, weight"),
+        ("properties.SymmetryReward", {"symprec": 0.0}, r"^reward: symprec must be above 0"),
+    ],
+)
+def test_wrong_arguments_are_refused_with_what_is_near(target: str, arguments: dict, message: str) -> None:
+    spec = {"_target_": f"latentite.rewards.{target}", **arguments}
+    if target.endswith("PropertyReward"):
+        spec |= {"property": "density", "maximise": True}
+    with pytest.raises(ValueError, match=message):
+        build(spec, "reward", beside=["weight"])
 
 
 def test_the_contract_is_kept_by_good_rewards(file: Path, crystals: CrystalBatch) -> None:

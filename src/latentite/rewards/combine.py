@@ -135,7 +135,7 @@ class Rewards:
         components = []
         for name, spec in config.named().items():
             own = {key: value for key, value in spec.items() if key not in OPTIONS}
-            reward = build(own, f"{where}.{name}")
+            reward = build(own, f"{where}.{name}", beside=sorted(OPTIONS))
             if not callable(reward):
                 raise ValueError(f"{where}.{name} must be callable with (structures, batch), got {reward!r}")
             components.append(Component(name=name, reward=reward, options=_options(spec)))

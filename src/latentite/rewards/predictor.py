@@ -19,6 +19,7 @@ from torch import Tensor
 from latentite.crystal import CrystalBatch
 from latentite.data.canonical import canonicalize_many
 from latentite.nn.predictor_config import HeadKind
+from latentite.plain import from_plain
 from latentite.predictor_checkpoint import load_predictor
 from latentite.rewards.goal import Goal
 
@@ -59,7 +60,7 @@ class PredictorReward:
             raise ValueError(f"max_std must be above 0 or null, got {max_std}")
         if batch_size < 1:
             raise ValueError(f"batch_size must be at least 1, got {batch_size}")
-        self.goal = Goal(**goal)
+        self.goal = from_plain(Goal, goal)
         self.network, _ = load_predictor(predictor)
         self.max_std, self.batch_size = max_std, batch_size
         config = self.network.config

@@ -18,6 +18,7 @@ from latentite.data.properties import derive
 from latentite.metrics.composition import reduced_composition
 from latentite.metrics.supply_risk import supply_risk
 from latentite.metrics.symmetry import space_groups
+from latentite.plain import from_plain
 from latentite.rewards.goal import Goal
 
 if TYPE_CHECKING:
@@ -42,7 +43,7 @@ class PropertyReward:
         if property not in NUMBERS:
             raise ValueError(f"property must be one of {', '.join(NUMBERS)}, got {property!r}")
         self.property = property
-        self.goal = Goal(**goal)
+        self.goal = from_plain(Goal, goal)
 
     def __call__(self, structures: Sequence[Structure], batch: CrystalBatch) -> Float[Tensor, " crystal"]:
         values = derive(self.property, batch)

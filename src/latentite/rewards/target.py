@@ -6,11 +6,13 @@ the rewards of a run here.
 
 from __future__ import annotations
 
+import difflib
 import hashlib
 import importlib
 import importlib.util
+import inspect
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -43,7 +45,7 @@ def locate(target: str) -> Any:
     return getattr(module, name)
 
 
-def build(spec: Mapping[str, Any], where: str) -> Any:
+def build(spec: Mapping[str, Any], where: str, *, beside: Collection[str] = ()) -> Any:
     """The object of a section with `_target_` and keyword arguments, which may be such sections themselves.
 
     A class is called with its arguments. A function named without arguments is the object itself.
@@ -51,6 +53,7 @@ def build(spec: Mapping[str, Any], where: str) -> Any:
     Args:
         spec: the section.
         where: its dotted key, for messages.
+        beside: what else may stand in such a section, for messages; the caller has taken it out.
 
     Raises:
         ValueError: naming the key, when the target or its arguments do not fit.
@@ -74,9 +77,33 @@ def build(spec: Mapping[str, Any], where: str) -> Any:
     if not isinstance(found, type) and not arguments:
         return found
     try:
+        _check_names(found, arguments, beside)
         return found(**arguments)
     except TypeError as error:
         raise ValueError(f"{where}: {target} does not take these arguments: {error}") from error
+    except ValueError as error:
+        raise ValueError(f"{where}: {error}") from error
+
+
+def _check_names(found: Callable[..., Any], arguments: Mapping[str, Any], beside: Collection[str]) -> None:
+    """Refuse a keyword that the signature does not have, or that one with `**` is misspelt from what is `beside`.
+
+    Raises:
+        TypeError: naming it, and what is near it.
+    """
+    try:
+        parameters = inspect.signature(found).parameters
+    except ValueError:  # of a builtin
+        return
+    named = [name for name, one in parameters.items() if one.kind is not one.VAR_KEYWORD]
+    takes_any = len(named) < len(parameters)
+    for key in arguments:
+        near = difflib.get_close_matches(key, [*named, *beside], n=1, cutoff=0.8 if takes_any else 0.6)
+        if key not in named and (near or not takes_any):
+            advice = (
+                f"did you mean {near[0]}?" if near else f"there are {', '.join([*named, *beside]) or 'none'}"
+            )
+            raise TypeError(f"{key} is not one of them; {advice}")
 
 
 def _module_of_file(path: Path, target: str) -> ModuleType:
