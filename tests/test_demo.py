@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from latentite import cli, demo, demo_length
+from latentite import cli, demo, demo_length, hub
 from latentite.checkpoint import read_checkpoint
 from latentite.crystal import CrystalBatch
 from latentite.data.cache import write_dataset
@@ -18,8 +18,10 @@ from latentite.training.settings import Precision
 
 
 @pytest.fixture
-def small_demo(tmp_path: Path, crystals: CrystalBatch, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Folder in which the demo will run on sixteen crystals."""
+def small_demo(
+    tmp_path: Path, crystals: CrystalBatch, own_cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> Path:
+    """Folder in which the demo will run on sixteen crystals, without bundled weights."""
     folder = tmp_path / "data"
     for split, chosen in (("train", slice(0, 10)), ("val", slice(10, 13)), ("test", slice(13, 16))):
         part = crystals.select(torch.arange(16)[chosen])
@@ -80,6 +82,15 @@ def test_demo_leaves_a_report_pictures_and_a_checkpoint_and_prints_the_rates(
     assert "asked 4, written" in printed
     assert "density of test crystals predicted with a mean absolute error of" in printed
     assert "predictor/parity_test.png" in printed
+
+
+def test_the_demo_samples_from_bundled_weights_where_there_are_any(tmp_path: Path, own_cache: Path) -> None:
+    own = tmp_path / "last.ckpt"
+    assert demo.sampled_checkpoint(own) == own
+    (tmp_path / "ckpts").mkdir()
+    bundled = tmp_path / "ckpts" / f"{hub.DEFAULT_LDM}.safetensors"
+    bundled.write_bytes(b"x")
+    assert demo.sampled_checkpoint(own) == bundled
 
 
 def test_demo_without_time_is_refused_before_anything_is_written(

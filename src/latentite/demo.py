@@ -2,7 +2,8 @@
 
 Makes the embedded dataset (once; then it is cached), trains a small VAE, a property predictor on its encoder and a
 small latent diffusion model with the same code as every other run, sends unseen test crystals through the first,
-predicts their densities with the second, samples new crystals from the third, and leaves reports and pictures. Comes
+predicts their densities with the second, samples new crystals from the third, or from the bundled weights where there
+are any (a few minutes do not make a good model), and leaves reports and pictures. Comes
 after `training/`, `reconstruct.py` and `generate.py`;
 `demo_length.py` fits the trainings to the machine, `demo_commands.py` is the command line.
 """
@@ -16,6 +17,7 @@ from pathlib import Path
 
 import torch
 
+from latentite import hub
 from latentite.charts import draw_training_curve
 from latentite.config import compose, load
 from latentite.crystal import CrystalBatch
@@ -123,8 +125,10 @@ def run_demo(out_dir: Path, *, minutes: float, seed: int = 0) -> DemoResult:
     log.info("5 of 6: train a small latent diffusion model for about %.2g minutes", ldm_minutes)
     ldm_config = demo_ldm_config(out_dir / "ldm", vae.last_path, seed=seed)
     ldm = fit_ldm(ldm_config, data, seconds=60.0 * ldm_minutes)
-    log.info("6 of 6: sample %d new crystals", NUM_SAMPLES)
-    samples, evaluation, sample_pictures = show_samples(ldm, data, out_dir, seed=seed)
+    checkpoint = sampled_checkpoint(ldm.last_path)
+    log.info("6 of 6: sample %d new crystals with %s", NUM_SAMPLES, checkpoint)
+    draw_training_curve(ldm.run_dir / "metrics.csv", out_dir / "training_ldm.png")
+    samples, evaluation, sample_pictures = show_samples(checkpoint, data, out_dir, seed=seed)
     return DemoResult(
         vae=vae,
         predictor=predictor,
@@ -201,24 +205,26 @@ def show_reconstructions(
     return result, draw_reconstructions(result, chosen, out_dir / "reconstructions.png")
 
 
+def sampled_checkpoint(trained: Path) -> Path:
+    """What the demo samples from: the bundled weights, where there are any, else its own."""
+    return hub.bundled_files().get(hub.DEFAULT_LDM, trained)
+
+
 def show_samples(
-    ldm: FitResult, data: CrystalDataModule, out_dir: Path, *, seed: int
+    checkpoint: Path, data: CrystalDataModule, out_dir: Path, *, seed: int
 ) -> tuple[GenerateResult, Evaluation | None, list[Path]]:
-    """Sample new crystals into `samples/`, measure them against the training split, and draw them all."""
-    draw_training_curve(ldm.run_dir / "metrics.csv", out_dir / "training_ldm.png")
+    """Sample new crystals into `samples/`, measure them against the demo's training split, and draw them all."""
     folder = out_dir / "samples"
     if folder.exists():  # of an earlier demo
         shutil.rmtree(folder)
-    config = GenerateConfig(
-        ckpt=ldm.last_path, num_samples=NUM_SAMPLES, steps=NUM_STEPS, seed=seed, out=folder
-    )
+    config = GenerateConfig(ckpt=checkpoint, num_samples=NUM_SAMPLES, steps=NUM_STEPS, seed=seed, out=folder)
     samples = generate_from(config, command=["latentite", "demo"])
     if not samples.counts.written:
         return samples, None, []
     known = data.splits["train"].crystals.with_properties({})
     report = evaluate(folder / "cifs", reference=known, out=out_dir / "evaluation", workers=1, seed=seed)
     crystals = CrystalBatch.from_arrays(report.crystals.arrays)
-    heading = f"{len(crystals)} sampled crystals; not in the training set: {report.rates['novel']}"
+    heading = f"{len(crystals)} sampled crystals; not in the demo's training set: {report.rates['novel']}"
     path = draw_crystals(
         crystals, out_dir / "samples.png", columns=8, panel_inches=1.5, dpi=110, heading=heading
     )

@@ -12,7 +12,7 @@ from latentite.download import Patience
 from latentite.hub.cached import card
 from latentite.hub.downloads import download
 from latentite.hub.lookup import list_names, resolve, verify
-from latentite.hub.names import BUNDLED, DEFAULT_LDM, PUBLIC, REPOSITORY, Entry, HubError, Kind
+from latentite.hub.names import BUNDLED, DEFAULT_LDM, PUBLIC, REPOSITORY, Entry, HubError, Kind, bundled_files
 
 __all__ = [
     "BUNDLED",
@@ -23,6 +23,7 @@ __all__ = [
     "HubError",
     "Kind",
     "Patience",
+    "bundled_files",
     "card",
     "download",
     "list_names",
