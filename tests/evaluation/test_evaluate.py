@@ -181,3 +181,18 @@ def test_the_command_prints_the_rates(
     assert "15 in = 12 scored + 3 failed" in printed
     assert "75.0 % (9 of 12" in printed
     assert "novel" not in printed  # no reference, so nothing is said of it
+
+
+@pytest.mark.parametrize(
+    ("option", "given"),
+    [
+        ("SOURCE", {"source": "mp_20_biternry"}),
+        ("--reference", {"source": "prototypes", "reference": "mp_20_biternry"}),
+        ("--targets", {"source": "prototypes", "targets": "mp_20_biternry"}),
+    ],
+)
+def test_a_name_that_is_nothing_is_refused_with_its_option_and_near_names(
+    option: str, given: dict[str, str]
+) -> None:
+    with pytest.raises(FileNotFoundError, match=rf"^{option} must be .* did you mean mp_20_biternary"):
+        latentite.evaluate(**given)

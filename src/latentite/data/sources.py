@@ -95,6 +95,12 @@ DATASETS: dict[str, NamedDataset] = {
 """Every name that `resolve` knows."""
 
 
+def near_names(name: str) -> str:
+    """What a name that is no dataset's may have meant, as the end of a sentence."""
+    near = difflib.get_close_matches(name, DATASETS, n=3, cutoff=0.5)
+    return f"did you mean {' or '.join(near)}?" if near else f"take one of {', '.join(DATASETS)}"
+
+
 def resolve(name: str, *, data_dir: Path | None = None, patience: Patience | None = None) -> Path:
     """Folder with the train, val and test files of a named dataset.
 
@@ -113,9 +119,7 @@ def resolve(name: str, *, data_dir: Path | None = None, patience: Patience | Non
     """
     dataset = DATASETS.get(name)
     if dataset is None:
-        near = difflib.get_close_matches(name, DATASETS, n=3, cutoff=0.5)
-        hint = f"did you mean {' or '.join(near)}?" if near else f"take one of {', '.join(DATASETS)}"
-        raise ValueError(f"a dataset must be one that Latentite knows, got {name!r}; {hint}")
+        raise ValueError(f"a dataset must be one that Latentite knows, got {name!r}; {near_names(name)}")
     if data_dir is not None:
         for folder in (data_dir, data_dir / name):
             if _has_splits(folder):

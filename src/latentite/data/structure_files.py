@@ -173,6 +173,7 @@ def read_ase(path: Path) -> Iterator[Record | Rejection]:
         raise ValueError(f"{path} must be an ASE database, got one that cannot be opened: {error}") from error
 
     def rows() -> Iterator[Record | Rejection]:
+        """One record per row; a row that ASE cannot read becomes a rejection."""
         for row, entry in enumerate(database.select()):
             assert row < count, "an ASE database must not grow while it is read"
             labels = dict(entry.key_value_pairs)
@@ -211,6 +212,7 @@ def read_zip(path: Path) -> Iterator[Record | Rejection]:
         raise ValueError(str(error).replace(folder.name, str(path))) from error
 
     def rows() -> Iterator[Record | Rejection]:
+        """The records of the unpacked folder, which lives as long as they are read."""
         with folder:
             for item in records:
                 yield replace(item, source=item.source.replace(folder.name, str(path)))

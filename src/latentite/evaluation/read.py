@@ -21,7 +21,7 @@ from latentite.data.checks import Limits, refusals
 from latentite.data.cif import Arrays
 from latentite.data.labels import unique_ids
 from latentite.data.records import Rejection, Value
-from latentite.data.sources import DATASETS, resolve
+from latentite.data.sources import DATASETS, near_names, resolve
 from latentite.data.table import Row, parse_rows, read
 from latentite.evaluation.sampled import find_manifest, read_sampled
 from latentite.evaluation.store import structure_hash
@@ -68,6 +68,18 @@ class Crystals:
         """sha256 of the ids and the crystals, in order."""
         pairs = zip(self.ids, self.hashes, strict=True)
         return hashlib.sha256("".join(f"{name}\0{digest}\0" for name, digest in pairs).encode()).hexdigest()
+
+
+def require_source(option: str, source: object) -> None:
+    """Refuse a path or name behind which there is nothing.
+
+    Raises:
+        FileNotFoundError: with the option, and the datasets that may have been meant.
+    """
+    if isinstance(source, str | Path) and not Path(source).exists() and str(source) not in DATASETS:
+        raise FileNotFoundError(
+            f"{option} must be a path that exists or the name of a dataset, got {source}; {near_names(str(source))}"
+        )
 
 
 def read_crystals(

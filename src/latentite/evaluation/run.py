@@ -26,7 +26,7 @@ from latentite.evaluation.energy_options import EnergyOptions
 from latentite.evaluation.measure import Measured, measure
 from latentite.evaluation.plan import Plan, make_plan
 from latentite.evaluation.protocols import Protocol, find_protocol
-from latentite.evaluation.read import Crystals, read_crystals
+from latentite.evaluation.read import Crystals, read_crystals, require_source
 from latentite.evaluation.resume import new_record, recording
 from latentite.evaluation.sections import (
     matching_section,
@@ -146,6 +146,8 @@ def evaluate(
             of what was not asked, levels of theory that do not fit, or an `out` that cannot be resumed.
     """
     chosen = find_protocol(protocol)
+    for option, given in (("SOURCE", source), ("--reference", reference), ("--targets", targets)):
+        require_source(option, given)
     _check_out(out, resume=resume)
     plan = make_plan(
         relax=relax, hull=hull, reference=reference, fingerprints=fingerprints, vae=vae, tolerances=tolerances
