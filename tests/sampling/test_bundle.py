@@ -12,22 +12,20 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from tiny_checkpoint import make_usable, write_checkpoint
+from tiny_ldm import FLOW, tiny_network
 from torch import nn
 
 import latentite
 from latentite import hub
-from latentite.checkpoint import CheckpointError, Precision, build_payload, read_portable
+from latentite.checkpoint import CheckpointError, Precision, Stage, build_payload, read_portable
 from latentite.cli import main
 from latentite.hub import DEFAULT_LDM, HubError, names
 from latentite.hub.bundle import bundle
 from latentite.ldm_checkpoint import load_ldm
 from latentite.nn.adapters import LoraConfig
-from latentite.nn.decoder import DecoderConfig
-from latentite.nn.denoiser import DenoiserConfig, DenoiserSize
-from latentite.nn.encoders import EncoderConfig
-from latentite.nn.ldm import LatentDiffusion, LDMConfig
-from latentite.nn.vae import VAEConfig
-from latentite.objectives.ldm import DiffusionConfig, DiffusionKind, LDMStageConfig
+from latentite.nn.ldm import LatentDiffusion
+from latentite.objectives.ldm import LDMStageConfig
 from latentite.plain import to_plain
 
 CARD = {
@@ -42,53 +40,36 @@ CARD = {
 }
 
 
-def config(lora: LoraConfig | None = None) -> LDMStageConfig:
-    width = {"d_model": 16, "num_heads": 2, "dim_feedforward": 32, "num_layers": 1}
-    return LDMStageConfig(
-        vae=VAEConfig(encoder=EncoderConfig(**width), decoder=DecoderConfig(**width), latent_dim=4),
-        denoiser=DenoiserConfig(
-            size=DenoiserSize.CUSTOM, depth=1, hidden_size=16, num_heads=2, latent_dim=4, learn_variance=False
-        ),
-        lora=lora,
-        diffusion=DiffusionConfig(kind=DiffusionKind.FLOW),
-    )
-
-
-def network_of(settings: LDMStageConfig, base: nn.Module | None = None) -> LatentDiffusion:
-    torch.manual_seed(0)
-    network = LatentDiffusion(LDMConfig(vae=settings.vae, denoiser=settings.denoiser, lora=settings.lora))
-    with torch.no_grad():
-        for parameter in network.parameters():
-            parameter.normal_(std=0.2)
-        decoder = network.vae.decoder  # cells of about 3 Å x atoms^(1/3) with right angles
-        decoder.transformer.norm.weight[0], decoder.transformer.norm.bias[0] = 0.0, 1.0
-        decoder.lattice_head.weight.mul_(0.1)
-        decoder.lattice_head.weight[:, 0] = torch.tensor([3.0, 3.0, 3.0, 1.57, 1.57, 1.57])
-        if base is not None:
-            network.load_state_dict(base.state_dict(), strict=False)
-    return network
-
-
-def write(path: Path, network: nn.Module, stage: str, settings: object) -> Path:
-    payload = build_payload(
-        stage=stage,  # type: ignore[arg-type]
-        config=to_plain(settings),
-        data={"splits": {"train": {"num_atoms_histogram": [0, 3, 5, 2]}}},
-        metrics={},
-    )
-    path.parent.mkdir(parents=True, exist_ok=True)
+def write(path: Path, network: nn.Module, stage: Stage, settings: object) -> Path:
+    """A checkpoint of any network."""
+    payload = build_payload(stage=stage, config=to_plain(settings), data={}, metrics={})
     state = {f"network.{name}": tensor for name, tensor in network.state_dict().items()}
     torch.save({"state_dict": state, "latentite": payload}, path)
     return path
 
 
+def tuned_checkpoint(path: Path, base: LatentDiffusion) -> Path:
+    """The base with adapters that do something, as reinforcement learning leaves it."""
+    settings = LDMStageConfig(
+        vae=base.config.vae, denoiser=base.config.denoiser, lora=LoraConfig(rank=2), diffusion=FLOW
+    )
+    network = LatentDiffusion(settings)
+    network.load_state_dict(base.state_dict(), strict=False)
+    with torch.no_grad():
+        for name, parameter in network.named_parameters():
+            if "lora" in name or "adapter" in name:
+                parameter.normal_(std=0.2)
+    return write(path, network, Stage.RL, settings)
+
+
 @pytest.fixture
 def trained(tmp_path: Path, own_cache: Path) -> tuple[Path, Path, LatentDiffusion]:
     """A VAE, a diffusion model on it, and that model in memory."""
-    settings = config()
-    network = network_of(settings)
-    vae = write(tmp_path / "vae.ckpt", network.vae, "vae", settings.vae)
-    return vae, write(tmp_path / "run" / "checkpoints" / "last.ckpt", network, "ldm", settings), network
+    network = make_usable(tiny_network(FLOW))
+    vae = write(tmp_path / "vae.ckpt", network.vae, Stage.VAE, network.config.vae)
+    path = tmp_path / "run" / "checkpoints" / "last.ckpt"
+    path.parent.mkdir(parents=True)
+    return vae, write_checkpoint(path, diffusion=FLOW), network
 
 
 def card_file(folder: Path, **changes: object) -> Path:
@@ -147,8 +128,7 @@ def test_adapters_borrow_their_base_and_are_merged_where_they_are_used(
     trained: tuple[Path, Path, LatentDiffusion], tmp_path: Path
 ) -> None:
     vae, ldm, network = trained
-    settings = config(LoraConfig(rank=2))
-    tuned = write(tmp_path / "tuned.ckpt", network_of(settings, network), "rl", settings)
+    tuned = tuned_checkpoint(tmp_path / "tuned.ckpt", network)
     out = tmp_path / "ckpts"
     bundle(vae, "a_vae", out)
     base = bundle(ldm, "a_ldm", out, borrow=["a_vae"])
@@ -184,7 +164,7 @@ def test_half_precision_is_refused_where_it_would_overflow(tmp_path: Path, own_c
     layer = nn.Linear(2, 2)
     with torch.no_grad():
         layer.weight[0, 0] = 1e5
-    path = write(tmp_path / "last.ckpt", layer, "vae", {})
+    path = write(tmp_path / "last.ckpt", layer, Stage.VAE, {})
     with pytest.raises(CheckpointError, match=r"weight has values that fp16 cannot hold; take bf16"):
         bundle(path, "big", tmp_path / "ckpts")
     assert not list((tmp_path / "ckpts").glob("*"))
@@ -218,7 +198,7 @@ def test_the_command_writes_and_lists(
     command = ["hub", "bundle", str(ldm), "--name", DEFAULT_LDM, "--out", out]
     assert main([*command, "--borrow", "mp_20_biternary_vae"]) == 0
     assert "tensors borrowed" in capsys.readouterr().out
-    other = write(tmp_path / "other.ckpt", nn.Linear(2, 2), "vae", {})
+    other = write(tmp_path / "other.ckpt", nn.Linear(2, 2), Stage.VAE, {})
     command = ["hub", "bundle", str(other), "--name", "other", "--out", out]
     assert main([*command, "--borrow", "mp_20_biternary_vae"]) == 1
     assert "nothing to borrow" in capsys.readouterr().err
