@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import json
+import re
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 
-from latentite import cli, demo, demo_length, hub
+from latentite import cli, demo, demo_length, demo_rl, hub
 from latentite.checkpoint import read_checkpoint
 from latentite.crystal import CrystalBatch
 from latentite.data.cache import write_dataset
 from latentite.data.dataset import CrystalDataset
 from latentite.training.datamodule import CrystalDataModule
+from latentite.training.fit import FitResult, RunStatus
 from latentite.training.settings import Precision
 
 
@@ -40,10 +43,15 @@ def small_demo(
     overrides = ["trainer.max_epochs=2", "predictor_module.hidden=[8]", "trainer.check_val_every_n_epoch=1"]
     overrides += [f"data.data_dir={folder}", "data.batch_size=4", "callbacks.progress_bar=false"]
     monkeypatch.setattr(demo, "PREDICTOR_OVERRIDES", [*demo.PREDICTOR_OVERRIDES, *overrides])
+    overrides = ["trainer.limit_train_batches=2", "rl_module.sampling.steps=3", "data.eval_batch_size=3"]
+    overrides += ["rl_module.rl_configs.num_group_samples=2", "rl_module.rl_configs.num_train_steps=2"]
+    overrides += [f"data.data_dir={folder}", "callbacks.progress_bar=false"]
+    monkeypatch.setattr(demo_rl, "RL_OVERRIDES", [*demo_rl.RL_OVERRIDES, *overrides])
+    monkeypatch.setattr(demo_rl, "JUDGED_STEPS", 3)
     # A fixed number of steps, however busy the machine is.
     for name in ("vae_seconds_per_step", "ldm_seconds_per_step"):
         monkeypatch.setattr(demo, name, lambda *arguments: lambda precision: 0.01)
-    for module in (demo, demo_length):
+    for module in (demo, demo_length, demo_rl):
         monkeypatch.setattr(module, "SLOWEST", 1000.0)
     monkeypatch.setattr(demo, "NUM_SAMPLES", 4)
     monkeypatch.setattr(demo, "NUM_STEPS", 3)
@@ -64,13 +72,14 @@ def test_demo_leaves_a_report_pictures_and_a_checkpoint_and_prints_the_rates(
         "samples",
         "training_vae",
         "training_ldm",
+        "training_rl",
         "reconstruction/reconstructions",
         "predictor/parity_test",
         "predictor/calibration_test",
     )
     for name in pictures:
         assert (out / f"{name}.png").stat().st_size > 1000
-    for stage in ("vae", "predictor", "ldm"):
+    for stage in ("vae", "predictor", "ldm", "rl"):
         assert read_checkpoint(out / stage / "checkpoints" / "last.ckpt").stage == stage
     manifest = json.loads((out / "samples" / "manifest.json").read_text(encoding="utf-8"))
     cifs = list((out / "samples" / "cifs").glob("*.cif"))
@@ -82,6 +91,8 @@ def test_demo_leaves_a_report_pictures_and_a_checkpoint_and_prints_the_rates(
     assert "asked 4, written" in printed
     assert "density of test crystals predicted with a mean absolute error of" in printed
     assert "predictor/parity_test.png" in printed
+    assert re.search(r"reward -?[\d.]+ -> -?[\d.]+, mean density [\d.]+ -> [\d.]+ g/cm\^3", printed)
+    assert "training_rl.png" in printed
 
 
 def test_the_demo_samples_from_bundled_weights_where_there_are_any(tmp_path: Path, own_cache: Path) -> None:
@@ -114,3 +125,26 @@ def test_steps_are_timed_on_throw_away_networks(small_demo: Path) -> None:
     before = torch.get_rng_state()
     assert 0 < demo_length.vae_seconds_per_step(config.vae_module, data)(Precision.FP32) < 60
     assert torch.get_rng_state().equal(before)
+
+
+def test_the_demo_says_what_reinforcement_learning_changed(tmp_path: Path) -> None:
+    def judged(reward: float) -> demo_rl.Judgement:
+        return demo_rl.Judgement(reward=reward, density=2 * reward, valid=0.5, unusable=0.25)
+
+    fit = FitResult(
+        status=RunStatus.FINISHED,
+        run_dir=tmp_path,
+        last_path=tmp_path / "last.ckpt",
+        best_path=None,
+        metrics={},
+    )
+    result = demo_rl.Reinforced(
+        fit=fit, num_judged=64, before=judged(3.0), after=judged(4.5), picture=tmp_path / "x.png"
+    )
+    text = "\n".join(result.lines())
+    assert "64 crystals of the same seeds" in text
+    assert "reward 3.00 -> 4.50, mean density 6.00 -> 9.00 g/cm^3" in text
+    assert "SMACT-valid 50% -> 50%, unusable 25% -> 25%" in text
+    stopped = replace(fit, status=RunStatus.PREEMPTED)
+    with pytest.raises(KeyboardInterrupt):
+        demo_length.finished(stopped)

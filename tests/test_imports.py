@@ -40,6 +40,7 @@ ORDER = [
     {"training", "campaign"},
     {"config"},
     {"demo_length"},
+    {"demo_rl"},
     {"demo"},
     {
         "baseline_commands",

@@ -2,10 +2,10 @@
 
 Makes the embedded dataset (once; then it is cached), trains a small VAE, a property predictor on its encoder and a
 small latent diffusion model with the same code as every other run, sends unseen test crystals through the first,
-predicts their densities with the second, samples new crystals from the third, or from the bundled weights where there
-are any (a few minutes do not make a good model), and leaves reports and pictures. Comes
-after `training/`, `reconstruct.py` and `generate.py`;
-`demo_length.py` fits the trainings to the machine, `demo_commands.py` is the command line.
+predicts their densities with the second, fine-tunes the third towards denser crystals, samples new crystals from it as
+it was before, or from the bundled weights where there are any (a few minutes do not make a good model), and leaves
+reports and pictures. Comes after `training/`, `reconstruct.py` and `generate.py`; `demo_length.py` fits the trainings
+to the machine, `demo_rl.py` is the reinforcement learning, `demo_commands.py` the command line.
 """
 
 from __future__ import annotations
@@ -22,7 +22,14 @@ from latentite.charts import draw_training_curve
 from latentite.config import compose, load
 from latentite.crystal import CrystalBatch
 from latentite.data.sampler import seeded_generator
-from latentite.demo_length import SLOWEST, ldm_seconds_per_step, set_length, vae_seconds_per_step
+from latentite.demo_length import (
+    SLOWEST,
+    finished,
+    ldm_seconds_per_step,
+    set_length,
+    vae_seconds_per_step,
+)
+from latentite.demo_rl import Reinforced, demo_rl_config, reinforce
 from latentite.evaluation.run import Evaluation, evaluate
 from latentite.generate import GenerateConfig, GenerateResult, generate_from
 from latentite.pictures import draw_crystals
@@ -35,7 +42,7 @@ from latentite.reconstruct import (
     write_report,
 )
 from latentite.training.datamodule import CrystalDataModule
-from latentite.training.fit import FitResult, RunStatus
+from latentite.training.fit import FitResult
 from latentite.training.ldm import read_vae
 from latentite.training.stages import (
     TrainLDMConfig,
@@ -80,8 +87,8 @@ PREDICTOR_OVERRIDES = [
     "trainer.check_val_every_n_epoch=10",
 ]
 
-VAE_SHARE, PREDICTOR_SHARE = 0.6, 0.06
-"""Of the time for training; the predictor, whose features are computed once, has at most so much."""
+VAE_SHARE, PREDICTOR_SHARE, RL_SHARE = 0.57, 0.05, 0.08
+"""Of the time for training; the predictor, whose features are computed once, has at most so much, as has the last."""
 VAE_VALIDATIONS, LDM_VALIDATIONS = 5, 2
 NUM_TESTED, NUM_PICTURES = 300, 9
 NUM_SAMPLES, NUM_STEPS = 64, 25
@@ -95,6 +102,7 @@ class DemoResult:
     predictor: FitResult
     ldm: FitResult
     reconstruction: Reconstruction
+    reinforced: Reinforced
     samples: GenerateResult
     evaluation: Evaluation | None
     """None when training was so short that no sample is a crystal."""
@@ -111,32 +119,38 @@ def run_demo(out_dir: Path, *, minutes: float, seed: int = 0) -> DemoResult:
     if not minutes > 0:
         raise ValueError(f"--minutes must be more than 0, got {minutes}")
     vae_config = demo_vae_config(out_dir / "vae", seed=seed)
-    log.info("1 of 6: the embedded dataset")
+    log.info("1 of 7: the embedded dataset")
     data = CrystalDataModule(vae_config.data)
     data.setup("fit")
-    log.info("2 of 6: train a small VAE for about %.2g minutes", VAE_SHARE * minutes)
+    log.info("2 of 7: train a small VAE for about %.2g minutes", VAE_SHARE * minutes)
     vae = fit_vae(vae_config, data, seconds=60.0 * VAE_SHARE * minutes)
-    log.info("3 of 6: reconstruct test crystals that it has never seen")
+    log.info("3 of 7: reconstruct test crystals that it has never seen")
     result, picture = show_reconstructions(vae, data, out_dir, seed=seed)
-    log.info("4 of 6: train a predictor of the %s on the VAE's encoder", DEMO_TARGET)
+    log.info("4 of 7: train a predictor of the %s on the VAE's encoder", DEMO_TARGET)
     predictor_config = demo_predictor_config(out_dir / "predictor", vae.last_path, seed=seed)
     predictor = fit_predictor(predictor_config, data, seconds=60.0 * PREDICTOR_SHARE * minutes)
-    ldm_minutes = (1 - VAE_SHARE - PREDICTOR_SHARE) * minutes
-    log.info("5 of 6: train a small latent diffusion model for about %.2g minutes", ldm_minutes)
+    ldm_minutes = (1 - VAE_SHARE - PREDICTOR_SHARE - RL_SHARE) * minutes
+    log.info("5 of 7: train a small latent diffusion model for about %.2g minutes", ldm_minutes)
     ldm_config = demo_ldm_config(out_dir / "ldm", vae.last_path, seed=seed)
     ldm = fit_ldm(ldm_config, data, seconds=60.0 * ldm_minutes)
+    log.info("6 of 7: fine-tune it towards denser crystals by reinforcement learning")
+    rl_config = demo_rl_config(out_dir / "rl", ldm.last_path, seed=seed)
+    reinforced = reinforce(
+        rl_config, out_dir / "training_rl.png", seconds=60.0 * RL_SHARE * minutes, num_samples=NUM_SAMPLES
+    )
     checkpoint = sampled_checkpoint(ldm.last_path)
-    log.info("6 of 6: sample %d new crystals with %s", NUM_SAMPLES, checkpoint)
+    log.info("7 of 7: sample %d new crystals with %s", NUM_SAMPLES, checkpoint)
     draw_training_curve(ldm.run_dir / "metrics.csv", out_dir / "training_ldm.png")
     samples, evaluation, sample_pictures = show_samples(checkpoint, data, out_dir, seed=seed)
     return DemoResult(
         vae=vae,
         predictor=predictor,
         ldm=ldm,
+        reinforced=reinforced,
         reconstruction=result,
         samples=samples,
         evaluation=evaluation,
-        pictures=(picture, parity_picture(predictor), *sample_pictures),
+        pictures=(picture, parity_picture(predictor), reinforced.picture, *sample_pictures),
     )
 
 
@@ -165,7 +179,7 @@ def fit_vae(config: TrainVAEConfig, data: CrystalDataModule, *, seconds: float) 
     step = vae_seconds_per_step(config.vae_module, data)
     scheduler = config.vae_module.scheduler
     set_length(config, scheduler, data, step, seconds=seconds, num_validations=VAE_VALIDATIONS)
-    return _finished(train_vae(config, datamodule=data))
+    return finished(train_vae(config, datamodule=data))
 
 
 def fit_ldm(config: TrainLDMConfig, data: CrystalDataModule, *, seconds: float) -> FitResult:
@@ -173,24 +187,18 @@ def fit_ldm(config: TrainLDMConfig, data: CrystalDataModule, *, seconds: float) 
     step = ldm_seconds_per_step(*read_vae(config.ldm_module, data), data)
     scheduler = config.ldm_module.scheduler
     set_length(config, scheduler, data, step, seconds=seconds, num_validations=LDM_VALIDATIONS)
-    return _finished(train_ldm(config, datamodule=data))
+    return finished(train_ldm(config, datamodule=data))
 
 
 def fit_predictor(config: TrainPredictorConfig, data: CrystalDataModule, *, seconds: float) -> FitResult:
     """Train the predictor on the crystals of stage 1, for at most so many seconds."""
     config.trainer.max_time = max(1, int(SLOWEST * seconds))
-    return _finished(train_predictor(config, datamodule=data))
+    return finished(train_predictor(config, datamodule=data))
 
 
 def parity_picture(predictor: FitResult) -> Path:
     """Predictions against labels of the test split."""
     return predictor.run_dir / "parity_test.png"
-
-
-def _finished(result: FitResult) -> FitResult:
-    if result.status is RunStatus.PREEMPTED:
-        raise KeyboardInterrupt
-    return result
 
 
 def show_reconstructions(

@@ -22,6 +22,7 @@ from latentite.objectives.ldm import LDMStageConfig, diffusion_loss, loss_terms
 from latentite.objectives.terms import LossTerms
 from latentite.objectives.vae import vae_loss
 from latentite.training.datamodule import CrystalDataModule
+from latentite.training.fit import FitResult, RunStatus
 from latentite.training.ldm import build_network
 from latentite.training.optim import SchedulerConfig
 from latentite.training.settings import Precision, RunConfig
@@ -33,6 +34,17 @@ SLOWEST = 1.6
 """When the machine turns out slower than measured, training stops after this many times the wished time."""
 
 SecondsPerStep = Callable[[Precision], float]
+
+
+def finished(result: FitResult) -> FitResult:
+    """A run that was not told to stop.
+
+    Raises:
+        KeyboardInterrupt: where it was; its checkpoint is saved.
+    """
+    if result.status is RunStatus.PREEMPTED:
+        raise KeyboardInterrupt
+    return result
 
 
 def set_length(
