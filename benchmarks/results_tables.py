@@ -1,0 +1,173 @@
+"""Tables of `results_page.py` about sampled sets: rates side by side, conditions, structure prediction, learning.
+
+Comes before it. A section that was not measured says how it would be.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from latentite.metrics.rates import Rate, difference
+
+Found = Mapping[str, Mapping[str, Any]]
+"""By part: the content of its file."""
+
+SETS = {
+    "samples": "samples",
+    "test": "test crystals",
+    "prototypes": "random substitutions",
+    "rl": "samples after RL",
+}
+RATES = {
+    "min_distance_ok": "atoms more than 0.5 Å apart",
+    "structure_valid": "structure valid",
+    "smact_pauling": "SMACT, as in older papers",
+    "smact_icsd24": "SMACT, icsd24",
+    "unique": "unique",
+    "novel": "novel",
+    "valid_unique_novel": "valid, unique and novel",
+    "stable": "stable (<= 0 eV/atom), as they came",
+    "metastable": "metastable (<= 0.1), as they came",
+    "sun": "SUN, as they came",
+    "msun": "MSUN, as they came",
+    "relax_converged": "relaxation converged",
+    "relaxed_unique": "unique, relaxed",
+    "relaxed_novel": "novel, relaxed",
+    "relaxed_stable": "stable, relaxed",
+    "relaxed_metastable": "metastable, relaxed",
+    "relaxed_sun": "SUN, relaxed",
+    "relaxed_msun": "MSUN, relaxed (stable ones included)",
+    "relaxed_msun_exclusive": "MSUN, relaxed (without stable ones)",
+}
+"""Rates of an evaluation that the page shows."""
+MEDIANS = {
+    "rmsd_to_relaxed": "median RMSD to relaxed, Å",
+    "energy_above_hull": "median energy above hull, as they came, eV/atom",
+    "relaxed_energy_above_hull": "median energy above hull, relaxed, eV/atom",
+}
+
+
+def markdown(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    lines = [header, ["---"] * len(header), *rows]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def missing(part: str) -> str:
+    return f"Not measured (`python benchmarks/results.py --parts {part}`)."
+
+
+def rate_of(plain: Mapping[str, Any] | None) -> Rate | None:
+    return None if plain is None else Rate(numerator=plain["numerator"], denominator=plain["denominator"])
+
+
+def rate_text(plain: Mapping[str, Any] | None) -> str:
+    rate = rate_of(plain)
+    return "-" if rate is None else str(rate)
+
+
+def number_text(value: float | None, digits: int = 3) -> str:
+    return "-" if value is None else f"{value:.{digits}f}"
+
+
+def energy_note(found: Found) -> str:
+    for name in SETS:
+        if name in found and (energies := found[name]["found"]["energies"]):
+            potential, settings, hull = energies["potential"], energies["settings"], energies.get("hull")
+            tables = [] if hull is None else [Path(name).name for name in hull["name"].split(", ")]
+            heights = (
+                f"heights above the hull of {hull['num_phases']} phases ({', '.join(tables)}; {hull['theory']})"
+                if hull
+                else "no hull"
+            )
+            return (
+                f"Energies are those of {potential['name']} {potential['version']}, relaxations go on until forces are "
+                f"below {settings['fmax']} eV/Å or {settings['max_steps']} steps are done, {heights}."
+            )
+    return "No energies were computed."
+
+
+def samples(found: Found) -> str:
+    sets = [name for name in SETS if name in found]
+    if not sets:
+        return missing("samples test prototypes")
+    results = {name: found[name]["found"] for name in sets}
+    rows = [["crystals", *(str(result["num_in"]) for result in results.values())]]
+    for name, label in RATES.items():
+        cells = [result["rates"].get(name) for result in results.values()]
+        if any(cells):
+            rows.append([label, *map(rate_text, cells)])
+    for name, label in MEDIANS.items():
+        values = [result["energies"].get("medians", {}).get(name) for result in results.values()]
+        if any(value is not None for value in values):
+            rows.append([label, *(number_text(value) for value in values)])
+    for name, label in (("density_g_per_cm3", "density, g/cm^3"), ("num_atoms", "number of atoms")):
+        values = [result["distances"].get(name, {}).get("all") for result in results.values()]
+        rows.append(
+            [f"Wasserstein distance to the training set: {label}", *(number_text(value) for value in values)]
+        )
+    return markdown(["", *(SETS[name] for name in sets)], rows)
+
+
+def conditional(found: Found) -> str:
+    if "conditional" not in found:
+        return missing("conditional")
+    result = found["conditional"]["found"]
+    tolerance = result["tolerance"]
+    free = found.get("samples", {}).get("found", {}).get("formation_energies", [])
+    rows = []
+    for value, item in result["asked"].items():
+        measured = item["measured"]
+        chance = Rate(
+            numerator=sum(abs(energy - float(value)) <= tolerance for energy in free), denominator=len(free)
+        )
+        energies = item["formation_energies"]
+        rows.append([
+            value,
+            rate_text(measured and measured["strict"]),
+            number_text(measured and measured["mean_absolute_error"]),
+            number_text(float(np.median(energies)) if energies else None),
+            str(chance),
+            rate_text(item["rates"]["valid"]),
+        ])  # fmt: skip
+    header = ["asked, eV/atom", "hits", "mean error", "median", "hits without condition", "valid"]
+    return (
+        f"Formation energy after relaxation within {tolerance} eV/atom of what was asked; a sample without energy "
+        f"is no hit.\n\n{markdown(header, rows)}"
+    )
+
+
+def prediction(found: Found) -> str:
+    if "prediction" not in found:
+        return missing("prediction")
+    result = found["prediction"]["found"]
+    most = result["per_formula"]
+    rows = []
+    for key, label in (("loose", "0.3/0.5/10°"), ("strict", "0.2/0.3/5°")):
+        matcher = result["matchers"][key]
+        for name, count in (("k1_all_pairs", 1), ("any_all_pairs", most)):
+            item = matcher[name]
+            rows.append([label, str(count), rate_text(item["rate"]), number_text(item["rmse"])])
+    return (
+        f"{result['targets']['num_targets']} test crystals of different formulas. The number of atoms is given; the "
+        "formula is kept by assigning its elements to the decoded atoms, which the model was not trained for.\n\n"
+        + markdown(["matcher", "samples each", "matched", "RMSE of matched pairs"], rows)
+    )
+
+
+def learning(found: Found) -> str:
+    if not {"rl", "samples"} <= found.keys():
+        return missing("samples rl")
+    before, after = found["samples"]["found"]["rates"], found["rl"]["found"]["rates"]
+    rows = []
+    for name, label in RATES.items():
+        first, second = rate_of(before.get(name)), rate_of(after.get(name))
+        if first is None or second is None:
+            continue
+        change = difference(second, first)
+        points = f"{100 * change.value:+.1f} ({100 * change.low:+.1f} to {100 * change.high:+.1f})"
+        rows.append([label, str(first), str(second), f"**{points}**" if change.is_clear else points])
+    return markdown(["", "before", "after", "points, 95 % (bold: excludes 0)"], rows)
