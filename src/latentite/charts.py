@@ -155,7 +155,7 @@ def draw_parity(
         axis.plot([low, high], [low, high], color=INK, linewidth=0.8)
         unit = (units or {}).get(name, "")
         error = float(np.abs(values - labels).mean())
-        axis.set_title(f"{name}: MAE {error:.3g} {unit} ({len(labels)})", fontsize=9, color=INK)
+        axis.set_title(f"{name}\nMAE {error:.3g} {unit} ({len(labels)})", fontsize=8, color=INK)
         axis.set_xlabel(f"label{f' ({unit})' if unit else ''}", fontsize=8, color=INK)
         axis.set_ylabel("prediction", fontsize=8, color=INK)
         axis.set_aspect("equal")

@@ -84,6 +84,8 @@ def demand_predictor(demands: Demands, config: PredictorConfig) -> None:
     demands.equal("ensemble", config.ensemble, 1)
     demands.equal("number of fidelities", config.num_fidelities, 1)
     demands.equal("dropout", config.dropout, 0.1)
+    demands.equal("composition", config.composition, False)
+    demands.equal("standardise", config.standardise, False)
     standard = [config.num_features // 4, config.num_features // 2]
     demands.equal("hidden", config.hidden_widths, standard)
     if config.pooling is Pooling.ATTENTION:

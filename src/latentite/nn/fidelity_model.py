@@ -69,7 +69,7 @@ class FidelityModel(nn.Module):
         count = len(network.config.targets)
         table = torch.zeros(119, count, dtype=torch.float64)
         if network.baselines is not None:
-            table = network.baselines.values[fidelity].T.contiguous()
+            table = network.baselines.values[fidelity].T.clone(memory_format=torch.contiguous_format)
             table[0] = 0.0
         self.register_buffer("baseline", table)
         is_mean = [network.config.extent(name) is Extent.PER_ATOM for name in network.config.targets]
@@ -101,9 +101,7 @@ class FidelityModel(nn.Module):
             num_crystals=num_crystals, num_slots=num_slots, slot=None, attention_mask=mask[:, None, None, :]
         )
         atoms = network.vae.encoder(batch, layout)
-        features = network.vae.posterior(atoms).mean
-        if config.use_encoder_features:
-            features = torch.cat([features, atoms], dim=-1)
+        features = network.atom_features(atoms, batch.atomic_numbers)
         pooled = self._pooled(features.reshape(num_crystals, num_slots, features.shape[-1]), mask)
         fidelity = torch.full_like(batch.num_atoms, self.fidelity)
         baseline = self.baseline[atomic_numbers].sum(dim=1)

@@ -12,6 +12,7 @@ reference's head and d_f that of the fidelity. Comes after `vae.py`, `predictor_
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -21,11 +22,17 @@ from torch import Tensor, nn
 from latentite.crystal import FIDELITY, CrystalBatch
 from latentite.nn.baselines import ElementBaselines, Extent
 from latentite.nn.condition_values import label_statistics
+from latentite.nn.encoders import NUM_ELEMENTS
 from latentite.nn.fidelity_heads import FidelityHeads
 from latentite.nn.predictions import Predictions, read_outputs
 from latentite.nn.predictor_config import Pooling, PredictorConfig
 from latentite.nn.segment import segment_mean, segment_softmax, segment_sum
 from latentite.nn.vae import CrystalVAE
+
+SMALLEST_STD = 1e-4
+"""Features that vary less are not stretched."""
+ENCODED_WEIGHT = 0.25
+"""Norm of what the encoder says beside the shares of elements, in `standardise`; more hides these (docs/log.md)."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -46,6 +53,8 @@ class PropertyPredictor(nn.Module):
     mean: Tensor
     std: Tensor
     spread_scale: Tensor
+    feature_mean: Tensor
+    feature_std: Tensor
 
     def __init__(self, config: PredictorConfig) -> None:
         super().__init__()
@@ -62,12 +71,21 @@ class PropertyPredictor(nn.Module):
         if config.ensemble > 1:
             # Members agree more with each other than with the truth: their spread is stretched to fit validation.
             self.register_buffer("spread_scale", torch.ones(num_targets))
+        if config.standardise:
+            self.register_buffer("feature_mean", torch.zeros(config.num_features))
+            self.register_buffer("feature_std", torch.ones(config.num_features))
 
-    def atom_features(self, batch: CrystalBatch) -> Float[Tensor, "atom feature"]:
-        """Latent means and, if the config says so, encoder features."""
-        atoms = self.vae.features(batch)
-        mean = self.vae.posterior(atoms).mean
-        return torch.cat([mean, atoms], dim=-1) if self.config.use_encoder_features else mean
+    def atom_features(
+        self, encoded: Float[Tensor, "atom channel"], atomic_numbers: Int[Tensor, " atom"]
+    ) -> Float[Tensor, "atom feature"]:
+        """Latent means and, if the config says so, what the encoder said and which element an atom is."""
+        parts = [self.vae.posterior(encoded).mean]
+        if self.config.use_encoder_features:
+            parts.append(encoded)
+        if self.config.composition:
+            elements = torch.arange(NUM_ELEMENTS, device=encoded.device)
+            parts.append((atomic_numbers.unsqueeze(-1) == elements).to(encoded.dtype))
+        return torch.cat(parts, dim=-1)
 
     def prepare(self, batch: CrystalBatch) -> PredictorInput:
         """All that does not depend on the heads.
@@ -75,7 +93,7 @@ class PropertyPredictor(nn.Module):
         Raises:
             ValueError: naming an element without a baseline.
         """
-        features = self.atom_features(batch)
+        features = self.atom_features(self.vae.features(batch), batch.atomic_numbers)
         if self.config.pooling is not Pooling.ATTENTION:
             pool = segment_mean if self.config.pooling is Pooling.MEAN else segment_sum
             features = pool(features, batch.crystal_index, len(batch))
@@ -120,6 +138,8 @@ class PropertyPredictor(nn.Module):
         self, features: Float[Tensor, "crystal feature"], fidelity: Int[Tensor, " crystal"]
     ) -> Float[Tensor, "member crystal output"]:
         """What every member of the ensemble makes of one vector per crystal."""
+        if self.config.standardise:
+            features = (features - self.feature_mean) / self.feature_std
         if self.fidelity_heads is not None:
             features = self.fidelity_heads.at_input(features, fidelity)
         found = []
@@ -158,6 +178,18 @@ class PropertyPredictor(nn.Module):
             self.config.transform(n)(y) for n, y in zip(self.config.targets, labels.T, strict=True)
         ]
         return (torch.stack(transformed, dim=1) - baseline - self.mean) / self.std
+
+    @torch.no_grad()
+    def fit_feature_statistics(self, pooled: Float[Tensor, "crystal feature"]) -> None:
+        """Store mean and standard deviation of pooled features, for `standardise`."""
+        std, mean = torch.std_mean(pooled.double(), dim=0, correction=0)
+        std = torch.where(std > SMALLEST_STD, std, 1.0)
+        if self.config.composition:
+            std *= math.sqrt(self.config.num_features - NUM_ELEMENTS) / ENCODED_WEIGHT
+            # Shares are of one scale already, and a rare element would be stretched most.
+            mean[-NUM_ELEMENTS:], std[-NUM_ELEMENTS:] = 0.0, 1.0
+        self.feature_mean.copy_(mean)
+        self.feature_std.copy_(std)
 
     @torch.no_grad()
     def fit_statistics(

@@ -11,6 +11,7 @@ from itertools import pairwise
 
 from latentite.nn.baselines import Extent
 from latentite.nn.condition_values import Transform
+from latentite.nn.encoders import NUM_ELEMENTS
 from latentite.nn.vae import VAEConfig
 
 
@@ -61,6 +62,10 @@ class PredictorConfig:
     pooling: Pooling = Pooling.MEAN
     use_encoder_features: bool = True
     """Pool the encoder's features besides the latent means."""
+    composition: bool = False
+    """Pool the elements themselves besides: the share of each in the crystal (its atoms where `pooling` is `sum`)."""
+    standardise: bool = False
+    """Pooled features less their mean, over their standard deviation; both of the training split."""
     hidden: list[int] | None = None
     """Widths of the hidden layers; null for a quarter and a half of the pooled vector."""
     dropout: float = 0.1
@@ -132,7 +137,8 @@ class PredictorConfig:
     @property
     def num_features(self) -> int:
         """Width of the pooled vector."""
-        return self.vae.latent_dim + (self.vae.encoder.d_model if self.use_encoder_features else 0)
+        width = self.vae.latent_dim + (self.vae.encoder.d_model if self.use_encoder_features else 0)
+        return width + (NUM_ELEMENTS if self.composition else 0)
 
     @property
     def hidden_widths(self) -> list[int]:

@@ -55,6 +55,10 @@ class PredictorModuleConfig:
     """Details by name, for names of `target_conditions`."""
     pooling: Pooling = Pooling.MEAN
     use_encoder_features: bool = True
+    composition: bool = False
+    """Tell the heads which elements there are, besides what the encoder says of the atoms."""
+    standardise: bool = False
+    """Bring the pooled features to mean 0 and standard deviation 1 over (a part of) the training split."""
     hidden: list[int] | None = None
     """Widths of the hidden layers; null for Chemeleon2's, a quarter and a half of the pooled vector."""
     dropout: float = 0.1
@@ -135,6 +139,8 @@ class PredictorModuleConfig:
             units={name: unit for name, unit in units.items() if unit},
             pooling=self.pooling,
             use_encoder_features=self.use_encoder_features,
+            composition=self.composition,
+            standardise=self.standardise,
             hidden=self.hidden,
             dropout=self.dropout,
             head=self.head,

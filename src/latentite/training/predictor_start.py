@@ -10,7 +10,9 @@ from __future__ import annotations
 import logging
 from dataclasses import dataclass, replace
 
-from torch import nn
+import torch
+from jaxtyping import Int
+from torch import Tensor, nn
 
 from latentite import hub
 from latentite.checkpoint import CheckpointRecord, Stage, load_network_state, read_checkpoint
@@ -25,9 +27,13 @@ from latentite.predictor_checkpoint import load_predictor
 from latentite.training.conditions import UNITS
 from latentite.training.datamodule import CrystalDataModule
 from latentite.training.predictor import PredictorTrainingModule, choose_trained
+from latentite.training.predictor_cache import encode_inputs
 from latentite.training.predictor_settings import PredictorModuleConfig
 
 log = logging.getLogger(__name__)
+
+FEATURE_SAMPLE = 1024
+"""Training crystals whose pooled features say what `standardise` needs to know."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -91,12 +97,21 @@ def build_predictor_module(
             network.baseline(train, fidelity),
             fidelity == plan.settings.reference_index,
         )
+        if plan.settings.standardise:
+            sample = encode_inputs(network.eval(), train.select(_evenly(len(train), FEATURE_SAMPLE)))
+            network.fit_feature_statistics(network.pooled(sample.inputs))
+            network.train()
     else:
         start_from(plan.base, network, data)
     _check_baselines(network, data)
     choose_trained(network, config)
     log.info("predictor of %s: %s", ", ".join(plan.settings.targets), trainable_summary(network))
     return PredictorTrainingModule(config, network, seed=seed)
+
+
+def _evenly(count: int, wanted: int) -> Int[Tensor, " chosen"]:
+    """At most `wanted` positions, evenly spaced."""
+    return torch.linspace(0, count - 1, min(count, wanted), dtype=torch.float64).round().long()
 
 
 def run_fidelities(data: CrystalDataModule) -> tuple[list[str], str | None]:
