@@ -134,7 +134,8 @@ def _machines(found: Found) -> str:
     for name, part in sorted(found.items(), key=lambda item: item[1]["measured"]):
         machine = part["machine"]
         gpu = f", {machine['gpu']}" if machine["gpu"] else ""
-        where = f"{machine['cpu']}, {machine['cores']} cores, torch on {machine['threads']}{gpu}, torch {machine['torch']}"
+        cores = f"{machine['cores']} cores, {machine['threads']} used by torch {machine['torch']}"
+        where = f"{machine['cpu']}, {cores}{gpu}"
         minutes = f"{part['seconds'] / 60:.1f}" + (" (the last session)" if part["resumed"] else "")
         rows.append([name, minutes, where, (machine["commit"] or "-")[:12], part["measured"][:10]])
     return markdown(["part", "minutes", "machine", "commit", "date"], rows)
