@@ -98,6 +98,21 @@ def test_matrices_are_rounded_to_their_digits_and_read_as_float32(
             assert ((state[name] - tensor).abs() <= 2.0**-digits * tensor.abs() + 2.0**-25).all(), name
 
 
+def test_tables_in_double_precision_are_kept_with_what_is_missing_in_them(
+    tmp_path: Path, own_cache: Path
+) -> None:
+    """A predictor's baselines by element, eV, are sums of large numbers of either sign; fp16 has three digits."""
+    network = nn.Linear(16, 16)
+    table = torch.full((1, 1, 4), 14.632060721917542, dtype=torch.float64)
+    table[0, 0, 1] = torch.nan
+    network.register_buffer("values", table)
+    done = bundle(write(tmp_path / "last.ckpt", network, Stage.VAE, {}), "small", tmp_path / "ckpts")
+    state = read_portable(done.weights).state
+    assert state["values"].dtype == torch.float64
+    torch.testing.assert_close(state["values"], table, rtol=0.0, atol=0.0, equal_nan=True)
+    assert 0.0 < done.rounding < 1e-3
+
+
 def test_what_the_vae_holds_is_not_written_twice(
     trained: tuple[Path, Path, LatentDiffusion], tmp_path: Path
 ) -> None:

@@ -32,7 +32,7 @@ from latentite.files import replacing, sha256_file, write_json
 
 
 class Precision(StrEnum):
-    """How the matrices of a portable checkpoint are stored; vectors and scalars are always kept as they are."""
+    """How the float32 matrices of a portable checkpoint are stored; everything else is kept as it is."""
 
     FP32 = "fp32"
     FP16 = "fp16"
@@ -106,7 +106,8 @@ def write_portable(
 
 
 def _rounded(name: str, tensor: Tensor, precision: Precision) -> Tensor:
-    if precision is Precision.FP32 or tensor.ndim < 2 or not tensor.is_floating_point():
+    # Tables such as baselines by element are float64, and stay so.
+    if precision is Precision.FP32 or tensor.ndim < 2 or tensor.dtype != torch.float32:
         return tensor.contiguous()
     rounded = tensor.to(_DTYPES[precision]).contiguous()
     if bool(tensor.isfinite().all()) and not bool(rounded.isfinite().all()):

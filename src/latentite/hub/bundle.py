@@ -153,5 +153,5 @@ def _provenance(checkpoint: Path) -> dict[str, Any]:
 
 def _rounding(record: CheckpointRecord, written: CheckpointRecord) -> float:
     pairs = [(tensor.double(), written.state[name].double()) for name, tensor in record.state.items()]
-    changes = sum(float((after - before).square().sum()) for before, after in pairs)
-    return math.sqrt(changes / max(sum(float(before.square().sum()) for before, _ in pairs), 1e-300))
+    changes = sum(float((after - before).square().nansum()) for before, after in pairs)  # NaN stays NaN
+    return math.sqrt(changes / max(sum(float(before.square().nansum()) for before, _ in pairs), 1e-300))
