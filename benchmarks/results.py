@@ -39,6 +39,7 @@ ROLES = {
     "vae": "mp_20_biternary_vae",
     "ldm": hub.DEFAULT_LDM,
     "conditional": "mp_20_biternary_ldm_formation_energy",
+    "composition": "mp_20_biternary_ldm_composition",
     "rl": "mp_20_biternary_ldm_rl",
     "predictor_formation_energy": "mp_20_biternary_predictor_formation_energy",
     "predictor_band_gap": "mp_20_biternary_predictor_band_gap",
@@ -84,12 +85,8 @@ def hashes_of(path: Path) -> list[str]:
 
 def inputs_of(part: str, setup: Setup) -> dict[str, Any]:
     """Everything that the numbers of a part depend on."""
-    need = NEEDS.get(part, "" if part == "weights" else None)
-    used = (
-        {}
-        if need is None
-        else {role: path for role, path in setup.checkpoints.items() if role.startswith(need)}
-    )
+    roles = NEEDS.get(part, tuple(ROLES) if part == "weights" else ())
+    used = {role: setup.checkpoints[role] for role in roles if role in setup.checkpoints}
     tables = sorted(
         path for folder in (setup.data, *setup.hull) for path in folder.glob("*") if path.is_file()
     )
@@ -105,9 +102,10 @@ def inputs_of(part: str, setup: Setup) -> dict[str, Any]:
 
 def run_part(part: str, setup: Setup, out: Path) -> str:
     """Measure a part unless its numbers are there; says in words what was done."""
-    need = NEEDS.get(part)
-    if need is not None and not any(role.startswith(need) for role in setup.checkpoints):
-        return f"left out: there is no checkpoint for {need} (give --{need}, or have it in ckpts/)"
+    needs = NEEDS.get(part)
+    if needs is not None and not any(role in setup.checkpoints for role in needs):
+        options = " or ".join(f"--{role.replace('_', '-')}" for role in needs)
+        return f"left out: there is no checkpoint for it; give {options}, or have it in ckpts/"
     inputs = json.loads(json.dumps(inputs_of(part, setup)))
     path = out / f"{part}.json"
     if path.is_file() and json.loads(path.read_text(encoding="utf-8"))["inputs"] == inputs:

@@ -60,7 +60,7 @@ class Setup:
     """What every part is told."""
 
     checkpoints: dict[str, Path]
-    """By role: vae, ldm, conditional, rl, and predictors under their names."""
+    """By role (`ROLES` of `results.py`); those that are not there are left out."""
     data: Path
     hull: tuple[Path, ...]
     hull_theory: TheoryLevel
@@ -136,9 +136,10 @@ def measure_prediction(setup: Setup, folder: Path) -> dict[str, Any]:
     chosen = torch.tensor([i for i in order if first[formulas[i]] == i][: setup.sizes.formulas])
     targets = dataset.crystals.select(chosen).with_properties({})
     cells = [structure.composition.formula.replace(" ", "") for structure in targets.to_structures()]
+    role = "composition" if "composition" in setup.checkpoints else "ldm"
     seconds = _generate(
         setup,
-        setup.checkpoints["ldm"],
+        setup.checkpoints[role],
         folder / "samples",
         num_samples=setup.sizes.per_formula,
         formula=cells,
@@ -147,6 +148,7 @@ def measure_prediction(setup: Setup, folder: Path) -> dict[str, Any]:
     report = _evaluated(replace(setup, relax="none"), folder / "report", folder / "samples", targets=targets)
     return {
         "per_formula": setup.sizes.per_formula,
+        "is_told": role == "composition",
         **report["prediction"],
         "sampling_seconds": seconds,
     }
@@ -215,14 +217,14 @@ PARTS: dict[str, Callable[[Setup, Path], dict[str, Any]]] = {
 """In the order of the page."""
 
 NEEDS = {
-    "vae": "vae",
-    "samples": "ldm",
-    "conditional": "conditional",
-    "prediction": "ldm",
-    "rl": "rl",
-    "predictors": "predictor",
+    "vae": ("vae",),
+    "samples": ("ldm",),
+    "conditional": ("conditional",),
+    "prediction": ("composition", "ldm"),
+    "rl": ("rl",),
+    "predictors": ("predictor_formation_energy", "predictor_band_gap"),
 }
-"""The role whose checkpoint a part cannot do without."""
+"""The roles whose checkpoints a part takes, one of which must be there."""
 
 
 def _crystals(setup: Setup, source: str, split: str) -> CrystalBatch:

@@ -117,12 +117,13 @@ def conditional(found: Found) -> str:
         return missing("conditional")
     result = found["conditional"]["found"]
     tolerance = result["tolerance"]
-    free = found.get("samples", {}).get("found", {}).get("formation_energies", [])
+    unasked = found.get("samples", {}).get("found", {})
+    free, num_free = unasked.get("formation_energies", []), unasked.get("num_scored", 0)
     rows = []
     for value, item in result["asked"].items():
         measured = item["measured"]
         chance = Rate(
-            numerator=sum(abs(energy - float(value)) <= tolerance for energy in free), denominator=len(free)
+            numerator=sum(abs(energy - float(value)) <= tolerance for energy in free), denominator=num_free
         )
         energies = item["formation_energies"]
         rows.append([
@@ -145,6 +146,11 @@ def prediction(found: Found) -> str:
         return missing("prediction")
     result = found["prediction"]["found"]
     most = result["per_formula"]
+    told = (
+        "is told the composition, too"
+        if result["is_told"]
+        else "is not told it, and was not trained for this"
+    )
     rows = []
     for key, label in (("loose", "0.3/0.5/10°"), ("strict", "0.2/0.3/5°")):
         matcher = result["matchers"][key]
@@ -153,7 +159,7 @@ def prediction(found: Found) -> str:
             rows.append([label, str(count), rate_text(item["rate"]), number_text(item["rmse"])])
     return (
         f"{result['targets']['num_targets']} test crystals of different formulas. The number of atoms is given; the "
-        "formula is kept by assigning its elements to the decoded atoms, which the model was not trained for.\n\n"
+        f"formula is kept by assigning its elements to the decoded atoms; the model {told}.\n\n"
         + markdown(["matcher", "samples each", "matched", "RMSE of matched pairs"], rows)
     )
 
@@ -165,7 +171,7 @@ def learning(found: Found) -> str:
     rows = []
     for name, label in RATES.items():
         first, second = rate_of(before.get(name)), rate_of(after.get(name))
-        if first is None or second is None:
+        if first is None or second is None or not (first.denominator and second.denominator):
             continue
         change = difference(second, first)
         points = f"{100 * change.value:+.1f} ({100 * change.low:+.1f} to {100 * change.high:+.1f})"

@@ -58,7 +58,7 @@ def test_parts_are_measured_once_and_shown(
     parts = ["weights", "vae", "samples", "test", "prediction", "rl"]
     assert results.main([*words, *parts]) == 0
     said = capsys.readouterr().out
-    assert "rl: left out: there is no checkpoint for rl" in said
+    assert "rl: left out: there is no checkpoint for it; give --rl," in said
     assert said.count("measured in") == len(parts) - 1
     found = {
         path.stem: json.loads(path.read_text(encoding="utf-8")) for path in (tmp_path / "out").glob("*.json")
