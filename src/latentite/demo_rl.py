@@ -32,6 +32,8 @@ RL_OVERRIDES = [
     "rl_module.optimizer.lr=4e-4",
     # No more pay beyond what dense minerals have: without it collapsed cells would be the best.
     "rl_module.reward_fn.components.density.cap=12.0",
+    # Against density of unit weight, which would outweigh it (docs/rl.md).
+    "rl_module.reward_fn.components.validity.weight=4.0",
 ]
 """What differs from the experiment: twelve rollouts of 64 crystals."""
 

@@ -12,6 +12,7 @@ from tiny_run import assert_same, read, tiny_datamodule, tiny_ldm_config
 
 import latentite
 from chemeleon2_files import BAND_GAP, LATENT, write_ldm, write_vae
+from latentite.diffusion.samplers import SamplerKind
 from latentite.interop.chemeleon2 import import_checkpoint
 from latentite.interop.export import export_chemeleon2
 from latentite.ldm_checkpoint import load_ldm
@@ -19,8 +20,11 @@ from latentite.nn.adapters import LoraConfig
 from latentite.nn.conditions import AbsentPlace
 from latentite.nn.denoiser import OutputLayout
 from latentite.objectives.ldm import Compatibility
+from latentite.sampling.chain import SamplingConfig
 from latentite.training.conditions import ConditionModuleOptions
 from latentite.training.datamodule import CrystalDataModule
+from latentite.training.rl_update import passes
+from latentite.training.rollouts import Policy, Prompts, build_chain, collect
 from latentite.training.stages import TrainLDMConfig, train_ldm, train_rl
 
 
@@ -131,3 +135,28 @@ def test_reinforcement_learning_from_an_imported_model_resumes_and_can_be_sample
     assert any(not before[name].equal(after[name]) for name in before)
     found = latentite.generate(str(whole), num_samples=3, steps=5, num_atoms="2:4", seed=0)
     assert len(found.crystals) == 3
+
+
+def test_the_policy_of_an_imported_model_is_the_same_in_its_updates(tmp_path: Path) -> None:
+    """Its variance channel depends on padding, and updates see crystals in other company than rollouts do."""
+    torch.manual_seed(0)
+    network, settings, _ = load_ldm(write_ldm(tmp_path))
+    sampling = SamplingConfig(sampler=SamplerKind.DDPM, steps=5)
+    policy, chain = Policy(network=network, sampling=sampling), build_chain(settings.diffusion, sampling)
+    crystals = tiny_datamodule().splits["val"].crystals
+    assert len(crystals.num_atoms.unique()) > 1
+    rollout = collect(policy, chain, Prompts.of(crystals, num_samples=2, run_seed=1))
+    crystal = torch.arange(len(rollout)).repeat(rollout.num_decisions)
+    step = torch.arange(rollout.num_decisions).repeat_interleave(len(rollout))
+
+    @torch.no_grad()
+    def difference(is_padded: bool) -> float:
+        worst = 0.0
+        for rows in passes(rollout.num_atoms[crystal], 8192, is_padded=is_padded):
+            asked = rollout.transitions(step[rows], crystal[rows])
+            found = chain.moments(policy.denoise({}, asked.mask), asked.states, asked.levels, asked.mask)
+            worst = max(worst, float(((found.std - asked.old.std) / (asked.old.std + 1e-12)).abs().max()))
+        return worst
+
+    assert difference(is_padded=False) < 1e-4
+    assert difference(is_padded=True) > 1e-3, "the test must be able to fail"

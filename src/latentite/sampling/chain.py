@@ -136,6 +136,11 @@ def sampler_settings(diffusion: DiffusionConfig, config: SamplingConfig) -> Samp
     )
 
 
+def max_padding(network: LatentDiffusion) -> float:
+    """Share of a batch's tokens that may be padding: none where the network's output depends on it."""
+    return 0.0 if network.config.denoiser.output_layout is OutputLayout.CHEMELEON2 else MAX_PADDING
+
+
 @torch.no_grad()
 def sample_jobs(
     network: LatentDiffusion,
@@ -172,10 +177,7 @@ def sample_jobs(
     if not len(jobs):
         empty = CrystalBatch.from_arrays([])
         return SampledCrystals(crystals=empty, trajectory=[empty] if trajectory else None)
-    # What this layout says of a crystal depends on the padded length, so there is no padding.
-    is_padding_seen = network.config.denoiser.output_layout is OutputLayout.CHEMELEON2
-    max_padding = 0.0 if is_padding_seen else MAX_PADDING
-    batches = size_batches(jobs.num_atoms, config.batch_size, max_padding=max_padding)
+    batches = size_batches(jobs.num_atoms, config.batch_size, max_padding=max_padding(network))
     walks = []
     for members in batches:
         walks.append(chain.walk(jobs.select(members), seed, trajectory=trajectory))

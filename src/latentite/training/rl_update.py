@@ -21,6 +21,7 @@ from latentite.objectives.policy import policy_terms
 from latentite.objectives.policy_config import PolicyConfig
 from latentite.objectives.terms import LossTerms
 from latentite.rollout import Chain, Rollout, Transitions
+from latentite.sampling.chain import max_padding
 from latentite.training.reduce import num_processes
 from latentite.training.rollouts import Policy
 
@@ -137,7 +138,9 @@ class Learner:
         if num_processes() > 1:
             dist.all_reduce(count)
         sums = Sums()
-        for rows in passes(lesson.rollout.num_atoms[crystal], self.config.update_tokens):
+        is_padded = max_padding(self.policy.network) > 0.0
+        sizes = lesson.rollout.num_atoms[crystal]
+        for rows in passes(sizes, self.config.update_tokens, is_padded=is_padded):
             terms = self._terms(lesson, lesson.rollout.transitions(step[rows], crystal[rows]))
             terms.total(dict.fromkeys(terms.terms, count)).backward()
             sums.add(terms)
@@ -212,13 +215,22 @@ def minibatches(
     return [(share == part).nonzero().flatten() for part in range(count)]
 
 
-def passes(num_atoms: Int[Tensor, " row"], max_tokens: int) -> Iterator[Int[Tensor, " member"]]:
-    """Rows cut into passes of about `max_tokens` atoms (one row at least), rows of one size together."""
+def passes(
+    num_atoms: Int[Tensor, " row"], max_tokens: int, *, is_padded: bool = True
+) -> Iterator[Int[Tensor, " member"]]:
+    """Rows cut into passes of about `max_tokens` atoms (one row at least), rows of one size together.
+
+    Args:
+        num_atoms: of each row.
+        max_tokens: atoms in a pass.
+        is_padded: whether a pass may have rows of different sizes.
+    """
     if not len(num_atoms):
         return
     order = num_atoms.argsort(stable=True)
     part = (num_atoms[order].cumsum(0) - 1) // max_tokens
-    _, counts = part.unique_consecutive(return_counts=True)
+    keys = torch.stack([part, part if is_padded else num_atoms[order]])
+    _, counts = keys.unique_consecutive(dim=1, return_counts=True)
     yield from order.split(counts.tolist())
 
 

@@ -22,7 +22,13 @@ from latentite.nn.ldm import LatentDiffusion
 from latentite.objectives.ldm import DiffusionConfig, DiffusionKind
 from latentite.rollout import Chain, Rollout, roll_out
 from latentite.sampling.batches import size_batches
-from latentite.sampling.chain import SamplingConfig, denoise_told, sampler_settings, sampling_schedule
+from latentite.sampling.chain import (
+    SamplingConfig,
+    denoise_told,
+    max_padding,
+    sampler_settings,
+    sampling_schedule,
+)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -88,7 +94,8 @@ def collect(policy: Policy, chain: Chain, prompts: Prompts) -> Rollout:
     device = policy.network.latent_mean.device
     values = policy.values(prompts.crystals)
     parts = []
-    batches = size_batches(num_atoms, policy.sampling.batch_size)
+    padding = max_padding(policy.network)
+    batches = size_batches(num_atoms, policy.sampling.batch_size, max_padding=padding)
     for members in batches:
         noise = CrystalNoise(
             [prompts.seeds[i] for i in members.tolist()],
