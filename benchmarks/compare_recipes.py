@@ -20,6 +20,7 @@ the smallest and largest; the rest of each run is in its folder.
 from __future__ import annotations
 
 import argparse
+import json
 import subprocess
 import sys
 import time
@@ -53,15 +54,9 @@ def read_recipes(path: Path) -> dict[str, Any]:
     return content
 
 
-def run_once(stage: str, overrides: Sequence[str], folder: Path, *, seed: int, minutes: float) -> None:
-    """Train in a process of its own, unless the folder holds a finished run.
-
-    Raises:
-        RuntimeError: when training fails, with the last lines of what it said.
-    """
-    if (folder / "finished.json").is_file():
-        return
-    command = [
+def command_of(stage: str, overrides: Sequence[str], folder: Path, *, seed: int, minutes: float) -> list[str]:
+    """The training of one run."""
+    return [
         sys.executable,
         str(ROOT / "src" / f"train_{stage}.py"),
         *overrides,
@@ -69,11 +64,25 @@ def run_once(stage: str, overrides: Sequence[str], folder: Path, *, seed: int, m
         f"trainer.max_time={max(1, round(60 * minutes))}",
         f"hydra.run.dir={folder}",
     ]
+
+
+def run_once(command: Sequence[str], folder: Path) -> None:
+    """Train in a process of its own, unless the folder holds the finished run.
+
+    Raises:
+        RuntimeError: when training fails, with the last lines of what it said.
+        ValueError: when the folder holds another run.
+    """
+    done_before = folder / "finished.json"
+    if done_before.is_file():
+        if json.loads(done_before.read_text(encoding="utf-8"))["command"] != list(command):
+            raise ValueError(f"{folder} holds a run of another command; take another --out, or remove it")
+        return
     start = time.perf_counter()
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode != 0:
         raise RuntimeError(f"{' '.join(command)} failed:\n{(done.stdout + done.stderr)[-2000:]}")
-    write_json(folder / "finished.json", {"command": command, "seconds": time.perf_counter() - start})
+    write_json(done_before, {"command": list(command), "seconds": time.perf_counter() - start})
 
 
 def last_values(folder: Path, metrics: Sequence[str]) -> dict[str, float]:
@@ -119,7 +128,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     for seed in args.seeds:
         for position, (name, overrides) in enumerate(given["recipes"].items()):
             folder = args.out.resolve() / f"{position}_{seed}"
-            run_once(given["stage"], [*given["common"], *overrides], folder, seed=seed, minutes=args.minutes)
+            words = [*given["common"], *overrides]
+            run_once(command_of(given["stage"], words, folder, seed=seed, minutes=args.minutes), folder)
             found[name].append(last_values(folder, given["metrics"]))
         print(table(found), flush=True)
 
