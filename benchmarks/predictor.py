@@ -47,6 +47,7 @@ from latentite.training.predictor_start import build_predictor_module, plan_pred
 from latentite.training.stages import TrainPredictorConfig
 
 TARGETS = {"formation_energy_per_atom": "predictor_formation_energy", "band_gap": "predictor_band_gap"}
+HEADS = ("attention", "proj", "ensemble", "fidelity_heads")
 ROWS = ("baseline", "composition", "encoder", "random encoder", "ours", "ours, random encoder")
 
 
@@ -125,14 +126,8 @@ def fit_heads(
     """Train the heads of a network whose encoder does not change, from their first weights."""
     generator = torch.Generator().manual_seed(seed)
     torch.manual_seed(seed)
-    for part in (
-        network.proj,
-        network.ensemble,
-        *([network.fidelity_heads] if network.fidelity_heads else []),
-    ):
-        for layer in part.modules():
-            if isinstance(layer, torch.nn.Linear | torch.nn.LayerNorm):
-                layer.reset_parameters()
+    fresh = PropertyPredictor(network.config).state_dict()
+    network.load_state_dict({n: v for n, v in fresh.items() if n.startswith(HEADS)}, strict=False)
     steps = epochs * -(-len(train.labels) // batch_size)
     heads = [p for name, p in network.named_parameters() if not name.startswith("vae.")]
     optimizer = build_optimizer(heads, config.optimizer)

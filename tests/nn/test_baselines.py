@@ -8,8 +8,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from latentite.crystal import CrystalBatch
-from latentite.nn.baseline_fit import fit_baselines, formula_units
+from latentite.crystal import FIDELITY, CrystalBatch
+from latentite.nn.baseline_fit import PULLS, cross_validated_ridge, fit_baselines, formula_units
 from latentite.nn.baselines import ElementBaselines, Extent
 
 PLANTED = {3: -1.9, 8: -4.9, 11: -1.3, 17: -1.8, 26: -8.3, 29: -3.7}
@@ -76,6 +76,55 @@ def test_a_fidelity_takes_the_reference_for_elements_that_it_never_saw() -> None
     assert torch.allclose(hse[[3, 8]], pbe[[3, 8]] + 0.5, atol=2e-3)
     assert hse[[11, 17, 26, 29]].equal(pbe[[11, 17, 26, 29]])
     assert {fit.fidelity: fit.inherited for fit in fits} == {"PBE": (), "HSE": (11, 17, 26, 29)}
+
+
+def test_the_cross_validated_ridge_is_that_of_the_written_out_formula() -> None:
+    generator = np.random.default_rng(0)
+    for noise, strong in ((0.01, False), (30.0, True)):
+        system = generator.integers(0, 4, size=(40, 6)).astype(float)
+        target = system @ generator.normal(size=6) + noise * generator.normal(size=40)
+        errors = []
+        for ridge in PULLS:
+            hat = system @ np.linalg.solve(system.T @ system + ridge * np.eye(6), system.T)
+            errors.append(np.sum((target - hat @ target) ** 2) / np.trace(np.eye(40) - hat) ** 2)
+        chosen = cross_validated_ridge(system, target)
+        assert chosen == PULLS[int(np.argmin(errors))]
+        assert (chosen > 1.0) is strong
+
+
+def test_few_noisy_rows_of_a_second_fidelity_leave_the_reference_nearly_as_it_is() -> None:
+    """The labels scatter for reasons other than composition: 30 rows once gave baselines off by the scatter."""
+    batch, total = planted(1030, seed=5)
+    noise = 3.0 * torch.randn(len(batch), generator=torch.Generator().manual_seed(6))
+    code = (torch.arange(len(batch)) >= 1000).float()
+    batch = batch.with_properties({"energy": total + noise * batch.num_atoms, FIDELITY: code})
+    options = {"targets": ["energy"], "extents": ["total"], "fidelities": ("PBE", "HSE")}
+    table, _ = fit_baselines(batch, **options)
+    loose, _ = fit_baselines(batch, **options, pull=1e-3)
+
+    def shift(baselines: ElementBaselines) -> float:
+        values = baselines.values[:, 0, list(PLANTED)]
+        return float((values[1] - values[0]).abs().max())
+
+    assert shift(table) < 0.5 * shift(loose)
+
+
+def test_labels_of_the_same_materials_give_the_change_whatever_their_scatter() -> None:
+    batch, total = planted(300, seed=7)
+    scatter = 3.0 * torch.randn(300, generator=torch.Generator().manual_seed(8)) * batch.num_atoms
+    change = torch.tensor([float((numbers == 8).sum()) for numbers, _, _ in batch.to_arrays()])  # 1 eV per O
+    both = CrystalBatch.concatenate([batch, batch.select(torch.arange(60))])
+    energy = torch.cat([total + scatter, (total + scatter + change)[:60]])
+    code = (torch.arange(360) >= 300).float()
+    table, _ = fit_baselines(
+        both.with_properties({"energy": energy, FIDELITY: code}),
+        targets=["energy"],
+        extents=["total"],
+        fidelities=("PBE", "HSE"),
+        materials=[f"m-{i}" for i in [*range(300), *range(60)]],
+    )
+    found = (table.values[1] - table.values[0])[0, list(PLANTED)]
+    assert np.allclose(found.numpy(), [float(z == 8) for z in PLANTED], atol=0.01)
 
 
 def test_an_element_without_a_baseline_is_refused_by_name() -> None:

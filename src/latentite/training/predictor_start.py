@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from latentite import hub
 from latentite.checkpoint import CheckpointRecord, Stage, load_network_state, read_checkpoint
+from latentite.data.fidelities import material_key
 from latentite.nn.adapters import trainable_summary
 from latentite.nn.fidelity_heads import FidelityHeads
 from latentite.nn.predictor import PropertyPredictor
@@ -132,6 +133,7 @@ def fit_baselines_of(network: PropertyPredictor, data: CrystalDataModule) -> Non
         extents=table.extents,
         fidelities=table.fidelities,
         reference=table.fidelities[config.reference_index],
+        materials=[material_key(identifier) for identifier in data.splits["train"].ids],
     )
     table.load_state_dict(fitted.state_dict())
     for fit in report:
