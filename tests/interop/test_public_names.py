@@ -67,6 +67,7 @@ def test_latentite_sample_by_public_name_gives_crystals(public: dict[str, Path],
     with (out / "samples.csv").open() as file:
         rows = list(csv.DictReader(file))
     assert len(rows) == 6
+    assert len(list((out / "cifs").glob("*.cif"))) == 6
 
 
 def test_the_same_seed_gives_the_same_crystals_by_name_and_by_path(
