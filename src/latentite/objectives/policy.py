@@ -121,20 +121,11 @@ def kept_crystals(
 def choose_steps(
     num_decisions: int, config: PolicyConfig, generator: torch.Generator
 ) -> Int[Tensor, " chosen"]:
-    """Which decisions of a chain are trained, in order; on the generator's device.
-
-    Raises:
-        ValueError: when there are fewer decisions than are to be trained.
-    """
+    """Which decisions of a chain are trained, in order; on the generator's device. A shorter chain is trained whole."""
     every = torch.arange(num_decisions, device=generator.device)
     wanted = config.num_train_steps
-    if wanted is None:
+    if wanted is None or wanted >= num_decisions:
         return every
-    if wanted > num_decisions:
-        raise ValueError(
-            f"num_train_steps must be at most {num_decisions}, the decisions of this chain (its steps but the last), "
-            f"got {wanted}"
-        )
     if config.step_choice is StepChoice.EARLY:
         return every[:wanted]
     drawn = torch.randperm(num_decisions, generator=generator, device=generator.device)[:wanted]

@@ -84,7 +84,7 @@ class PolicyConfig:
     num_minibatches: int = 2
     """Optimizer steps per inner epoch."""
     num_train_steps: int | None = None
-    """Denoising decisions of a chain that are trained; null: all."""
+    """Most denoising decisions of a chain that are trained; null: all."""
     step_choice: StepChoice = StepChoice.RANDOM
     update_tokens: int = 8192
     """Most atoms in one pass of an update: its memory, not its result."""
