@@ -155,6 +155,11 @@ def test_hub_names_are_resolved_when_a_config_asks(monkeypatch, tmp_path):
     assert settings("ckpt_path='${hub:mp_20_vae}'").ckpt_path == checkpoint
 
 
+def test_a_run_folder_is_hydras_to_choose():
+    with pytest.raises(ValueError, match=r"run_dir is not a setting; .* hydra\.run\.dir=here"):
+        check_first(STAGES["vae"], ["experiment=prototypes/vae_dng", "run_dir=here"])
+
+
 def test_sweeps_are_not_checked_as_single_settings():
     check_first(STAGES["vae"], ["--multirun", "seed=1,2"])
     with pytest.raises(ValueError, match=r"data\.batch_size"):

@@ -170,6 +170,8 @@ def check_first(entry: StageEntry, arguments: Sequence[str]) -> None:
         return
     overrides = [argument for argument in arguments if not argument.startswith("hydra.")]
     values = compose(entry.config_name, overrides)
+    if "run_dir" in values:
+        raise ValueError(f"run_dir is not a setting; a run's folder is hydra.run.dir={values['run_dir']}")
     kind, _ = entry.load()
     load(kind, values)
 
