@@ -46,7 +46,10 @@ from latentite.training.predictor_settings import PredictorModuleConfig
 from latentite.training.predictor_start import build_predictor_module, plan_predictor
 from latentite.training.stages import TrainPredictorConfig
 
-TARGETS = {"formation_energy_per_atom": "predictor_formation_energy", "band_gap": "predictor_band_gap"}
+TARGETS = {
+    "formation_energy_per_atom": "mp_20_biternary/predictor_formation_energy",
+    "band_gap": "mp_20_biternary/predictor_band_gap",
+}
 HEADS = ("attention", "proj", "ensemble", "fidelity_heads")
 ROWS = ("baseline", "composition", "encoder", "random encoder", "ours", "ours, random encoder")
 
@@ -54,7 +57,7 @@ ROWS = ("baseline", "composition", "encoder", "random encoder", "ours", "ours, r
 def recipe(target: str, args: argparse.Namespace, *more: str) -> TrainPredictorConfig:
     """The settings of a target's experiment."""
     overrides = [
-        f"experiment=mp_20_biternary/{TARGETS[target]}",
+        f"experiment={TARGETS[target]}",
         f"predictor_module.vae_ckpt_path={args.vae}",
         f"data.name={args.data}",
         f"predictor_module.ensemble={args.ensemble}",
