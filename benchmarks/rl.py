@@ -118,7 +118,7 @@ def main() -> None:
     parser.add_argument(
         "--train-steps", nargs="*", type=int, help="of --steps; all but the last where left out"
     )
-    parser.add_argument("--update-tokens", type=int, default=8192)
+    parser.add_argument("--update-tokens", type=int, default=None)
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     dtypes = {"fp32": torch.float32, "bf16": torch.bfloat16}

@@ -19,7 +19,7 @@ def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     )
     command.add_argument("--out", type=Path, default=Path("demo"), metavar="DIR", help="folder [%(default)s]")
     command.add_argument(
-        "--minutes", type=float, default=6.0, help="of training, all stages together [%(default)s]"
+        "--minutes", type=float, default=5.2, help="of training, all stages together [%(default)s]"
     )
     command.add_argument("--seed", type=int, default=0, help="of everything random [%(default)s]")
     command.set_defaults(func=_demo)

@@ -140,7 +140,8 @@ class Learner:
         sums = Sums()
         is_padded = max_padding(self.policy.network) > 0.0
         sizes = lesson.rollout.num_atoms[crystal]
-        for rows in passes(sizes, self.config.update_tokens, is_padded=is_padded):
+        tokens = self.config.update_tokens or pass_tokens(lesson.advantages.device)
+        for rows in passes(sizes, tokens, is_padded=is_padded):
             terms = self._terms(lesson, lesson.rollout.transitions(step[rows], crystal[rows]))
             terms.total(dict.fromkeys(terms.terms, count)).backward()
             sums.add(terms)
@@ -213,6 +214,11 @@ def minibatches(
     rank = torch.randperm(num_crystals, generator=generator).argsort()[places]
     share = rank * count // num_crystals
     return [(share == part).nonzero().flatten() for part in range(count)]
+
+
+def pass_tokens(device: torch.device) -> int:
+    """Atoms in one pass where nobody says otherwise: what stays in a CPU's caches, what fills a GPU."""
+    return 1024 if device.type == "cpu" else 8192
 
 
 def passes(
