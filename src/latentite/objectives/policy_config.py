@@ -87,7 +87,7 @@ class PolicyConfig:
     """Most denoising decisions of a chain that are trained; null: all."""
     step_choice: StepChoice = StepChoice.RANDOM
     update_tokens: int | None = None
-    """Most atoms in one pass of an update: its memory and speed, not its result; null: 1024 on a CPU, 8192 elsewhere."""
+    """Most atoms in one pass of an update: memory and speed, not the result; null: 1024 on a CPU, 8192 elsewhere."""
 
     def __post_init__(self) -> None:
         for name in ("num_group_samples", "best_of", "num_inner_epochs", "num_minibatches"):
