@@ -68,24 +68,42 @@ def write_portable(
     Raises:
         CheckpointError: for a lender that cannot be read, or weights that the precision cannot hold.
     """
-    from safetensors.torch import save_file
-
     stem = Path(out_stem)
     weights_path, card_path = stem.with_name(stem.name + ".safetensors"), stem.with_name(stem.name + ".json")
     stored = {name: _rounded(name, tensor, precision) for name, tensor in record.state.items()}
     borrowed = _borrowable(stored, stem, lenders)
     lent = {name for loan in borrowed.values() for name in loan["tensors"]}
     state = {name: tensor for name, tensor in stored.items() if name not in lent}
-    with replacing(weights_path) as temporary:
+    _write_weights(state, weights_path)
+    card = _card(record, sha256=sha256_file(weights_path), state=state, precision=precision, about=about)
+    write_json(card_path, plain(card | ({"borrowed": borrowed} if borrowed else {})))
+    return weights_path, card_path
+
+
+def _write_weights(state: dict[str, Tensor], path: Path) -> None:
+    from safetensors.torch import save_file
+
+    with replacing(path) as temporary:
         temporary.touch()
         mode = temporary.stat().st_mode
         save_file(state, temporary, metadata={"format": "pt"})
         temporary.chmod(mode)  # safetensors lets only the owner read what it makes
-    card = {
+
+
+def _card(
+    record: CheckpointRecord,
+    *,
+    sha256: str,
+    state: Mapping[str, Tensor],
+    precision: Precision,
+    about: Mapping[str, Any] | None,
+) -> dict[str, Any]:
+    """What stands beside the weights: which they are, what they are for and where they come from."""
+    return {
         "format": FORMAT,
         "stage": record.stage.value,
         "weights": record.weights.value,
-        "sha256": sha256_file(weights_path),
+        "sha256": sha256,
         "num_tensors": len(state),
         "num_values": sum(tensor.numel() for tensor in state.values()),
         **({} if precision is Precision.FP32 else {"precision": precision.value}),
@@ -99,10 +117,7 @@ def write_portable(
             "torch": str(torch.__version__),
             "python": platform.python_version(),
         },
-        **({"borrowed": borrowed} if borrowed else {}),
     }
-    write_json(card_path, plain(card))
-    return weights_path, card_path
 
 
 def _rounded(name: str, tensor: Tensor, precision: Precision) -> Tensor:

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from latentite.crystal import CrystalBatch
 from latentite.data.build import split_files
@@ -29,6 +29,10 @@ from latentite.evaluation.store import structure_hash
 if TYPE_CHECKING:
     from ase import Atoms
     from pymatgen.core import Structure
+
+Source: TypeAlias = "str | Path | Sequence[Structure | Atoms] | CrystalBatch"
+"""A file or folder that the readers know, a folder of splits or of `latentite sample`, the name of a dataset, or
+crystals in memory."""
 
 OPEN_LIMITS = Limits(max_atoms=None, min_distance=0.0, min_volume_per_atom=0.0, max_volume_per_atom=math.inf)
 """Lets through every cell with a volume and finite coordinates."""
@@ -83,7 +87,7 @@ def require_source(option: str, source: object) -> None:
 
 
 def read_crystals(
-    source: str | Path | Sequence[Structure | Atoms] | CrystalBatch,
+    source: Source,
     *,
     split: str,
     advance: Callable[[int], None] = lambda count: None,

@@ -14,8 +14,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Any
 
 import numpy as np
 
@@ -26,7 +27,7 @@ from latentite.evaluation.energy_options import EnergyOptions
 from latentite.evaluation.measure import Measured, measure
 from latentite.evaluation.plan import Plan, make_plan
 from latentite.evaluation.protocols import Protocol, find_protocol
-from latentite.evaluation.read import Crystals, read_crystals, require_source
+from latentite.evaluation.read import Crystals, Source, read_crystals, require_source
 from latentite.evaluation.resume import new_record, recording
 from latentite.evaluation.sections import (
     matching_section,
@@ -47,12 +48,6 @@ from latentite.evaluation.table import (
     make_table,
 )
 from latentite.metrics.rates import Rate
-
-if TYPE_CHECKING:
-    from ase import Atoms
-    from pymatgen.core import Structure
-
-    from latentite.crystal import CrystalBatch
 
 SECTIONS: tuple[MakeSection, ...] = (
     source_section,
@@ -96,16 +91,16 @@ class Evaluation:
 
 
 def evaluate(
-    source: str | Path | Sequence[Structure | Atoms] | CrystalBatch,
+    source: Source,
     *,
-    reference: str | Path | Sequence[Structure | Atoms] | CrystalBatch | None = None,
+    reference: Source | None = None,
     protocol: str = "default",
     relax: str | EnergyOptions = "none",
     hull: str | Path | Sequence[str | Path] | None = None,
     fingerprints: str = "radial",
     vae: str | Path | None = None,
     tolerances: Mapping[str, float] | None = None,
-    targets: str | Path | Sequence[Structure | Atoms] | CrystalBatch | None = None,
+    targets: Source | None = None,
     targets_split: str = "test",
     out: str | Path | None = None,
     split: str = "test",
@@ -154,18 +149,27 @@ def evaluate(
     )
     seconds: dict[str, float] = {}
     with timed(seconds, "read"):
-        crystals, known = _read(source, split, reference, reference_split, stage)
-        wanted = None if targets is None else _read_known("--targets", targets, targets_split, stage)
+        crystals = _read_source(source, split, stage)
+        known = _read_known("--reference", reference, reference_split, stage)
+        wanted = _read_known("--targets", targets, targets_split, stage)
     plan.check_source(crystals)
-    settings = {"protocol": chosen.name, "seed": seed, **plan.to_plain()}
-    settings["targets (content)"] = None if wanted is None else wanted.content_hash
-    record = new_record(crystals, known, settings)
+    record = new_record(crystals, known, _settings(chosen, seed, plan, wanted))
     with nullcontext() if out is None else recording(Path(out), record, resume=resume):
         work = _measure(crystals, known, chosen, workers=workers, seed=seed, stage=stage, seconds=seconds)
         result = _evaluate(work, plan, wanted)
         if out is not None:
             _write(result, out, work)
     return result
+
+
+def _settings(protocol: Protocol, seed: int, plan: Plan, targets: Crystals | None) -> dict[str, Any]:
+    """Every option that the report depends on, for its record."""
+    return {
+        "protocol": protocol.name,
+        "seed": seed,
+        **plan.to_plain(),
+        "targets (content)": None if targets is None else targets.content_hash,
+    }
 
 
 def _write(result: Evaluation, out: str | Path, work: Work) -> None:
@@ -183,24 +187,17 @@ def _check_out(out: str | Path | None, *, resume: bool) -> None:
         raise ValueError("--resume must be given together with --out, got no folder to go on in")
 
 
-def _read(
-    source: str | Path | Sequence[Structure | Atoms] | CrystalBatch,
-    split: str,
-    reference: str | Path | Sequence[Structure | Atoms] | CrystalBatch | None,
-    reference_split: str,
-    stage: Stage,
-) -> tuple[Crystals, Crystals | None]:
+def _read_source(source: Source, split: str, stage: Stage) -> Crystals:
     crystals = read_crystals(source, split=split, advance=stage("read structures", None))
     if crystals.num_in == 0:
         raise ValueError(f"SOURCE must hold at least one structure, got none in {crystals.name}")
-    if reference is None:
-        return crystals, None
-    return crystals, _read_known("--reference", reference, reference_split, stage)
+    return crystals
 
 
-def _read_known(
-    option: str, source: str | Path | Sequence[Structure | Atoms] | CrystalBatch, split: str, stage: Stage
-) -> Crystals:
+def _read_known(option: str, source: Source | None, split: str, stage: Stage) -> Crystals | None:
+    """What the source is held against; None where nothing is given."""
+    if source is None:
+        return None
     name = option.removeprefix("--")
     known = read_crystals(source, split=split, advance=stage(f"read the {name}", None))
     if not len(known):
@@ -219,17 +216,11 @@ def _measure(
     seconds: dict[str, float],
 ) -> Work:
     """Everything that a structure alone decides, of both sides."""
-    measured = measure(crystals, workers=workers, seconds=seconds, stage=stage)
+    one = partial(measure, workers=workers, seconds=seconds, stage=stage)
+    measured = one(crystals)
     reference_measured = None
     if reference is not None:
-        reference_measured = measure(
-            reference,
-            workers=workers,
-            seconds=seconds,
-            stage=stage,
-            symprecs=(SYMPREC,),
-            name="reference: ",
-        )
+        reference_measured = one(reference, symprecs=(SYMPREC,), name="reference: ")
     return Work(
         crystals=crystals,
         reference=reference,
