@@ -30,7 +30,7 @@ from typing import Any
 
 import yaml
 
-from latentite.charts import read_metrics
+from latentite.curves import read_metrics
 from latentite.files import write_json
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -20,6 +20,7 @@ ORDER = [
     {"lattice"},
     {"crystal"},
     {"pictures", "charts"},
+    {"curves"},
     {"latent"},
     {"data", "nn", "diffusion"},
     {"rollout"},

@@ -10,7 +10,7 @@ import pytest
 import torch
 from matplotlib.image import imread
 
-from latentite import charts, pictures
+from latentite import charts, curves, pictures
 from latentite.crystal import CrystalBatch
 from latentite.data.cif import Arrays
 
@@ -77,12 +77,48 @@ def test_metrics_are_read_at_the_steps_at_which_they_were_logged(tmp_path: Path)
     path.write_text(
         "epoch,step,train/loss,val/match_rate_loose\n0,1,2.5,\n0,2,1.5,\n0,2,,0.25\n", encoding="utf-8"
     )
-    curves = charts.read_metrics(path)
-    assert [c.tolist() for c in curves["train/loss"]] == [[1.0, 2.0], [2.5, 1.5]]
-    assert [c.tolist() for c in curves["val/match_rate_loose"]] == [[2.0], [0.25]]
-    assert charts.draw_training_curve(path, tmp_path / "curve.png", dpi=40).stat().st_size > 1000
+    found = curves.read_metrics(path)
+    assert [c.tolist() for c in found["train/loss"]] == [[1.0, 2.0], [2.5, 1.5]]
+    assert [c.tolist() for c in found["val/match_rate_loose"]] == [[2.0], [0.25]]
+    assert curves.draw_training_curve(path, tmp_path / "curve.png", dpi=40).stat().st_size > 1000
     with pytest.raises(ValueError, match="train/loss"):
-        charts.draw_training_curve(path, tmp_path / "curve.png", losses=["absent"], rates=[])
+        curves.draw_training_curve(path, tmp_path / "curve.png", losses=["absent"], rates=[])
+
+
+def test_rewards_stand_on_linear_axes_with_every_component(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A logarithmic axis hides rewards that turn negative, as they may."""
+    rows = [
+        f"{i},{i - 20},{i},{i / 10},{'nan' if i == 3 else 0.5},0.1,{i if i % 5 == 0 else ''}"
+        for i in range(50)
+    ]
+    head = "epoch,train/reward,step,reward/density/raw,reward/my_own/raw,reward/unusable,val/reward"
+    path = tmp_path / "metrics.csv"
+    path.write_text("\n".join([head, *rows]), encoding="utf-8")
+    drawn = []
+    monkeypatch.setattr(curves, "save_figure", lambda figure, path, dpi: drawn.append(figure) or path)
+    curves.draw_reward_curve(path, tmp_path / "reward.png", units={"density": "g/cm$^3$"})
+    axes = drawn[0].axes
+    assert [axis.get_title() for axis in axes] == [
+        "reward (weighted sum)",
+        "density (raw mean)",
+        "my own (raw mean)",
+        "unusable crystals",
+    ]
+    assert {axis.get_yscale() for axis in axes} == {"linear"}
+    assert [axis.get_ylabel() for axis in axes] == ["", "g/cm$^3$", "", "share"]
+    mean = axes[0].lines[1]  # over 5 rollouts: -20, ..., -16 first
+    assert (mean.get_xdata()[0], mean.get_ydata()[0]) == pytest.approx((2.0, -18.0))
+    assert np.isfinite(axes[2].lines[1].get_ydata()).all()
+    assert axes[0].lines[2].get_xdata().tolist() == list(range(0, 50, 5))
+
+
+def test_rewards_of_another_stage_are_refused(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.csv"
+    path.write_text("step,train/loss\n0,1.0\n", encoding="utf-8")
+    with pytest.raises(ValueError, match="must be of a run of reinforcement learning"):
+        curves.draw_reward_curve(path, tmp_path / "reward.png")
 
 
 def test_histograms_take_missing_and_constant_values(tmp_path: Path) -> None:

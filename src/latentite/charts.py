@@ -1,13 +1,11 @@
-"""Charts of numbers: training curves, histograms, parity, calibration. Off screen, written atomically.
+"""Charts of numbers: histograms, parity, calibration. Off screen, written atomically.
 
-Comes after `figures.py`; pictures of crystals are in `pictures.py`.
+Comes after `figures.py`; `curves.py` draws trainings in the same style, `pictures.py` crystals.
 """
 
 from __future__ import annotations
 
-import csv
 import math
-from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from itertools import cycle
 from pathlib import Path
@@ -22,74 +20,6 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 COLOURS = ["#2f6f9f", "#d1495b", "#3a7d44", "#edae49", "#6b4c9a", "#66717e"]
-
-Curve = tuple[np.ndarray, np.ndarray]
-"""Steps and values, equally long."""
-
-
-def read_metrics(path: str | Path) -> dict[str, Curve]:
-    """Columns of a Lightning `metrics.csv` by name: the steps at which each was logged, and its values.
-
-    Raises:
-        ValueError: when the file has no column `step`.
-    """
-    points: dict[str, list[tuple[float, float]]] = defaultdict(list)
-    with Path(path).open(newline="", encoding="utf-8") as file:
-        reader = csv.DictReader(file)
-        if "step" not in (reader.fieldnames or []):
-            raise ValueError(f"{path} must be a metrics CSV with a column 'step', got {reader.fieldnames}")
-        for row in reader:
-            for name, text in row.items():
-                if text and name not in ("step", "epoch"):
-                    points[name].append((float(row["step"]), float(text)))
-    return {name: (np.array(p)[:, 0], np.array(p)[:, 1]) for name, p in points.items()}
-
-
-def draw_training_curve(
-    metrics: str | Path,
-    path: str | Path,
-    *,
-    losses: Sequence[str] = ("train/loss", "val/loss"),
-    rates: Sequence[str] = ("val/match_rate_loose", "val/match_rate_strict", "val/element_accuracy"),
-    heading: str | None = None,
-    dpi: int = 150,
-) -> Path:
-    """Write losses (logarithmic) above rates (0 to 1) against the step, as PNG.
-
-    Args:
-        metrics: a Lightning `metrics.csv`.
-        path: the picture.
-        losses: columns of the upper panel; those that are absent are left out.
-        rates: columns of the lower panel, likewise.
-        heading: one line on top.
-        dpi: pixels per inch.
-
-    Raises:
-        ValueError: when none of the columns is there, naming those that are.
-    """
-    curves = read_metrics(metrics)
-    panels = [[name for name in names if name in curves] for names in (losses, rates)]
-    if not any(panels):
-        raise ValueError(f"{metrics} must have one of {[*losses, *rates]}, got {sorted(curves)}")
-    shown = [(names, is_rate) for names, is_rate in zip(panels, (False, True), strict=True) if names]
-    figure = new_figure(6.6, 2.7 * len(shown), heading)
-    axes = figure.subplots(len(shown), 1, squeeze=False, sharex=True)[:, 0]
-    for axis, (names, is_rate) in zip(axes, shown, strict=True):
-        for colour, name in zip(COLOURS, names, strict=False):
-            steps, values = curves[name]
-            dense = len(steps) > 200
-            if dense:
-                axis.plot(steps, values, color=colour, alpha=0.25, linewidth=0.8)
-                steps, values = _smooth(steps, values)
-            axis.plot(steps, values, color=colour, linewidth=1.6, label=name, marker="" if dense else ".")
-        if is_rate:
-            axis.set_ylim(-0.02, 1.02)
-        elif all((curves[name][1] > 0).all() for name in names):
-            axis.set_yscale("log")
-        _plain_style(axis)
-        axis.legend(frameon=False, fontsize=8)
-    axes[-1].set_xlabel("step", color=INK)
-    return save_figure(figure, path, dpi)
 
 
 def draw_histograms(
@@ -122,7 +52,7 @@ def draw_histograms(
         axis.hist(finite, bins=edges, color=COLOURS[0], edgecolor="white", linewidth=0.3)
         missing = len(array) - len(finite)
         axis.set_title(name + (f" ({missing} missing)" if missing else ""), fontsize=9, color=INK)
-        _plain_style(axis)
+        plain_style(axis)
     return save_figure(figure, path, dpi)
 
 
@@ -143,7 +73,7 @@ def draw_parity(
         heading: one line on top.
         dpi: pixels per inch.
     """
-    figure, axes = _panels(len(panels), 3.0, heading)
+    figure, axes = grid(len(panels), 3.0, 3.0, heading)
     for axis, (name, (labels, values)) in zip(axes, panels.items(), strict=True):
         low, high = float(min(labels.min(), values.min())), float(max(labels.max(), values.max()))
         if len(labels) > 5000:
@@ -159,7 +89,7 @@ def draw_parity(
         axis.set_xlabel(f"label{f' ({unit})' if unit else ''}", fontsize=8, color=INK)
         axis.set_ylabel("prediction", fontsize=8, color=INK)
         axis.set_aspect("equal")
-        _plain_style(axis)
+        plain_style(axis)
     return save_figure(figure, path, dpi)
 
 
@@ -178,7 +108,7 @@ def draw_calibration(
         heading: one line on top.
         dpi: pixels per inch.
     """
-    figure, (axis,) = _panels(1, 3.6, heading)
+    figure, (axis,) = grid(1, 3.6, 3.6, heading)
     axis.plot([0, 1], [0, 1], color=INK, linewidth=0.8)
     for colour, (name, pairs) in zip(cycle(COLOURS), curves.items(), strict=False):
         nominal, observed = zip(*sorted(pairs), strict=True)
@@ -187,28 +117,23 @@ def draw_calibration(
     axis.set_xlabel("nominal coverage", fontsize=8, color=INK)
     axis.set_ylabel("observed coverage", fontsize=8, color=INK)
     axis.legend(frameon=False, fontsize=8)
-    _plain_style(axis)
+    plain_style(axis)
     return save_figure(figure, path, dpi)
 
 
-def _panels(count: int, inches: float, heading: str | None) -> tuple[Figure, list[Axes]]:
-    columns = min(3, count)
+def grid(count: int, width: float, height: float, heading: str | None = None) -> tuple[Figure, list[Axes]]:
+    """A figure of so many panels, at most three in a row, each so many inches wide and high."""
+    columns = 2 if count == 4 else min(3, count)
     rows = math.ceil(count / columns)
-    figure = new_figure(inches * columns, inches * rows, heading)
+    figure = new_figure(width * columns, height * rows, heading)
     axes = list(figure.subplots(rows, columns, squeeze=False).flat)
     for axis in axes[count:]:
         axis.set_axis_off()
     return figure, axes[:count]
 
 
-def _smooth(steps: np.ndarray, values: np.ndarray) -> Curve:
-    """Running mean over a fiftieth of the curve, at the steps in the middle of each window."""
-    window = max(2, len(values) // 50)
-    kernel = np.full(window, 1.0 / window)
-    return np.convolve(steps, kernel, mode="valid"), np.convolve(values, kernel, mode="valid")
-
-
-def _plain_style(axis: Axes) -> None:
+def plain_style(axis: Axes) -> None:
+    """Small grey ticks, faint horizontal lines, no box."""
     axis.spines[["top", "right"]].set_visible(False)
     axis.tick_params(labelsize=8, colors=INK)
     axis.grid(axis="y", color="#e3e6ea", linewidth=0.7)

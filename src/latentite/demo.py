@@ -18,9 +18,9 @@ from pathlib import Path
 import torch
 
 from latentite import hub
-from latentite.charts import draw_training_curve
 from latentite.config import compose, load
 from latentite.crystal import CrystalBatch
+from latentite.curves import draw_training_curve
 from latentite.data.sampler import seeded_generator
 from latentite.demo_length import (
     SLOWEST,

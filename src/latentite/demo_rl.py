@@ -9,8 +9,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from latentite.charts import draw_training_curve
 from latentite.config import compose, load
+from latentite.curves import draw_reward_curve
 from latentite.demo_length import SLOWEST, finished
 from latentite.generate import GenerateConfig, generate_from
 from latentite.rewards.combine import Rewards
@@ -100,11 +100,8 @@ def reinforce(config: TrainRLConfig, picture: Path, *, seconds: float, num_sampl
     config.trainer.max_time = max(1, int(SLOWEST * seconds))
     before = judge(base, config, num_samples)
     fit = finished(train_rl(config))
-    draw_training_curve(
-        fit.run_dir / "metrics.csv",
-        picture,
-        losses=("train/reward", "reward/density/raw"),
-        rates=("reward/validity/raw", "reward/unusable"),
+    draw_reward_curve(
+        fit.run_dir / "metrics.csv", picture, units={"density": "g/cm$^3$", "validity": "share"}
     )
     after = judge(fit.last_path, config, num_samples)
     return Reinforced(fit=fit, num_judged=num_samples, before=before, after=after, picture=picture)
