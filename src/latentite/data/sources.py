@@ -139,6 +139,17 @@ def resolve(name: str, *, data_dir: Path | None = None, patience: Patience | Non
     return folder
 
 
+def splits_folder(name: str, data_dir: Path | None = None) -> Path:
+    """Where a data set lies that may be anyone's: `data_dir` itself, a folder in it of that name, or wherever
+    `resolve` finds the name when there is no `data_dir`."""
+    from latentite.data.build import split_files
+
+    if data_dir is None:
+        return resolve(name)
+    inside = data_dir / name
+    return inside if not split_files(data_dir) and inside.is_dir() else data_dir
+
+
 def _local_folders(name: str) -> list[Path]:
     root = os.environ.get("LATENTITE_DATA_DIR")
     folders = [Path(root).expanduser() / name] if root else []

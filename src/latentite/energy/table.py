@@ -24,7 +24,7 @@ from latentite.crystal import CrystalBatch
 from latentite.data.build import split_files
 from latentite.data.cache import read_dataset
 from latentite.data.checks import Limits
-from latentite.data.sources import DATASETS, resolve
+from latentite.data.sources import DATASETS, splits_folder
 from latentite.data.table import Rejection, read
 from latentite.energy.hull import Hull
 from latentite.energy.hull_sources import ABOVE_HULL, hull_from_crystals
@@ -57,13 +57,18 @@ class EnergyTable:
 
 
 def find_table(
-    source: str | Path | Sequence[str | Path], *, theory: TheoryLevel | None = None
+    source: str | Path | Sequence[str | Path],
+    *,
+    theory: TheoryLevel | None = None,
+    data_dir: str | Path | None = None,
 ) -> EnergyTable:
     """The table of a name or path, with every split that there is: missing phases make things look stable.
 
     Args:
         source: name of a data set, a folder of splits, a file that the readers know, or several of these.
         theory: level of the formation energies; known for the data sets of `THEORY` by name.
+        data_dir: folder with the splits of `source`, or with a folder of that name; `source` is then a label only,
+            as in a stage's `data.data_dir`. None: named ones are looked for.
 
     Raises:
         FileNotFoundError: when there is no such path and no data set of that name.
@@ -74,8 +79,9 @@ def find_table(
     theories = {theory} - {None}
     for item in sources:
         path = Path(item)
-        if not path.exists() and str(item) in DATASETS:
-            path = resolve(str(item))
+        is_label = data_dir is not None
+        if is_label or (not path.exists() and str(item) in DATASETS):
+            path = splits_folder(str(item), Path(data_dir).expanduser() if data_dir is not None else None)
             theories |= {THEORY.get(str(item))} - {None}
         if not path.exists():
             raise FileNotFoundError(f"a table of energies was expected at {path}, and there is nothing")

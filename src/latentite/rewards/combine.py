@@ -22,7 +22,7 @@ from latentite.rewards.asking import Answer, Component, ask
 from latentite.rewards.diversity_filter import DiversityFilterConfig
 from latentite.rewards.duplicates import discounted
 from latentite.rewards.options import ComponentOptions, normalise
-from latentite.rewards.protocol import NeedsReference
+from latentite.rewards.protocol import make_ready
 from latentite.rewards.target import TARGET, build
 
 log = logging.getLogger(__name__)
@@ -142,10 +142,16 @@ class Rewards:
         return Rewards(components, duplicate_discount=config.duplicate_discount)
 
     def set_reference(self, crystals: CrystalBatch) -> None:
-        """Show the training set to the components that want it."""
+        """Make the components ready, with the training set for those that want it.
+
+        Raises:
+            ValueError: naming the component that lacks something that every call needs.
+        """
         for component in self.components:
-            if isinstance(component.reward, NeedsReference):
-                component.reward.set_reference(crystals)
+            try:
+                make_ready(component.reward, crystals)
+            except (ValueError, FileNotFoundError, ImportError) as error:
+                raise ValueError(f"reward {component.name} cannot be made ready: {error}") from error
 
     def __call__(
         self, crystals: CrystalBatch, is_usable: Bool[Tensor, " crystal"] | None = None

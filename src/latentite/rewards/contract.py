@@ -16,7 +16,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from latentite.crystal import CrystalBatch
-from latentite.rewards.protocol import NeedsReference, Reward, is_collective
+from latentite.rewards.protocol import Reward, is_collective, make_ready
 
 if TYPE_CHECKING:
     from pymatgen.core import Structure
@@ -52,8 +52,7 @@ def check_reward(
     """
     if len(crystals) < 2:
         raise ValueError(f"check_reward needs at least two crystals, got {len(crystals)}")
-    if isinstance(reward, NeedsReference):
-        reward.set_reference(crystals)
+    make_ready(reward, crystals)
     structures = crystals.to_structures()
     kept_structures = [structure.copy() for structure in structures]
     kept = CrystalBatch.concatenate([crystals])

@@ -17,8 +17,10 @@ from jaxtyping import Float
 from torch import Tensor
 
 from latentite.crystal import CrystalBatch
+from latentite.energy.catalogue import parse_theory
 from latentite.energy.hull import Hull
 from latentite.energy.parallel import RelaxHow, relax_many
+from latentite.energy.potential import TheoryLevel
 from latentite.energy.reference_fit import table_references
 from latentite.energy.references import ElementReferences
 from latentite.energy.relaxation import RelaxCell, RelaxSettings
@@ -35,7 +37,10 @@ class EnergyAboveHull:
     def __init__(
         self,
         potential: str = "chgnet",
-        table: str = "mp_20",
+        table: str | Sequence[str] = "mp_20",
+        data_dir: str | None = None,
+        theory: str | None = None,
+        potential_theory: str | None = None,
         relax_steps: int = 0,
         worst: float = 1.0,
         deepest: float = 0.3,
@@ -43,11 +48,14 @@ class EnergyAboveHull:
         workers: int | None = 1,
         **arguments: Any,
     ) -> None:
-        """Say how stability is judged; what that needs is read at the first call.
+        """Say how stability is judged; what that needs is read by `prepare`.
 
         Args:
             potential: see `energy.catalogue.potential_by_name`.
             table: data set or files with formation energies, for the hull and the element references.
+            data_dir: folder of the data set that `table` names; None: it is looked for.
+            theory: level of its formation energies, such as `PBE(+U), corrected`; known for the public data sets.
+            potential_theory: the same of an ASE calculator's energies; the built-in potentials know theirs.
             relax_steps: of a relaxation; 0 takes the crystals as they are (single points).
             worst: eV/atom above hull from where on all are equally bad.
             deepest: eV/atom; further below the hull than this, nothing is paid.
@@ -64,19 +72,33 @@ class EnergyAboveHull:
         settings = RelaxSettings(cell=RelaxCell.NONE, energy_only=True)
         if relax_steps:
             settings = RelaxSettings(max_steps=relax_steps)
-        self.how = RelaxHow(potential=potential, arguments=arguments, settings=settings)
-        self.table = table
+        self.how = RelaxHow(
+            potential=potential, arguments=arguments, theory=_level(potential_theory), settings=settings
+        )
+        self.table, self.data_dir = table, data_dir
+        self.theory = _level(theory)
         self.worst, self.deepest, self.min_competing = worst, deepest, min_competing
         self.workers = workers
         self._judge: tuple[ElementReferences, Hull] | None = None
 
-    def __call__(self, structures: Sequence[Structure], batch: CrystalBatch) -> Float[Tensor, " crystal"]:
+    def prepare(self) -> tuple[ElementReferences, Hull]:
+        """The element references and the hull, read or made once; the first time takes minutes.
+
+        Raises:
+            ImportError: when the potential's package is not installed.
+            FileNotFoundError: when there is no such table.
+            ValueError: when it has no formation energies, or they are of another level of theory.
+        """
         if self._judge is None:
-            table = find_table(self.table)
+            table = find_table(self.table, theory=self.theory, data_dir=self.data_dir)
             self._judge = table_references(table, self.how, workers=self.workers), table_hull(table)
+        return self._judge
+
+    def __call__(self, structures: Sequence[Structure], batch: CrystalBatch) -> Float[Tensor, " crystal"]:
+        references, hull = self.prepare()
         relaxed = relax_many(batch.to_arrays(), self.how, workers=self.workers)
         crystals = replace(batch, properties={})
-        rows = stability(crystals, relaxed.energy, *self._judge)
+        rows = stability(crystals, relaxed.energy, references, hull)
         return torch.tensor(
             [self.reward(row, int(n)) for row, n in zip(rows, num_elements(batch), strict=True)]
         )
@@ -89,6 +111,10 @@ class EnergyAboveHull:
         if elements > 1 and row.num_competing < self.min_competing:
             return math.nan
         return -min(max(above, 0.0), self.worst)
+
+
+def _level(text: str | None) -> TheoryLevel | None:
+    return None if text is None else parse_theory(text)
 
 
 def num_elements(batch: CrystalBatch) -> list[int]:

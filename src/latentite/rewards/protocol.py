@@ -47,6 +47,26 @@ class NeedsReference(Protocol):
         ...
 
 
+@runtime_checkable
+class NeedsPreparation(Protocol):
+    """A reward that must read something first: asked once, before the first call.
+
+    What it raises ends the run before it has begun. Raised in a call, it would cost every crystal its floor.
+    """
+
+    def prepare(self) -> object:
+        """Read what every call needs."""
+        ...
+
+
+def make_ready(reward: Reward, crystals: CrystalBatch) -> None:
+    """Before the first call: the training set for rewards that want it, and their own reading."""
+    if isinstance(reward, NeedsReference):
+        reward.set_reference(crystals)
+    if isinstance(reward, NeedsPreparation):
+        reward.prepare()
+
+
 def is_collective(reward: Reward) -> bool:
     """Whether a crystal's reward depends on the others of the batch: the reward's attribute `is_collective`.
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
@@ -17,6 +16,7 @@ from torch import Tensor
 from latentite.data.atom_features import attach_features
 from latentite.data.dataset import CrystalDataset
 from latentite.data.fidelities import FidelityCounts, FidelityData, join_fidelities
+from latentite.data.sources import splits_folder
 from latentite.training.data_config import DataConfig
 
 if TYPE_CHECKING:
@@ -60,7 +60,8 @@ def _load_folder(config: DataConfig) -> dict[str, CrystalDataset]:
 
     wanted = config.wanted_properties
     options = _options(config, numbers_only=not wanted)
-    splits = load_splits(_folder(config), options=options, cache_dir=config.cache_dir, workers=config.workers)
+    folder = splits_folder(config.name, config.data_dir)
+    splits = load_splits(folder, options=options, cache_dir=config.cache_dir, workers=config.workers)
     splits = {name: _with_derived(dataset, options.derived) for name, dataset in splits.items()}
     for name, dataset in splits.items():
         known = dataset.crystals.properties
@@ -112,17 +113,6 @@ def _options(config: DataConfig, *, numbers_only: bool) -> BuildOptions:
         properties=None if numbers_only else tuple(name for name in wanted if name not in DERIVED),
         derived=tuple(name for name in wanted if name in DERIVED),
     )
-
-
-def _folder(config: DataConfig) -> Path:
-    """Where the splits lie: `data_dir` itself, a folder in it of that name, or wherever the name is found."""
-    from latentite.data.build import split_files
-    from latentite.data.sources import resolve
-
-    if config.data_dir is None:
-        return resolve(config.name)
-    inside = config.data_dir / config.name
-    return inside if not split_files(config.data_dir) and inside.is_dir() else config.data_dir
 
 
 def _with_derived(dataset: CrystalDataset, names: Sequence[str]) -> CrystalDataset:
