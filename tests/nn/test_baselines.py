@@ -9,7 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from latentite.crystal import FIDELITY, CrystalBatch
-from latentite.nn.baseline_fit import PULLS, cross_validated_ridge, fit_baselines, formula_units
+from latentite.nn.baseline_fit import fit_baselines, formula_units
+from latentite.nn.baseline_ridge import PULLS, cross_validated_ridge
 from latentite.nn.baselines import ElementBaselines, Extent
 
 PLANTED = {3: -1.9, 8: -4.9, 11: -1.3, 17: -1.8, 26: -8.3, 29: -3.7}
