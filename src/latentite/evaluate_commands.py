@@ -227,7 +227,7 @@ def _evaluate(arguments: argparse.Namespace) -> int:
 
 
 def rates_table(result: Evaluation, *, title: str | None = None) -> Table:
-    """The rates as a rich table."""
+    """The rates, and what sections add to them, as a rich table."""
     crystals = result.crystals
     table = Table(title=title or f"Evaluation, protocol {result.protocol.name}", show_header=False)
     table.add_column(style="bold")
@@ -236,6 +236,9 @@ def rates_table(result: Evaluation, *, title: str | None = None) -> Table:
     table.add_row("structures", f"{crystals.num_in} in = {len(crystals)} scored + {failed} failed")
     for name, label in result.labels.items():
         table.add_row(label, str(result.rates[name]))
+    for section in result.sections:
+        for label, value in section.lines:
+            table.add_row(label, escape(value))
     return table
 
 

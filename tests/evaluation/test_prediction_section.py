@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import csv
+import io
 from pathlib import Path
 
 import numpy as np
 import pytest
 from pymatgen.core import Lattice, Structure
+from rich.console import Console
 
 import latentite
+from latentite.evaluate_commands import rates_table
 from latentite.evaluation import prediction_section
 from latentite.evaluation.prediction_section import samples_by_formula
 from latentite.evaluation.run import Evaluation
@@ -79,6 +82,25 @@ def test_match_rates_are_those_counted_by_hand(result: Evaluation, matcher: str)
         "any_all_pairs": (3, 6),  # and NaCl
         "any_valid_pairs": (2, 6),
     }
+
+
+@pytest.mark.parametrize(
+    ("protocol", "matcher", "corrected"), [("default", "strict", 0.15), ("cdvae", "loose", 0.25)]
+)
+def test_the_terminal_shows_them_by_the_matcher_of_the_protocol(
+    protocol: str, matcher: str, corrected: float
+) -> None:
+    """Half of the targets are matched without distance, the others count as stol: 0.3 / 2 or 0.5 / 2."""
+    result = latentite.evaluate(SAMPLES, targets=TARGETS, protocol=protocol, workers=1)
+    console = Console(width=200, record=True, file=io.StringIO())
+    console.print(rates_table(result))
+    rows = [[cell.strip() for cell in line.split("│")[1:-1]] for line in console.export_text().splitlines()]
+    shown = {row[0]: row[1] for row in rows if len(row) == 2}
+    assert shown["targets"] == "6, of which 1 have no sample; 0 to 2 samples each"
+    assert shown[f"matched by the first sample ({matcher})"].startswith("33.3 % (2 of 6;")
+    assert shown[f"matched by any sample, METRe ({matcher})"].startswith("50.0 % (3 of 6;")
+    assert shown["RMSE of those, first and best sample"] == "0.0000 and 0.0000"
+    assert shown[f"cRMSE, {2 * corrected:g} for a target without match"] == f"{corrected:.4f}"
 
 
 def test_an_unmatched_target_costs_stol_in_the_corrected_rmse(result: Evaluation) -> None:

@@ -13,7 +13,6 @@ import csv
 import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import astuple, dataclass
-from html import escape
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -26,6 +25,7 @@ from latentite.evaluation.charge_section import charge_verdicts
 from latentite.evaluation.distributions import finite
 from latentite.evaluation.kept_rows import kept_rows
 from latentite.evaluation.measure import Cell, Measured, measure
+from latentite.evaluation.prediction_page import prediction_lines, prediction_page
 from latentite.evaluation.protocols import MATCHERS, CompositionRule
 from latentite.evaluation.read import Crystals
 from latentite.evaluation.sections import structure_validity
@@ -36,7 +36,6 @@ from latentite.files import replacing
 from latentite.match.settings import MatcherSettings
 from latentite.metrics.composition import SmactRule, is_smact_valid
 from latentite.metrics.crystal_structure_prediction import MatchRate, match_rate, sample_distances
-from latentite.metrics.rates import Rate
 
 _VERSION = 1
 """Raised when `metrics/crystal_structure_prediction.py` gives other distances."""
@@ -58,6 +57,7 @@ class _Found:
 
     @property
     def num_samples(self) -> Int[np.ndarray, " target"]:
+        """Samples of each target."""
         return (self.samples >= 0).sum(axis=1)
 
 
@@ -71,7 +71,8 @@ def prediction_section(targets: Crystals) -> MakeSection:
         found = _summary(result, work)
         return Section(
             summary={"prediction": found},
-            page=lambda: _page(found),
+            page=lambda: prediction_page(found),
+            lines=prediction_lines(found, work.protocol.matcher),
             files={"targets.csv": lambda path: _write(path, result)},
         )
 
@@ -215,34 +216,3 @@ def _write(path: Path, result: _Found) -> None:
                 row += ["no" if np.isnan(value) else "yes" for value in (first, best)]
                 row += ["" if np.isnan(value) else f"{value:.6g}" for value in (first, best)]
             writer.writerow(row)
-
-
-_ROWS = (
-    ("k1_all_pairs", "first sample, all pairs"),
-    ("k1_valid_pairs", "first sample, both sides valid"),
-    ("any_all_pairs", "best of all samples, all pairs (METRe, cRMSE)"),
-    ("any_valid_pairs", "best of all samples, both sides valid"),
-)
-
-
-def _page(found: Mapping[str, Any]) -> str:
-    targets, samples = found["targets"], found["samples_per_target"]
-    parts = [
-        f"<h2>Structure prediction</h2><p>{targets['num_targets']:,} targets of {escape(targets['name'])}, "
-        f"{targets['num_formulas']:,} formulas; {targets['without_samples']:,} have no sample and count as not "
-        f"matched. Samples per target: {samples['min']:,} to {samples['max']:,}.</p>"
-    ]
-    for matcher in MATCHERS:
-        tolerances = f"{matcher.ltol:g}/{matcher.stol:g}/{matcher.angle_tol:g}°"
-        rows = []
-        for name, words in _ROWS:
-            one = found["matchers"][matcher.name][name]
-            rate = Rate(numerator=one["rate"]["numerator"], denominator=one["rate"]["denominator"])
-            numbers = "".join(
-                f"<td class='n'>{'–' if value is None else f'{value:.4f}'}</td>"
-                for value in (one["rmse"], one["corrected_rmse"])
-            )
-            rows.append(f"<tr><td>{words}</td><td class='n'>{rate}</td>{numbers}</tr>")
-        head = f"<tr><th>matched, {matcher.name} ({tolerances})</th><th></th><th>RMSE</th><th>corrected RMSE</th></tr>"
-        parts.append(f"<table>{head}{''.join(rows)}</table>")
-    return "".join(parts) + "<p class='small'>Each target stands in targets.csv.</p>"

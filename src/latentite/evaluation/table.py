@@ -69,6 +69,8 @@ class Section:
     """Position, metric and reason of what could not be computed."""
     summary: Mapping[str, Any] = field(default_factory=dict)
     """Keys of `summary.json`; plain values, null for numbers that do not exist."""
+    lines: tuple[tuple[str, str], ...] = ()
+    """Label and value of what the terminal shows after the rates."""
     page: Callable[[], str] = lambda: ""
     """HTML that stands after the rates; only made when a report is written."""
     files: Mapping[str, Callable[[Path], None]] = field(default_factory=dict)
