@@ -52,28 +52,34 @@ MEDIANS = {
 
 
 def markdown(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A table."""
     lines = [header, ["---"] * len(header), *rows]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
 def missing(part: str) -> str:
+    """What stands in the place of a table that was not measured."""
     return f"Not measured (`python benchmarks/results.py --parts {part}`)."
 
 
 def rate_of(plain: Mapping[str, Any] | None) -> Rate | None:
+    """A rate of `summary.json`."""
     return None if plain is None else Rate(numerator=plain["numerator"], denominator=plain["denominator"])
 
 
 def rate_text(plain: Mapping[str, Any] | None) -> str:
+    """The same in words, a dash for none."""
     rate = rate_of(plain)
     return "-" if rate is None else str(rate)
 
 
 def number_text(value: float | None, digits: int = 3) -> str:
+    """A number with so many decimals, a dash for none."""
     return "-" if value is None else f"{value:.{digits}f}"
 
 
 def energy_note(found: Found) -> str:
+    """By which potential, how far relaxed and above which hull."""
     for name in SETS:
         if name in found and (energies := found[name]["found"]["energies"]):
             potential, settings, hull = energies["potential"], energies["settings"], energies.get("hull")
@@ -91,6 +97,7 @@ def energy_note(found: Found) -> str:
 
 
 def samples(found: Found) -> str:
+    """Table of rates, medians and distances, a column per set of crystals."""
     sets = [name for name in SETS if name in found]
     if not sets:
         return missing("samples test prototypes")
@@ -113,6 +120,7 @@ def samples(found: Found) -> str:
 
 
 def conditional(found: Found) -> str:
+    """Table of hits, a row per formation energy that was asked for."""
     if "conditional" not in found:
         return missing("conditional")
     result = found["conditional"]["found"]
@@ -142,6 +150,7 @@ def conditional(found: Found) -> str:
 
 
 def prediction(found: Found) -> str:
+    """Table of match rates, by matcher and number of samples."""
     if "prediction" not in found:
         return missing("prediction")
     result = found["prediction"]["found"]
@@ -165,6 +174,7 @@ def prediction(found: Found) -> str:
 
 
 def learning(found: Found) -> str:
+    """Table of rates before and after reinforcement learning."""
     if not {"rl", "samples"} <= found.keys():
         return missing("samples rl")
     before, after = found["samples"]["found"]["rates"], found["rl"]["found"]["rates"]

@@ -47,10 +47,12 @@ class CrystalBatch:
 
     @property
     def total_atoms(self) -> int:
+        """Atoms of all crystals together."""
         return self.atomic_numbers.shape[0]
 
     @property
     def device(self) -> torch.device:
+        """Where the tensors are; all of them are in one place."""
         return self.frac_coords.device
 
     @property

@@ -56,7 +56,16 @@ def set_length(
     seconds: float,
     num_validations: int,
 ) -> None:
-    """Choose number format and number of steps for this machine, so that the schedule ends with the time."""
+    """Choose number format and number of steps for this machine, so that the schedule ends with the time.
+
+    Args:
+        config: of the run; precision, lengths and interval of validation are set in place.
+        scheduler: of its optimizer; its warm-up never takes more than a quarter of the steps.
+        data: the batches of an epoch.
+        seconds_per_step: measures one training step in a number format.
+        seconds: wished for the whole training.
+        num_validations: about how many there are to be.
+    """
     speeds = {precision: seconds_per_step(precision) for precision in (Precision.FP32, Precision.BF16_MIXED)}
     # bf16 only where the hardware makes it clearly faster: without support it is many times slower.
     is_faster = speeds[Precision.BF16_MIXED] < 0.9 * speeds[Precision.FP32]
@@ -80,6 +89,7 @@ def vae_seconds_per_step(module: VAEModuleConfig, data: CrystalDataModule) -> Se
     """Times steps of stage 1."""
 
     def build() -> tuple[nn.Module, Callable[[CrystalBatch], LossTerms]]:
+        """A new VAE and its loss, with the same draws in every number format."""
         network = CrystalVAE(module.architecture())
         generator = seeded_generator(0)
         return network, lambda batch: vae_loss(network, batch, module.loss_weights, generator=generator)
@@ -93,12 +103,14 @@ def ldm_seconds_per_step(
     """Times steps of stage 2 on latents that are there already, as with a latent cache."""
 
     def build() -> tuple[nn.Module, Callable[[CrystalBatch], LossTerms]]:
+        """A new denoiser and its loss at random noise levels; the frozen VAE encodes each batch once."""
         network = build_network(vae, settings)
         generator = seeded_generator(0)
         schedule = settings.diffusion.build_schedule()
         latents = {}
 
         def terms(batch: CrystalBatch) -> LossTerms:
+            """Each batch comes twice, and only its second step is timed: the one without encoding."""
             key = id(batch)
             if key not in latents:
                 latents[key] = network.encode(batch)

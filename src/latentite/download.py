@@ -148,6 +148,7 @@ class _Transfer:
 
     @property
     def num_bytes(self) -> int:
+        """What of the file is here already."""
         return self.part.stat().st_size if self.part.exists() else 0
 
     def run(self) -> RemoteFile:

@@ -96,6 +96,7 @@ def _download(arguments: argparse.Namespace) -> int:
 
 def _fetch(name: str, force: bool, progress: Progress, task: TaskID) -> str:
     def show(done: int, total: int | None) -> None:
+        """Bytes so far, and of how many if the server says."""
         progress.update(task, completed=done, total=total)
 
     return str(hub.download(name, force=force, on_progress=show))
@@ -114,6 +115,7 @@ def _export(arguments: argparse.Namespace) -> int:
     from latentite.interop.export import export_chemeleon2
 
     def write() -> str:
+        """Writes the checkpoint; gives the paths for the terminal."""
         source = hub.resolve(arguments.checkpoint)
         if arguments.format == "chemeleon2":
             path = export_chemeleon2(
@@ -133,6 +135,7 @@ def _bundle(arguments: argparse.Namespace) -> int:
     from latentite.hub.bundle import bundle
 
     def write() -> str:
+        """Writes the pair; gives its paths, its size and what rounding cost."""
         done = bundle(
             arguments.checkpoint,
             arguments.name,

@@ -68,6 +68,7 @@ class ASEPotential:
 
     @property
     def card(self) -> PotentialCard:
+        """See `potential.Potential.card`."""
         return self._card
 
     def compute(self, crystals: CrystalBatch) -> EnergyForces:

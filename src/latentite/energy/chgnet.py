@@ -81,6 +81,7 @@ class CHGNetPotential:
 
     @property
     def card(self) -> PotentialCard:
+        """See `potential.Potential.card`."""
         return self._card
 
     def compute(self, crystals: CrystalBatch) -> EnergyForces:

@@ -64,7 +64,9 @@ class Potential(Protocol):
     """Anything with a card and `compute`."""
 
     @property
-    def card(self) -> PotentialCard: ...
+    def card(self) -> PotentialCard:
+        """What it is, which elements it knows and of what level of theory its energies are."""
+        ...
 
     def compute(self, crystals: CrystalBatch) -> EnergyForces:
         """Energies, forces and stresses, in the dtype of the crystals' coordinates and on their device.

@@ -52,6 +52,7 @@ class _Results:
         self.start_energy[first] = self.energy[first]
 
     def end(self, position: int, status: RelaxStatus, reason: str | None) -> None:
+        """A crystal is done with, well or badly."""
         self.status[position], self.reasons[position] = status, reason
 
     def finished(self) -> Relaxed:

@@ -45,11 +45,13 @@ class _Side:
 
     @property
     def legend(self) -> str:
+        """Name and how many numbers there are."""
         return f"{self.name} ({len(self.numbers):,})"
 
     @property
     def total(self) -> int:
-        return max(1, len(self.numbers))  # shares of nothing are 0
+        """What shares are of; 1 where there is nothing, so that they are 0."""
+        return max(1, len(self.numbers))
 
 
 def draw_charts(generated: Measured, reference: Measured | None) -> dict[str, str]:

@@ -54,6 +54,7 @@ class Energies:
 
     @property
     def is_relaxation(self) -> bool:
+        """Whether anything moved; false for single points."""
         return self.how.settings.cell != RelaxCell.NONE
 
     @property

@@ -171,6 +171,13 @@ class _Reader(pickle.Unpickler):
         self._kinds: dict[str, type[Record]] = {}
 
     def find_class(self, module: str, name: str) -> Any:
+        """What stands for a name of the pickle: a plain container, a function of ours, or a `Record` of its kind.
+
+        Nothing is imported. Unpickling calls this for every name, so whatever it does not give cannot be called.
+
+        Raises:
+            UnsafePickleError: for a name of the standard library that is not known to be harmless.
+        """
         # Pickles of protocol 2, which torch writes, have the names that modules had in Python 2.
         module, name = NAME_MAPPING.get((module, name), (IMPORT_MAPPING.get(module, module), name))
         if (module, name) in CONTAINERS:
@@ -192,6 +199,11 @@ class _Reader(pickle.Unpickler):
         return self._kinds[kind]
 
     def persistent_load(self, pid: Any) -> _Stored:
+        """The storage that a tensor refers to, by its key; its numbers are not read.
+
+        Raises:
+            DamagedPickleError: for a reference that torch does not write.
+        """
         match pid:
             case ("storage", _Storage(dtype), str(key), str(), int(num_stored)) if num_stored >= 0:
                 return _Stored(key, dtype, num_stored)

@@ -54,8 +54,12 @@ Options = list[tuple[int, float]]
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class NeutralChoice:
+    """Charges that add up to 0."""
+
     score: float
+    """Sum of their log-probabilities."""
     charges: list[int]
+    """In the order of the options."""
 
 
 def best_neutral(options: Sequence[Options]) -> NeutralChoice | None:

@@ -82,6 +82,7 @@ class LoraBranch(nn.Module):
         nn.init.zeros_(self.up.weight)
 
     def forward(self, inputs: Float[Tensor, "*row input"]) -> Float[Tensor, "*row output"]:
+        """What is added to the output of the layer, for any number of leading axes."""
         return self.config.scale * self.up(self.down(self.dropout(inputs)))
 
     @property
@@ -99,6 +100,7 @@ class LoraLinear(nn.Linear):
         self.lora = LoraBranch(base.in_features, base.out_features, config)
 
     def forward(self, inputs: Float[Tensor, "*row input"]) -> Float[Tensor, "*row output"]:
+        """The layer's own output and its branch's."""
         return F.linear(inputs, self.weight, self.bias) + self.lora(inputs)
 
 
@@ -246,10 +248,12 @@ class TrainableSummary:
 
     @property
     def num_trainable(self) -> int:
+        """Numbers that are trained, of all parts."""
         return sum(self.trainable.values())
 
     @property
     def num_frozen(self) -> int:
+        """Numbers that are not, of all parts."""
         return sum(self.frozen.values())
 
     def __str__(self) -> str:

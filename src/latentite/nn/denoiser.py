@@ -164,6 +164,15 @@ class DenoiserAttention(SelfAttention):
     def forward(
         self, tokens: Float[Tensor, "row channel"], layout: PackedLayout
     ) -> Float[Tensor, "row channel"]:
+        """Every token attends to all tokens of its crystal.
+
+        Args:
+            tokens: `hidden_size` channels per packed token, modulated already.
+            layout: which rows belong to which crystal.
+
+        Returns:
+            What is to be gated and added, in the same shape.
+        """
         projected = F.linear(tokens, self.in_proj_weight, self.in_proj_bias)
         if self.in_proj_adapter is not None:
             projected = projected + self.in_proj_adapter(tokens)
@@ -188,6 +197,7 @@ class FeedForward(nn.Module):
         self.fc2 = nn.Linear(width, hidden_size)
 
     def forward(self, tokens: Float[Tensor, "row channel"]) -> Float[Tensor, "row channel"]:
+        """Each token for itself, in the same shape."""
         return self.fc2(F.gelu(self.fc1(tokens), approximate=self.approximate))
 
 
@@ -220,6 +230,13 @@ class DenoiserBlock(nn.Module):
         conditioning: Float[Tensor, "crystal channel"],
         layout: TokenLayout,
     ) -> Float[Tensor, "row channel"]:
+        """Tokens after attention and feed-forward.
+
+        Args:
+            tokens: `hidden_size` channels per packed token.
+            conditioning: `hidden_size` channels per crystal, of time and condition.
+            layout: which rows belong to which crystal.
+        """
         shift_1, scale_1, gate_1, shift_2, scale_2, gate_2 = self.adaLN_modulation(conditioning).chunk(
             6, dim=-1
         )
@@ -244,6 +261,7 @@ class FinalLayer(nn.Module):
         conditioning: Float[Tensor, "crystal channel"],
         layout: TokenLayout,
     ) -> Float[Tensor, "row output"]:
+        """Output channels per packed token: the prediction's, then with `learn_variance` the variance's."""
         shift, scale = self.adaLN_modulation(conditioning).chunk(2, dim=-1)
         return self.linear(layout.modulate(tokens, shift, scale))
 
@@ -260,6 +278,7 @@ class TimeEmbedder(nn.Module):
     def forward(
         self, time: Float[Tensor, " crystal"] | Int[Tensor, " crystal"]
     ) -> Float[Tensor, "crystal channel"]:
+        """`hidden_size` channels per crystal; `time` is the noise level from 0 to 1000."""
         return self.mlp(time_embedding(time))
 
 

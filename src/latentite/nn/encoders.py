@@ -74,7 +74,15 @@ class TransformerEncoder(nn.Module):
         self.transformer = Transformer(config)
 
     def forward(self, batch: CrystalBatch, layout: PackedLayout) -> Float[Tensor, "atom channel"]:
-        """Features of every atom, from all atoms of its crystal."""
+        """Features of every atom, from all atoms of its crystal.
+
+        Args:
+            batch: crystals in canonical form; lengths in Å.
+            layout: which rows belong to which crystal, `PackedLayout.of(batch.num_atoms)`.
+
+        Returns:
+            `d_model` channels per atom, in the order of the batch, without unit.
+        """
         config = self.config
         cell = self.lattices_embedder(lattice_features(batch, config.features))
         tokens = (
@@ -126,6 +134,14 @@ class CSPLayer(nn.Module):
         edge_features: Float[Tensor, "edge feature"],
         cell_per_atom: Float[Tensor, "atom cell_feature"],
     ) -> Float[Tensor, "atom channel"]:
+        """Atoms after one round of messages.
+
+        Args:
+            nodes: `d_model` channels per atom.
+            edges: receiver and sender of each message, as `all_pairs` gives them.
+            edge_features: of the wrapped fractional difference sender - receiver.
+            cell_per_atom: features of the cell that each atom is in.
+        """
         receiver, sender = edges
         normed = self.norm(nodes)
         at_receiver = self.from_receiver(normed) + self.from_cell(cell_per_atom)
@@ -155,7 +171,15 @@ class CSPNetEncoder(nn.Module):
         self.norm = nn.LayerNorm(config.d_model)
 
     def forward(self, batch: CrystalBatch, layout: PackedLayout) -> Float[Tensor, "atom channel"]:
-        """Features of every atom; `layout` is not needed, as messages run along packed edges."""
+        """Features of every atom, from messages between all pairs of its crystal.
+
+        Args:
+            batch: crystals in canonical form; lengths in Å.
+            layout: not needed, as messages run along packed edges; encoders are called alike.
+
+        Returns:
+            `d_model` channels per atom, in the order of the batch, without unit.
+        """
         config = self.config
         nodes = self.atom_type_embedder(batch.atomic_numbers) + self.frac_coords_embedder(
             coordinate_features(batch, config.features, config.num_frequencies)

@@ -126,6 +126,7 @@ class SelfAttention(nn.Module):
     def forward(
         self, tokens: Float[Tensor, "atom channel"], layout: PackedLayout
     ) -> Float[Tensor, "atom channel"]:
+        """What each atom takes from all atoms of its crystal, to be added; the same shape."""
         projected = layout.pad(F.linear(tokens, self.in_proj_weight, self.in_proj_bias))
         query, key, value = rearrange(
             projected, "c s (three h d) -> three c h s d", three=3, h=self.num_heads
@@ -149,6 +150,7 @@ class TransformerLayer(nn.Module):
     def forward(
         self, tokens: Float[Tensor, "atom channel"], layout: PackedLayout
     ) -> Float[Tensor, "atom channel"]:
+        """`d_model` channels per packed atom, before and after."""
         tokens = tokens + self.self_attn(self.norm1(tokens), layout)
         hidden = F.gelu(self.linear1(self.norm2(tokens)), approximate=self.approximate)
         return tokens + self.linear2(hidden)
@@ -168,6 +170,12 @@ class Transformer(nn.Module):
     def forward(
         self, tokens: Float[Tensor, "atom channel"], layout: PackedLayout
     ) -> Float[Tensor, "atom channel"]:
+        """`d_model` channels per packed atom, before and after; no crystal sees another.
+
+        Args:
+            tokens: of all atoms, crystal after crystal.
+            layout: `PackedLayout.of(num_atoms)`.
+        """
         for layer in self.layers:
             tokens = layer(tokens, layout)
         return self.norm(tokens)

@@ -148,27 +148,33 @@ class LDMTrainingModule(StageModule):
             block.compile(dynamic=True)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """A resumed run has its statistics already."""
         self._fit_latent_statistics = self._fit_condition_statistics = False
 
     def on_fit_start(self) -> None:
+        """Latents are normalised, and cached where that is asked, before the first batch."""
         if self.schedule is not None:
             self.schedule = self.schedule.to(self.device)
         self._prepare_latents()
 
     def on_fit_end(self) -> None:
+        """The cache is given back."""
         self._cache = None
         self.datamodule.serve_train_from(None)
 
     def on_train_epoch_start(self) -> None:
+        """The VAE is frozen; Lightning sets all of the module to training."""
         self.network.vae.eval()
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
+        """Dropout of adapters draws from a seed of the step."""
         if self.network.config.lora is not None:
-            # Dropout knows torch's own generator only: it is seeded anew in each step, so that resuming is exact.
+            # Dropout knows torch's own generator only; seeded anew in each step, resuming is exact.
             draws = self.generator(Stream.DROPOUT, self.current_epoch, batch_idx, self.global_rank)
             torch.manual_seed(draws.initial_seed())
 
     def training_terms(self, batch: CrystalBatch | CachedBatch, generator: torch.Generator) -> LossTerms:
+        """The diffusion loss of a batch, encoded now or taken from the cache."""
         drawn = generator if self.config.sample_posterior else None
         if isinstance(batch, CachedBatch):
             assert self._cache is not None

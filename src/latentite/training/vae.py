@@ -92,6 +92,7 @@ class VAETrainingModule(StageModule):
                 trunk.compile(dynamic=True)
 
     def validation_step(self, batch: CrystalBatch, batch_idx: int) -> None:
+        """Losses now; the reconstructions are kept for the end of the epoch."""
         generator = self.generator(Stream.VALIDATION, 0, batch_idx, self.global_rank)
         terms = self._terms(batch, generator)
         size = len(batch)
@@ -128,6 +129,7 @@ class VAETrainingModule(StageModule):
             )
 
     def training_terms(self, batch: CrystalBatch, generator: torch.Generator) -> LossTerms:
+        """The loss of a batch that is augmented now."""
         return self._terms(self.augmented(batch, generator), generator)
 
     def _terms(self, target: CrystalBatch, generator: torch.Generator) -> LossTerms:
