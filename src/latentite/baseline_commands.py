@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     """Add `baseline` with its command; it sets `func`, arguments to exit code. `cli.py` reports mistakes."""
-    parser = subparsers.add_parser("baseline", help="what labels are by composition alone: fit")
+    parser = subparsers.add_parser("baseline", help="element baselines of a property: fit")
     commands = parser.add_subparsers(dest="baseline_command", required=True, metavar="{fit}")
     fit = commands.add_parser(
         "fit",
@@ -29,18 +29,41 @@ def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     add(
         "--extent",
         choices=("per_atom", "total"),
-        help="labels are per atom, or of the whole cell [by the name]",
+        help="labels are per atom, or of the whole cell [per_atom where NAME ends so]",
     )
-    add("--unit", default=None, help="of the labels, written down with them [eV/atom or eV, by the extent]")
+    add(
+        "--unit",
+        default=None,
+        metavar="UNIT",
+        help="of the labels, written down with them [eV/atom or eV, by the extent]",
+    )
     add(
         "--fidelity",
         default="labels",
         metavar="NAME",
         help="what the level of theory is called [%(default)s]",
     )
-    add("--ridge", type=float, default=1e-3, help="of the fit [%(default)s]")
-    add("--trim", type=float, default=0.02, help="share of rows left out on either side [%(default)s]")
-    add("--max-atoms", type=int, default=0, metavar="N", help="reject larger cells [0: no limit]")
+    add(
+        "--ridge",
+        type=float,
+        default=1e-3,
+        metavar="X",
+        help="weight of the penalty on large coefficients [%(default)s]",
+    )
+    add(
+        "--trim",
+        type=float,
+        default=0.02,
+        metavar="X",
+        help="share of rows left out on either side [%(default)s]",
+    )
+    add(
+        "--max-atoms",
+        type=int,
+        default=0,
+        metavar="N",
+        help="reject cells of more atoms; 0: none [%(default)s]",
+    )
     fit.set_defaults(func=_fit)
 
 

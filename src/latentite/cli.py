@@ -50,16 +50,19 @@ _CHILD = "LATENTITE_TRAIN_STAGE"
 """The stage, for the further processes of a distributed run: Lightning passes them the overrides only."""
 
 GROUPS = {
-    "demo": ("latentite.demo_commands", "train three stages on embedded crystals, show what comes out"),
-    "data": ("latentite.data.commands", "datasets: build from your files, look into one"),
+    "demo": ("latentite.demo_commands", "train every stage on embedded crystals and show what comes out"),
+    "data": ("latentite.data.commands", "datasets: build from your files, convert to HDF5, look into one"),
     "train": (None, "train a stage: latentite train vae|ldm|rl|predictor [key=value ...]"),
-    "vae": ("latentite.reconstruct_commands", "use a trained VAE: reconstruct"),
-    "predict": ("latentite.predict_commands", "properties of any structures from a trained predictor"),
-    "sample": ("latentite.sample_commands", "new crystals from a trained latent diffusion model"),
-    "reward": ("latentite.reward_commands", "rewards for reinforcement learning: check one of your own"),
+    "vae": ("latentite.reconstruct_commands", "a trained VAE at work: rebuild crystals"),
+    "predict": (
+        "latentite.predict_commands",
+        "predict properties of any structures with a trained predictor",
+    ),
+    "sample": ("latentite.sample_commands", "sample new crystals from a trained latent diffusion model"),
+    "reward": ("latentite.reward_commands", "rewards of reinforcement learning: check one of your own"),
     "evaluate": ("latentite.evaluate_commands", "measure any set of structures against a reference"),
     "export": ("latentite.export_commands", "a predictor at one fidelity as one file that runs elsewhere"),
-    "baseline": ("latentite.baseline_commands", "what labels are by composition alone: fit"),
+    "baseline": ("latentite.baseline_commands", "element baselines of a property: fit"),
     "hub": ("latentite.hub_commands", "named checkpoints: list, download, verify, export, bundle"),
 }
 """Groups of commands: the module whose `register` adds them, and a line of help."""

@@ -12,16 +12,28 @@ def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     """Add `demo`; it sets `func`, from the arguments to the exit code. `cli.py` reports mistakes."""
     command = subparsers.add_parser(
         "demo",
-        help="train all stages on the embedded crystals, rebuild some, sample new ones; a few minutes",
+        help="train every stage on embedded crystals and show what comes out",
         description="Make the embedded dataset, train a small VAE, a predictor of densities and a small latent "
         "diffusion model, fine-tune the last by reinforcement learning, rebuild crystals that they have not seen, "
         "sample and measure new ones. Needs two CPU cores, about ten minutes the first time, and no network.",
     )
-    command.add_argument("--out", type=Path, default=Path("demo"), metavar="DIR", help="folder [%(default)s]")
     command.add_argument(
-        "--minutes", type=float, default=5.2, help="of training, all stages together [%(default)s]"
+        "--out",
+        type=Path,
+        default=Path("demo"),
+        metavar="DIR",
+        help="folder for everything that it leaves [%(default)s]",
     )
-    command.add_argument("--seed", type=int, default=0, help="of everything random [%(default)s]")
+    command.add_argument(
+        "--minutes",
+        type=float,
+        default=5.2,
+        metavar="X",
+        help="wished for training, all stages together [%(default)s]",
+    )
+    command.add_argument(
+        "--seed", type=int, default=0, metavar="N", help="of everything random [%(default)s]"
+    )
     command.set_defaults(func=_demo)
 
 

@@ -26,7 +26,7 @@ def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     _register_compare(subparsers)
     command = subparsers.add_parser(
         "evaluate",
-        help="validity, uniqueness, novelty and distributions of any set of structures",
+        help="measure any set of structures against a reference",
         description="Measure structures and hold them against a reference; leaves a folder with structures.csv, "
         "failed.csv, summary.json and report.html.",
         epilog="Two finished reports are compared by: latentite evaluate compare A B",
@@ -37,19 +37,33 @@ def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         metavar="SOURCE",
         help="a folder or zip of CIFs, an extxyz, a table, ..., or a dataset's name",
     )
-    add("--reference", metavar="NAME_OR_FILE", help="what is known already, likewise; for novelty")
+    add(
+        "--reference",
+        metavar="NAME_OR_FILE",
+        help="what is known already, given like SOURCE; without it there is no novelty",
+    )
     add(
         "--protocol",
         default="default",
         metavar="NAME",
-        help="chemeleon2, mattergen, cdvae, lemat [%(default)s]",
+        help="what counts as valid, unique and novel: default, chemeleon2, mattergen, cdvae, lemat [%(default)s]",
     )
     add("--out", type=Path, required=True, metavar="DIR", help="folder of the report")
-    add("--split", choices=SPLIT_CHOICES, default="test", help="of a SOURCE with splits [%(default)s]")
-    add("--reference-split", choices=SPLIT_CHOICES, default="train", help="of the reference [%(default)s]")
+    add(
+        "--split",
+        choices=SPLIT_CHOICES,
+        default="test",
+        help="which one of a SOURCE with splits [%(default)s]",
+    )
+    add(
+        "--reference-split",
+        choices=SPLIT_CHOICES,
+        default="train",
+        help="which one of the reference [%(default)s]",
+    )
     add("--resume", action="store_true", help="go on where an evaluation of the same into --out was stopped")
     add("--workers", type=int, metavar="N", help="processes; they do not change the result [all cores]")
-    add("--seed", type=int, default=0, help="draws the structures of the gallery [%(default)s]")
+    add("--seed", type=int, default=0, metavar="N", help="draws the structures of the gallery [%(default)s]")
     _add_comparisons(command.add_argument_group("features, conditions and targets").add_argument)
     _add_energies(command.add_argument_group("energies and relaxation").add_argument)
     command.set_defaults(func=_evaluate)
@@ -69,14 +83,19 @@ def _add_comparisons(add: Callable[..., argparse.Action]) -> None:
         "--tolerance",
         action="append",
         metavar="NAME=VALUE",
-        help="of a condition that samples were asked for, absolute, in its unit; repeatable [5 %% of the value]",
+        help="how far from what was asked of NAME still hits, in its unit; repeatable [5 %% of the value]",
     )
     add(
         "--targets",
         metavar="NAME_OR_FILE",
-        help="structures to be predicted, matched by the samples' formulas",
+        help="right structures of what was to be predicted; samples are compared with those of their formula",
     )
-    add("--targets-split", choices=SPLIT_CHOICES, default="test", help="of the targets [%(default)s]")
+    add(
+        "--targets-split",
+        choices=SPLIT_CHOICES,
+        default="test",
+        help="which one of the targets [%(default)s]",
+    )
 
 
 def _tolerances(given: Sequence[str]) -> dict[str, float]:
@@ -107,7 +126,7 @@ def _add_energies(add: Callable[..., argparse.Action]) -> None:
         help="cell and atoms move, only atoms, or nothing (single points) [%(default)s]",
     )
     add("--relax-steps", type=int, default=500, metavar="N", help="most steps per structure [%(default)s]")
-    add("--fmax", type=float, default=0.05, help="largest force at the end, eV/Å [%(default)s]")
+    add("--fmax", type=float, default=0.05, metavar="X", help="largest force at the end, eV/Å [%(default)s]")
     add(
         "--hull",
         action="append",
@@ -117,17 +136,22 @@ def _add_energies(add: Callable[..., argparse.Action]) -> None:
     add(
         "--hull-theory",
         metavar="LEVEL",
-        help="of a hull without a known name, such as 'PBE(+U), corrected' (the Materials Project's)",
+        help="level of theory of a hull without a known name, such as 'PBE(+U), corrected' (the Materials Project's)",
     )
     add(
         "--phase-diagram",
         type=Path,
         metavar="JSON",
-        help="hull to take instead: of pymatgen, entries, or of latentite; --hull gives the element references",
+        help="hull to take instead: a phase diagram or entries of pymatgen, or a hull of latentite; --hull still gives "
+        "the element references",
     )
     add("--potential-arguments", metavar="JSON", help="keyword arguments of an ASE calculator")
-    add("--potential-theory", metavar="LEVEL", help="of an ASE calculator's energies")
-    add("--allow-mixed-theory", action="store_true", help="also when the levels of theory do not fit")
+    add("--potential-theory", metavar="LEVEL", help="what an ASE calculator's energies are, as --hull-theory")
+    add(
+        "--allow-mixed-theory",
+        action="store_true",
+        help="judge also when the levels of theory of potential and hull differ",
+    )
 
 
 def _energy_options(arguments: argparse.Namespace) -> EnergyOptions | str:
@@ -167,9 +191,9 @@ def _register_compare(subparsers: argparse._SubParsersAction[argparse.ArgumentPa
     )
     add = command.add_argument
     add("first", metavar="A", type=Path, help="folder of a report")
-    add("second", metavar="B", type=Path, help="folder of another")
-    add("--out", type=Path, metavar="DIR", help="folder for compare.json and compare.html")
-    add("--force", action="store_true", help="also when settings or reference differ")
+    add("second", metavar="B", type=Path, help="folder of another report")
+    add("--out", type=Path, metavar="DIR", help="folder for compare.json and compare.html [write nothing]")
+    add("--force", action="store_true", help="compare also when settings or reference differ")
     command.set_defaults(func=_compare)
 
 

@@ -31,27 +31,53 @@ def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     download.set_defaults(func=_download)
 
     verify = commands.add_parser("verify", help="hash files again and compare with what was recorded")
-    verify.add_argument("names", nargs="*", metavar="NAME", help="default: everything on this machine")
+    verify.add_argument(
+        "names",
+        nargs="*",
+        metavar="NAME",
+        help="as `latentite hub list` shows them [everything on this machine]",
+    )
     verify.set_defaults(func=_verify)
 
     export = commands.add_parser("export", help="write a checkpoint to publish, or for Chemeleon2")
-    export.add_argument("checkpoint", help="a file, or a name of `latentite hub list`")
+    export.add_argument("checkpoint", metavar="CKPT", help="a file, or a name of `latentite hub list`")
     export.add_argument(
-        "out", type=Path, help="the file to write, .safetensors (portable) or .ckpt (chemeleon2)"
+        "out",
+        type=Path,
+        metavar="FILE",
+        help="the file to write, .safetensors (portable) or .ckpt (chemeleon2)",
     )
-    export.add_argument("--format", choices=["portable", "chemeleon2"], default="portable")
-    export.add_argument("--weights", choices=["ema", "raw"], help="default: the file's own")
-    export.add_argument("--vae-ckpt-path", help="chemeleon2: where it will find the VAE of a diffusion model")
+    export.add_argument(
+        "--format",
+        choices=["portable", "chemeleon2"],
+        default="portable",
+        help="of Latentite, or of Chemeleon2 [%(default)s]",
+    )
+    export.add_argument(
+        "--weights", choices=["ema", "raw"], help="moving average or last step [ema where there is one]"
+    )
+    export.add_argument(
+        "--vae-ckpt-path",
+        metavar="PATH",
+        help="with --format chemeleon2: where it will find the VAE of a diffusion model",
+    )
     export.set_defaults(func=_export)
 
     bundle = commands.add_parser(
         "bundle", help="write a checkpoint small, with a card, into the folder from which names are read"
     )
-    bundle.add_argument("checkpoint", help="a file, or a name of `latentite hub list`")
-    bundle.add_argument("--name", required=True, help="of the pair NAME.safetensors, NAME.json")
-    bundle.add_argument("--out", type=Path, default=Path("ckpts"), metavar="DIR", help="[%(default)s]")
+    bundle.add_argument("checkpoint", metavar="CKPT", help="a file, or a name of `latentite hub list`")
     bundle.add_argument(
-        "--dtype", choices=("fp32", "fp16", "bf16"), default="fp16", help="of matrices [%(default)s]"
+        "--name", required=True, metavar="NAME", help="of the pair NAME.safetensors and NAME.json"
+    )
+    bundle.add_argument(
+        "--out", type=Path, default=Path("ckpts"), metavar="DIR", help="folder of the pair [%(default)s]"
+    )
+    bundle.add_argument(
+        "--dtype",
+        choices=("fp32", "fp16", "bf16"),
+        default="fp16",
+        help="number format of the matrices [%(default)s]",
     )
     bundle.add_argument("--card", type=Path, metavar="YAML", help="what people must know (docs/bundling.md)")
     bundle.add_argument(
@@ -61,7 +87,9 @@ def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         metavar="NAME",
         help="a pair in DIR, such as the model's VAE, whose tensors are not written again; repeatable",
     )
-    bundle.add_argument("--weights", choices=["ema", "raw"], help="default: the file's own")
+    bundle.add_argument(
+        "--weights", choices=["ema", "raw"], help="moving average or last step [ema where there is one]"
+    )
     bundle.set_defaults(func=_bundle)
 
 

@@ -13,7 +13,7 @@ def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     """Add `predict`; it sets `func`, arguments to exit code. `cli.py` reports mistakes."""
     command = subparsers.add_parser(
         "predict",
-        help="properties of any structures from a trained predictor",
+        help="predict properties of any structures with a trained predictor",
         description="Predict properties; leaves a CSV with one row per structure of the source: the id, every "
         "target with its uncertainty where that is known, and the reason where there is no prediction.",
     )
@@ -24,17 +24,31 @@ def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         help="crystals: CSV, Parquet, JSON, extxyz, a folder of CIFs, ..., a folder made by `latentite data "
         "build` (its --split), or the name of a dataset",
     )
-    command.add_argument("--out", type=Path, required=True, metavar="CSV", help="the table")
-    command.add_argument("--fidelity", metavar="NAME", help="level of theory [the reference]")
+    command.add_argument("--out", type=Path, required=True, metavar="CSV", help="the table to write")
     command.add_argument(
-        "--split", choices=("train", "val", "test"), default="test", help="of a built folder [%(default)s]"
+        "--fidelity", metavar="NAME", help="level of theory to predict [the reference one of the model]"
     )
     command.add_argument(
-        "--max-atoms", type=int, help="larger cells fail; 0: none [the largest cell of its training]"
+        "--split",
+        choices=("train", "val", "test"),
+        default="test",
+        help="which one of a folder with splits [%(default)s]",
     )
-    command.add_argument("--batch-size", type=int, default=256, help="crystals at once [%(default)s]")
-    command.add_argument("--device", default="cpu", help="cpu, cuda, cuda:1, ... [%(default)s]")
-    command.add_argument("--weights", choices=("ema", "raw"), help="which weights [ema where there are any]")
+    command.add_argument(
+        "--max-atoms",
+        type=int,
+        metavar="N",
+        help="cells of more atoms fail; 0: none [the largest cell of its training]",
+    )
+    command.add_argument(
+        "--batch-size", type=int, default=256, metavar="N", help="crystals at once [%(default)s]"
+    )
+    command.add_argument(
+        "--device", default="cpu", metavar="NAME", help="cpu, cuda, cuda:1, ... [%(default)s]"
+    )
+    command.add_argument(
+        "--weights", choices=("ema", "raw"), help="moving average or last step [ema where there is one]"
+    )
     command.set_defaults(func=_predict)
 
 

@@ -17,7 +17,7 @@ SPLIT_CHOICES = ("train", "val", "test")
 
 def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     """Add `vae` and its commands; each sets `func`, arguments to exit code. `cli.py` reports mistakes."""
-    parser = subparsers.add_parser("vae", help="use a trained VAE: reconstruct")
+    parser = subparsers.add_parser("vae", help="a trained VAE at work: rebuild crystals")
     commands = parser.add_subparsers(dest="vae_command", required=True, metavar="{reconstruct}")
     command = commands.add_parser(
         "reconstruct",
@@ -32,18 +32,33 @@ def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         "build` (its --split), or the name of a dataset",
     )
     command.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder of the report")
-    command.add_argument("--limit", type=int, metavar="N", help="only N crystals, drawn with --seed")
+    command.add_argument("--limit", type=int, metavar="N", help="only N crystals, drawn with --seed [all]")
     command.add_argument(
-        "--split", choices=SPLIT_CHOICES, default="test", help="of a built folder [%(default)s]"
+        "--split",
+        choices=SPLIT_CHOICES,
+        default="test",
+        help="which one of a folder with splits [%(default)s]",
     )
     command.add_argument(
-        "--max-atoms", type=int, default=20, help="reject larger cells [%(default)s]; 0: none"
+        "--max-atoms",
+        type=int,
+        default=20,
+        metavar="N",
+        help="reject cells of more atoms; 0: none [%(default)s]",
     )
-    command.add_argument("--batch-size", type=int, default=256, help="crystals at once [%(default)s]")
-    command.add_argument("--device", default="cpu", help="cpu, cuda, cuda:1, ... [%(default)s]")
-    command.add_argument("--seed", type=int, default=0, help="draws --limit and the pictures [%(default)s]")
-    command.add_argument("--weights", choices=("ema", "raw"), help="which weights [ema where there are any]")
-    command.add_argument("--no-cifs", action="store_true", help="write no CIF pairs")
+    command.add_argument(
+        "--batch-size", type=int, default=256, metavar="N", help="crystals at once [%(default)s]"
+    )
+    command.add_argument(
+        "--device", default="cpu", metavar="NAME", help="cpu, cuda, cuda:1, ... [%(default)s]"
+    )
+    command.add_argument(
+        "--seed", type=int, default=0, metavar="N", help="draws --limit and the pictures [%(default)s]"
+    )
+    command.add_argument(
+        "--weights", choices=("ema", "raw"), help="moving average or last step [ema where there is one]"
+    )
+    command.add_argument("--no-cifs", action="store_true", help="write no pairs of CIFs")
     command.set_defaults(func=_reconstruct)
 
 

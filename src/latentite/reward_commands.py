@@ -11,25 +11,32 @@ from rich.console import Console
 
 def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     """Add `reward check`; it sets `func`, from the arguments to the exit code. `cli.py` reports mistakes."""
-    group = subparsers.add_parser("reward", help="rewards for reinforcement learning: check one of your own")
-    commands = group.add_subparsers(required=True, metavar="COMMAND")
+    group = subparsers.add_parser("reward", help="rewards of reinforcement learning: check one of your own")
+    commands = group.add_subparsers(required=True, metavar="{check}")
     check = commands.add_parser(
         "check",
         help="whether a reward keeps its promises, on real crystals",
-        description="Calls a reward on real crystals: one finite number each, the same in any order, alone and in a "
-        "batch, an input that stays as it is; says what it costs.",
-        epilog="examples: latentite reward check my_reward.py:MyReward target=8.0\n"
-        "          latentite reward check latentite.rewards.properties.SymmetryReward --crystals my_cifs/",
+        description="Call a reward on real crystals and check what it promises: one number each, the same in any\n"
+        "order, alone and in a batch, and an input that stays as it is. Says what it costs.",
+        epilog="examples:\n  latentite reward check my_reward.py:MyReward target=8.0\n"
+        "  latentite reward check latentite.rewards.properties.SymmetryReward --crystals my_cifs/",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     check.add_argument(
         "target", metavar="REWARD", help="file.py:Name or package.module.Name, class or function"
     )
-    check.add_argument("arguments", nargs="*", metavar="KEY=VALUE", help="arguments of the class")
     check.add_argument(
-        "--crystals", default="prototypes", metavar="SOURCE", help="a data set's name or files [%(default)s]"
+        "arguments", nargs="*", metavar="KEY=VALUE", help="arguments of the class, values as JSON or text"
     )
-    check.add_argument("--limit", type=int, default=100, metavar="N", help="most crystals [%(default)s]")
+    check.add_argument(
+        "--crystals",
+        default="prototypes",
+        metavar="SOURCE",
+        help="files of crystals, or the name of a dataset [%(default)s]",
+    )
+    check.add_argument(
+        "--limit", type=int, default=100, metavar="N", help="call it on at most N crystals [%(default)s]"
+    )
     check.set_defaults(func=_check)
 
 

@@ -23,9 +23,9 @@ def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     """Add `sample`; it sets `func`, from the arguments to the exit code. `cli.py` reports mistakes."""
     command = subparsers.add_parser(
         "sample",
-        help="new crystals from a trained latent diffusion model",
-        description="Sample crystals and write them as files, in order, with a manifest. Crystal i of a seed does "
-        "not depend on the batch size, on shards or on interruptions.",
+        help="sample new crystals from a trained latent diffusion model",
+        description="Sample crystals and write them as files, in order, with a manifest. Crystal i of a seed does not\n"
+        "depend on the batch size, on shards or on interruptions.",
         epilog=EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         argument_default=argparse.SUPPRESS,  # the defaults are those of GenerateConfig
@@ -33,13 +33,18 @@ def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     command.add_argument(
         "--ckpt", metavar="CKPT", help="a checkpoint file, or a hub name [the bundled mp_20_biternary_ldm]"
     )
-    command.add_argument("--out", required=True, metavar="DIR", help="a new or empty folder (or --resume)")
     command.add_argument(
-        "--num-samples", type=int, metavar="N", help="crystals; per formula where formulas are given [64]"
+        "--out", required=True, metavar="DIR", help="a new or empty folder, or with --resume that of the run"
+    )
+    command.add_argument(
+        "--num-samples",
+        type=int,
+        metavar="N",
+        help="how many crystals; of each formula where formulas are given [64]",
     )
     command.add_argument("--batch-size", type=int, metavar="N", help="most crystals at once [256]")
     command.add_argument("--seed", type=int, metavar="N", help="of everything random [0]")
-    command.add_argument("--format", metavar="LIST", help="of cif,extxyz,json [cif,extxyz]")
+    command.add_argument("--format", metavar="LIST", help="cif, extxyz, json, joined by commas [cif,extxyz]")
     _add_chain(command.add_argument_group("how it is sampled"))
     _add_requests(command.add_argument_group("what is asked"))
     _add_start(command.add_argument_group("start from structures"))
@@ -54,45 +59,77 @@ def _add_chain(group: argparse._ArgumentGroup) -> None:
         help="ddim, ddpm, dpm_solver; heun, euler, flow_sde for flows [ddim or heun]",
     )
     group.add_argument(
-        "--steps", type=int, metavar="N", help="from 1 to the schedule's [25 for heun, else 50]"
+        "--steps",
+        type=int,
+        metavar="N",
+        help="denoising steps, at most those of the schedule [25 for heun, else 50]",
     )
-    group.add_argument("--eta", type=float, metavar="X", help="noise of ddim and flow_sde [1]")
-    group.add_argument("--guidance", metavar="S", help="s of u + s (c - u): a number, or name=number,... [2]")
+    group.add_argument(
+        "--eta", type=float, metavar="X", help="noise that ddim and flow_sde add: 0 is deterministic [1]"
+    )
+    group.add_argument(
+        "--guidance",
+        metavar="S",
+        help="s of u + s (c - u), u without and c with the condition: a number, or name=number,... [2]",
+    )
     group.add_argument("--device", metavar="NAME", help="auto, cpu, cuda, cuda:1, mps [auto]")
     group.add_argument("--precision", metavar="NAME", help="of the denoiser: fp32, bf16, fp16 [fp32]")
-    group.add_argument("--weights", metavar="NAME", help="ema or raw [ema where there are any]")
+    group.add_argument(
+        "--weights", metavar="NAME", help="ema (moving average) or raw (last step) [ema where there is one]"
+    )
 
 
 def _add_requests(group: argparse._ArgumentGroup) -> None:
     group.add_argument(
-        "--conditions", metavar="NAME=VALUE,...", help="such as band_gap=2.0,chemical_system=Li-Fe-O"
+        "--conditions",
+        metavar="NAME=VALUE,...",
+        help="values of properties, such as band_gap=2.0,chemical_system=Li-Fe-O",
     )
-    group.add_argument("--num-atoms", metavar="N|N:M", help="atoms per cell, such as 12 or 8:20")
     group.add_argument(
-        "--num-atoms-distribution", metavar="train|FILE", help="where numbers of atoms come from [train]"
+        "--num-atoms", metavar="N|N:M", help="atoms per cell, such as 12 or 8:20 [as in training]"
+    )
+    group.add_argument(
+        "--num-atoms-distribution",
+        metavar="train|FILE",
+        help="from where numbers of atoms are drawn: the training set, or a CSV or JSON of counts [train]",
     )
     group.add_argument(
         "--formula", action="append", metavar="FORMULA|FILE", help="exactly this composition; repeatable"
     )
-    group.add_argument("--formula-units", metavar="LIST", help="per cell, such as 1,2,4 [as in training]")
+    group.add_argument(
+        "--formula-units", metavar="LIST", help="formula units per cell, such as 1,2,4 [as in training]"
+    )
     group.add_argument("--elements-allowed", metavar="LIST", help="no other elements, such as Li,Fe,O")
-    group.add_argument("--elements-required", metavar="LIST", help="each at least once")
-    group.add_argument("--elements-forbidden", metavar="LIST", help="none of these")
+    group.add_argument(
+        "--elements-required", metavar="LIST", help="each of these at least once, such as Li,O"
+    )
+    group.add_argument("--elements-forbidden", metavar="LIST", help="none of these, such as Pb,Hg")
 
 
 def _add_start(group: argparse._ArgumentGroup) -> None:
-    group.add_argument("--init", metavar="FILE", help="a file or folder of structures")
-    group.add_argument("--strength", type=float, metavar="X", help="share of the steps to take, such as 0.3")
-    group.add_argument("--fix-sites", metavar="LIST", help="atoms to keep, counted from 0")
-    group.add_argument("--fix-species", metavar="LIST", help="elements whose atoms are kept")
+    group.add_argument("--init", metavar="FILE", help="a file or folder of structures to start from")
+    group.add_argument(
+        "--strength",
+        type=float,
+        metavar="X",
+        help="how far from them, from 0 to 1: the share of the steps that are taken, such as 0.3",
+    )
+    group.add_argument(
+        "--fix-sites", metavar="LIST", help="atoms of them to keep, counted from 0, such as 0,1"
+    )
+    group.add_argument("--fix-species", metavar="LIST", help="elements whose atoms are kept, such as O")
 
 
 def _add_campaign(group: argparse._ArgumentGroup) -> None:
     group.add_argument("--resume", action="store_true", help="go on with the run in DIR, if there is one")
     group.add_argument("--shard", metavar="K/N", help="the K-th of N parts of the run, each into its own DIR")
     group.add_argument("--no-replace", action="store_true", help="do not sample again what cannot be used")
-    group.add_argument("--max-attempts", type=int, metavar="N", help="at each crystal [20]")
-    group.add_argument("--trajectory", action="store_true", help="write every state on the way, too")
+    group.add_argument(
+        "--max-attempts", type=int, metavar="N", help="tries at each crystal before it counts as failed [20]"
+    )
+    group.add_argument(
+        "--trajectory", action="store_true", help="write every state on the way as a crystal, too"
+    )
 
 
 def _sample(arguments: argparse.Namespace) -> int:

@@ -1,4 +1,4 @@
-"""`latentite data build | info` and `csv-to-dataset`: the command line of `build.py` and `info.py`.
+"""`latentite data build | convert | info` and `csv-to-dataset`: the command line of `build.py` and `info.py`.
 
 `cli.py` calls `register`; each subcommand sets `func`, from the arguments to the exit code. Errors are raised
 as ValueError or FileNotFoundError and become one line there.
@@ -16,8 +16,10 @@ from latentite.data.splits import DEFAULT_FRACTIONS, SPLITS
 
 
 def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    """Add `data` with its two commands."""
-    parser = subparsers.add_parser("data", help="datasets: build from your files, look into one")
+    """Add `data` with its commands."""
+    parser = subparsers.add_parser(
+        "data", help="datasets: build from your files, convert to HDF5, look into one"
+    )
     commands = parser.add_subparsers(dest="data_command", required=True, metavar="{build,convert,info}")
 
     build = commands.add_parser(
@@ -39,12 +41,22 @@ def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     )
     convert.add_argument("source", metavar="SOURCE", help="a file, a folder, or a name such as mp_20")
     convert.add_argument("--out", required=True, type=Path, metavar="FILE.h5", help="the file to write")
-    convert.add_argument("--split", choices=SPLITS, default="train", help="of a folder with splits (train)")
     convert.add_argument(
-        "--property", action="append", dest="properties", metavar="NAME", help="(all numeric)"
+        "--split", choices=SPLITS, default="train", help="which one of a folder with splits [%(default)s]"
     )
     convert.add_argument(
-        "--max-atoms", type=int, default=0, metavar="N", help="reject larger cells (0: no limit)"
+        "--property",
+        action="append",
+        dest="properties",
+        metavar="NAME",
+        help="label to write; repeatable [every numeric column]",
+    )
+    convert.add_argument(
+        "--max-atoms",
+        type=int,
+        default=0,
+        metavar="N",
+        help="reject cells of more atoms; 0: none [%(default)s]",
     )
     convert.add_argument(
         "--as-is", action="store_true", help="keep cell, origin and order of atoms of the source"
@@ -52,10 +64,20 @@ def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     convert.set_defaults(func=_convert)
 
     info = commands.add_parser("info", help="counts, elements, cell sizes and labels of a dataset")
-    info.add_argument("data_dir", metavar="DIR", help="a dataset, train/val/test files, or a name (mp_20)")
-    info.add_argument("--png", type=Path, metavar="FILE", help="picture to write (default: DIR/info.png)")
+    info.add_argument(
+        "data_dir",
+        metavar="DIR",
+        help="a folder of `data build`, a folder with train, val and test files, or a name such as mp_20",
+    )
+    info.add_argument("--png", type=Path, metavar="FILE", help="picture to write [DIR/info.png]")
     info.add_argument("--no-png", action="store_true", help="write no picture")
-    info.add_argument("--max-atoms", type=int, default=20, metavar="N", help="for tables (20; 0: no limit)")
+    info.add_argument(
+        "--max-atoms",
+        type=int,
+        default=20,
+        metavar="N",
+        help="of files that are not built: reject cells of more atoms; 0: none [%(default)s]",
+    )
     info.set_defaults(func=_info)
 
 
@@ -63,17 +85,70 @@ def _add_build_options(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     for split in SPLITS:
         default = DEFAULT_FRACTIONS[split]
-        add(f"--{split}-fraction", type=float, default=default, metavar="X", help=f"({default})")
-    add("--group-by", default="formula", metavar="WHAT", help="stays together: formula, none or a property")
-    add("--seed", type=int, default=0, help="of the division (0)")
-    add("--property", action="append", dest="properties", metavar="NAME", help="column to keep (all numeric)")
-    add("--categorical", action="append", default=[], metavar="NAME", help="column to keep as names")
-    add("--derive", action="append", default=[], metavar="NAME", help="property to compute from structures")
-    add("--symprec", type=float, default=0.1, metavar="Å", help="tolerance of derived space groups (0.1)")
-    add("--max-atoms", type=int, default=20, metavar="N", help="reject larger cells (20; 0: no limit)")
-    add("--min-distance", type=float, default=0.5, metavar="Å", help="reject closer atoms (0.5)")
+        add(
+            f"--{split}-fraction",
+            type=float,
+            default=default,
+            metavar="X",
+            help=f"share of the crystals for {split} [%(default)s]",
+        )
+    add(
+        "--group-by",
+        default="formula",
+        metavar="WHAT",
+        help="what is not divided among splits: formula, none or a property [%(default)s]",
+    )
+    add("--seed", type=int, default=0, metavar="N", help="draws the splits [%(default)s]")
+    add(
+        "--property",
+        action="append",
+        dest="properties",
+        metavar="NAME",
+        help="column to keep; repeatable [every numeric column]",
+    )
+    add(
+        "--categorical",
+        action="append",
+        default=[],
+        metavar="NAME",
+        help="column to keep as names, not numbers; repeatable",
+    )
+    add(
+        "--derive",
+        action="append",
+        default=[],
+        metavar="NAME",
+        help="property to compute from the structures, such as density; repeatable",
+    )
+    add(
+        "--symprec",
+        type=float,
+        default=0.1,
+        metavar="Å",
+        help="tolerance of space groups that are derived [%(default)s]",
+    )
+    add(
+        "--max-atoms",
+        type=int,
+        default=20,
+        metavar="N",
+        help="reject cells of more atoms; 0: none [%(default)s]",
+    )
+    add(
+        "--min-distance",
+        type=float,
+        default=0.5,
+        metavar="Å",
+        help="reject crystals with closer atoms [%(default)s]",
+    )
     add("--as-is", action="store_true", help="keep cell, origin and order of atoms of the source")
-    add("--workers", type=int, default=None, metavar="N", help="processes (default: all cores)")
+    add(
+        "--workers",
+        type=int,
+        default=None,
+        metavar="N",
+        help="processes; they do not change the result [all cores]",
+    )
 
 
 def csv_to_dataset(argv: Sequence[str] | None = None) -> int:
@@ -81,8 +156,10 @@ def csv_to_dataset(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="csv-to-dataset", description="A folder of CSVs -> a dataset folder; see `latentite data build`."
     )
-    parser.add_argument("--csv-folder", required=True, dest="source", metavar="DIR", help="the CSVs")
-    parser.add_argument("--output-folder", required=True, dest="out", type=Path, metavar="DIR")
+    parser.add_argument("--csv-folder", required=True, dest="source", metavar="DIR", help="a folder of CSVs")
+    parser.add_argument(
+        "--output-folder", required=True, dest="out", type=Path, metavar="DIR", help="the folder to write"
+    )
     _add_build_options(parser)
     return _build(parser.parse_args(argv))
 
