@@ -40,13 +40,18 @@ def encode_flops(vae: CrystalVAE, batch: CrystalBatch) -> float:
     return layers + 2 * atoms * (vae.quant_conv.weight.numel() + d * d)
 
 
+def random_network(vae: str, size: DenoiserSize) -> LatentDiffusion:
+    """A network with random weights, the same at every call; `vae` is of `VAE_SIZES`."""
+    torch.manual_seed(0)
+    trunk = VAE_SIZES[vae]
+    config = VAEConfig(encoder=EncoderConfig(**trunk), decoder=DecoderConfig(**trunk))
+    return LatentDiffusion(LDMConfig(vae=config, denoiser=DenoiserConfig(size=size)))
+
+
 def measure(args: argparse.Namespace, size: DenoiserSize, dtype: torch.dtype) -> dict[str, float | str]:
     """One size and precision."""
     device = torch.device(args.device)
-    torch.manual_seed(0)
-    vae_size = VAE_SIZES[args.vae]
-    vae = VAEConfig(encoder=EncoderConfig(**vae_size), decoder=DecoderConfig(**vae_size))
-    network = LatentDiffusion(LDMConfig(vae=vae, denoiser=DenoiserConfig(size=size))).to(device)
+    network = random_network(args.vae, size).to(device)
     if args.compile:
         for block in network.denoiser.blocks:
             block.compile(dynamic=True)

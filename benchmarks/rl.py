@@ -22,14 +22,10 @@ import json
 
 import torch
 from denoiser import forward_flops
-from ldm import VAE_SIZES, second_stage_parser
+from ldm import random_network, second_stage_parser
 from vae import matrix_rate, mp_20_like, timed
 
-from latentite.nn.decoder import DecoderConfig
-from latentite.nn.denoiser import DenoiserConfig, DenoiserSize
-from latentite.nn.encoders import EncoderConfig
-from latentite.nn.ldm import LatentDiffusion, LDMConfig
-from latentite.nn.vae import VAEConfig
+from latentite.nn.denoiser import DenoiserSize
 from latentite.objectives.ldm import DiffusionConfig
 from latentite.objectives.policy import choose_steps
 from latentite.objectives.policy_config import PolicyConfig
@@ -44,10 +40,7 @@ def measure(
 ) -> dict[str, object]:
     """One size, precision and number of trained steps."""
     device = torch.device(args.device)
-    torch.manual_seed(0)
-    vae_size = VAE_SIZES[args.vae]
-    vae = VAEConfig(encoder=EncoderConfig(**vae_size), decoder=DecoderConfig(**vae_size))
-    network = LatentDiffusion(LDMConfig(vae=vae, denoiser=DenoiserConfig(size=size))).to(device).eval()
+    network = random_network(args.vae, size).to(device).eval()
     reference = copy.deepcopy(network).requires_grad_(False)
     timed_steps = args.timed_steps or args.steps
     sampling = SamplingConfig(steps=timed_steps, batch_size=args.batch_size)

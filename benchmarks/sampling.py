@@ -14,16 +14,12 @@ import json
 import time
 
 import torch
-from ldm import VAE_SIZES, second_stage_parser
+from ldm import random_network, second_stage_parser
 from vae import mp_20_like
 
 from latentite.data.sampler import padding_waste
 from latentite.diffusion.samplers import SamplerKind
-from latentite.nn.decoder import DecoderConfig
-from latentite.nn.denoiser import DenoiserConfig, DenoiserSize
-from latentite.nn.encoders import EncoderConfig
-from latentite.nn.ldm import LatentDiffusion, LDMConfig
-from latentite.nn.vae import VAEConfig
+from latentite.nn.denoiser import DenoiserSize
 from latentite.objectives.ldm import DiffusionConfig
 from latentite.sampling.batches import size_batches
 from latentite.sampling.chain import Precision, SamplingConfig, sample_jobs
@@ -57,10 +53,7 @@ def measure(
 ) -> dict[str, object]:
     """One size, number of steps and precision."""
     device = torch.device(args.device)
-    torch.manual_seed(0)
-    vae_size = VAE_SIZES[args.vae]
-    vae = VAEConfig(encoder=EncoderConfig(**vae_size), decoder=DecoderConfig(**vae_size))
-    network = LatentDiffusion(LDMConfig(vae=vae, denoiser=DenoiserConfig(size=size))).to(device).eval()
+    network = random_network(args.vae, size).to(device).eval()
     if args.compile:
         for block in network.denoiser.blocks:
             block.compile(dynamic=True)

@@ -43,6 +43,7 @@ ORDER = [
     {"demo_length"},
     {"demo_rl"},
     {"demo"},
+    {"command_options"},
     {
         "baseline_commands",
         "export_commands",

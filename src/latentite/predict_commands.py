@@ -6,7 +6,8 @@ import argparse
 from pathlib import Path
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from latentite.command_options import add_model_and_source, add_running, check_running, counting
 
 
 def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -17,22 +18,10 @@ def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         description="Predict properties; leaves a CSV with one row per structure of the source: the id, every "
         "target with its uncertainty where that is known, and the reason where there is no prediction.",
     )
-    command.add_argument("checkpoint", metavar="CKPT", help="a .ckpt or .safetensors file, or a hub name")
-    command.add_argument(
-        "source",
-        metavar="SOURCE",
-        help="crystals: CSV, Parquet, JSON, extxyz, a folder of CIFs, ..., a folder made by `latentite data "
-        "build` (its --split), or the name of a dataset",
-    )
+    add_model_and_source(command)
     command.add_argument("--out", type=Path, required=True, metavar="CSV", help="the table to write")
     command.add_argument(
         "--fidelity", metavar="NAME", help="level of theory to predict [the reference one of the model]"
-    )
-    command.add_argument(
-        "--split",
-        choices=("train", "val", "test"),
-        default="test",
-        help="which one of a folder with splits [%(default)s]",
     )
     command.add_argument(
         "--max-atoms",
@@ -40,37 +29,24 @@ def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         metavar="N",
         help="cells of more atoms fail; 0: none [the largest cell of its training]",
     )
-    command.add_argument(
-        "--batch-size", type=int, default=256, metavar="N", help="crystals at once [%(default)s]"
-    )
-    command.add_argument(
-        "--device", default="cpu", metavar="NAME", help="cpu, cuda, cuda:1, ... [%(default)s]"
-    )
-    command.add_argument(
-        "--weights", choices=("ema", "raw"), help="moving average or last step [ema where there is one]"
-    )
+    add_running(command)
     command.set_defaults(func=_predict)
 
 
 def _predict(arguments: argparse.Namespace) -> int:
     # Imported here: torch and the networks take seconds, and `--help` should not.
-    from latentite.data.named import check_device, read_source
+    from latentite.data.named import read_source
     from latentite.predict import at_fidelity, largest_cell, predict_dataset, write_predictions
     from latentite.predictor_checkpoint import load_predictor
 
-    if arguments.batch_size < 1:
-        raise ValueError(f"--batch-size must be at least 1, got {arguments.batch_size}")
+    check_running(arguments)
     if arguments.out.is_dir():
         raise ValueError(f"--out must be a file such as table.csv, got the folder {arguments.out}")
-    check_device(arguments.device)
     network, record = load_predictor(arguments.checkpoint, weights=arguments.weights)
     max_atoms = largest_cell(record) if arguments.max_atoms is None else arguments.max_atoms
     dataset, rejections = read_source(arguments.source, split=arguments.split, max_atoms=max_atoms)
     at_fidelity(network, dataset.crystals, arguments.fidelity)
-    errors = Console(stderr=True)
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=errors, disable=not errors.is_terminal) as progress:
-        task = progress.add_task("predict", total=len(dataset))
+    with counting("predict", len(dataset)) as advance:
         table = predict_dataset(
             network,
             dataset,
@@ -78,7 +54,7 @@ def _predict(arguments: argparse.Namespace) -> int:
             fidelity=arguments.fidelity,
             batch_size=arguments.batch_size,
             device=arguments.device,
-            advance=lambda count: progress.advance(task, count),
+            advance=advance,
         )
     write_predictions(table, arguments.out)
     Console().print(

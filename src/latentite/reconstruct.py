@@ -39,6 +39,7 @@ from latentite.checkpoint import (
 from latentite.crystal import CrystalBatch
 from latentite.data.dataset import CrystalDataset
 from latentite.data.records import Rejection
+from latentite.data.sampler import BatchPlan, epoch_batches
 from latentite.files import replacing, write_json
 from latentite.match.settings import LOOSE, STRICT, MatcherSettings, is_comparable
 from latentite.metrics.rates import Rate
@@ -128,19 +129,17 @@ def rebuild(
     Raises:
         ValueError: for a batch size below 1.
     """
-    if batch_size < 1:
-        raise ValueError(f"batch_size must be at least 1, got {batch_size}")
     network = network.to(device).eval()
-    order = crystals.num_atoms.argsort(stable=True)  # crystals of one size together: little padding
+    batches = epoch_batches(crystals.num_atoms, BatchPlan(batch_size=batch_size, shuffle=False))
     parts = []
-    for chosen in order.split(batch_size):
+    for chosen in batches:
         batch = crystals.select(chosen).with_properties({}).to(device)
         given = None if network.config.atom_type_predict else batch.atomic_numbers
         parts.append(network.reconstruct(batch).to_crystals(given).to("cpu"))
         advance(len(chosen))
     if not parts:
         return crystals.with_properties({})
-    return CrystalBatch.concatenate(parts).select(order.argsort())
+    return CrystalBatch.concatenate(parts).select(torch.cat(batches).argsort())
 
 
 def reconstruct(

@@ -7,12 +7,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from latentite.command_options import add_model_and_source, add_running, check_running, counting
 
 if TYPE_CHECKING:
     from latentite.reconstruct import Reconstruction
-
-SPLIT_CHOICES = ("train", "val", "test")
 
 
 def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -24,21 +23,9 @@ def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         help="encode and decode crystals and report what came back",
         description="Encode crystals, decode the posterior mean, compare; leaves a folder with the report.",
     )
-    command.add_argument("checkpoint", metavar="CKPT", help="a .ckpt or .safetensors file, or a hub name")
-    command.add_argument(
-        "source",
-        metavar="SOURCE",
-        help="crystals: CSV, Parquet, JSON, extxyz, a folder of CIFs, ..., a folder made by `latentite data "
-        "build` (its --split), or the name of a dataset",
-    )
+    add_model_and_source(command)
     command.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder of the report")
     command.add_argument("--limit", type=int, metavar="N", help="only N crystals, drawn with --seed [all]")
-    command.add_argument(
-        "--split",
-        choices=SPLIT_CHOICES,
-        default="test",
-        help="which one of a folder with splits [%(default)s]",
-    )
     command.add_argument(
         "--max-atoms",
         type=int,
@@ -47,17 +34,9 @@ def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         help="reject cells of more atoms; 0: none [%(default)s]",
     )
     command.add_argument(
-        "--batch-size", type=int, default=256, metavar="N", help="crystals at once [%(default)s]"
-    )
-    command.add_argument(
-        "--device", default="cpu", metavar="NAME", help="cpu, cuda, cuda:1, ... [%(default)s]"
-    )
-    command.add_argument(
         "--seed", type=int, default=0, metavar="N", help="draws --limit and the pictures [%(default)s]"
     )
-    command.add_argument(
-        "--weights", choices=("ema", "raw"), help="moving average or last step [ema where there is one]"
-    )
+    add_running(command)
     command.add_argument("--no-cifs", action="store_true", help="write no pairs of CIFs")
     command.set_defaults(func=_reconstruct)
 
@@ -65,21 +44,20 @@ def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) ->
 def _reconstruct(arguments: argparse.Namespace) -> int:
     from latentite.reconstruct import report_table
 
-    result = _run(arguments, Console(stderr=True))
+    result = _run(arguments)
     console = Console()
     console.print(report_table(result))
     console.print(f"Report in {arguments.out}", markup=False, highlight=False, soft_wrap=True)
     return 0
 
 
-def _run(arguments: argparse.Namespace, errors: Console) -> Reconstruction:
+def _run(arguments: argparse.Namespace) -> Reconstruction:
     # Imported here: torch and the networks take seconds, and `--help` should not.
     from latentite import hub
-    from latentite.data.named import check_device, read_source
+    from latentite.data.named import read_source
     from latentite.reconstruct import load_vae, reconstruct, subset, write_report
 
     _check(arguments)
-    check_device(arguments.device)
     network, record = load_vae(hub.resolve(arguments.checkpoint), weights=arguments.weights)
     dataset, rejections = read_source(arguments.source, split=arguments.split, max_atoms=arguments.max_atoms)
     num_accepted = len(dataset)
@@ -88,9 +66,7 @@ def _run(arguments: argparse.Namespace, errors: Console) -> Reconstruction:
         raise ValueError(f"SOURCE must hold a usable crystal, got none of {len(rejections)}{first}")
     if arguments.limit is not None:
         dataset = subset(dataset, arguments.limit, seed=arguments.seed)
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=errors, disable=not errors.is_terminal) as progress:
-        task = progress.add_task("decode and match", total=2 * len(dataset))
+    with counting("decode and match", 2 * len(dataset)) as advance:
         result = reconstruct(
             network,
             dataset,
@@ -98,7 +74,7 @@ def _run(arguments: argparse.Namespace, errors: Console) -> Reconstruction:
             num_accepted=num_accepted,
             batch_size=arguments.batch_size,
             device=arguments.device,
-            advance=lambda count: progress.advance(task, count),
+            advance=advance,
         )
     write_report(
         result,
@@ -114,7 +90,6 @@ def _run(arguments: argparse.Namespace, errors: Console) -> Reconstruction:
 def _check(arguments: argparse.Namespace) -> None:
     if arguments.limit is not None and arguments.limit < 1:
         raise ValueError(f"--limit must be at least 1, got {arguments.limit}")
-    if arguments.batch_size < 1:
-        raise ValueError(f"--batch-size must be at least 1, got {arguments.batch_size}")
+    check_running(arguments)
     if arguments.out.exists() and not arguments.out.is_dir():
         raise ValueError(f"--out must be a folder, got the file {arguments.out}")

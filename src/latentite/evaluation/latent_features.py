@@ -11,6 +11,7 @@ import torch
 from jaxtyping import Float
 
 from latentite.crystal import CrystalBatch
+from latentite.data.sampler import BatchPlan, epoch_batches
 from latentite.nn.segment import segment_mean
 from latentite.nn.vae import CrystalVAE
 
@@ -35,12 +36,9 @@ def latent_features(
     Raises:
         ValueError: for a batch size below 1.
     """
-    if batch_size < 1:
-        raise ValueError(f"batch_size must be at least 1, got {batch_size}")
     network = network.to(device).eval()
-    order = crystals.num_atoms.argsort(stable=True)  # crystals of one size together: little padding
     pooled = torch.zeros(len(crystals), network.config.latent_dim, dtype=torch.float64)
-    for chosen in order.split(batch_size) if len(crystals) else ():
+    for chosen in epoch_batches(crystals.num_atoms, BatchPlan(batch_size=batch_size, shuffle=False)):
         batch = crystals.select(chosen).with_properties({}).to(device)
         mean = network.encode(batch).mean
         pooled[chosen] = segment_mean(mean, batch.crystal_index, len(batch)).cpu().double()
