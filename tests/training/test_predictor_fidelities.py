@@ -100,6 +100,27 @@ def test_a_run_with_weights_resumes_exactly(folders: Path, vae_checkpoint: Path)
         assert_same(one[key], other[key], key)
 
 
+@pytest.mark.parametrize(
+    ("weights", "first", "whole"),
+    [
+        # 40 + 12 rows an epoch, of which weights of 3 and 0.5 ask for 6/7 and 1/7: 44.57 and 7.43.
+        ({"PBE": 3, "HSE": 0.5}, (45, 7), (180, 28)),
+        ({}, (40, 12), (160, 48)),
+    ],
+)
+def test_the_log_has_the_rows_that_were_drawn(
+    folders: Path, vae_checkpoint: Path, caplog: pytest.LogCaptureFixture, weights, first, whole
+) -> None:
+    caplog.set_level("INFO", logger="latentite.training.predictor")
+    train(
+        folders, "run", vae_checkpoint, *(f"data.fidelities.{name}.weight={w}" for name, w in weights.items())
+    )
+    lines = [line for line in caplog.messages if line.startswith("rows drawn")]
+    assert lines == [
+        f"rows drawn (asked for): PBE {pbe} ({pbe}), HSE {hse} ({hse})" for pbe, hse in (first, whole)
+    ]
+
+
 def test_an_element_without_a_baseline_is_named_before_training(folders: Path, vae_checkpoint: Path) -> None:
     crystals = CrystalBatch.from_arrays([(np.array([47]), np.zeros((1, 3)), 4.0 * np.eye(3))])
     crystals = crystals.with_properties({"energy": torch.ones(1)})

@@ -21,6 +21,7 @@ from latentite.objectives.predictor import labels_of, predictor_terms
 from latentite.objectives.terms import LossTerms
 from latentite.predictor_checkpoint import load_predictor
 from latentite.training.checkpointing import CheckpointCallback
+from latentite.training.fidelity_draws import FidelityDraws
 from latentite.training.gallery import log_picture
 from latentite.training.latent_cache import CachedBatch
 from latentite.training.module import StageModule, Stream, freeze_parameters
@@ -60,6 +61,8 @@ class PredictorTrainingModule(StageModule):
         self._encoded: dict[int, PredictorInput] = {}
         """Inputs of the heads for each batch of validation, where the encoder does not change."""
         self._rows: list[SplitRows] = []
+        self._draws: FidelityDraws | None = None
+        self._first_epoch = 0
         self._best_loss, self._drawn = float("inf"), 0.0
         self.report: dict[str, float] = {}
         """What the best weights reach on validation and test; filled at the end."""
@@ -93,6 +96,20 @@ class PredictorTrainingModule(StageModule):
             log.info("encoded %d crystals in %.1f s", len(crystals), time.monotonic() - start)
             self.network.train()
         self.datamodule.serve_train_from(self._cache)
+        self._draws = FidelityDraws.of(self.datamodule, self.device)
+        self._first_epoch = self.current_epoch
+
+    def on_train_epoch_end(self) -> None:
+        if self.current_epoch == self._first_epoch:
+            self._log_draws()
+
+    def on_train_end(self) -> None:
+        self._log_draws()
+
+    def _log_draws(self) -> None:
+        assert self._draws is not None
+        if line := self._draws.describe():
+            log.info(line)
 
     def on_fit_end(self) -> None:
         self._cache = None
@@ -131,6 +148,8 @@ class PredictorTrainingModule(StageModule):
         else:
             inputs = self.network.prepare(self.augmented(batch, generator))
             labels = labels_of(self.network.config, batch.properties)
+        if self._draws is not None:
+            self._draws.add(inputs.fidelity)
         return predictor_terms(self.network, inputs, self.network.outputs(inputs), labels, self.config.loss)
 
     def validation_step(self, batch: CrystalBatch, batch_idx: int) -> None:
