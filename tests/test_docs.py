@@ -27,7 +27,10 @@ def lines_of(path: Path) -> list[str]:
     """Every line of shell in a document: its `bash` blocks, or the comments that open a config."""
     text = path.read_text(encoding="utf-8")
     if path.suffix == ".md":
-        return [line.strip() for block in BLOCK.findall(text) for line in block.splitlines() if line.strip()]
+        blocks = [
+            re.sub(r"\s*\\\n\s*", " ", block) for block in BLOCK.findall(text)
+        ]  # a command over several lines
+        return [line.strip() for block in blocks for line in block.splitlines() if line.strip()]
     return [line.removeprefix("#").strip() for line in text.splitlines() if line.startswith("#")]
 
 
@@ -98,11 +101,40 @@ def test_every_experiment_that_is_named_exists(path: Path) -> None:
     assert named <= EXPERIMENTS
 
 
+def anchors(path: Path) -> set[str]:
+    """What GitHub calls the headings of a document."""
+    headings = re.findall(r"^#+ (.*)$", path.read_text(encoding="utf-8"), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.strip().lower()).replace(" ", "-") for heading in headings}
+
+
 @pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: str(path.relative_to(ROOT)))
-def test_every_link_to_a_file_leads_to_one(path: Path) -> None:
-    targets = re.findall(r"\]\(([^)#]+)\)", path.read_text(encoding="utf-8"))
-    local = [target for target in targets if "://" not in target]
-    assert [target for target in local if not (path.parent / target).exists()] == []
+def test_every_link_leads_to_a_file_and_to_a_heading_of_it(path: Path) -> None:
+    broken = []
+    for target in re.findall(r"\]\(([^)]+)\)", path.read_text(encoding="utf-8")):
+        if "://" in target:
+            continue
+        name, _, anchor = target.partition("#")
+        file = path.parent / name if name else path
+        if not file.exists() or (anchor and anchor not in anchors(file)):
+            broken.append(target)
+    assert broken == []
+
+
+def test_the_readme_leads_to_every_document() -> None:
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert [path.name for path in (ROOT / "docs").glob("*.md") if f"](docs/{path.name})" not in text] == []
+
+
+@pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: str(path.relative_to(ROOT)))
+def test_tables_have_the_same_number_of_columns_in_every_row(path: Path) -> None:
+    """A pipe inside a cell must be escaped, also within backticks: else GitHub drops what follows."""
+    text = re.sub(r"```.*?```", "", path.read_text(encoding="utf-8"), flags=re.DOTALL)
+    tables = re.findall(r"(?:^\|.*\n)+", text, re.MULTILINE)
+    for table in tables:
+        rows = table.splitlines()
+        widths = {len(re.findall(r"(?<!\\)\|", row)) for row in rows}
+        assert len(widths) == 1, rows[0]
+        assert re.fullmatch(r"\|(\s*:?-+:?\s*\|)+", rows[1]), rows[0]
 
 
 def test_readme_lists_every_file_of_the_package_and_no_other() -> None:
