@@ -82,13 +82,16 @@ def draw_parity(
             )
         else:
             axis.plot(labels, values, ".", color=COLOURS[0], alpha=0.35, markersize=4, markeredgewidth=0)
-        axis.plot([low, high], [low, high], color=INK, linewidth=0.8)
+        margin = 0.04 * (high - low) or 1.0
+        limits = (low - margin, high + margin)
+        axis.plot(limits, limits, color=INK, linewidth=0.8, zorder=1)  # below the points
         unit = (units or {}).get(name, "")
         error = float(np.abs(values - labels).mean())
-        axis.set_title(f"{name}\nMAE {error:.3g} {unit} ({len(labels)})", fontsize=8, color=INK)
-        axis.set_xlabel(f"label{f' ({unit})' if unit else ''}", fontsize=8, color=INK)
-        axis.set_ylabel("prediction", fontsize=8, color=INK)
-        axis.set_aspect("equal")
+        title = f"{name}\nMAE {error:.3g} {unit} ({len(labels):,} crystals)"
+        axis.set_title(title.replace("  ", " "), fontsize=8, color=INK)
+        for what, label in (("label", axis.set_xlabel), ("prediction", axis.set_ylabel)):
+            label(f"{what} ({unit})" if unit else what, fontsize=8, color=INK)
+        axis.set(xlim=limits, ylim=limits, aspect="equal")
         plain_style(axis)
     return save_figure(figure, path, dpi)
 
@@ -109,11 +112,12 @@ def draw_calibration(
         dpi: pixels per inch.
     """
     figure, (axis,) = grid(1, 3.6, 3.6, heading)
-    axis.plot([0, 1], [0, 1], color=INK, linewidth=0.8)
+    axis.plot([0, 1], [0, 1], color=INK, linewidth=0.8, label="as it should be")
     for colour, (name, pairs) in zip(cycle(COLOURS), curves.items(), strict=False):
         nominal, observed = zip(*sorted(pairs), strict=True)
         axis.plot(nominal, observed, marker=".", color=colour, linewidth=1.6, label=name)
     axis.set(xlim=(-0.02, 1.02), ylim=(-0.02, 1.02), aspect="equal")
+    axis.set_title("share of labels within central intervals", fontsize=8, color=INK)
     axis.set_xlabel("nominal coverage", fontsize=8, color=INK)
     axis.set_ylabel("observed coverage", fontsize=8, color=INK)
     axis.legend(frameon=False, fontsize=8)

@@ -76,9 +76,13 @@ def draw_split(network: PropertyPredictor, rows: SplitRows, folder: Path, split:
     panels = {name: (labels, values) for name, labels, values in _pairs(network, rows) if len(labels)}
     if panels:
         units = {name: network.config.units.get(name.rpartition(": ")[2], "") for name in panels}
-        figures.append(draw_parity(panels, folder / f"parity_{split}.png", units=units, heading=split))
+        figures.append(
+            draw_parity(panels, folder / f"parity_{split}.png", units=units, heading=f"{split} split")
+        )
     if curves := coverages(network, rows):
-        figures.append(draw_calibration(curves, folder / f"calibration_{split}.png", heading=split))
+        figures.append(
+            draw_calibration(curves, folder / f"calibration_{split}.png", heading=f"{split} split")
+        )
     return figures
 
 
