@@ -30,6 +30,7 @@ DEFAULT_LDM = "mp_20_biternary_ldm"
 BUNDLED = {
     "mp_20_biternary_vae": "crystal VAE",
     DEFAULT_LDM: "latent diffusion, unconditional",
+    "mp_20_biternary_ldm_composition": "latent diffusion by formula",
     "mp_20_biternary_ldm_formation_energy": "latent diffusion by formation energy",
     "mp_20_biternary_ldm_rl": "the unconditional model after reinforcement learning",
     "mp_20_biternary_predictor_formation_energy": "predictor of the formation energy",
