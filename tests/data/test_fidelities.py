@@ -81,6 +81,8 @@ def test_a_conflict_goes_to_the_test_split_and_is_counted() -> None:
     assert ids == {"train": ("mp-1", "mp-3", "mp-1"), "val": ("mp-2", "mp-2"), "test": ("mp-4", "mp-4")}
     assert joint.counts["PBE"].moved == {"train -> val": 1}
     assert joint.counts["HSE"].moved == {"train -> test": 1}
+    told = "4 rows in, 0 rejected, train 2, val 1, test 1, 1 moved train -> val"
+    assert str(joint.counts["PBE"]) == told
 
 
 def test_the_draw_of_a_material_depends_on_nothing_else() -> None:

@@ -78,6 +78,14 @@ class FidelityCounts:
     without_label: dict[str, int]
     """Rows that lack a property, by property; they stay, with NaN."""
 
+    def __str__(self) -> str:
+        """As a sentence of the log: what is 0 is left out."""
+        parts = [f"{self.num_in:,} rows in, {self.num_rejected:,} rejected"]
+        parts += [f"{split} {count:,}" for split, count in self.rows.items() if count]
+        parts += [f"{count:,} moved {where}" for where, count in self.moved.items() if count]
+        parts += [f"{count:,} without {name}" for name, count in self.without_label.items() if count]
+        return ", ".join(parts)
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class FidelityData:
