@@ -33,6 +33,7 @@ from latentite.demo_rl import Reinforced, demo_rl_config, reinforce
 from latentite.evaluation.run import Evaluation, evaluate
 from latentite.generate import GenerateConfig, GenerateResult, generate_from
 from latentite.pictures import draw_crystals
+from latentite.plain import check_seed
 from latentite.reconstruct import (
     Reconstruction,
     draw_reconstructions,
@@ -113,11 +114,12 @@ def run_demo(out_dir: Path, *, minutes: float, seed: int = 0) -> DemoResult:
     """Make the data, train all stages for about `minutes` together, reconstruct, predict, sample, write to `out_dir`.
 
     Raises:
-        ValueError: for a time that is not positive.
+        ValueError: for a time that is not positive, or a seed below 0.
         KeyboardInterrupt: when a training was interrupted; its checkpoint is saved.
     """
     if not minutes > 0:
         raise ValueError(f"--minutes must be more than 0, got {minutes}")
+    check_seed(seed)
     vae_config = demo_vae_config(out_dir / "vae", seed=seed)
     log.info("1 of 7: the embedded dataset")
     data = CrystalDataModule(vae_config.data)

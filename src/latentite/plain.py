@@ -23,6 +23,16 @@ class ConfigError(ValueError):
     """A setting that cannot be used, in one sentence that names its dotted key."""
 
 
+def check_seed(seed: int) -> None:
+    """Refuse a seed that not every generator takes.
+
+    Raises:
+        ValueError: for one below 0.
+    """
+    if seed < 0:
+        raise ValueError(f"seed must be 0 or more, got {seed}")
+
+
 def from_plain(kind: type[Config], values: Mapping[str, Any], *, where: str = "") -> Config:
     """Build a config dataclass, checking every key and type on the way down.
 

@@ -48,6 +48,17 @@ def start_worker(parent: int) -> None:
     threading.Thread(target=watch, daemon=True).start()
 
 
+def count_workers(workers: int | None) -> int:
+    """Processes that are asked for; None stands for all cores that this process may use.
+
+    Raises:
+        ValueError: for less than one.
+    """
+    if workers is not None and workers < 1:
+        raise ValueError(f"workers must be at least 1, got {workers}")
+    return available_cores() if workers is None else workers
+
+
 def map_in_order(
     function: Callable[[Item], Result],
     items: Sequence[Item],
@@ -70,9 +81,7 @@ def map_in_order(
     Raises:
         ValueError: when workers is below 1, or a worker process dies (usually for want of memory).
     """
-    workers = available_cores() if workers is None else workers
-    if workers < 1:
-        raise ValueError(f"workers must be at least 1, got {workers}")
+    workers = count_workers(workers)
     results: list[Result] = []
     if workers == 1 or len(items) < 2:
         for item in items:

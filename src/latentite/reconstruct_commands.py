@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from rich.console import Console
 
 from latentite.command_options import add_model_and_source, add_running, check_running, counting
+from latentite.plain import check_seed
 
 if TYPE_CHECKING:
     from latentite.reconstruct import Reconstruction
@@ -91,5 +92,6 @@ def _check(arguments: argparse.Namespace) -> None:
     if arguments.limit is not None and arguments.limit < 1:
         raise ValueError(f"--limit must be at least 1, got {arguments.limit}")
     check_running(arguments)
+    check_seed(arguments.seed)
     if arguments.out.exists() and not arguments.out.is_dir():
         raise ValueError(f"--out must be a folder, got the file {arguments.out}")

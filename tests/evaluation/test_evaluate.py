@@ -196,3 +196,16 @@ def test_a_name_that_is_nothing_is_refused_with_its_option_and_near_names(
 ) -> None:
     with pytest.raises(FileNotFoundError, match=rf"^{option} must be .* did you mean mp_20_biternary"):
         latentite.evaluate(**given)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [({"seed": -1}, "seed must be 0 or more, got -1"), ({"workers": 0}, "workers must be at least 1, got 0")],
+)
+def test_what_would_only_fail_late_is_refused_before_anything_is_written(
+    options: dict[str, int], message: str, tmp_path: Path
+) -> None:
+    """A negative seed was found when the gallery was drawn, after all the work."""
+    with pytest.raises(ValueError, match=message):
+        latentite.evaluate("prototypes", out=tmp_path / "report", **options)
+    assert list(tmp_path.iterdir()) == []

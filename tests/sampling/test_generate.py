@@ -280,7 +280,8 @@ MISTAKES = {
     "--weights ema": "no EMA weights",
     "--max-attempts 0": "max_attempts must be at least 1",
     "--eta -1": "eta must be",
-    "--num-atoms-distribution nothing.csv": "nothing.csv",
+    "--num-atoms-distribution nothing.csv": "num_atoms_distribution must be train or a file with counts, got nothing",
+    "--seed -1": "seed must be 0 or more, got -1",
 }
 
 

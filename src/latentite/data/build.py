@@ -36,6 +36,7 @@ from latentite.data.report import BuildSummary, count_reasons, report, write_rej
 from latentite.data.splits import DEFAULT_FRACTIONS, SPLITS, check_fractions, divide, shared_formulas
 from latentite.files import cache_dir as default_cache_dir
 from latentite.files import write_json
+from latentite.plain import check_seed
 
 if TYPE_CHECKING:
     from ase import Atoms
@@ -297,6 +298,7 @@ def build_dataset(
         ValueError: for impossible fractions, an unusable source, or when no crystal is left.
     """
     shares = check_fractions(DEFAULT_FRACTIONS if fractions is None else fractions)
+    check_seed(seed)
     options, out = options or BuildOptions(), Path(out_dir)
     ready = _ready_made(source)
     _check_places(source, out)

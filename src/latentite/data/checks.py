@@ -37,7 +37,9 @@ class Limits:
 
     def __post_init__(self) -> None:
         if self.max_atoms is not None and self.max_atoms < 1:
-            raise ValueError(f"max_atoms must be at least 1 (or None for no limit), got {self.max_atoms}")
+            raise ValueError(
+                f"max_atoms must be at least 1 (null or --max-atoms 0: no limit), got {self.max_atoms}"
+            )
         if not self.min_distance >= 0.0:
             raise ValueError(f"min_distance must be 0 or more Å, got {self.min_distance}")
         if not 0.0 <= self.min_volume_per_atom < self.max_volume_per_atom:

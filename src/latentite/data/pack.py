@@ -26,7 +26,7 @@ from latentite.data.cif import Arrays
 from latentite.data.properties import derive_rows
 from latentite.data.records import Record, Rejection, Value
 from latentite.data.table import parse_many
-from latentite.processes import available_cores, process_context, start_worker
+from latentite.processes import count_workers, process_context, start_worker
 
 CHUNK = 512
 """Records per task: some tens of milliseconds of work, so that handing over costs nothing."""
@@ -132,9 +132,7 @@ def pack_all(
     Raises:
         ValueError: when a worker process dies (usually for want of memory), or workers is below 1.
     """
-    workers = available_cores() if workers is None else workers
-    if workers < 1:
-        raise ValueError(f"workers must be at least 1, got {workers}")
+    workers = count_workers(workers)
     chunks = iter(lambda: list(islice(stream, CHUNK)), [])
     first = list(islice(chunks, _WORTH_A_POOL // CHUNK))
     is_short = sum(map(len, first)) < _WORTH_A_POOL

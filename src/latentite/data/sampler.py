@@ -12,6 +12,8 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
+from latentite.plain import check_seed
+
 
 @dataclass(kw_only=True, slots=True)
 class BatchPlan:
@@ -31,8 +33,7 @@ class BatchPlan:
             raise ValueError(f"batch_size must be at least 1, got {self.batch_size}")
         if self.batch_atoms is not None and self.batch_atoms < 1:
             raise ValueError(f"batch_atoms must be at least 1 or null, got {self.batch_atoms}")
-        if self.seed < 0:
-            raise ValueError(f"seed must be 0 or more, got {self.seed}")
+        check_seed(self.seed)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)

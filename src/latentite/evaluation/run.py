@@ -48,6 +48,8 @@ from latentite.evaluation.table import (
     make_table,
 )
 from latentite.metrics.rates import Rate
+from latentite.plain import check_seed
+from latentite.processes import count_workers
 
 SECTIONS: tuple[MakeSection, ...] = (
     source_section,
@@ -137,13 +139,16 @@ def evaluate(
     Raises:
         FileNotFoundError: when a path or dataset does not exist.
         ImportError: when the potential's package is not installed.
-        ValueError: for an unknown protocol, split, potential or checkpoint, a source without any row, tolerances
-            of what was not asked, levels of theory that do not fit, or an `out` that cannot be resumed.
+        ValueError: for an unknown protocol, split, potential or checkpoint, a source without any row, a
+            seed below 0, workers below 1, tolerances of what was not asked, levels of theory that do not fit, or
+            an `out` that cannot be resumed.
     """
     chosen = find_protocol(protocol)
     for option, given in (("SOURCE", source), ("--reference", reference), ("--targets", targets)):
         require_source(option, given)
     _check_out(out, resume=resume)
+    check_seed(seed)
+    count_workers(workers)
     plan = make_plan(
         relax=relax, hull=hull, reference=reference, fingerprints=fingerprints, vae=vae, tolerances=tolerances
     )

@@ -20,6 +20,7 @@ from latentite.data.records import Rejection
 from latentite.data.table import read
 from latentite.diffusion.samplers import SamplerKind
 from latentite.hub import DEFAULT_LDM
+from latentite.plain import check_seed
 from latentite.sampling.chain import Precision, SamplingConfig
 from latentite.sampling.folder import Format
 
@@ -98,6 +99,7 @@ class GenerateConfig:
     """None: EMA where there is one."""
 
     def __post_init__(self) -> None:
+        check_seed(self.seed)
         for name in ("num_samples", "batch_size", "steps", "max_attempts"):
             value = getattr(self, name)
             if value is not None and value < 1:

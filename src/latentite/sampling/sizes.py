@@ -108,8 +108,11 @@ def read_num_atoms(path: Path) -> NumAtoms:
     """From a file: CSV with the columns `num_atoms` and `count`, or JSON such as `{"8": 120, "12": 40}`.
 
     Raises:
+        FileNotFoundError: when there is no such file.
         ValueError: when the file is neither.
     """
+    if not path.is_file():
+        raise FileNotFoundError(f"num_atoms_distribution must be train or a file with counts, got {path}")
     text = path.read_text(encoding="utf-8")
     try:
         if path.suffix.lower() == ".json":
@@ -119,7 +122,7 @@ def read_num_atoms(path: Path) -> NumAtoms:
     except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise ValueError(
             f"{path} must be a CSV with columns num_atoms and count, or JSON such as "
-            f'{{"8": 120, "12": 40}}; it could not be read ({type(error).__name__}: {error})'
+            '{"8": 120, "12": 40}, got something else'
         ) from error
     return NumAtoms.from_counts(counts)
 

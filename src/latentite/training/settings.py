@@ -12,6 +12,7 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
+from latentite.plain import check_seed
 from latentite.training.datamodule import DataConfig
 
 
@@ -200,7 +201,6 @@ class RunConfig:
     callbacks: CallbacksConfig = field(default_factory=CallbacksConfig)
 
     def __post_init__(self) -> None:
-        if self.seed < 0:
-            raise ValueError(f"seed must be 0 or more, got {self.seed}")
+        check_seed(self.seed)
         if self.ckpt_path is not None and not self.ckpt_path.is_file():
             raise ValueError(f"ckpt_path must be an existing checkpoint file, got {str(self.ckpt_path)!r}")
