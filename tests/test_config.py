@@ -160,6 +160,13 @@ def test_a_run_folder_is_hydras_to_choose():
         check_first(STAGES["vae"], ["experiment=prototypes/vae_dng", "run_dir=here"])
 
 
+def test_no_suggestion_is_refused_in_its_turn() -> None:
+    """`run_dri` was answered by "did you mean run_dir?", which is none either."""
+    with pytest.raises(ValueError, match=r"^run_dri is not a setting; ") as refused:
+        check_first(STAGES["vae"], ["experiment=prototypes/vae_dng", "run_dri=here"])
+    assert "run_dir" not in str(refused.value)
+
+
 def test_sweeps_are_not_checked_as_single_settings():
     check_first(STAGES["vae"], ["--multirun", "seed=1,2"])
     with pytest.raises(ValueError, match=r"data\.batch_size"):

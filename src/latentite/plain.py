@@ -19,6 +19,10 @@ from typing import Any, TypeVar
 Config = TypeVar("Config")
 
 
+NOT_TYPED: Mapping[str, Any] = types.MappingProxyType({"is_typed": False})
+"""Metadata of a field that the program sets itself: no message suggests it."""
+
+
 class ConfigError(ValueError):
     """A setting that cannot be used, in one sentence that names its dotted key."""
 
@@ -49,7 +53,8 @@ def from_plain(kind: type[Config], values: Mapping[str, Any], *, where: str = ""
     known = {item.name: item for item in fields(kind) if item.init}  # type: ignore[arg-type]  # a dataclass
     for key in values:
         if key not in known:
-            raise ConfigError(_unknown(str(key), where, list(known)))
+            typed = [name for name, item in known.items() if item.metadata.get("is_typed", True)]
+            raise ConfigError(_unknown(str(key), where, typed))
     missing = [name for name, item in known.items() if name not in values and _is_required(item)]
     if missing:
         raise ConfigError(f"{_join(where, missing[0])} must be given, but it is missing")

@@ -4,9 +4,14 @@ from __future__ import annotations
 
 import argparse
 import json
-from typing import Any
+import traceback
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
+
+if TYPE_CHECKING:
+    from latentite.rewards.contract import RewardReport
 
 
 def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -54,7 +59,9 @@ def _check(arguments: argparse.Namespace) -> int:
         raise ValueError(f"--limit must be at least 2, got {arguments.limit}")
     arrays = read_crystals(arguments.crystals, split="train").arrays
     stride = -(-len(arrays) // arguments.limit) or 1  # evenly spaced: data sets are often sorted
-    report = check_reward(reward, CrystalBatch.from_arrays(arrays[::stride]))
+    report = _checked(
+        arguments.target, lambda: check_reward(reward, CrystalBatch.from_arrays(arrays[::stride]))
+    )
     console = Console()
     console.print(f"[green]{arguments.target} keeps the contract[/green] on {report.num_crystals} crystals")
     console.print(f"rewards from {report.lowest:.4g} to {report.highest:.4g}, mean {report.mean:.4g}")
@@ -63,6 +70,24 @@ def _check(arguments: argparse.Namespace) -> int:
     kind = "compares the crystals of a batch" if report.is_collective else "judges each crystal alone"
     console.print(f"{kind}; {report.seconds_per_100:.3g} s per 100 structures")
     return 0
+
+
+def _checked(target: str, check: Callable[[], RewardReport]) -> RewardReport:
+    """The report; what the reward itself raises becomes one sentence that says where.
+
+    Raises:
+        ValueError: when the contract is broken, or the reward raises.
+    """
+    try:
+        return check()
+    except ValueError:
+        raise
+    except Exception as error:  # code of the user may raise anything
+        place = traceback.extract_tb(error.__traceback__)[-1]
+        raise ValueError(
+            f"{target} must give a number for every crystal, but it raised {type(error).__name__}: {error} "
+            f"({place.filename}, line {place.lineno})"
+        ) from error
 
 
 def _option(text: str) -> tuple[str, Any]:

@@ -144,6 +144,13 @@ def test_the_command_of_two_words(
     assert "usage: latentite evaluate compare" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("content", ["{", "[]", "{}"])
+def test_a_damaged_summary_is_named(tmp_path: Path, content: str) -> None:
+    (tmp_path / "summary.json").write_text(content, encoding="utf-8")
+    with pytest.raises(ValueError, match=r"summary\.json must be the summary of an evaluation"):
+        compare_runs(tmp_path, tmp_path)
+
+
 def test_a_folder_called_compare_is_a_source_when_given_as_a_path(
     planted: Callable[[int, int], list[Arrays]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

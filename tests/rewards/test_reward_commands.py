@@ -19,6 +19,9 @@ class Heavy:
     def __call__(self, structures, batch):
         return torch.tensor([-abs(structure.density - self.target) for structure in structures])
 
+def broken(structures, batch):
+    return 1 / 0
+
 def first_best(structures, batch):
     return torch.arange(len(structures)).float()
 """
@@ -48,7 +51,11 @@ def test_a_good_reward_passes_and_its_cost_is_said(folder: Path, capsys: pytest.
     ("arguments", "message"),
     [
         (["{}/my_reward.py:first_best"], "must be the same in another order"),
-        (["{}/my_reward.py:Missing"], "there is no Missing in it; there are Heavy, first_best"),
+        (
+            ["{}/my_reward.py:broken"],
+            "it raised ZeroDivisionError: division by zero ({}/my_reward.py, line 12)",
+        ),
+        (["{}/my_reward.py:Missing"], "there is no Missing in it; there are Heavy, broken, first_best"),
         (["{}/my_reward.py:Heavy", "goal=1"], "does not take these arguments"),
         (["{}/my_reward.py:Heavy", "goal"], "must be given as key=value, got 'goal'"),
         (["{}/my_reward.py:Heavy", "--limit", "1"], "--limit must be at least 2"),
@@ -58,4 +65,4 @@ def test_mistakes_end_with_one_sentence(
     arguments: list[str], message: str, folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert check(folder, *(argument.format(folder) for argument in arguments)) == 2
-    assert message in capsys.readouterr().err
+    assert message.format(folder) in capsys.readouterr().err

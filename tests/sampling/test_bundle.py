@@ -166,7 +166,7 @@ def test_a_loan_stays_in_its_folder_and_must_be_one(
     lean = bundle(ldm, "lean", out, borrow=["a_vae"])
     with pytest.raises(CheckpointError, match="cannot borrow from itself"):
         bundle(ldm, "lean", out, borrow=["lean"])
-    with pytest.raises(CheckpointError, match=r"must have nowhere\.safetensors beside it"):
+    with pytest.raises(CheckpointError, match=r"there is no pair nowhere\.safetensors and nowhere\.json"):
         bundle(ldm, "other", out, borrow=["nowhere"])
     card = json.loads(lean.card.read_text(encoding="utf-8"))
     card["borrowed"] = {"../run/x": card["borrowed"]["a_vae"]}
@@ -200,6 +200,9 @@ def test_the_card_says_what_people_must_know(
         bundle(ldm, "told", tmp_path / "ckpts", card=card_file(tmp_path, good_four=[]))
     with pytest.raises(FileNotFoundError, match="--card must be a YAML file"):
         bundle(ldm, "told", tmp_path / "ckpts", card=tmp_path / "no.yaml")
+    (tmp_path / "broken.yaml").write_text("trained_on: [1", encoding="utf-8")
+    with pytest.raises(ValueError, match=r"broken\.yaml is not valid YAML: [^\n]+$"):
+        bundle(ldm, "told", tmp_path / "ckpts", card=tmp_path / "broken.yaml")
     with pytest.raises(ValueError, match="--name must be a name"):
         bundle(ldm, "a/b", tmp_path / "ckpts")
 

@@ -173,6 +173,8 @@ def read_portable(path: str | Path) -> CheckpointRecord:
     path = Path(path)
     stem = path.with_suffix("") if path.suffix in (".safetensors", ".json") else path
     weights_path, card_path = stem.with_name(stem.name + ".safetensors"), stem.with_name(stem.name + ".json")
+    if not (weights_path.is_file() or card_path.is_file()):
+        raise CheckpointError(f"there is no pair {weights_path.name} and {card_path.name} in {stem.parent}")
     for part, other in ((weights_path, card_path), (card_path, weights_path)):
         if not part.is_file():
             raise CheckpointError(f"{other} must have {part.name} beside it; copy both files of the pair")

@@ -191,7 +191,13 @@ def _read_summary(folder: Path) -> dict[str, Any]:
             f"the evaluation in {folder} must be finished, got one that is {record['status']}; "
             "the same command with --resume goes on with it"
         )
-    return dict(json.loads(path.read_text(encoding="utf-8")))
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError:
+        content = None
+    if not isinstance(content, dict) or "rates" not in content:
+        raise ValueError(f"{path} must be the summary of an evaluation, got something else; evaluate again")
+    return content
 
 
 def _at(summaries: tuple[Mapping[str, Any], Mapping[str, Any]], place: str) -> tuple[Any, Any]:

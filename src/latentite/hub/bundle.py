@@ -136,7 +136,7 @@ def read_model_card(path: Path, checkpoint: Path) -> ModelCard:
     try:
         values = yaml.safe_load(path.read_text(encoding="utf-8"))
     except yaml.YAMLError as error:
-        raise ValueError(f"{path} is not valid YAML: {error}") from error
+        raise ValueError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from error
     if not isinstance(values, dict):
         raise ValueError(f"{path} must hold fields such as 'trained_on: ...', got {type(values).__name__}")
     found = from_plain(ModelCard, values, where=str(path))

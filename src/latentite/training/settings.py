@@ -12,7 +12,7 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
-from latentite.plain import check_seed
+from latentite.plain import NOT_TYPED, check_seed
 from latentite.training.datamodule import DataConfig
 
 
@@ -187,7 +187,7 @@ class RunConfig:
     """What every training run has; a stage's config adds the section of its module."""
 
     task_name: str = "train"
-    run_dir: Path = Path("logs/train/run")
+    run_dir: Path = field(default=Path("logs/train/run"), metadata=NOT_TYPED)
     """Everything that the run leaves lies here."""
     seed: int = 0
     """Of weights, data order, noise; 0 is a seed like any other."""
