@@ -275,7 +275,10 @@ def read_vae(config: LDMModuleConfig, data: CrystalDataModule) -> tuple[Checkpoi
         ValueError: when the VAE's checkpoint cannot be used, or conditions and data do not fit.
     """
     assert config.vae_ckpt_path is not None
-    record = read_checkpoint(hub.resolve(config.vae_ckpt_path), stage=Stage.VAE)
+    try:
+        record = read_checkpoint(hub.resolve(config.vae_ckpt_path), stage=Stage.VAE)
+    except (ValueError, FileNotFoundError) as error:
+        raise type(error)(f"ldm_module.vae_ckpt_path: {error}") from error
     settings = LDMStageConfig(
         vae=from_plain(VAEConfig, record.config),
         denoiser=config.denoiser,
