@@ -176,6 +176,7 @@ def test_wrong_components_are_refused_by_name(components: dict, message: str) ->
         ("nowhere.py:Reward", r"there is no file nowhere\.py"),
         ("{file}:Missing", r"there is no Missing in it; there are Volume, Fragile"),
         ("latentite.nothing.Here", r"cannot be imported: No module named 'latentite\.nothing'"),
+        ("mine/reward.py", r"must say which class or function of the file it is: mine/reward\.py:Name"),
         ("Reward", r"must be package\.module\.Name or path/to/file\.py:Name, got 'Reward'"),
     ],
 )

@@ -26,6 +26,10 @@ def locate(target: str) -> Any:
     Raises:
         ValueError: in one sentence, when there is no such file, module or name, or it cannot be imported.
     """
+    if target.endswith(".py"):
+        raise ValueError(
+            f"{TARGET} {target} must say which class or function of the file it is: {target}:Name"
+        )
     if ".py:" in target:
         path, _, name = target.rpartition(":")
         module = _module_of_file(Path(path).expanduser(), target)

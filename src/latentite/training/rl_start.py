@@ -38,7 +38,10 @@ def plan_rl(config: RLModuleConfig, data: CrystalDataModule) -> RLPlan:
         ValueError: when one of them cannot be used, or the conditions of base and data differ.
     """
     assert config.ldm_ckpt_path is not None
-    base, settings, _ = load_ldm(config.ldm_ckpt_path)
+    try:
+        base, settings, _ = load_ldm(config.ldm_ckpt_path)
+    except (ValueError, FileNotFoundError) as error:
+        raise type(error)(f"rl_module.ldm_ckpt_path: {error}") from error
     names = [] if base.condition_module is None else list(base.condition_module.names)
     if data.config.conditions != names:
         raise ValueError(
