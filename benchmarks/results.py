@@ -28,7 +28,7 @@ from typing import Any
 
 import torch
 from results_page import write_page
-from results_parts import NEEDS, PARTS, QUICK, Setup, Sizes
+from results_parts import NEEDS, PARTS, QUICK, SIZES, Setup, Sizes
 
 from latentite import __version__, hub
 from latentite.energy.catalogue import parse_theory
@@ -93,7 +93,7 @@ def inputs_of(part: str, setup: Setup) -> dict[str, Any]:
     return {
         "checkpoints": {role: hashes_of(path) for role, path in used.items()},
         "data": {f"{path.parent.name}/{path.name}": sha256_file(path) for path in tables},
-        "sizes": asdict(setup.sizes),
+        "sizes": {name: getattr(setup.sizes, name) for name in SIZES.get(part, ())},
         "relax": setup.relax,
         "hull_theory": str(setup.hull_theory),
         "seed": setup.seed,
@@ -155,7 +155,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--page", type=Path, default=Path("docs/results.md"), help="its pictures go into images/ beside it")
     add("--parts", nargs="*", choices=list(PARTS), default=list(PARTS), help="[all of them]")
     add("--quick", action="store_true", help="a dozen of everything, to see that it works")
-    for name in ("samples", "conditional", "crystals", "formulas", "per-formula", "relax-steps"):
+    for name in ("samples", "rl", "conditional", "crystals", "formulas", "per-formula", "relax-steps"):
         add(f"--num-{name}", type=int, metavar="N", help=f"[{getattr(Sizes(), name.replace('-', '_'))}]")
     for role, name in ROLES.items():
         add(f"--{role.replace('_', '-')}", metavar="CKPT", help=f"[{name}, if it is there]")

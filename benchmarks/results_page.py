@@ -104,12 +104,12 @@ def write_page(folder: Path, page: Path) -> None:
 
 def _warning(found: Found) -> str:
     """A sentence when parts were measured with different sizes, seeds or potentials, or very few crystals."""
-    told = {
-        json.dumps([part["inputs"][name] for name in ("sizes", "seed", "relax")]) for part in found.values()
-    }
+    inputs = [part["inputs"] for part in found.values()]
+    steps = {part["sizes"]["relax_steps"] for part in inputs if "relax_steps" in part["sizes"]}
+    told = {(part["seed"], part["relax"]) for part in inputs}
     few = [name for name in SETS if name in found and found[name]["found"]["num_in"] < 100]
     sentences = []
-    if len(told) > 1:
+    if len(told) > 1 or len(steps) > 1:
         sentences.append("**The parts below were measured with different settings.**")
     if few:
         sentences.append(f"**Sets of fewer than 100 crystals: {', '.join(few)}.**")

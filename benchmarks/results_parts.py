@@ -43,6 +43,8 @@ class Sizes:
     """How much is measured."""
 
     samples: int = 1000
+    rl: int = 1000
+    """Samples after reinforcement learning."""
     conditional: int = 100
     """For each value that is asked."""
     formulas: int = 200
@@ -52,7 +54,7 @@ class Sizes:
     relax_steps: int = 500
 
 
-QUICK = Sizes(samples=12, conditional=4, formulas=3, per_formula=2, crystals=12, relax_steps=3)
+QUICK = Sizes(samples=12, rl=12, conditional=4, formulas=3, per_formula=2, crystals=12, relax_steps=3)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -85,12 +87,12 @@ def measure_vae(setup: Setup, folder: Path) -> dict[str, Any]:
 
 def measure_samples(setup: Setup, folder: Path) -> dict[str, Any]:
     """Unconditional samples, as they come and relaxed."""
-    return _sampled(setup, folder, setup.checkpoints["ldm"])
+    return _sampled(setup, folder, setup.checkpoints["ldm"], setup.sizes.samples)
 
 
 def measure_rl(setup: Setup, folder: Path) -> dict[str, Any]:
     """The same of the model after reinforcement learning."""
-    return _sampled(setup, folder, setup.checkpoints["rl"])
+    return _sampled(setup, folder, setup.checkpoints["rl"], setup.sizes.rl)
 
 
 def measure_test(setup: Setup, folder: Path) -> dict[str, Any]:
@@ -226,6 +228,18 @@ NEEDS = {
 }
 """The roles whose checkpoints a part takes, one of which must be there."""
 
+SIZES = {
+    "vae": ("crystals",),
+    "samples": ("samples", "relax_steps"),
+    "test": ("crystals", "relax_steps"),
+    "prototypes": ("crystals", "relax_steps"),
+    "conditional": ("conditional", "relax_steps"),
+    "prediction": ("formulas", "per_formula"),
+    "rl": ("rl", "relax_steps"),
+    "predictors": ("crystals",),
+}
+"""The sizes that the numbers of a part depend on."""
+
 
 def _crystals(setup: Setup, source: str, split: str) -> CrystalBatch:
     dataset, _ = read_source(source, split=split, max_atoms=0)
@@ -239,8 +253,8 @@ def _generate(setup: Setup, checkpoint: Path, out: Path, **options: Any) -> floa
     return float(sum(session["wall_seconds"] for session in manifest["sessions"]))
 
 
-def _sampled(setup: Setup, folder: Path, checkpoint: Path) -> dict[str, Any]:
-    seconds = _generate(setup, checkpoint, folder / "samples", num_samples=setup.sizes.samples)
+def _sampled(setup: Setup, folder: Path, checkpoint: Path, count: int) -> dict[str, Any]:
+    seconds = _generate(setup, checkpoint, folder / "samples", num_samples=count)
     manifest = json.loads((folder / "samples" / "manifest.json").read_text(encoding="utf-8"))
     settings = {name: manifest["settings"][name] for name in ("sampler", "steps", "guidance", "seed")}
     return {
