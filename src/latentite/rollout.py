@@ -54,9 +54,12 @@ class Chain:
             raise ValueError(
                 f"sampler {self.kind} needs a {STEPS[self.kind][0].__name__}, got a {type(self.schedule).__name__}"
             )
-        if self.kind is not SamplerKind.DDPM and self.settings.eta == 0.0:
+        noise = {"eta": self.settings.eta, "noise_scale": self.settings.noise_scale}
+        for name in (
+            key for key, value in noise.items() if value == 0.0 and self.kind is not SamplerKind.DDPM
+        ):
             raise ValueError(
-                f"eta must be above 0 for reinforcement learning with {self.kind} (without noise a step has no "
+                f"{name} must be above 0 for reinforcement learning with {self.kind} (without noise a step has no "
                 "probability), got 0"
             )
         if self.schedule.num_steps < 2:

@@ -68,6 +68,12 @@ def _add_chain(group: argparse._ArgumentGroup) -> None:
         "--eta", type=float, metavar="X", help="noise that ddim and flow_sde add: 0 is deterministic [1]"
     )
     group.add_argument(
+        "--noise-scale",
+        type=float,
+        metavar="X",
+        help="times the noise of flow_sde: below 1 likelier crystals, and fewer kinds of them [1]",
+    )
+    group.add_argument(
         "--guidance",
         metavar="S",
         help="s of u + s (c - u), u without and c with the condition: a number, or name=number,... [2]",

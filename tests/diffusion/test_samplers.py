@@ -225,6 +225,34 @@ def test_ddim_with_eta_1_has_the_variance_of_ddpm() -> None:
     torch.testing.assert_close(runs[0].states, runs[1].states, rtol=1e-4, atol=1e-4)
 
 
+def test_less_noise_gathers_samples_around_the_mean() -> None:
+    """One Gaussian, N(m, s^2): with all its noise the SDE gives m and s; with less of it, m and a smaller spread."""
+    mean, spread, count = 1.5, 0.6, 4000
+
+    def velocity(state: Tensor, time: Tensor) -> Tensor:  # E[eps - x0 | x] of x = (1 - t) x0 + t eps
+        t = time[:, None, None] / 1000.0
+        variance = (1.0 - t) ** 2 * spread**2 + t**2
+        return -mean + (t - (1.0 - t) * spread**2) / variance * (state - (1.0 - t) * mean)
+
+    start = torch.randn(count, 1, 1, generator=torch.Generator().manual_seed(0))
+    noise = CrystalNoise(list(range(count)), num_atoms=[1] * count, num_channels=1)
+    spreads = []
+    for scale in (1.0, 0.5, 0.0):
+        found = sample(
+            SamplerKind.FLOW_SDE,
+            velocity,
+            start,
+            torch.ones(count, 1, dtype=torch.bool),
+            schedule=FlowSchedule(num_steps=200),
+            noise=noise,
+            settings=SamplerSettings(noise_scale=scale),
+        ).latents
+        assert float(found.mean()) == pytest.approx(mean, abs=0.05)
+        spreads.append(float(found.std()))
+    assert spreads[0] == pytest.approx(spread, rel=0.05)
+    assert spreads[0] > 1.2 * spreads[1] > 1.2 * spreads[2] > 0.0
+
+
 def _per_token_network(num_channels: int) -> Denoise:
     def denoise(state: Tensor, time: Tensor) -> Tensor:
         prediction = torch.tanh(state + time[:, None, None] / 500.0)

@@ -139,7 +139,7 @@ def test_every_option_of_the_command_is_an_option_of_the_function() -> None:
     arguments += (
         " --trajectory --device cpu --precision bf16 --shard 1/2 --resume --no-replace --max-attempts 5"
     )
-    arguments += " --weights ema"
+    arguments += " --weights ema --noise-scale 0.5"
     found = vars(parser.parse_args(["sample", *arguments.split()]))
     found.pop("func")
     assert set(found) == set(GenerateConfig.__dataclass_fields__)
@@ -280,6 +280,8 @@ MISTAKES = {
     "--weights ema": "no EMA weights",
     "--max-attempts 0": "max_attempts must be at least 1",
     "--eta -1": "eta must be",
+    "--noise-scale -1": "noise_scale must be",
+    "--noise-scale 0.5": "noise_scale must be 1 for sampler=ddim; only flow_sde has it, got 0.5",
     "--num-atoms-distribution nothing.csv": "num_atoms_distribution must be train or a file with counts, got nothing",
     "--seed -1": "seed must be 0 or more, got -1",
 }

@@ -67,6 +67,8 @@ class SamplingConfig:
     """null: those of `DEFAULT_STEPS`."""
     eta: float = 1.0
     """Noise of `ddim` and `flow_sde`."""
+    noise_scale: float = 1.0
+    """Of `flow_sde`: times its noise; below 1 likelier crystals, and fewer kinds of them."""
     guidance: float | dict[str, float] = 2.0
     """s of u + s (c - u): one for all conditions together, or one for each. Without conditions it does nothing."""
     batch_size: int = 256
@@ -98,7 +100,8 @@ def sampling_schedule(diffusion: DiffusionConfig, config: SamplingConfig) -> tup
     """The method and the levels that it walks.
 
     Raises:
-        ValueError: when there are more steps than levels, or the method is for the other kind of network.
+        ValueError: when there are more steps than levels, the method is for the other kind of network, or has no noise
+            to scale.
     """
     training = diffusion.build_schedule()
     kind = config.sampler or (SamplerKind.HEUN if training is None else SamplerKind.DDIM)
@@ -107,6 +110,10 @@ def sampling_schedule(diffusion: DiffusionConfig, config: SamplingConfig) -> tup
     if kind not in fitting:
         raise ValueError(
             f"sampler must be {' or '.join(fitting)} for this {diffusion.kind} model, got {kind}"
+        )
+    if config.noise_scale != 1.0 and kind is not SamplerKind.FLOW_SDE:
+        raise ValueError(
+            f"noise_scale must be 1 for sampler={kind}; only flow_sde has it, got {config.noise_scale}"
         )
     steps = config.steps or DEFAULT_STEPS[kind]
     if training is None:
@@ -127,12 +134,13 @@ def sampler_settings(diffusion: DiffusionConfig, config: SamplingConfig) -> Samp
     """What the sampler must know of the network.
 
     Raises:
-        ValueError: for an eta that is no amount of noise.
+        ValueError: for an eta or a noise scale that is no amount of noise.
     """
     return SamplerSettings(
         target=diffusion.target,
         variance=diffusion.variance if diffusion.learn_variance else Variance.FIXED_SMALL,
         eta=config.eta,
+        noise_scale=config.noise_scale,
     )
 
 

@@ -55,6 +55,8 @@ class GenerateConfig:
     """None: the sampler's default (`chain.DEFAULT_STEPS`)."""
     eta: float = 1.0
     """Noise of `ddim` and `flow_sde`."""
+    noise_scale: float = 1.0
+    """Of `flow_sde`: times its noise; below 1 likelier crystals, and fewer kinds of them."""
     guidance: float | str | Mapping[str, float] = 2.0
     """s of u + s (c - u): one number, or `name=number,...`, one for each condition."""
     conditions: str | Mapping[str, object] | None = None
@@ -130,6 +132,7 @@ class GenerateConfig:
             sampler=None if self.sampler is None else choice("sampler", self.sampler, SamplerKind),
             steps=self.steps,
             eta=self.eta,
+            noise_scale=self.noise_scale,
             guidance=parse_guidance(self.guidance),
             batch_size=self.batch_size,
             precision=choice("precision", self.precision, Precision),
