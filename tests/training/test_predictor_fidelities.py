@@ -22,8 +22,11 @@ SHIFT = {8: 1.0, 12: -2.0, 26: 0.5}
 """What the second fidelity adds per atom of each element."""
 
 
-def write_folder(folder: Path, *, count: int, shift: bool, seed: int = 0) -> Path:
-    """Energies that are a sum over elements, in three splits; the materials of both fidelities are the same."""
+def write_folder(folder: Path, *, count: int, shift: bool, seed: int = 0, offset: float = 0.0) -> Path:
+    """Energies that are a sum over elements, in three splits; the materials of both fidelities are the same.
+
+    `offset` is added to all energies.
+    """
     generator = np.random.default_rng(seed)
     arrays = []
     for _ in range(60):
@@ -34,25 +37,26 @@ def write_folder(folder: Path, *, count: int, shift: bool, seed: int = 0) -> Pat
     energies = [
         np.mean([-0.1 * z + (SHIFT[int(z)] if shift else 0.0) for z in numbers]) for numbers, _, _ in arrays
     ]
-    crystals = crystals.with_properties({"energy": torch.tensor(energies, dtype=torch.float32)})
+    crystals = crystals.with_properties({"energy": torch.tensor(energies, dtype=torch.float32) + offset})
     ranges = {"train": range(count), "val": range(40, 50), "test": range(50, 60)}
     for split, chosen in ranges.items():
         part = crystals.select(torch.tensor(list(chosen)))
         ids = tuple(f"m-{i}" for i in chosen)
-        data = CrystalDataset(crystals=part, ids=ids, content_hash=f"{split}{shift}{count}")
+        data = CrystalDataset(crystals=part, ids=ids, content_hash=f"{split}{shift}{count}{offset}")
         write_dataset(folder / f"{split}.safetensors", data)
     return folder
 
 
-def train(tmp_path: Path, name: str, vae: Path, *more: str) -> FitResult:
+def train(
+    tmp_path: Path, name: str, vae: Path, *more: str, fidelities: tuple[str, ...] = ("PBE", "HSE")
+) -> FitResult:
     overrides = [
         "experiment=prototypes/predictor_density",
         f"predictor_module.vae_ckpt_path={vae}",
         "predictor_module.target_conditions=[energy]",
         "predictor_module.targets.energy.extent=per_atom",
         "predictor_module.hidden=[8]",
-        f"data.fidelities.PBE.path={tmp_path / 'pbe'}",
-        f"data.fidelities.HSE.path={tmp_path / 'hse'}",
+        *(f"data.fidelities.{name}.path={tmp_path / name.lower()}" for name in fidelities),
         "data.reference_fidelity=PBE",
         "data.batch_size=8",
         "trainer.max_epochs=4",
@@ -84,6 +88,24 @@ def test_every_fidelity_has_its_metrics_and_its_baseline(folders: Path, vae_chec
     table = network.baselines.values
     for z in ELEMENTS:
         assert float(table[1, 0, z] - table[0, 0, z]) == pytest.approx(SHIFT[int(z)], abs=0.05)
+
+
+def test_an_added_fidelity_is_what_it_adds_to_the_bases_own_baseline(
+    folders: Path, vae_checkpoint: Path
+) -> None:
+    """Other reference labels than the base had gave the new fidelity a baseline that its heads do not know."""
+    base = train(folders, "base", vae_checkpoint, "trainer.max_epochs=1", fidelities=("PBE",))
+    write_folder(folders / "pbe", count=40, shift=False, offset=3.0)
+    write_folder(folders / "hse", count=12, shift=True, offset=3.0)
+    more = ["trainer.max_epochs=1", "predictor_module.vae_ckpt_path=null"]
+    result = train(
+        folders, "more", vae_checkpoint, *more, f"predictor_module.predictor_ckpt_path={base.last_path}"
+    )
+    old, new = (load_predictor(path)[0].baselines.values[:, 0] for path in (base.last_path, result.last_path))
+    assert (len(old), len(new)) == (1, 2)
+    assert new[0].nan_to_num(-1e9).equal(old[0].nan_to_num(-1e9))
+    for z in ELEMENTS:
+        assert float(new[1, z] - old[0, z]) == pytest.approx(SHIFT[int(z)], abs=0.05)
 
 
 def test_a_run_with_weights_resumes_exactly(folders: Path, vae_checkpoint: Path) -> None:

@@ -205,22 +205,27 @@ def _start_fidelities(base: PropertyPredictor, network: PropertyPredictor, heads
 
 
 def _start_baselines(base: PropertyPredictor, network: PropertyPredictor, data: CrystalDataModule) -> None:
-    """Baselines of known fidelities as in the base; of new ones fitted, else the reference's."""
+    """Baselines of known fidelities as in the base; of new ones its reference's and the fitted change.
+
+    The heads were trained on top of the base's own baselines, so only the difference of two fitted ones is taken.
+    """
     assert base.baselines is not None
     assert network.baselines is not None
     old, new = base.config, network.config
     added = [name for name in new.fidelities if name not in old.fidelities]
     if not old.fidelities:  # its one fidelity is the reference
         added = [name for name in added if name != new.fidelities[new.reference_index]]
+    table, reference = network.baselines.values, base.baselines.values[old.reference_index]
     if added and new.fidelities[new.reference_index] in data.config.fidelities:
         fit_baselines_of(network, data)
-    table = network.baselines.values
+    fitted = table.clone()
     for position, name in enumerate(new.fidelities or [""]):
         if name not in added:
             row = old.fidelities.index(name) if name in old.fidelities else old.reference_index
             table[position] = base.baselines.values[row]
-        elif bool(table[position].isnan().all()):
-            table[position] = base.baselines.values[old.reference_index]
+            continue
+        change = (fitted[position] - fitted[new.reference_index]).nan_to_num(0.0)
+        table[position] = torch.where(reference.isnan(), fitted[position], reference + change)
 
 
 def _continued(
