@@ -327,6 +327,11 @@ def test_resuming_with_another_option_names_it(ckpt: Path, tmp_path: Path) -> No
     with pytest.raises(ValueError, match="add --resume"):
         generate(ckpt, num_samples=8, steps=3, out=tmp_path)
     assert generate(ckpt, num_samples=8, steps=3, out=tmp_path, resume=True).counts.written == 8
+    path = tmp_path / "manifest.json"
+    manifest = json.loads(path.read_text())
+    assert manifest["settings"].pop("noise_scale") == 1.0
+    path.write_text(json.dumps(manifest))  # as a version wrote it that did not know the setting
+    assert generate(ckpt, num_samples=8, steps=3, out=tmp_path, resume=True).counts.written == 8
 
 
 def test_options_as_text() -> None:

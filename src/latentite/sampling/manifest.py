@@ -18,6 +18,8 @@ from latentite.files import write_json
 from latentite.sampling.folder import MANIFEST
 
 FORMAT = 1
+ADDED = {"noise_scale": 1.0}
+"""Settings that runs of earlier versions did not write, and what they were then."""
 _PACKAGES = ("torch", "numpy", "scipy", "pymatgen")
 
 
@@ -77,7 +79,7 @@ def refuse_other_settings(old: Mapping[str, Any], new: Mapping[str, Any]) -> Non
             f"--resume needs the checkpoint that the run began with (sha256 {hashes[0][:12]}...), "
             f"got {new['checkpoint']['file']} ({hashes[1][:12]}...)"
         )
-    before, now = (json.loads(json.dumps(manifest["settings"])) for manifest in (old, new))
+    before, now = (ADDED | json.loads(json.dumps(manifest["settings"])) for manifest in (old, new))
     for name in sorted(before.keys() | now.keys()):
         if before.get(name) != now.get(name):
             raise ValueError(
