@@ -73,11 +73,11 @@ Each set is held against the training split: unique within the set, novel agains
 
 ## What limits them
 
-- The diffusion model has learned from 10,458 crystals for about an hour of one CPU core. It gets compositions, cells and
-  densities right sooner than the places of atoms: the median RMSD to the relaxed structure says how far they are off, and
-  heights above the hull as they come are large. Relax samples before anything else is concluded from them.
-- Atoms that ought to be one element can come out as two that are alike, so that some samples have four elements or more,
-  which no training crystal has.
+- The diffusion model has learned from 10,458 crystals for about an hour of one CPU core. It gets compositions, cells
+  and densities right sooner than the places of atoms: the median RMSD to the relaxed structure says how far they are
+  off, and heights above the hull as they come are large. Relax samples before anything else is concluded from them.
+- Atoms that ought to be one element can come out as two that are alike, so that some samples have four elements or
+  more, which no training crystal has.
 - The hull holds crystals of few elements: where competitors are missing, everything looks stable. Shares of stable and
   metastable samples are upper bounds, of use to compare sets, not to count new materials.
 - One potential relaxes and judges. Where it also was the reward, the gain of reinforcement learning is the gain by that
