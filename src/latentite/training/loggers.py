@@ -92,6 +92,7 @@ def _wandb_logger(config: WandbConfig, mode: WandbMode, run_dir: Path, task_name
     run_dir.mkdir(parents=True, exist_ok=True)
 
     def build(mode: WandbMode) -> WandbLogger:
+        """The same logger in another mode."""
         logger = WandbLogger(
             name=config.name or f"{task_name}-{run_dir.name}",
             project=config.project,

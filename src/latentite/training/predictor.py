@@ -86,6 +86,7 @@ class PredictorTrainingModule(StageModule):
         )
 
     def on_fit_start(self) -> None:
+        """Encode the training set where features are cached, and start to count draws."""
         self._cache = None
         self._encoded.clear()
         if self.config.uses_cache:

@@ -102,6 +102,7 @@ class RLTrainingModule(StageModule):
         raise NotImplementedError("reinforcement learning has no single loss per batch")
 
     def on_fit_start(self) -> None:
+        """Check the processes, make the rewards ready, and put back what was in flight when the run was stopped."""
         self.config.check_processes(self.trainer.world_size)
         reference = self._reference[0].to(self.device)
         self.chain = self.chain.to(self.device)
