@@ -105,6 +105,17 @@ def test_other_settings_are_refused_by_name_unless_forced(
     assert words.split(" is")[0] in forced.differing
 
 
+def test_a_hull_is_known_by_its_content_and_not_by_its_name(runs: Runs, tmp_path: Path) -> None:
+    def of(name: str, sha256: str) -> Callable[[dict[str, object]], None]:
+        hull = {"name": name, "sha256": sha256, "element_references": {"table": name, "num_rows": 5}}
+        return lambda content: content.update(energies={"hull": hull})
+
+    first = changed(runs[0], tmp_path / "first", of("mp_20", "1"))
+    compare_runs(first, changed(runs[1], tmp_path / "same", of("data/mp_20", "1")))
+    with pytest.raises(ValueError, match=r"energies\.hull\.sha256 is '1' and '2'"):
+        compare_runs(first, changed(runs[1], tmp_path / "other", of("mp_20", "2")))
+
+
 def test_an_interrupted_evaluation_is_refused(runs: Runs, tmp_path: Path) -> None:
     shutil.copytree(runs[0], tmp_path / "a")
     record = tmp_path / "a" / "evaluation.json"
