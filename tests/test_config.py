@@ -8,12 +8,15 @@ from pathlib import Path
 
 import pytest
 import yaml
+from ase.build import bulk
+from ase.io import write
 
 from latentite.config import (
     STAGES,
     check_first,
     compose,
     config_dir,
+    discarding_unbegun,
     load,
     one_sentence,
     with_new_keys,
@@ -207,8 +210,8 @@ def test_a_new_key_is_known_on_the_command_line(tmp_path):
     assert printed["reward_fn"]["components"]["density"]["scale"] == 6.5
 
 
-def run(*arguments: str, cwd: Path) -> subprocess.CompletedProcess:
-    command = [sys.executable, str(ROOT / "src" / "train_vae.py"), *arguments]
+def run(*arguments: str, cwd: Path, stage: str = "vae") -> subprocess.CompletedProcess:
+    command = [sys.executable, str(ROOT / "src" / f"train_{stage}.py"), *arguments]
     return subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=120, check=False)
 
 
@@ -217,6 +220,36 @@ def test_the_script_refuses_with_one_line_and_leaves_nothing(tmp_path):
     assert done.returncode == 2
     assert done.stderr == "error: vae_module.latent_dim must be at least 1, got 0\n"
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_run_that_is_refused_late_leaves_no_folder(tmp_path):
+    """The VAE is read after the data, when hydra has long made the run's folder."""
+    (tmp_path / "data").mkdir()
+    write(tmp_path / "data" / "train.extxyz", [bulk("NaCl", "rocksalt", a=5.6)])
+    given = [f"data.data_dir={tmp_path / 'data'}", "ldm_module.vae_ckpt_path=nowhere.ckpt", "trainer=cpu"]
+    done = run("experiment=prototypes/ldm_null", *given, "hydra.run.dir=run", cwd=tmp_path, stage="ldm")
+    assert done.returncode == 2, done.stderr
+    assert done.stderr.splitlines()[-1].startswith("error: ldm_module.vae_ckpt_path: there is no file")
+    assert "1 crystals" in done.stdout, "refused before hydra: this test would say nothing"
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("more", ["config.yaml", "checkpoints"])
+def test_a_folder_with_something_of_a_run_is_kept_whole(tmp_path, more):
+    for name in (".hydra", "train.log", more):
+        (tmp_path / name).mkdir()
+    with pytest.raises(ValueError, match="refused"), discarding_unbegun(tmp_path):
+        raise ValueError("refused")
+    assert {path.name for path in tmp_path.iterdir()} == {".hydra", "train.log", more}
+
+
+def test_the_folder_that_the_command_runs_in_is_kept(tmp_path, monkeypatch):
+    """`hydra.run.dir=.`"""
+    (tmp_path / ".hydra").mkdir()
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ValueError, match="refused"), discarding_unbegun(tmp_path):
+        raise ValueError("refused")
+    assert (tmp_path / ".hydra").is_dir()
 
 
 def test_cfg_job_prints_the_settings_from_any_folder(tmp_path):

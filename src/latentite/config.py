@@ -11,9 +11,10 @@ import difflib
 import logging
 import os
 import re
+import shutil
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -34,6 +35,9 @@ Config = TypeVar("Config")
 
 USER_ERROR = 2
 """Exit code for what the user can set right."""
+
+HYDRAS_OWN = {".hydra", "train.log"}
+"""What hydra puts into a run's folder before the stage has begun (`configs/hydra/default.yaml`)."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -146,9 +150,9 @@ def run_stage(stage: str) -> None:
 
     def task(composed: DictConfig) -> None:
         kind, run = entry.load()
-        values = _to_plain(composed) | {"run_dir": HydraConfig.get().runtime.output_dir}
-        with _user_errors():
-            run(load(kind, values))
+        run_dir = HydraConfig.get().runtime.output_dir
+        with _user_errors(), discarding_unbegun(Path(run_dir)):
+            run(load(kind, _to_plain(composed) | {"run_dir": run_dir}))
 
     main = hydra.main(version_base="1.3", config_path=str(config_dir()), config_name=entry.config_name)(task)
     sys.argv[1:] = _flags_first(sys.argv[1:])
@@ -213,6 +217,22 @@ def _is_override(argument: str) -> bool:
 def _flags_first(arguments: Sequence[str]) -> list[str]:
     """Flags before overrides: hydra refuses `a=1 --cfg job b=2`."""
     return sorted(arguments, key=_is_override)
+
+
+@contextmanager
+def discarding_unbegun(run_dir: Path) -> Iterator[None]:
+    """Take the run's folder away where the run fails before anything of its own lies there.
+
+    Hydra makes the folder first; checkpoints, for example, are only read, and refused, when the data are there. A
+    folder that holds more, as one of an earlier run does, stays as it is.
+    """
+    try:
+        yield
+    except BaseException:
+        with suppress(OSError):  # the error itself matters more; another process may have been quicker
+            if run_dir != Path.cwd() and {path.name for path in run_dir.iterdir()} <= HYDRAS_OWN:
+                shutil.rmtree(run_dir)
+        raise
 
 
 @contextmanager
