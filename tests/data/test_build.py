@@ -254,11 +254,21 @@ def test_ready_made_splits_are_respected(tmp_path: Path) -> None:
         build_dataset(tmp_path / "out", tmp_path / "other")
 
 
-def test_everything_rejected_is_an_error_that_names_the_reasons(tmp_path: Path) -> None:
+def test_everything_rejected_is_an_error_that_names_the_reasons_and_their_file(tmp_path: Path) -> None:
     path = write_csv(tmp_path / "a.csv", salts(3))
-    with pytest.raises(ValueError, match=r"got none of 3 rows: more atoms than the limit \(3\)"):
+    with pytest.raises(ValueError, match=r"got none of 3 rows: more atoms than the limit \(3\)") as refused:
         dataset_of(tmp_path, source=path, options=BuildOptions(limits=Limits(max_atoms=1)))
-    assert (tmp_path / "out" / "rejected.csv").read_text().count("more than the limit") == 3
+    rejected = tmp_path / "out" / "rejected.csv"
+    assert str(refused.value).endswith(f"; each row's reason is in {rejected}")
+    assert rejected.read_text().count("more than the limit") == 3
+
+
+def test_a_source_without_rows_is_refused_and_leaves_nothing(tmp_path: Path) -> None:
+    """Its error once pointed to a `rejected.csv` that held only the header."""
+    path = write_csv(tmp_path / "a.csv", [])
+    with pytest.raises(ValueError, match=r"a\.csv must hold at least one usable crystal, got no rows$"):
+        dataset_of(tmp_path, source=path)
+    assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize(

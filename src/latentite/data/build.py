@@ -328,10 +328,17 @@ def build_dataset(
 def _report_rejections(
     results: Mapping[str, BuildResult], source: str | Path | Sequence[Structure | Atoms], path: Path
 ) -> None:
-    """Writes down every rejected row, and only then refuses a split that has no other."""
+    """Writes down every rejected row, and only then refuses a split that has no other.
+
+    A split without rows has nothing to write down: it is refused first, and leaves no file.
+    """
+    names = {split: str(source) if split == WHOLE else f"{source}: {split}" for split in results}
+    for split, result in results.items():
+        if not result.num_in:
+            raise ValueError(f"{names[split]} must hold at least one usable crystal, got no rows")
     write_rejections(path, _rejections(results))
     for split, result in results.items():
-        _refuse_empty(result, str(source) if split == WHOLE else f"{source}: {split}", path)
+        _refuse_empty(result, names[split], path)
 
 
 def _rejections(results: Mapping[str, BuildResult]) -> list[Rejection]:
@@ -368,10 +375,10 @@ def _refuse_empty(result: BuildResult, name: str, rejected: Path) -> None:
     if len(result.dataset):
         return
     reasons = list(count_reasons(result.rejections).items())[:3]
-    common = ", ".join(f"{reason} ({count})" for reason, count in reasons) or "there are no rows"
+    common = ", ".join(f"{reason} ({count})" for reason, count in reasons)
     raise ValueError(
         f"{name} must hold at least one usable crystal, got none of {result.num_in} rows: {common}; "
-        f"see {rejected}"
+        f"each row's reason is in {rejected}"
     )
 
 
