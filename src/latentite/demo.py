@@ -44,7 +44,7 @@ from latentite.reconstruct import (
 )
 from latentite.training.datamodule import CrystalDataModule
 from latentite.training.fit import FitResult
-from latentite.training.ldm import read_vae
+from latentite.training.ldm_start import read_vae
 from latentite.training.stages import (
     TrainLDMConfig,
     TrainPredictorConfig,

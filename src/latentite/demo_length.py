@@ -23,7 +23,7 @@ from latentite.objectives.terms import LossTerms
 from latentite.objectives.vae import vae_loss
 from latentite.training.datamodule import CrystalDataModule
 from latentite.training.fit import FitResult, RunStatus
-from latentite.training.ldm import build_network
+from latentite.training.ldm_start import build_network
 from latentite.training.optim import SchedulerConfig
 from latentite.training.settings import Precision, RunConfig
 from latentite.training.vae import VAEModuleConfig

@@ -15,7 +15,7 @@ from latentite.nn.denoiser import DenoiserConfig
 from latentite.objectives.ldm import DiffusionKind, LDMStageConfig
 from latentite.sampling.chain import SamplingConfig, sample_jobs
 from latentite.sampling.jobs import Jobs
-from latentite.training.ldm import LDMModuleConfig
+from latentite.training.ldm_config import LDMModuleConfig
 from latentite.training.stages import train_ldm
 
 

@@ -16,7 +16,7 @@ from latentite.nn.encoders import EncoderConfig
 from latentite.objectives.ldm import DiffusionConfig, DiffusionKind
 from latentite.training.datamodule import CrystalDataModule, DataConfig
 from latentite.training.ema import EMAConfig
-from latentite.training.ldm import LDMModuleConfig
+from latentite.training.ldm_config import LDMModuleConfig
 from latentite.training.optim import OptimizerConfig, SchedulerConfig
 from latentite.training.settings import CallbacksConfig, CheckpointConfig, TrainerConfig
 from latentite.training.stages import TrainLDMConfig, TrainVAEConfig

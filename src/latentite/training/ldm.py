@@ -1,45 +1,27 @@
 """Stage 2: the Lightning module that trains a denoiser in a frozen VAE's latent space.
 
-The maths is in `objectives/ldm.py`. Comes after `module.py`; `fit.py` drives it.
+The maths is in `objectives/ldm.py`. Comes after `ldm_config.py` and `module.py`; `fit.py` drives it.
 """
 
 from __future__ import annotations
 
 import logging
 import time
-from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from latentite import hub
-from latentite.checkpoint import CheckpointRecord, Stage, load_network_state, read_checkpoint
 from latentite.crystal import CrystalBatch
-from latentite.data.augment import AugmentationConfig
 from latentite.diffusion.loss import DiffusionLoss
 from latentite.latent import LatentBatch
-from latentite.nn.adapters import LoraConfig
-from latentite.nn.conditions import ConditionModuleConfig
-from latentite.nn.denoiser import DenoiserConfig
 from latentite.nn.ldm import LatentDiffusion
-from latentite.nn.vae import VAEConfig
-from latentite.objectives.ldm import (
-    DiffusionConfig,
-    LDMStageConfig,
-    diffusion_loss,
-    loss_by_level,
-    loss_terms,
-)
+from latentite.objectives.ldm import diffusion_loss, loss_by_level, loss_terms
 from latentite.objectives.terms import LossTerms
-from latentite.plain import from_plain
-from latentite.training.conditions import ConditionModuleOptions, resolve_conditions
-from latentite.training.datamodule import CrystalDataModule
-from latentite.training.ema import EMAConfig
 from latentite.training.latent_cache import CachedBatch, CachedLatents, encode_split
+from latentite.training.ldm_config import LDMModuleConfig
 from latentite.training.module import StageModule, Stream
-from latentite.training.optim import OptimizerConfig, SchedulerConfig
 
 log = logging.getLogger(__name__)
 
@@ -51,59 +33,6 @@ class Shown(StrEnum):
     NONE = "none"
     DRAWN = "drawn"
     """Each hidden at random, as training needs for guidance and for requests of any subset."""
-
-
-@dataclass(kw_only=True, slots=True)
-class LDMModuleConfig:
-    """Everything about the diffusion stage but its data: the `ldm_module` group."""
-
-    vae_ckpt_path: str | None = None
-    """Path or name (`latentite hub list`) of the VAE's checkpoint. Required, but for fine-tuning."""
-    ldm_ckpt_path: str | None = None
-    """Fine-tuning: path or name of the base, a checkpoint of this stage. VAE, statistics, denoiser and diffusion
-    are then the base's, whatever the other settings say, and its conditions stay."""
-    lora: LoraConfig | None = None
-    """Fine-tuning: train low-rank adapters of the denoiser (and the condition module in full) instead of all
-    weights; `{}` takes all defaults. An implementation of our own (`nn/adapters.py`)."""
-    freeze: list[str] = field(default_factory=list)
-    """Fine-tuning: beginnings of the names of parameters that stay as they are, for example `denoiser.blocks.0`."""
-    denoiser: DenoiserConfig = field(default_factory=DenoiserConfig)
-    diffusion: DiffusionConfig = field(default_factory=DiffusionConfig)
-    sample_posterior: bool = True
-    """Train on posterior draws; off, on posterior means."""
-    condition_module: ConditionModuleOptions | None = None
-    """How the conditions of `data.target_condition` are trained; null for an unconditional model."""
-    augmentation: AugmentationConfig = field(default_factory=AugmentationConfig)
-    latent_cache: int = 0
-    """Augmented copies of the training set that are encoded once, before training, and kept on the device; each
-    step then draws from them instead of encoding. 0: off. Without augmentation all copies are one."""
-    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
-    scheduler: SchedulerConfig = field(default_factory=SchedulerConfig)
-    ema: EMAConfig = field(default_factory=lambda: EMAConfig(decay=0.9999))
-
-    def __post_init__(self) -> None:
-        if not self.vae_ckpt_path and not self.ldm_ckpt_path:
-            raise ValueError(
-                "vae_ckpt_path must name the VAE's checkpoint (a path or a name of `latentite hub list`), "
-                "or ldm_ckpt_path that of a base to fine-tune"
-            )
-        if not self.ldm_ckpt_path and (self.lora is not None or self.freeze):
-            raise ValueError(
-                f"ldm_ckpt_path must name the base to fine-tune where {'freeze' if self.lora is None else 'lora'} "
-                "is given"
-            )
-        if self.latent_cache < 0:
-            raise ValueError(f"latent_cache must be 0 (off) or more, got {self.latent_cache}")
-        if self.latent_cache > 1 and not (self.augmentation.translate or self.augmentation.rotate):
-            raise ValueError(
-                f"latent_cache must be 0 or 1 without augmentation, where all copies are equal, got {self.latent_cache}"
-            )
-        if self.denoiser.learn_variance != self.diffusion.learn_variance:
-            raise ValueError(
-                f"denoiser.learn_variance must be {str(self.diffusion.learn_variance).lower()} for this diffusion "
-                f"(kind={self.diffusion.kind}, variance={self.diffusion.variance}), "
-                f"got {str(self.denoiser.learn_variance).lower()}"
-            )
 
 
 class LDMTrainingModule(StageModule):
@@ -266,42 +195,3 @@ class LDMTrainingModule(StageModule):
             cached.num_bytes / 1e6,
         )
         return cached
-
-
-def read_vae(config: LDMModuleConfig, data: CrystalDataModule) -> tuple[CheckpointRecord, LDMStageConfig]:
-    """The trained VAE, and what a checkpoint of this run will need to build its network again.
-
-    Raises:
-        ValueError: when the VAE's checkpoint cannot be used, or conditions and data do not fit.
-    """
-    assert config.vae_ckpt_path is not None
-    try:
-        record = read_checkpoint(hub.resolve(config.vae_ckpt_path), stage=Stage.VAE)
-    except (ValueError, FileNotFoundError) as error:
-        raise type(error)(f"ldm_module.vae_ckpt_path: {error}") from error
-    settings = LDMStageConfig(
-        vae=from_plain(VAEConfig, record.config),
-        denoiser=config.denoiser,
-        diffusion=config.diffusion,
-        condition_module=run_conditions(config, data, hidden_size=config.denoiser.shape[1]),
-    )
-    return record, settings
-
-
-def run_conditions(
-    config: LDMModuleConfig, data: CrystalDataModule, *, hidden_size: int
-) -> ConditionModuleConfig | None:
-    """The conditions of a run on these data, for a denoiser of that width; None for an unconditional run."""
-    return resolve_conditions(
-        data.config.conditions,
-        config.condition_module,
-        categories=data.splits["train"].categories,
-        hidden_size=hidden_size,
-    )
-
-
-def build_network(record: CheckpointRecord, settings: LDMStageConfig) -> LatentDiffusion:
-    """A new network with the trained VAE in it; the denoiser's weights are drawn."""
-    network = LatentDiffusion(settings)
-    load_network_state(record, network.vae)
-    return network

@@ -13,16 +13,19 @@ from dataclasses import dataclass, replace
 from torch import nn
 
 from latentite import hub
-from latentite.checkpoint import CheckpointRecord, Stage, read_checkpoint
+from latentite.checkpoint import CheckpointRecord, Stage, load_network_state, read_checkpoint
 from latentite.ldm_checkpoint import load_ldm
 from latentite.nn.adapters import trainable_summary
 from latentite.nn.condition_values import ConditionConfig
 from latentite.nn.conditions import ConditionModuleConfig
 from latentite.nn.ldm import LatentDiffusion
+from latentite.nn.vae import VAEConfig
 from latentite.objectives.ldm import LDMStageConfig
-from latentite.training.conditions import check_conditions
+from latentite.plain import from_plain
+from latentite.training.conditions import check_conditions, resolve_conditions
 from latentite.training.datamodule import CrystalDataModule
-from latentite.training.ldm import LDMModuleConfig, LDMTrainingModule, build_network, read_vae, run_conditions
+from latentite.training.ldm import LDMTrainingModule
+from latentite.training.ldm_config import LDMModuleConfig
 from latentite.training.module import freeze_parameters
 
 log = logging.getLogger(__name__)
@@ -72,12 +75,51 @@ def build_module(config: LDMModuleConfig, plan: NetworkPlan, *, seed: int) -> LD
     )
 
 
+def read_vae(config: LDMModuleConfig, data: CrystalDataModule) -> tuple[CheckpointRecord, LDMStageConfig]:
+    """The trained VAE, and what a checkpoint of this run will need to build its network again.
+
+    Raises:
+        ValueError: when the VAE's checkpoint cannot be used, or conditions and data do not fit.
+    """
+    assert config.vae_ckpt_path is not None
+    try:
+        record = read_checkpoint(hub.resolve(config.vae_ckpt_path), stage=Stage.VAE)
+    except (ValueError, FileNotFoundError) as error:
+        raise type(error)(f"ldm_module.vae_ckpt_path: {error}") from error
+    settings = LDMStageConfig(
+        vae=from_plain(VAEConfig, record.config),
+        denoiser=config.denoiser,
+        diffusion=config.diffusion,
+        condition_module=_run_conditions(config, data, hidden_size=config.denoiser.shape[1]),
+    )
+    return record, settings
+
+
+def _run_conditions(
+    config: LDMModuleConfig, data: CrystalDataModule, *, hidden_size: int
+) -> ConditionModuleConfig | None:
+    """The conditions of a run on these data, for a denoiser of that width; None for an unconditional run."""
+    return resolve_conditions(
+        data.config.conditions,
+        config.condition_module,
+        categories=data.splits["train"].categories,
+        hidden_size=hidden_size,
+    )
+
+
+def build_network(record: CheckpointRecord, settings: LDMStageConfig) -> LatentDiffusion:
+    """A new network with the trained VAE in it; the denoiser's weights are drawn."""
+    network = LatentDiffusion(settings)
+    load_network_state(record, network.vae)
+    return network
+
+
 def _plan_from_base(config: LDMModuleConfig, path: str, data: CrystalDataModule) -> NetworkPlan:
     check_conditions(data.config.conditions, config.condition_module)
     base, settings, _ = load_ldm(path)
     if config.vae_ckpt_path:
         _check_same_vae(config, config.vae_ckpt_path, base)
-    conditions = run_conditions(config, data, hidden_size=settings.denoiser.shape[1])
+    conditions = _run_conditions(config, data, hidden_size=settings.denoiser.shape[1])
     if settings.condition_module is not None:
         conditions = _kept_conditions(settings.condition_module, conditions)
     settings = replace(settings, condition_module=conditions, lora=config.lora)

@@ -11,7 +11,7 @@ from latentite.checkpoint import Stage
 from latentite.training.conditions import check_conditions
 from latentite.training.datamodule import CrystalDataModule
 from latentite.training.fit import FitResult, fit
-from latentite.training.ldm import LDMModuleConfig
+from latentite.training.ldm_config import LDMModuleConfig
 from latentite.training.ldm_start import build_module, plan_network
 from latentite.training.predictor import PredictorTrainingModule
 from latentite.training.predictor_settings import PredictorModuleConfig

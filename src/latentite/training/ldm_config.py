@@ -1,0 +1,66 @@
+"""Settings of the second stage: the `ldm_module` group. Comes before `ldm.py`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from latentite.data.augment import AugmentationConfig
+from latentite.nn.adapters import LoraConfig
+from latentite.nn.denoiser import DenoiserConfig
+from latentite.objectives.ldm import DiffusionConfig
+from latentite.training.conditions import ConditionModuleOptions
+from latentite.training.ema import EMAConfig
+from latentite.training.optim import OptimizerConfig, SchedulerConfig
+
+
+@dataclass(kw_only=True, slots=True)
+class LDMModuleConfig:
+    """Everything about the diffusion stage but its data: the `ldm_module` group."""
+
+    vae_ckpt_path: str | None = None
+    """Path or name (`latentite hub list`) of the VAE's checkpoint. Required, but for fine-tuning."""
+    ldm_ckpt_path: str | None = None
+    """Fine-tuning: path or name of the base, a checkpoint of this stage. VAE, statistics, denoiser and diffusion
+    are then the base's, whatever the other settings say, and its conditions stay."""
+    lora: LoraConfig | None = None
+    """Fine-tuning: train low-rank adapters of the denoiser (and the condition module in full) instead of all
+    weights; `{}` takes all defaults. An implementation of our own (`nn/adapters.py`)."""
+    freeze: list[str] = field(default_factory=list)
+    """Fine-tuning: beginnings of the names of parameters that stay as they are, for example `denoiser.blocks.0`."""
+    denoiser: DenoiserConfig = field(default_factory=DenoiserConfig)
+    diffusion: DiffusionConfig = field(default_factory=DiffusionConfig)
+    sample_posterior: bool = True
+    """Train on posterior draws; off, on posterior means."""
+    condition_module: ConditionModuleOptions | None = None
+    """How the conditions of `data.target_condition` are trained; null for an unconditional model."""
+    augmentation: AugmentationConfig = field(default_factory=AugmentationConfig)
+    latent_cache: int = 0
+    """Augmented copies of the training set that are encoded once, before training, and kept on the device; each
+    step then draws from them instead of encoding. 0: off. Without augmentation all copies are one."""
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    scheduler: SchedulerConfig = field(default_factory=SchedulerConfig)
+    ema: EMAConfig = field(default_factory=lambda: EMAConfig(decay=0.9999))
+
+    def __post_init__(self) -> None:
+        if not self.vae_ckpt_path and not self.ldm_ckpt_path:
+            raise ValueError(
+                "vae_ckpt_path must name the VAE's checkpoint (a path or a name of `latentite hub list`), "
+                "or ldm_ckpt_path that of a base to fine-tune"
+            )
+        if not self.ldm_ckpt_path and (self.lora is not None or self.freeze):
+            raise ValueError(
+                f"ldm_ckpt_path must name the base to fine-tune where {'freeze' if self.lora is None else 'lora'} "
+                "is given"
+            )
+        if self.latent_cache < 0:
+            raise ValueError(f"latent_cache must be 0 (off) or more, got {self.latent_cache}")
+        if self.latent_cache > 1 and not (self.augmentation.translate or self.augmentation.rotate):
+            raise ValueError(
+                f"latent_cache must be 0 or 1 without augmentation, where all copies are equal, got {self.latent_cache}"
+            )
+        if self.denoiser.learn_variance != self.diffusion.learn_variance:
+            raise ValueError(
+                f"denoiser.learn_variance must be {str(self.diffusion.learn_variance).lower()} for this diffusion "
+                f"(kind={self.diffusion.kind}, variance={self.diffusion.variance}), "
+                f"got {str(self.denoiser.learn_variance).lower()}"
+            )
