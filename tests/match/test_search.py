@@ -19,7 +19,7 @@ from latentite.match.compare import Comparer, fits
 from latentite.match.lattices import Comparable
 from latentite.match.reduced import pair_rms, reduce_crystals
 from latentite.match.search import find_matches, structure_of
-from latentite.match.settings import LOOSE, STRICT, MatcherSettings
+from latentite.match.settings import LOOSE, STRICT, MatcherSettings, why_not_comparable
 
 SETTINGS = (STRICT, LOOSE)
 
@@ -109,6 +109,24 @@ def test_what_is_no_crystal_fails_alone_and_with_its_reason() -> None:
     assert verdicts[0] is None
     assert [v.duplicate_of for v in verdicts[1:] if v] == [None, 1]
     assert [v.reference for v in verdicts[1:] if v] == [1, 1]
+
+
+def test_needles_are_not_compared_but_plain_cells_given_skew_are() -> None:
+    """An edge of 0.005 Å passes for its volume, and took all memory when two of its formula met in a matcher."""
+    numbers, coords = np.array([11, 17]), np.array([[0.0, 0.0, 0.0], [0.5, 0.5, 0.5]])
+    thin, long = np.diag([0.005, 1600.0, 10.0]), np.diag([0.5, 0.5, 14_000.0])
+    needles = [(numbers, coords, cell) for cell in (thin, thin * 1.01, long)]
+    for _, _, cell in needles:  # first of all, so that nothing is compared where this fails
+        assert "lattice vectors from" in (why_not_comparable(coords, cell) or "")
+    cubic = arrays(prototypes()[1])
+    shear = np.array([[1.0, 0.0, 0.0], [2000.0, 1.0, 0.0], [0.0, 300.0, 1.0]])
+    skew = (cubic[0], cubic[1] @ np.linalg.inv(shear), shear @ cubic[2])
+    assert why_not_comparable(skew[1], skew[2]) is None
+    found = find_matches([*needles, cubic, skew], [cubic], settings=(STRICT,), workers=1)
+    assert sorted(found.failures) == [0, 1, 2]
+    assert [v and v.duplicate_of for v in found.verdicts["strict"]] == [None, None, None, None, 3]
+    slab = Lattice.tetragonal(3.0, 100.0).matrix
+    assert why_not_comparable(coords, slab) is None
 
 
 def test_progress_counts_every_structure() -> None:

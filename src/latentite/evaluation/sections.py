@@ -24,9 +24,9 @@ from latentite.match.reduced import reduction_settings
 from latentite.match.search import Matches, Verdict, find_matches
 from latentite.metrics.composition import SmactRule
 
-_MATCHES_VERSION = 1
+_MATCHES_VERSION = 2
 """Raised when `match/` gives other verdicts."""
-_REDUCED_VERSION = 1
+_REDUCED_VERSION = 2
 """Raised when `match/reduced.py` gives other cells."""
 
 _ASKED = ("ask", "conditions")

@@ -10,9 +10,16 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from latentite.data.niggli import niggli_transformations
+
 if TYPE_CHECKING:
     from pymatgen.core import Structure
     from pymatgen.core.structure_matcher import StructureMatcher
+
+_SHORTEST = 0.1
+"""Å; no lattice vector is shorter. Vectors of a cell with an edge of 0.02 Å are listed by the million, in gigabytes."""
+_MOST_POINTS = 1e6
+"""Lattice points within the longest vector of the reduced cell; 3 x 3 x 100 Å has 5,000."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -56,6 +63,33 @@ def why_not_comparable(frac_coords: np.ndarray, lattice: np.ndarray) -> str | No
     if not (np.isfinite(lattice).all() and np.isfinite(frac_coords).all()):
         return "not a crystal that can be compared: its cell or coordinates are not finite"
     volume_per_atom = abs(np.linalg.det(lattice)) / len(frac_coords)
-    if 0.5 < volume_per_atom < 2000.0:
+    if not 0.5 < volume_per_atom < 2000.0:
+        return f"not a crystal that can be compared: {volume_per_atom:.3g} Å^3 per atom"
+    return None if _is_compact(lattice) else _why_a_needle(lattice)
+
+
+def _is_compact(lattice: np.ndarray) -> bool:
+    """Whether the cell as it is given says already that no search for lattice vectors is long."""
+    # No lattice vector is shorter than the narrowest distance of lattice planes, and none of the reduced cell is
+    # longer than the longest of this one.
+    narrowest = 1.0 / np.linalg.norm(np.linalg.inv(lattice), axis=0).max()
+    return bool(narrowest >= _SHORTEST and _num_points(lattice) <= _MOST_POINTS)
+
+
+def _why_a_needle(lattice: np.ndarray) -> str | None:
+    """What speaks against the reduced cell, or None: a skew cell may stand for a plain one."""
+    try:
+        reduced = niggli_transformations(lattice[None])[0] @ lattice
+    except ValueError:
+        return "not a crystal that can be compared: its cell cannot be reduced"
+    shortest = float(np.linalg.norm(reduced, axis=1).min())
+    if shortest >= _SHORTEST and _num_points(reduced) <= _MOST_POINTS:
         return None
-    return f"not a crystal that can be compared: {volume_per_atom:.3g} Å^3 per atom"
+    longest = float(np.linalg.norm(reduced, axis=1).max())
+    return f"not a crystal that can be compared: lattice vectors from {shortest:.3g} to {longest:.3g} Å"
+
+
+def _num_points(lattice: np.ndarray) -> float:
+    """Lattice points to be expected in a sphere whose radius is the longest vector of the cell."""
+    radius = np.linalg.norm(lattice, axis=1).max()
+    return float(4.0 / 3.0 * np.pi * radius**3 / abs(np.linalg.det(lattice)))
