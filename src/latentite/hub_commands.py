@@ -23,74 +23,86 @@ def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) ->
 
     listing = commands.add_parser("list", help="every name, and whether its file is on this machine")
     listing.set_defaults(func=_list)
+    _register_download(commands)
+    _register_verify(commands)
+    _register_export(commands)
+    _register_bundle(commands)
 
-    download = commands.add_parser("download", help="fetch public checkpoints into the cache")
-    download.add_argument("names", nargs="*", metavar="NAME", help="as `latentite hub list` shows them")
-    download.add_argument("--all", action="store_true", help="every public checkpoint")
-    download.add_argument("--force", action="store_true", help="fetch again what is there already")
-    download.set_defaults(func=_download)
 
-    verify = commands.add_parser("verify", help="hash files again and compare with what was recorded")
-    verify.add_argument(
+def _register_download(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    command = commands.add_parser("download", help="fetch public checkpoints into the cache")
+    command.add_argument("names", nargs="*", metavar="NAME", help="as `latentite hub list` shows them")
+    command.add_argument("--all", action="store_true", help="every public checkpoint")
+    command.add_argument("--force", action="store_true", help="fetch again what is there already")
+    command.set_defaults(func=_download)
+
+
+def _register_verify(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    command = commands.add_parser("verify", help="hash files again and compare with what was recorded")
+    command.add_argument(
         "names",
         nargs="*",
         metavar="NAME",
         help="as `latentite hub list` shows them [everything on this machine]",
     )
-    verify.set_defaults(func=_verify)
+    command.set_defaults(func=_verify)
 
-    export = commands.add_parser("export", help="write a checkpoint to publish, or for Chemeleon2")
-    export.add_argument("checkpoint", metavar="CKPT", help="a file, or a name of `latentite hub list`")
-    export.add_argument(
+
+def _register_export(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    command = commands.add_parser("export", help="write a checkpoint to publish, or for Chemeleon2")
+    command.add_argument("checkpoint", metavar="CKPT", help="a file, or a name of `latentite hub list`")
+    command.add_argument(
         "out",
         type=Path,
         metavar="FILE",
         help="the file to write, .safetensors (portable) or .ckpt (chemeleon2)",
     )
-    export.add_argument(
+    command.add_argument(
         "--format",
         choices=["portable", "chemeleon2"],
         default="portable",
         help="of Latentite, or of Chemeleon2 [%(default)s]",
     )
-    export.add_argument(
+    command.add_argument(
         "--weights", choices=["ema", "raw"], help="moving average or last step [ema where there is one]"
     )
-    export.add_argument(
+    command.add_argument(
         "--vae-ckpt-path",
         metavar="PATH",
         help="with --format chemeleon2: where it will find the VAE of a diffusion model",
     )
-    export.set_defaults(func=_export)
+    command.set_defaults(func=_export)
 
-    bundle = commands.add_parser(
+
+def _register_bundle(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    command = commands.add_parser(
         "bundle", help="write a checkpoint small, with a card, into the folder from which names are read"
     )
-    bundle.add_argument("checkpoint", metavar="CKPT", help="a file, or a name of `latentite hub list`")
-    bundle.add_argument(
+    command.add_argument("checkpoint", metavar="CKPT", help="a file, or a name of `latentite hub list`")
+    command.add_argument(
         "--name", required=True, metavar="NAME", help="of the pair NAME.safetensors and NAME.json"
     )
-    bundle.add_argument(
+    command.add_argument(
         "--out", type=Path, default=Path("ckpts"), metavar="DIR", help="folder of the pair [%(default)s]"
     )
-    bundle.add_argument(
+    command.add_argument(
         "--dtype",
         choices=("fp32", "fp16", "bf16"),
         default="fp16",
         help="number format of the matrices [%(default)s]",
     )
-    bundle.add_argument("--card", type=Path, metavar="YAML", help="what people must know (docs/bundling.md)")
-    bundle.add_argument(
+    command.add_argument("--card", type=Path, metavar="YAML", help="what people must know (docs/bundling.md)")
+    command.add_argument(
         "--borrow",
         action="append",
         default=[],
         metavar="NAME",
         help="a pair in DIR, such as the model's VAE, whose tensors are not written again; repeatable",
     )
-    bundle.add_argument(
+    command.add_argument(
         "--weights", choices=["ema", "raw"], help="moving average or last step [ema where there is one]"
     )
-    bundle.set_defaults(func=_bundle)
+    command.set_defaults(func=_bundle)
 
 
 def _list(arguments: argparse.Namespace) -> int:
