@@ -12,7 +12,8 @@ from pathlib import Path
 
 from rich.console import Console
 
-from latentite.data.splits import DEFAULT_FRACTIONS, SPLITS
+from latentite.data.build_arguments import add_build_options, build_options, fractions
+from latentite.data.splits import SPLITS
 
 
 def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -21,134 +22,73 @@ def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         "data", help="datasets: build from your files, convert to HDF5, look into one"
     )
     commands = parser.add_subparsers(dest="data_command", required=True, metavar="{build,convert,info}")
+    _register_build(commands)
+    _register_convert(commands)
+    _register_info(commands)
 
-    build = commands.add_parser(
+
+def _register_build(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    command = commands.add_parser(
         "build",
         help="files of crystals -> a dataset folder with train, val and test",
         description="Read CSV, Parquet, JSON, extxyz, an ASE database, CIFs or POSCARs; check, canonicalise "
         "and divide the crystals, and write a folder for data.data_dir. Unusable rows go to rejected.csv.",
     )
-    build.add_argument("source", metavar="SOURCE", help="a file, a folder, or a name such as mp_20")
-    build.add_argument("--out", required=True, type=Path, metavar="DIR", help="the folder to write")
-    _add_build_options(build)
-    build.set_defaults(func=_build)
+    command.add_argument("source", metavar="SOURCE", help="a file, a folder, or a name such as mp_20")
+    command.add_argument("--out", required=True, type=Path, metavar="DIR", help="the folder to write")
+    add_build_options(command)
+    command.set_defaults(func=_build)
 
-    convert = commands.add_parser(
+
+def _register_convert(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    command = commands.add_parser(
         "convert",
         help="crystals with their labels -> one HDF5 file, grouped by number of atoms",
         description="Write a source as HDF5 with groups of coord, numbers, cell and one dataset per label, as "
         "potentials are trained on. Unusable rows go to FILE.rejected.csv.",
     )
-    convert.add_argument("source", metavar="SOURCE", help="a file, a folder, or a name such as mp_20")
-    convert.add_argument("--out", required=True, type=Path, metavar="FILE.h5", help="the file to write")
-    convert.add_argument(
+    command.add_argument("source", metavar="SOURCE", help="a file, a folder, or a name such as mp_20")
+    command.add_argument("--out", required=True, type=Path, metavar="FILE.h5", help="the file to write")
+    command.add_argument(
         "--split", choices=SPLITS, default="train", help="which one of a folder with splits [%(default)s]"
     )
-    convert.add_argument(
+    command.add_argument(
         "--property",
         action="append",
         dest="properties",
         metavar="NAME",
         help="label to write; repeatable [every numeric column]",
     )
-    convert.add_argument(
+    command.add_argument(
         "--max-atoms",
         type=int,
         default=0,
         metavar="N",
         help="reject cells of more atoms; 0: none [%(default)s]",
     )
-    convert.add_argument(
+    command.add_argument(
         "--as-is", action="store_true", help="keep cell, origin and order of atoms of the source"
     )
-    convert.set_defaults(func=_convert)
+    command.set_defaults(func=_convert)
 
-    info = commands.add_parser("info", help="counts, elements, cell sizes and labels of a dataset")
-    info.add_argument(
+
+def _register_info(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    command = commands.add_parser("info", help="counts, elements, cell sizes and labels of a dataset")
+    command.add_argument(
         "data_dir",
         metavar="DIR",
         help="a folder of `data build`, a folder with train, val and test files, or a name such as mp_20",
     )
-    info.add_argument("--png", type=Path, metavar="FILE", help="picture to write [DIR/info.png]")
-    info.add_argument("--no-png", action="store_true", help="write no picture")
-    info.add_argument(
+    command.add_argument("--png", type=Path, metavar="FILE", help="picture to write [DIR/info.png]")
+    command.add_argument("--no-png", action="store_true", help="write no picture")
+    command.add_argument(
         "--max-atoms",
         type=int,
         default=20,
         metavar="N",
         help="of files that are not built: reject cells of more atoms; 0: none [%(default)s]",
     )
-    info.set_defaults(func=_info)
-
-
-def _add_build_options(parser: argparse.ArgumentParser) -> None:
-    add = parser.add_argument
-    for split in SPLITS:
-        default = DEFAULT_FRACTIONS[split]
-        add(
-            f"--{split}-fraction",
-            type=float,
-            default=default,
-            metavar="X",
-            help=f"share of the crystals for {split} [%(default)s]",
-        )
-    add(
-        "--group-by",
-        default="formula",
-        metavar="WHAT",
-        help="what is not divided among splits: formula, none or a property [%(default)s]",
-    )
-    add("--seed", type=int, default=0, metavar="N", help="draws the splits [%(default)s]")
-    add(
-        "--property",
-        action="append",
-        dest="properties",
-        metavar="NAME",
-        help="column to keep; repeatable [every numeric column]",
-    )
-    add(
-        "--categorical",
-        action="append",
-        default=[],
-        metavar="NAME",
-        help="column to keep as names, not numbers; repeatable",
-    )
-    add(
-        "--derive",
-        action="append",
-        default=[],
-        metavar="NAME",
-        help="property to compute from the structures, such as density; repeatable",
-    )
-    add(
-        "--symprec",
-        type=float,
-        default=0.1,
-        metavar="Å",
-        help="tolerance of space groups that are derived [%(default)s]",
-    )
-    add(
-        "--max-atoms",
-        type=int,
-        default=20,
-        metavar="N",
-        help="reject cells of more atoms; 0: none [%(default)s]",
-    )
-    add(
-        "--min-distance",
-        type=float,
-        default=0.5,
-        metavar="Å",
-        help="reject crystals with closer atoms [%(default)s]",
-    )
-    add("--as-is", action="store_true", help="keep cell, origin and order of atoms of the source")
-    add(
-        "--workers",
-        type=int,
-        default=None,
-        metavar="N",
-        help="processes; they do not change the result [all cores]",
-    )
+    command.set_defaults(func=_info)
 
 
 def csv_to_dataset(argv: Sequence[str] | None = None) -> int:
@@ -160,7 +100,7 @@ def csv_to_dataset(argv: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--output-folder", required=True, dest="out", type=Path, metavar="DIR", help="the folder to write"
     )
-    _add_build_options(parser)
+    add_build_options(parser)
     return _build(parser.parse_args(argv))
 
 
@@ -173,22 +113,13 @@ def _source(text: str) -> Path:
 
 
 def _build(arguments: argparse.Namespace) -> int:
-    from latentite.data.build import BuildOptions, build_dataset
-    from latentite.data.checks import Limits
+    from latentite.data.build import build_dataset
 
-    limits = Limits(max_atoms=arguments.max_atoms or None, min_distance=arguments.min_distance)
-    options = BuildOptions(
-        limits=limits,
-        properties=None if arguments.properties is None else tuple(arguments.properties),
-        derived=tuple(arguments.derive),
-        categorical=tuple(arguments.categorical),
-        canonical=not arguments.as_is,
-        symprec=arguments.symprec,
-    )
+    options = build_options(arguments)  # wrong ones are refused before a data set is fetched
     summary = build_dataset(
         _source(arguments.source),
         arguments.out,
-        fractions={split: getattr(arguments, f"{split}_fraction") for split in SPLITS},
+        fractions=fractions(arguments),
         group_by=arguments.group_by,
         seed=arguments.seed,
         options=options,
