@@ -162,6 +162,11 @@ def test_structures_that_were_asked_nothing_have_no_such_section() -> None:
         ("LiFePO4 x 4", "LiFePO4"),
         ("Nd(AsRh)2 x 2", "Nd(AsRh)2"),
         ("Nd(Mo3Se4)2", "Nd(Mo3Se4)2"),
+        ("K4(Fe(CN)6)", "K4(Fe(CN)6)"),
+        ("Ca3[PO4]2 x 2", "Ca3[PO4]2"),
+        ("Li Fe O2", "Li Fe O2"),
+        ("only Li-Fe-O, with Li", None),
+        ("without Pb-Hg", None),
         ("elements allowed: Li, O", None),
     ],
 )

@@ -41,9 +41,9 @@ _COLUMNS = {
 """Columns that measure a condition of another name; the first that is there."""
 _COMPOSITIONS = ("composition", "formula")
 _EXACT = ("num_atoms", "num_elements")
-_PART = r"[A-Z][a-z]?\d*"
-FORMULA = re.compile(rf"((?:{_PART}|\((?:{_PART})+\)\d*)+)(?: x \d+)?")
-"""Of the label of a request, such as `LiFePO4 x 4` or `Nd(AsRh)2`."""
+FORMULA = re.compile(r"([A-Z(\[{].*?)(?: x \d+)?")
+"""The formula in the label of a request, as it was typed: `LiFePO4 x 4`, `K4(Fe(CN)6)`. Labels of rules for elements
+are words and begin with a small letter (`sampling/asks.py`)."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
