@@ -43,7 +43,7 @@ ORDER = [
     {"demo_length"},
     {"demo_rl"},
     {"demo"},
-    {"command_options"},
+    {"command_options", "evaluate_options"},
     {
         "baseline_commands",
         "export_commands",

@@ -1,10 +1,12 @@
-"""`latentite evaluate`: the command line of `evaluation/run.py`, called by `cli.py`."""
+"""`latentite evaluate`: the command line of `evaluation/run.py`, called by `cli.py`.
+
+Comes after `evaluate_options.py`.
+"""
 
 from __future__ import annotations
 
 import argparse
-import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -13,12 +15,11 @@ from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
+from latentite.evaluate_options import add_comparisons, add_energies, add_run, energy_options, tolerances
+
 if TYPE_CHECKING:
     from latentite.evaluation.compare import Comparison
-    from latentite.evaluation.energy_options import EnergyOptions
     from latentite.evaluation.run import Evaluation
-
-SPLIT_CHOICES = ("train", "val", "test", "all")
 
 
 def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -31,155 +32,10 @@ def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         "failed.csv, summary.json and report.html.",
         epilog="Two finished reports are compared by: latentite evaluate compare A B",
     )
-    add = command.add_argument
-    add(
-        "source",
-        metavar="SOURCE",
-        help="a folder or zip of CIFs, an extxyz, a table, ..., or a dataset's name",
-    )
-    add(
-        "--reference",
-        metavar="NAME_OR_FILE",
-        help="what is known already, given like SOURCE; without it there is no novelty",
-    )
-    add(
-        "--protocol",
-        default="default",
-        metavar="NAME",
-        help="what counts as valid, unique and novel: default, chemeleon2, mattergen, cdvae, lemat [%(default)s]",
-    )
-    add("--out", type=Path, required=True, metavar="DIR", help="folder of the report")
-    add(
-        "--split",
-        choices=SPLIT_CHOICES,
-        default="test",
-        help="which one of a SOURCE with splits [%(default)s]",
-    )
-    add(
-        "--reference-split",
-        choices=SPLIT_CHOICES,
-        default="train",
-        help="which one of the reference [%(default)s]",
-    )
-    add("--resume", action="store_true", help="go on where an evaluation of the same into --out was stopped")
-    add("--workers", type=int, metavar="N", help="processes; they do not change the result [all cores]")
-    add("--seed", type=int, default=0, metavar="N", help="draws the structures of the gallery [%(default)s]")
-    _add_comparisons(command.add_argument_group("features, conditions and targets").add_argument)
-    _add_energies(command.add_argument_group("energies and relaxation").add_argument)
+    add_run(command.add_argument)
+    add_comparisons(command.add_argument_group("features, conditions and targets").add_argument)
+    add_energies(command.add_argument_group("energies and relaxation").add_argument)
     command.set_defaults(func=_evaluate)
-
-
-def _add_comparisons(add: Callable[..., argparse.Action]) -> None:
-    add(
-        "--fingerprints",
-        default="radial",
-        metavar="NAME",
-        help="radial; crystalnn adds CDVAE's coverage, 0.3 s a crystal when it is new [%(default)s]",
-    )
-    add(
-        "--vae", metavar="NAME_OR_PATH", help="checkpoint in whose latent space the reference is compared too"
-    )
-    add(
-        "--tolerance",
-        action="append",
-        metavar="NAME=VALUE",
-        help="how far from what was asked of NAME still hits, in its unit; repeatable [5 %% of the value]",
-    )
-    add(
-        "--targets",
-        metavar="NAME_OR_FILE",
-        help="right structures of what was to be predicted; samples are compared with those of their formula",
-    )
-    add(
-        "--targets-split",
-        choices=SPLIT_CHOICES,
-        default="test",
-        help="which one of the targets [%(default)s]",
-    )
-
-
-def _tolerances(given: Sequence[str]) -> dict[str, float]:
-    found: dict[str, float] = {}
-    for text in given:
-        name, _, value = text.partition("=")
-        try:
-            number = float(value)
-        except ValueError:
-            raise ValueError(f"--tolerance must be written NAME=VALUE with a number, got {text!r}") from None
-        if name in found:
-            raise ValueError(f"--tolerance {name} must be given once, got it twice")
-        found[name] = number
-    return found
-
-
-def _add_energies(add: Callable[..., argparse.Action]) -> None:
-    add(
-        "--relax",
-        default="none",
-        metavar="POTENTIAL",
-        help="none, chgnet, 7net-0 or package.module:Class of an ASE calculator [%(default)s]",
-    )
-    add(
-        "--relax-cell",
-        choices=("full", "fixed", "none"),
-        default="full",
-        help="cell and atoms move, only atoms, or nothing (single points) [%(default)s]",
-    )
-    add("--relax-steps", type=int, default=500, metavar="N", help="most steps per structure [%(default)s]")
-    add("--fmax", type=float, default=0.05, metavar="X", help="largest force at the end, eV/Å [%(default)s]")
-    add(
-        "--hull",
-        action="append",
-        metavar="NAME_OR_FILE",
-        help="table with formation energies to compete with, every split of it; repeatable [the reference]",
-    )
-    add(
-        "--hull-theory",
-        metavar="LEVEL",
-        help="level of theory of a hull without a known name, such as 'PBE(+U), corrected' (the Materials Project's)",
-    )
-    add(
-        "--phase-diagram",
-        type=Path,
-        metavar="JSON",
-        help="hull to take instead: a phase diagram or entries of pymatgen, or a hull of latentite; --hull still gives "
-        "the element references",
-    )
-    add("--potential-arguments", metavar="JSON", help="keyword arguments of an ASE calculator")
-    add("--potential-theory", metavar="LEVEL", help="what an ASE calculator's energies are, as --hull-theory")
-    add(
-        "--allow-mixed-theory",
-        action="store_true",
-        help="judge also when the levels of theory of potential and hull differ",
-    )
-
-
-def _energy_options(arguments: argparse.Namespace) -> EnergyOptions | str:
-    if arguments.relax == "none":
-        return "none"
-    from latentite.energy.catalogue import parse_theory
-    from latentite.energy.relaxation import RelaxCell
-    from latentite.evaluation.energy_options import EnergyOptions
-
-    try:
-        given = json.loads(arguments.potential_arguments or "{}")
-    except ValueError:
-        given = None
-    if not isinstance(given, dict):
-        raise ValueError(
-            f"--potential-arguments must be a JSON object, got {arguments.potential_arguments!r}"
-        )
-    return EnergyOptions(
-        potential=arguments.relax,
-        cell=RelaxCell(arguments.relax_cell),
-        max_steps=arguments.relax_steps,
-        fmax=arguments.fmax,
-        hull_theory=parse_theory(arguments.hull_theory) if arguments.hull_theory else None,
-        phase_diagram=arguments.phase_diagram,
-        arguments=given,
-        theory=parse_theory(arguments.potential_theory) if arguments.potential_theory else None,
-        allow_mixed_theory=arguments.allow_mixed_theory,
-    )
 
 
 def _register_compare(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -226,11 +82,11 @@ def _evaluate(arguments: argparse.Namespace) -> int:
             arguments.source,
             reference=arguments.reference,
             protocol=arguments.protocol,
-            relax=_energy_options(arguments),
+            relax=energy_options(arguments),
             hull=arguments.hull,
             fingerprints=arguments.fingerprints,
             vae=arguments.vae,
-            tolerances=_tolerances(arguments.tolerance or ()),
+            tolerances=tolerances(arguments.tolerance or ()),
             targets=arguments.targets,
             targets_split=arguments.targets_split,
             out=arguments.out,
