@@ -18,7 +18,7 @@ import torch
 from pymatgen.core import Composition, Lattice, Structure
 from test_run_folder import contents
 from tiny_checkpoint import write_checkpoint
-from tiny_ldm import ALL_CONDITIONS, FLOW
+from tiny_ldm import ALL_CONDITIONS, FLOW, NUM_ATOMS
 
 import latentite
 from latentite import cli
@@ -269,6 +269,8 @@ MISTAKES = {
     "--num-atoms 20:8": "num_atoms must go upwards",
     "--num-atoms 8:40": "num_atoms must be at most 12",
     "--num-atoms 8 --formula NaCl": "num_atoms must not be given with formula or init",
+    "--num-atoms-distribution sizes.csv --formula NaCl": "num_atoms_distribution must not be given with formula",
+    "--guidance a=1,a=3": "guidance must be a number, or name=number",
     "--formula Xx": "formula",
     "--formula nothing.txt": "nothing.txt does not exist",
     "--formula NaCl --formula-units 1,x": "formula_units must be whole numbers",
@@ -297,6 +299,18 @@ def test_a_mistake_ends_with_one_sentence_before_anything_is_written(
     assert message.count("\n") == 1
     assert MISTAKES[arguments] in message
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_size_that_a_condition_would_overrule_is_refused(tmp_path: Path) -> None:
+    """It was ignored: all crystals had the number of atoms of the condition."""
+    told = write_checkpoint(tmp_path / "told.ckpt", conditions=(NUM_ATOMS,))
+    (tmp_path / "sizes.csv").write_text("num_atoms,count\n6,1\n", encoding="utf-8")
+    for option in ({"num_atoms": 8}, {"num_atoms_distribution": tmp_path / "sizes.csv"}):
+        with pytest.raises(ValueError, match=f"^{next(iter(option))} must not be given with a condition"):
+            generate(told, num_samples=1, steps=2, conditions="num_atoms=4", **option)
+    result = generate(told, num_samples=3, steps=2, conditions="num_atoms=4")
+    assert result.jobs is not None
+    assert result.jobs.num_atoms.tolist() == [4, 4, 4]
 
 
 def test_a_checkpoint_of_another_stage_and_no_checkpoint_are_refused(

@@ -88,7 +88,12 @@ class Model:
         )
         for sentence in ask_warnings(network, asks):
             log.warning("%s", sentence)
-        if train_sizes is None and all(ask.num_atoms is not None for ask in asks):
+        if all(ask.num_atoms is not None for ask in asks):
+            if config.size_option is not None:
+                raise ValueError(
+                    f"{config.size_option} must not be given with a condition that says how many atoms there are; "
+                    "leave one out"
+                )
             sizes = NumAtoms.from_counts({1: 1})  # nothing is drawn from it
         else:
             sizes = choose_num_atoms(config.num_atoms, config.num_atoms_distribution, train=train_sizes)

@@ -120,11 +120,18 @@ class GenerateConfig:
             raise ValueError(
                 "out must be given together with resume and trajectory, which are about its files"
             )
-        if self.num_atoms is not None and (self.formula or self.init is not None):
+        if self.size_option is not None and (self.formula or self.init is not None):
             raise ValueError(
-                "num_atoms must not be given with formula or init, which say how many atoms there are; formula_units "
-                "chooses the size of the cell"
+                f"{self.size_option} must not be given with formula or init, which say how many atoms there are; "
+                "formula_units chooses the size of the cell"
             )
+
+    @property
+    def size_option(self) -> str | None:
+        """The option that says how many atoms crystals have; None for the sizes of the training set."""
+        if self.num_atoms is not None:
+            return "num_atoms"
+        return None if str(self.num_atoms_distribution) == "train" else "num_atoms_distribution"
 
     def sampling(self) -> SamplingConfig:
         """How the chain is walked."""
@@ -189,7 +196,10 @@ def parse_guidance(value: float | str | Mapping[str, float]) -> float | dict[str
     try:
         if isinstance(value, str) and "=" in value:
             pairs = [part.split("=") for part in names(value)]
-            return {name.strip(): float(scale) for name, scale in pairs}
+            scales = {name.strip(): float(scale) for name, scale in pairs}
+            if len(scales) < len(pairs):
+                raise ValueError("a name twice")
+            return scales
         return float(value)
     except ValueError:
         raise ValueError(

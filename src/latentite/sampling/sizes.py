@@ -118,11 +118,14 @@ def read_num_atoms(path: Path) -> NumAtoms:
         if path.suffix.lower() == ".json":
             counts = {int(size): float(count) for size, count in json.loads(text).items()}
         else:
-            counts = {int(row["num_atoms"]): float(row["count"]) for row in csv.DictReader(text.splitlines())}
+            rows = [(int(r["num_atoms"]), float(r["count"])) for r in csv.DictReader(text.splitlines())]
+            counts = dict(rows)
+            if len(counts) < len(rows):
+                raise ValueError("a number of atoms stands in two rows")
     except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise ValueError(
-            f"{path} must be a CSV with columns num_atoms and count, or JSON such as "
-            '{"8": 120, "12": 40}, got something else'
+            f"{path} must be a CSV with columns num_atoms and count, each number of atoms once, or JSON such as "
+            f'{{"8": 120, "12": 40}}, got something else: {error!r}'
         ) from error
     return NumAtoms.from_counts(counts)
 
