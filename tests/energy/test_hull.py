@@ -164,6 +164,14 @@ def test_json_that_is_no_hull_is_refused_with_its_name(tmp_path: Path) -> None:
             "entry 1 must",
         ),
         ('[{"composition": {"Li": 1, "O": 1}, "energy": -1}]', r"some\.json: .* got none of Li, O"),
+        (
+            '[{"composition": {"Li": 1}, "energy": -1}, {"composition": {"Li": -2}, "energy": 1}]',
+            "entry 1 must",
+        ),
+        ("[]", r"some\.json must hold a hull"),
+        ('{"latentite.hull": 1}', r"some\.json is damaged"),
+        ('{"latentite.hull": 1, "theory": ["PBE"], "phases": [], "sha256": ""}', r"some\.json is damaged"),
+        ('{"latentite.hull": 1, "theory": null, "phases": [3], "sha256": ""}', r"some\.json is damaged"),
     ):
         path.write_text(content)
         with pytest.raises(ValueError, match=words):

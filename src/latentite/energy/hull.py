@@ -154,11 +154,13 @@ class Hull:
             raise ValueError(f"{path} must be a hull written by latentite, got no JSON: {error}") from error
         if not isinstance(value, dict) or value.get("latentite.hull") != FORMAT:
             raise ValueError(f"{path} must be a hull of format {FORMAT}; build it again from its table")
-        theory = value["theory"] and TheoryLevel(
-            functional=value["theory"][0], is_corrected=value["theory"][1]
-        )
-        hull = Hull(((parse_formula(name), energy) for name, energy in value["phases"]), theory=theory)
-        if hull.sha256 != value["sha256"]:
+        try:
+            level, phases, sha256 = value["theory"], value["phases"], value["sha256"]
+            theory = level and TheoryLevel(functional=level[0], is_corrected=level[1])
+            hull = Hull(((parse_formula(name), energy) for name, energy in phases), theory=theory)
+        except (KeyError, IndexError, TypeError, ValueError) as error:
+            raise ValueError(f"{path} is damaged ({error!r}); build it again from its table") from error
+        if hull.sha256 != sha256:
             raise ValueError(f"{path} has changed since it was written; build it again from its table")
         return hull
 

@@ -138,7 +138,7 @@ def hull_from_json(path: str | Path, *, theory: TheoryLevel | None = None) -> Hu
     if isinstance(content, dict):
         content = content.get("computed_data", content)
         content = content.get("all_entries", content.get("entries"))
-    if not isinstance(content, list):
+    if not isinstance(content, list) or not content:
         raise ValueError(
             f"{path} must hold a hull of latentite, a pymatgen phase diagram or a list of entries, got none of these"
         )
@@ -155,9 +155,11 @@ def _plain_entry(path: str | Path, position: int, entry: Any) -> tuple[dict[int,
         counts = {
             ATOMIC_NUMBER[symbol]: float(amount) for symbol, amount in entry["composition"].items() if amount
         }
+        if min(counts.values(), default=0.0) <= 0.0:
+            raise ValueError("amounts of atoms must be above 0")
         energy = float(entry["energy"]) + float(entry.get("correction") or 0.0)
         return counts, energy / sum(counts.values())
-    except (AttributeError, KeyError, TypeError, ValueError, ZeroDivisionError) as error:
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise ValueError(
             f"{path}: entry {position} must have a composition such as {{'Li': 2, 'O': 1}} and an energy in eV "
             f"({type(error).__name__}: {error})"

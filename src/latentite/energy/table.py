@@ -125,7 +125,7 @@ def table_hull(table: EnergyTable) -> Hull:
     if path.is_file():
         try:
             return Hull.read(path)
-        except (ValueError, KeyError, TypeError) as error:
+        except ValueError as error:
             log.warning("a hull in the cache is damaged and is made again: %s", error)
     hull = hull_from_crystals(read_rows(table), theory=table.theory)
     hull.write(path)
