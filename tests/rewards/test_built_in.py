@@ -81,6 +81,8 @@ def test_targets(crystals: CrystalBatch) -> None:
     assert ask(TargetChemicalSystem("Na-Cl"), crystals) == pytest.approx([1.0, 0.0, 0.0, 1 / 3, 1.0])
     with pytest.raises(ValueError, match="system must be elements such as Li-Fe-O, got 'Xx'"):
         TargetChemicalSystem("Na-Xx")
+    with pytest.raises(ValueError, match="formula must have elements from H to Fm, got Lr in 'LrO'"):
+        TargetComposition("LrO")
 
 
 def test_symmetry_and_supply(crystals: CrystalBatch) -> None:

@@ -14,8 +14,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from latentite.crystal import CrystalBatch
-from latentite.data.cif import ATOMIC_NUMBER
-from latentite.data.properties import composition_vectors
+from latentite.data.cif import ATOMIC_NUMBER, SYMBOLS
+from latentite.data.properties import NUM_ELEMENTS, composition_vectors
 from latentite.energy.formulas import parse_formula
 from latentite.metrics.composition import SmactRule, is_smact_valid, reduced_composition
 
@@ -53,10 +53,17 @@ class TargetComposition:
     """
 
     def __init__(self, formula: str) -> None:
-        """Take a formula such as `LiFePO4`."""
+        """Take a formula such as `LiFePO4`.
+
+        Raises:
+            ValueError: for what is no formula, or elements that no crystal can have.
+        """
         composition = parse_formula(formula)
         total = sum(amount for _, amount in composition)
-        self.target = torch.zeros(composition_vectors(CrystalBatch.from_arrays([])).shape[1])
+        self.target = torch.zeros(NUM_ELEMENTS)
+        if composition[-1][0] > NUM_ELEMENTS:
+            last, got = SYMBOLS[NUM_ELEMENTS - 1], SYMBOLS[composition[-1][0] - 1]
+            raise ValueError(f"formula must have elements from H to {last}, got {got} in {formula!r}")
         for number, amount in composition:
             self.target[number - 1] = amount / total
 
