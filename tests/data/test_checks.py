@@ -8,8 +8,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pymatgen.core import Lattice, Structure
 
-from latentite.data.checks import Limits, refusals, too_close
+from latentite.data.checks import MAX_ATOMIC_NUMBER, Limits, refusals, too_close
 from latentite.data.cif import Arrays
+from latentite.nn.encoders import NUM_ELEMENTS
+from latentite.sampling.elements import MAX_ELEMENT
 
 CUBE = 4.0 * np.eye(3)
 
@@ -39,7 +41,7 @@ GOOD = crystal([55, 17], [[0, 0, 0], [0.5, 0.5, 0.5]])
         ),
         (crystal([55], [[0, 0, 0]], 0.9 * np.eye(3)), "absurd cell: 0.729 Å^3 per atom"),
         (crystal([55], [[0, 0, 0]], 11 * np.eye(3)), "absurd cell: 1331 Å^3 per atom"),
-        (crystal([101], [[0, 0, 0]]), "atomic number 101 (Md) is beyond 100"),
+        (crystal([100], [[0, 0, 0]]), "atomic number 100 (Fm) is beyond 99"),
         (crystal([0], [[0, 0, 0]]), "atomic number 0 is no element"),
         (crystal([], np.zeros((0, 3)).tolist()), "no atoms"),
     ],
@@ -104,3 +106,9 @@ def test_distances_of_many_atoms_are_checked_row_by_row() -> None:
     assert pair is not None
     assert pair[:2] == (100, 400)
     assert pair[2] == pytest.approx(0.16)
+
+
+def test_every_element_that_enters_has_a_class_in_the_networks() -> None:
+    """Fermium entered, and ended the training at the embedding: class 0 is "unknown", so the last one is 99."""
+    assert refusals([crystal([MAX_ATOMIC_NUMBER], [[0, 0, 0]])], Limits()) == [None]
+    assert MAX_ATOMIC_NUMBER == NUM_ELEMENTS - 1 == MAX_ELEMENT

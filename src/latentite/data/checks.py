@@ -13,8 +13,8 @@ import numpy as np
 
 from latentite.data.cif import SYMBOLS, Arrays
 
-MAX_ATOMIC_NUMBER = 100
-"""The networks have 100 element classes, hydrogen to fermium."""
+MAX_ATOMIC_NUMBER = 99
+"""The networks have 100 element classes: 0 for "unknown", then hydrogen to einsteinium."""
 
 
 MAX_DEFECT = 1e6
