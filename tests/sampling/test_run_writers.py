@@ -73,7 +73,7 @@ def assert_pymatgen_reads(arrays: Arrays, text: str) -> None:
 
 
 def extreme_crystals(count: int, *, seed: int) -> list[Arrays]:
-    """Cells from tiny to huge, flat, long and skewed; coordinates at the edges; up to 100 elements."""
+    """Cells from tiny to huge, flat, long and skewed; coordinates at the edges; up to 99 elements."""
     generator = np.random.default_rng(seed)
     crystals: list[Arrays] = []
     for number in range(count):
@@ -90,7 +90,7 @@ def extreme_crystals(count: int, *, seed: int) -> list[Arrays]:
         )
         coords = np.where(generator.uniform(size=coords.shape) < 0.4, edges, coords)
         is_all = num_atoms == 100
-        numbers = generator.permutation(100) + 1 if is_all else generator.integers(1, 101, size=num_atoms)
+        numbers = generator.permutation(100) % 99 + 1 if is_all else generator.integers(1, 100, size=num_atoms)
         crystals.append((numbers, coords, lattice))
     return crystals
 
@@ -109,9 +109,9 @@ def test_every_cif_that_would_be_written_is_read_back_by_pymatgen(
         assert np.abs(lattice @ lattice.T - arrays[2] @ arrays[2].T).max() <= 1e-5 * (arrays[2] ** 2).sum()
 
 
-def test_a_cell_with_all_hundred_elements_comes_back() -> None:
-    grid = np.stack(np.meshgrid(*[np.arange(5) / 5] * 3, indexing="ij"), axis=-1).reshape(-1, 3)[:100]
-    [(arrays, text)] = usable([(np.random.default_rng(0).permutation(100) + 1, grid, 12.0 * np.eye(3))])
+def test_a_cell_with_all_elements_comes_back() -> None:
+    grid = np.stack(np.meshgrid(*[np.arange(5) / 5] * 3, indexing="ij"), axis=-1).reshape(-1, 3)[:99]
+    [(arrays, text)] = usable([(np.random.default_rng(0).permutation(99) + 1, grid, 12.0 * np.eye(3))])
     assert_pymatgen_reads(arrays, text)
 
 
