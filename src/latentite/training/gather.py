@@ -1,13 +1,13 @@
 """Rewards of one rollout over several processes: judged once, all crystals together, in one order.
 
 Rewards compare crystals with each other (duplicates, diversity, normalisation), so that no process could judge its
-own alone. Comes after `rewards/`; `rl.py` calls it.
+own alone. Comes after `rewards/` and `rollouts.py`; `rl.py` calls it.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -16,7 +16,10 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from latentite.crystal import CrystalBatch
-from latentite.rewards.combine import RewardTable
+from latentite.rewards.combine import Rewards, RewardTable
+from latentite.rewards.diversity_filter import DiversityFilter
+from latentite.rewards.workers import RewardWorkers
+from latentite.sampling.checks import geometry_refusals
 from latentite.training.reduce import num_processes
 from latentite.training.rollouts import Prompts
 
@@ -35,6 +38,29 @@ class Judged:
     def of(table: RewardTable, groups: Int[Tensor, " crystal"]) -> Judged:
         """What an update needs of a table."""
         return Judged(rewards=table.total, groups=groups, is_usable=table.is_usable, means=table.means())
+
+
+def start_rewards(
+    rewards: Rewards | RewardWorkers, crystals: CrystalBatch, *, repeats: DiversityFilter | None = None
+) -> Callable[[], RewardTable]:
+    """The rewards of crystals, to be had later; those of impossible geometry are not usable.
+
+    Args:
+        rewards: what is wanted.
+        crystals: on the CPU.
+        repeats: takes from the rewards of what came often before, and counts these; None: nothing.
+    """
+    is_usable = torch.tensor([refusal is None for refusal in geometry_refusals(crystals)])
+    finish = rewards.start(crystals, is_usable)
+
+    def filtered() -> RewardTable:
+        table = finish()
+        if repeats is None:
+            return table
+        total, is_repeated = repeats(table.total, crystals, table.is_usable)
+        return replace(table, total=total, is_repeated=is_repeated)
+
+    return filtered
 
 
 def start_judging(

@@ -9,8 +9,8 @@ after `rl_config.py`, `rollouts.py`, `flight.py` and `rl_update.py`; `fit.py` dr
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
-from dataclasses import replace
+from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 import torch
@@ -24,13 +24,12 @@ from latentite.objectives.advantages import RunningRewards
 from latentite.objectives.ldm import LDMStageConfig
 from latentite.objectives.policy import choose_steps, compute_advantages
 from latentite.objectives.terms import LossTerms
-from latentite.rewards.combine import Rewards, RewardTable
+from latentite.rewards.combine import Rewards
 from latentite.rewards.diversity_filter import DiversityFilter
 from latentite.rewards.workers import RewardWorkers
-from latentite.sampling.checks import geometry_refusals
 from latentite.training.datamodule import CrystalDataModule
 from latentite.training.flight import Drawn, Flight, lesson_of
-from latentite.training.gather import Judged, start_judging
+from latentite.training.gather import Judged, start_judging, start_rewards
 from latentite.training.module import StageModule, Stream
 from latentite.training.optim import SchedulerConfig
 from latentite.training.replay import ReplayBuffer
@@ -167,7 +166,8 @@ class RLTrainingModule(StageModule):
 
     def _take_off(self, drawn: Drawn) -> Flight:
         crystals = decode(self.network, drawn.rollout, drawn.prompts)
-        finish = start_judging(crystals, drawn.prompts, self._judge_filtered)
+        start = partial(start_rewards, self.rewards, repeats=self.diversity_filter)
+        finish = start_judging(crystals, drawn.prompts, start)
         return Flight(drawn=drawn, crystals=crystals, finish=finish)
 
     def _learn(self, flight: Flight) -> dict[str, float]:
@@ -191,7 +191,7 @@ class RLTrainingModule(StageModule):
         prompts = self._prompts(batch, Stream.VALIDATION, batch_idx, 1, epoch=0)
         rollout = collect(self._learner.policy, self.chain, prompts)
         crystals = decode(self.network, rollout, prompts)
-        table = self._judge(crystals)()
+        table = start_rewards(self.rewards, crystals)()
         means = table.means()
         logged: dict[str, Tensor | float] = {f"val/reward/{name}": value for name, value in means.items()}
         self._log(logged | {"val/reward": means["total"]}, len(batch), on_step=False)
@@ -212,22 +212,6 @@ class RLTrainingModule(StageModule):
             rank=self.global_rank,
             world_size=self.trainer.world_size,
         )
-
-    def _judge(self, crystals: CrystalBatch) -> Callable[[], RewardTable]:
-        refusals = geometry_refusals(crystals)
-        return self.rewards.start(crystals, torch.tensor([refusal is None for refusal in refusals]))
-
-    def _judge_filtered(self, crystals: CrystalBatch) -> Callable[[], RewardTable]:
-        finish = self._judge(crystals)
-
-        def filtered() -> RewardTable:
-            table = finish()
-            if self.diversity_filter is None:
-                return table
-            total, is_repeated = self.diversity_filter(table.total, crystals, table.is_usable)
-            return replace(table, total=total, is_repeated=is_repeated)
-
-        return filtered
 
     def _update(self, flight: Flight, judged: Judged) -> dict[str, Tensor]:
         """All optimizer steps of a rollout."""
