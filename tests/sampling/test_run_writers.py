@@ -90,7 +90,9 @@ def extreme_crystals(count: int, *, seed: int) -> list[Arrays]:
         )
         coords = np.where(generator.uniform(size=coords.shape) < 0.4, edges, coords)
         is_all = num_atoms == 100
-        numbers = generator.permutation(100) % 99 + 1 if is_all else generator.integers(1, 100, size=num_atoms)
+        numbers = (
+            generator.permutation(100) % 99 + 1 if is_all else generator.integers(1, 100, size=num_atoms)
+        )
         crystals.append((numbers, coords, lattice))
     return crystals
 
