@@ -37,6 +37,12 @@ class Mortal:
             os._exit(1)
         return batch.volume
 
+class Once(Mortal):
+    def set_reference(self, crystals):
+        if os.path.exists(__file__ + ".asked"):
+            raise ValueError("only once")
+        open(__file__ + ".asked", "w").close()
+
 class Shy:
     def set_reference(self, crystals):
         raise RuntimeError("not this one")
@@ -94,6 +100,21 @@ def test_a_process_that_dies_costs_its_rewards_once(file: Path, crystals: Crysta
         assert table.total.isfinite().all()
         assert second().num_failed["Mortal"] == 5, "it waited in the same process"
         assert there.start(crystals)().num_failed["Mortal"] == 0, "started anew"
+    finally:
+        there.close()
+
+
+def test_a_reward_that_cannot_be_made_ready_anew_costs_its_rewards_and_not_the_run(
+    file: Path, crystals: CrystalBatch
+) -> None:
+    there = RewardWorkers(config(file, "Once"), 2)
+    try:
+        there.set_reference(crystals)
+        assert there.start(crystals)().num_failed["Once"] == 0
+        assert there.start(crystals.select(torch.tensor([0, 1])))().num_failed["Once"] == 2, "it dies"
+        table = there.start(crystals)()
+        assert table.num_failed == {"Once": 5, "diversity": 0}
+        assert table.total.isfinite().all()
     finally:
         there.close()
 

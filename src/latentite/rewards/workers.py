@@ -125,4 +125,6 @@ def _prepare(plain: dict[str, Any], names: Sequence[str], reference: Sequence[Ar
 def _answer(names: Sequence[str], arrays: Sequence[Arrays]) -> dict[str, Answer]:
     batch = CrystalBatch.from_arrays(arrays)
     structures = batch.to_structures()
-    return {name: ask(_here[name], structures, batch) for name in names}
+    # What was ready once may fail to be so in a process that is started anew: a file that has gone, no memory.
+    failed = Answer.failed(len(arrays), "it could not be made ready in the process that was started anew")
+    return {name: ask(_here[name], structures, batch) if name in _here else failed for name in names}
