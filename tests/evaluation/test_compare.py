@@ -54,6 +54,18 @@ def test_numbers_and_columns_stand_side_by_side(runs: Runs) -> None:
     assert columns["density"].counts == (14, 14)
 
 
+def test_formulas_that_look_like_numbers_are_names(runs: Runs, tmp_path: Path) -> None:
+    """`float` reads the formulas NaN and InF: in a run of one formula their median stood in the comparison."""
+    import pandas as pd
+
+    for folder in runs:
+        shutil.copytree(folder, tmp_path / folder.name)
+        path = tmp_path / folder.name / "structures.csv"
+        pd.read_csv(path).assign(formula="InF").to_csv(path, index=False)
+    found = compare_runs(*(tmp_path / folder.name for folder in runs))
+    assert "formula" not in {pair.name for pair in found.columns}
+
+
 def test_the_rank_test_sees_the_cells_of_both_tables(runs: Runs) -> None:
     import pandas as pd
 

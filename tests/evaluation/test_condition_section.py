@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -154,6 +155,14 @@ def test_structures_that_were_asked_nothing_have_no_such_section() -> None:
     assert not any("conditions" in section.summary for section in result.sections)
     with pytest.raises(ValueError, match="which is nothing"):
         latentite.evaluate([NACL], tolerances={"density": 1.0})
+
+
+def test_a_formula_that_looks_like_a_missing_number_was_asked_as_well(tmp_path: Path, folder: Path) -> None:
+    shutil.copytree(folder, tmp_path / "run")
+    table = tmp_path / "run" / "samples.csv"
+    table.write_text(table.read_text().replace("NaCl x 2", "NaN"))
+    asked = asked_values(read_crystals(tmp_path / "run", split="test"))
+    assert asked["formula"] == [None, None, "NaN", "MgO", None]
 
 
 @pytest.mark.parametrize(

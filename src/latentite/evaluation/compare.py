@@ -51,7 +51,7 @@ MUST_AGREE = (
 SIDE_BY_SIDE = ("distributions", "features", "prediction")
 """Parts of `summary.json` whose numbers stand side by side."""
 
-_NAMES = ("id", "source", "row", "ask", "conditions")
+_NAMES = ("id", "source", "row", "ask", "conditions", "formula", "chemical_system")
 _PREFIXES_OF_NAMES = ("asked_", "space_group_", "duplicate_of_", "matched_reference_")
 """Columns that may look like numbers and are names."""
 
