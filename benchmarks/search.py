@@ -82,7 +82,7 @@ def judge(samples: Path, folder: Path, data: Path, hull: Sequence[Path]) -> dict
     heights = [float(row["energy_above_hull"]) for row in rows if row["energy_above_hull"]]
     low, middle, high = np.percentile(heights, [25, 50, 75]) if heights else [float("nan")] * 3
     return {
-        **{name: 100 * report["rates"][name]["value"] for name in RATES},
+        **{name: 100 * report["rates"][name]["rate"] for name in RATES},
         "elements": float(np.mean([int(row["num_elements"]) for row in rows])),
         "above hull, 25 %": float(low),
         "50 %": float(middle),
