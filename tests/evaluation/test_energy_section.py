@@ -171,6 +171,19 @@ def test_relaxed_structures_are_what_ase_reads(report: Path, rows: dict[str, dic
     assert np.abs(copper.get_forces()).max() < 0.02
 
 
+def test_a_table_with_each_element_once_has_no_residual_and_the_summary_no_nan(
+    samples: Path, hull: Path, tmp_path: Path
+) -> None:
+    lines = list(csv.reader(hull.read_text().splitlines(keepends=True)))
+    with (tmp_path / "elements.csv").open("w", newline="") as file:
+        csv.writer(file).writerows([lines[0], *(line for line in lines if line[0] in ("Cu-0", "Au-0"))])
+    arguments = ["--out", str(tmp_path / "out"), *OPTIONS, "--hull", str(tmp_path / "elements.csv")]
+    assert cli.main(["evaluate", str(samples / "a_copper.cif"), *arguments]) == 0
+    text = (tmp_path / "out" / "summary.json").read_text(encoding="utf-8")
+    found = json.loads(text, parse_constant=lambda name: pytest.fail(f"{name} in summary.json"))
+    assert found["energies"]["hull"]["element_references"]["left_out_residual"] is None
+
+
 def test_resuming_gives_the_same_table(report: Path, samples: Path, hull: Path) -> None:
     before = (report / "structures.csv").read_bytes()
     (report / "structures.csv").unlink()

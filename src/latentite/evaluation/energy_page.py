@@ -44,7 +44,7 @@ def energy_page(found: Mapping[str, Any], columns: Mapping[str, Sequence[Cell]])
         parts.append(
             f" Hull of {escape(hull['name'])}: {hull['num_phases']:,} compositions; element references fitted on "
             f"{hull['element_references']['num_rows']:,} rows, mean absolute residual of rows left out "
-            f"{residual:.3f} eV/atom. An incomplete hull errs towards stable.</p>"
+            f"{'–' if residual is None else f'{residual:.3f}'} eV/atom. An incomplete hull errs towards stable.</p>"
         )
         parts.append(f"<figure><figcaption>Energy above hull</figcaption>{_histogram(columns)}</figure>")
     parts.append(_table("median", [_median(name, value) for name, value in found["medians"].items()]))

@@ -69,7 +69,7 @@ def energy_summary(
                 "terms": references.terms.value,
                 "num_rows": references.num_rows,
                 "mean_absolute_residual": references.mean_absolute_residual,
-                "left_out_residual": references.left_out_residual,
+                "left_out_residual": finite(references.left_out_residual),
             },
         }
     return found
