@@ -83,6 +83,8 @@ def test_targets(crystals: CrystalBatch) -> None:
         TargetChemicalSystem("Na-Xx")
     with pytest.raises(ValueError, match="formula must have elements from H to Fm, got Lr in 'LrO'"):
         TargetComposition("LrO")
+    with pytest.raises(ValueError, match="workers must be at least 1, got 0"):
+        CreativityReward(workers=0)
 
 
 def test_symmetry_and_supply(crystals: CrystalBatch) -> None:

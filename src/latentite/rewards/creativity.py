@@ -22,6 +22,7 @@ from latentite.match.descriptor import amd_distances, average_minimum_distances
 from latentite.match.search import find_matches
 from latentite.match.settings import STRICT
 from latentite.metrics.composition import Composition, reduced_composition
+from latentite.processes import count_workers
 from latentite.rewards.duplicates import MemoryStore, unique
 
 if TYPE_CHECKING:
@@ -37,8 +38,12 @@ class CreativityReward:
     is_collective = True
 
     def __init__(self, workers: int = 1) -> None:
-        """Say how many processes compare."""
-        self.workers = workers
+        """Say how many processes compare.
+
+        Raises:
+            ValueError: for less than one, which would only show in every call.
+        """
+        self.workers = count_workers(workers)
         self._known: list[Arrays] = []
         self._by_formula: dict[Composition, list[int]] | None = None
         self._store = MemoryStore()
