@@ -9,10 +9,12 @@ from __future__ import annotations
 import difflib
 import types
 import typing
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import MISSING, Field, fields, is_dataclass
 from enum import Enum
 from functools import lru_cache
+from numbers import Integral
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -31,10 +33,25 @@ def check_seed(seed: int) -> None:
     """Refuse a seed that not every generator takes.
 
     Raises:
-        ValueError: for one below 0.
+        ValueError: for one below 0, or that is no whole number.
     """
+    if not isinstance(seed, Integral):
+        raise ValueError(f"seed must be a whole number, got {seed}")
     if seed < 0:
         raise ValueError(f"seed must be 0 or more, got {seed}")
+
+
+@contextmanager
+def naming(key: str) -> Iterator[None]:
+    """Errors about what a setting names begin with the setting's dotted key.
+
+    Raises:
+        ValueError, FileNotFoundError: as raised inside, in more words.
+    """
+    try:
+        yield
+    except (ValueError, FileNotFoundError) as error:
+        raise type(error)(f"{key}: {error}") from error
 
 
 def from_plain(kind: type[Config], values: Mapping[str, Any], *, where: str = "") -> Config:

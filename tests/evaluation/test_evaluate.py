@@ -200,7 +200,11 @@ def test_a_name_that_is_nothing_is_refused_with_its_option_and_near_names(
 
 @pytest.mark.parametrize(
     ("options", "message"),
-    [({"seed": -1}, "seed must be 0 or more, got -1"), ({"workers": 0}, "workers must be at least 1, got 0")],
+    [
+        ({"seed": -1}, "seed must be 0 or more, got -1"),
+        ({"seed": 0.5}, "seed must be a whole number, got 0.5"),
+        ({"workers": 0}, "workers must be at least 1, got 0"),
+    ],
 )
 def test_what_would_only_fail_late_is_refused_before_anything_is_written(
     options: dict[str, int], message: str, tmp_path: Path

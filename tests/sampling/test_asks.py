@@ -177,7 +177,7 @@ def test_sizes_are_read_from_options_and_files(tmp_path: Path) -> None:
     (tmp_path / "twice.csv").write_text("num_atoms,count\n2,5\n4,1\n2,7\n", encoding="utf-8")
     with pytest.raises(ValueError, match=r"twice\.csv must be a CSV .* each number of atoms once"):
         read_num_atoms(tmp_path / "twice.csv")
-    for wrong in ("0", "5:4", "a:b", "1.5", "-3:4"):
+    for wrong in ("0", "5:4", "a:b", "1.5", "-3:4", "8:", ":8"):
         with pytest.raises(ValueError, match=f"num_atoms must .*got {wrong}"):
             parse_num_atoms(wrong)
     with pytest.raises(

@@ -216,6 +216,14 @@ def test_mistakes_are_named(tmp_path, vae_checkpoint, changes, message):
         run(tmp_path / "run", vae_checkpoint, **changes)
 
 
+@pytest.mark.parametrize("key", ["vae_ckpt_path", "predictor_ckpt_path"])
+def test_a_checkpoint_that_is_not_there_is_named_with_its_key(tmp_path, key):
+    missing = {"vae_ckpt_path": None} | {key: str(tmp_path / "none.ckpt")}
+    config = config_of(tmp_path / "run", None, **missing)
+    with pytest.raises((ValueError, FileNotFoundError), match=rf"predictor_module\.{key}: .*none\.ckpt"):
+        train_predictor(config, datamodule=datamodule())
+
+
 def test_other_targets_than_those_of_the_base_are_refused(tmp_path, vae_checkpoint):
     base = run(tmp_path / "base", vae_checkpoint, epochs=1)
     with pytest.raises(ValueError, match="target_conditions must be"):

@@ -92,9 +92,9 @@ def parse_num_atoms(text: str | int) -> NumAtoms:
     Raises:
         ValueError: for any other text.
     """
-    first, _, last = str(text).partition(":")
+    first, colon, last = str(text).partition(":")
     try:
-        low, high = int(first), int(last or first)
+        low, high = int(first), int(last if colon else first)
     except ValueError:
         raise ValueError(
             f"num_atoms must be a number such as 12 or a range such as 8:20, got {text}"

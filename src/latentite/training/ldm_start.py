@@ -21,7 +21,7 @@ from latentite.nn.conditions import ConditionModuleConfig
 from latentite.nn.ldm import LatentDiffusion
 from latentite.nn.vae import VAEConfig
 from latentite.objectives.ldm import LDMStageConfig
-from latentite.plain import from_plain
+from latentite.plain import from_plain, naming
 from latentite.training.conditions import check_conditions, resolve_conditions
 from latentite.training.datamodule import CrystalDataModule
 from latentite.training.ldm import LDMTrainingModule
@@ -82,10 +82,8 @@ def read_vae(config: LDMModuleConfig, data: CrystalDataModule) -> tuple[Checkpoi
         ValueError: when the VAE's checkpoint cannot be used, or conditions and data do not fit.
     """
     assert config.vae_ckpt_path is not None
-    try:
+    with naming("ldm_module.vae_ckpt_path"):
         record = read_checkpoint(hub.resolve(config.vae_ckpt_path), stage=Stage.VAE)
-    except (ValueError, FileNotFoundError) as error:
-        raise type(error)(f"ldm_module.vae_ckpt_path: {error}") from error
     settings = LDMStageConfig(
         vae=from_plain(VAEConfig, record.config),
         denoiser=config.denoiser,
@@ -116,7 +114,8 @@ def build_network(record: CheckpointRecord, settings: LDMStageConfig) -> LatentD
 
 def _plan_from_base(config: LDMModuleConfig, path: str, data: CrystalDataModule) -> NetworkPlan:
     check_conditions(data.config.conditions, config.condition_module)
-    base, settings, _ = load_ldm(path)
+    with naming("ldm_module.ldm_ckpt_path"):
+        base, settings, _ = load_ldm(path)
     if config.vae_ckpt_path:
         _check_same_vae(config, config.vae_ckpt_path, base)
     conditions = _run_conditions(config, data, hidden_size=settings.denoiser.shape[1])

@@ -23,7 +23,7 @@ from latentite.nn.predictor import PropertyPredictor
 from latentite.nn.predictor_config import FidelityMode, PredictorConfig
 from latentite.nn.vae import VAEConfig
 from latentite.objectives.predictor import labels_of
-from latentite.plain import from_plain
+from latentite.plain import from_plain, naming
 from latentite.predictor_checkpoint import load_predictor
 from latentite.training.conditions import UNITS
 from latentite.training.datamodule import CrystalDataModule
@@ -66,11 +66,13 @@ def plan_predictor(config: PredictorModuleConfig, data: CrystalDataModule) -> Pr
     train = data.splits["train"]
     fidelities, reference = run_fidelities(data)
     if config.predictor_ckpt_path is not None:
-        base, _ = load_predictor(config.predictor_ckpt_path)
+        with naming("predictor_module.predictor_ckpt_path"):
+            base, _ = load_predictor(config.predictor_ckpt_path)
         settings = _continued(config, base.config, data, fidelities)
         return PredictorPlan(settings=settings, vae=None, base=base)
     assert config.vae_ckpt_path is not None
-    record = read_checkpoint(hub.resolve(config.vae_ckpt_path), stage=Stage.VAE)
+    with naming("predictor_module.vae_ckpt_path"):
+        record = read_checkpoint(hub.resolve(config.vae_ckpt_path), stage=Stage.VAE)
     labels_of(PredictorConfig(targets=config.target_conditions), train.crystals.properties)
     settings = config.architecture(
         from_plain(VAEConfig, record.config),

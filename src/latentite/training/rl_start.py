@@ -12,6 +12,7 @@ from latentite.ldm_checkpoint import load_ldm
 from latentite.nn.adapters import trainable_summary
 from latentite.nn.ldm import LatentDiffusion
 from latentite.objectives.ldm import LDMStageConfig
+from latentite.plain import naming
 from latentite.rewards.combine import Rewards
 from latentite.rewards.workers import RewardWorkers
 from latentite.training.datamodule import CrystalDataModule
@@ -38,10 +39,8 @@ def plan_rl(config: RLModuleConfig, data: CrystalDataModule) -> RLPlan:
         ValueError: when one of them cannot be used, or the conditions of base and data differ.
     """
     assert config.ldm_ckpt_path is not None
-    try:
+    with naming("rl_module.ldm_ckpt_path"):
         base, settings, _ = load_ldm(config.ldm_ckpt_path)
-    except (ValueError, FileNotFoundError) as error:
-        raise type(error)(f"rl_module.ldm_ckpt_path: {error}") from error
     names = [] if base.condition_module is None else list(base.condition_module.names)
     if data.config.conditions != names:
         raise ValueError(
