@@ -25,9 +25,14 @@ def search(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
 def test_every_recipe_is_a_configuration(search: ModuleType, path: Path) -> None:
     given = search.read_search(path)
     for recipe in given["recipes"].values():
+        ldm = load(TrainLDMConfig, compose("train_ldm", [*given["ldm"], *recipe.get("ldm", [])]))
+        assert ldm.trainer.check_val_every_n_epoch == ldm.trainer.max_epochs, (
+            "the last epoch must be measured"
+        )
         if "vae" in given:
-            load(TrainVAEConfig, compose("train_vae", [*given["vae"], *recipe.get("vae", [])]))
-        load(TrainLDMConfig, compose("train_ldm", [*given["ldm"], *recipe.get("ldm", [])]))
+            vae = load(TrainVAEConfig, compose("train_vae", [*given["vae"], *recipe.get("vae", [])]))
+            assert vae.trainer.check_val_every_n_epoch == vae.trainer.max_epochs
+            assert vae.vae_module.latent_dim == ldm.ldm_module.denoiser.latent_dim
 
 
 def test_wrong_recipes_are_named(search: ModuleType, tmp_path: Path) -> None:

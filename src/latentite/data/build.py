@@ -328,17 +328,14 @@ def build_dataset(
 def _report_rejections(
     results: Mapping[str, BuildResult], source: str | Path | Sequence[Structure | Atoms], path: Path
 ) -> None:
-    """Writes down every rejected row, and only then refuses a split that has no other.
-
-    A split without rows has nothing to write down: it is refused first, and leaves no file.
-    """
-    names = {split: str(source) if split == WHOLE else f"{source}: {split}" for split in results}
-    for split, result in results.items():
+    """Writes down every rejected row, then refuses a split that has no other; one without rows leaves no file."""
+    named = {str(source) if split == WHOLE else f"{source}: {split}": one for split, one in results.items()}
+    for name, result in named.items():
         if not result.num_in:
-            raise ValueError(f"{names[split]} must hold at least one usable crystal, got no rows")
+            raise ValueError(f"{name} must hold at least one usable crystal, got no rows")
     write_rejections(path, _rejections(results))
-    for split, result in results.items():
-        _refuse_empty(result, names[split], path)
+    for name, result in named.items():
+        _refuse_empty(result, name, path)
 
 
 def _rejections(results: Mapping[str, BuildResult]) -> list[Rejection]:
