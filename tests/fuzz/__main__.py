@@ -15,8 +15,12 @@ from fuzz.parent import judged, keep
 def main() -> int:
     """Run; gives the exit code: 1 where something was found."""
     parser = argparse.ArgumentParser(prog="python -m fuzz", description=__doc__)
-    parser.add_argument("--count", type=int, default=1000, help="inputs of all formats together [%(default)s]")
-    parser.add_argument("--first", type=int, default=0, help="index of the first of each format [%(default)s]")
+    parser.add_argument(
+        "--count", type=int, default=1000, help="inputs of all formats together [%(default)s]"
+    )
+    parser.add_argument(
+        "--first", type=int, default=0, help="index of the first of each format [%(default)s]"
+    )
     parser.add_argument("--seed", type=int, default=0, help="[%(default)s]")
     parser.add_argument("--out", type=Path, default=Path("findings"), help="folder of findings [%(default)s]")
     parser.add_argument(
@@ -28,9 +32,7 @@ def main() -> int:
         name, _, index = arguments.case.rpartition("-")
         chosen = cases(1, seed=arguments.seed, formats=[name], first=int(index))
     else:
-        chosen = cases(
-            arguments.count, seed=arguments.seed, formats=arguments.format, first=arguments.first
-        )
+        chosen = cases(arguments.count, seed=arguments.seed, formats=arguments.format, first=arguments.first)
     found: Counter[str] = Counter()
     tried: Counter[str] = Counter()
     counts: dict[str, Counter[str]] = {}

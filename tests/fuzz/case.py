@@ -78,9 +78,7 @@ class Case:
             for name, (numbers, coords, lattice) in self.crystals.items()
         }
         plain = {
-            name: getattr(self, name)
-            for name in self.__slots__
-            if name not in ("files", "links", "crystals")
+            name: getattr(self, name) for name in self.__slots__ if name not in ("files", "links", "crystals")
         }
         return json.dumps({**plain, "crystals": crystals})
 

@@ -31,7 +31,10 @@ def main(root: Path) -> None:
         (root / name).mkdir(exist_ok=True)
     tempfile.tempdir = str(root / "tmp")
     os.environ.update(
-        LATENTITE_CACHE_DIR=str(root / "cache"), TMPDIR=str(root / "tmp"), HOME=str(root / "home"), HF_HUB_OFFLINE="1"
+        LATENTITE_CACHE_DIR=str(root / "cache"),
+        TMPDIR=str(root / "tmp"),
+        HOME=str(root / "home"),
+        HF_HUB_OFFLINE="1",
     )
     os.chdir(root / "work")
     logging.basicConfig(handlers=[logging.NullHandler()])

@@ -13,7 +13,24 @@ from fuzz.random_crystals import RandomCrystal, formula, random_crystal, setting
 Change = Callable[[CifText, RandomCrystal, random.Random], str | None]
 """Changes the parts; gives the text where parts are not enough, else None."""
 
-UNKNOWN_SPECIES = ("M1", "Ln", "X", "Va", "Vac", "Wat", "OH1", "NH4", "CN", "Et", "Q", "Fe/Co", "?", ".", "26", "R3")
+UNKNOWN_SPECIES = (
+    "M1",
+    "Ln",
+    "X",
+    "Va",
+    "Vac",
+    "Wat",
+    "OH1",
+    "NH4",
+    "CN",
+    "Et",
+    "Q",
+    "Fe/Co",
+    "?",
+    ".",
+    "26",
+    "R3",
+)
 
 
 def make(index: int, chance: random.Random) -> Case:
@@ -21,7 +38,9 @@ def make(index: int, chance: random.Random) -> Case:
     crystal = random_crystal(chance)
     cif = written(crystal, chance)
     kinds = [(DRESS, 4), (DOUBT, 3), (CONTRADICTION, 3)]
-    pick = chance.choices([None, *(kind for kind, _ in kinds)], weights=[3, *(weight for _, weight in kinds)])[0]
+    pick = chance.choices(
+        [None, *(kind for kind, _ in kinds)], weights=[3, *(weight for _, weight in kinds)]
+    )[0]
     case = Case(format="cif", index=index, kind="damaged bytes", source="x.cif", rows=1)
     if pick is None:
         base = cif.text().encode()
@@ -74,13 +93,23 @@ def _other_lines(cif: CifText, crystal: RandomCrystal, chance: random.Random) ->
 def _comments(cif: CifText, crystal: RandomCrystal, chance: random.Random) -> str:
     lines = cif.text().split("\n")
     for _ in range(chance.randint(1, 5)):
-        lines.insert(chance.randint(0, len(lines)), chance.choice(("# loop_", "#data_y", "   # _cell_length_a 9.9", "#")))
+        lines.insert(
+            chance.randint(0, len(lines)),
+            chance.choice(("# loop_", "#data_y", "   # _cell_length_a 9.9", "#")),
+        )
     return "\n".join(lines)
 
 
 def _text_field(cif: CifText, crystal: RandomCrystal, chance: random.Random) -> None:
     inside = chance.choice(
-        ("data_y", "loop_\n_atom_site_label\nXx1", "_cell_length_a 9.9", "it's a 'text'", "_atom_site_fract_x 0.3", "")
+        (
+            "data_y",
+            "loop_\n_atom_site_label\nXx1",
+            "_cell_length_a 9.9",
+            "it's a 'text'",
+            "_atom_site_fract_x 0.3",
+            "",
+        )
     )
     tag = chance.choice(("_publ_section_comment", "_exptl_special_details", "_journal_name_full"))
     cif.values.insert(chance.randint(0, len(cif.values)), (tag, f"\n;{inside}\n;"))
@@ -98,7 +127,9 @@ def _other_order(cif: CifText, crystal: RandomCrystal, chance: random.Random) ->
 
 
 def _uncertainties(cif: CifText, crystal: RandomCrystal, chance: random.Random) -> None:
-    cif.values = [(tag, f"{value}({chance.randint(1, 20)})" if tag in CELL else value) for tag, value in cif.values]
+    cif.values = [
+        (tag, f"{value}({chance.randint(1, 20)})" if tag in CELL else value) for tag, value in cif.values
+    ]
     places = [place for place, tag in enumerate(cif.sites.tags) if "fract" in tag]
     for row in cif.sites.rows:
         for place in places:
@@ -121,13 +152,17 @@ def _charges(cif: CifText, crystal: RandomCrystal, chance: random.Random) -> Non
 
 
 def _more_blocks(cif: CifText, crystal: RandomCrystal, chance: random.Random) -> str:
-    empty = chance.choice(("data_global\n_journal_name_full 'J. Test'\n", "data_y\n_cell_length_a 9.9\n", "data_z\n"))
+    empty = chance.choice(
+        ("data_global\n_journal_name_full 'J. Test'\n", "data_y\n_cell_length_a 9.9\n", "data_z\n")
+    )
     return empty + cif.text() if chance.random() < 0.5 else cif.text() + empty
 
 
 def _more_loops(cif: CifText, crystal: RandomCrystal, chance: random.Random) -> str:
     labels = [row[0] for row in cif.sites.rows]
-    aniso = "loop_\n_atom_site_aniso_label\n_atom_site_aniso_U_11\n" + "".join(f"{label} 0.01\n" for label in labels)
+    aniso = "loop_\n_atom_site_aniso_label\n_atom_site_aniso_U_11\n" + "".join(
+        f"{label} 0.01\n" for label in labels
+    )
     types = "loop_\n_atom_type_symbol\n_atom_type_oxidation_number\n" + "".join(
         f"{site.symbol} 0\n" for site in crystal.sites
     )
@@ -144,7 +179,8 @@ def _in_p1(cif: CifText, crystal: RandomCrystal, chance: random.Random) -> None:
         for place, (symbol, coord) in enumerate(zip(symbols, coords, strict=True))
     ]
     cif.sites = Loop(
-        tags=["_atom_site_label", "_atom_site_type_symbol", *(f"_atom_site_fract_{axis}" for axis in "xyz")], rows=rows
+        tags=["_atom_site_label", "_atom_site_type_symbol", *(f"_atom_site_fract_{axis}" for axis in "xyz")],
+        rows=rows,
     )
     for tag in (*NAME_TAGS, *NUMBER_TAGS, *HALL_TAGS):
         cif.set(tag, None)
@@ -250,7 +286,10 @@ def _tag_twice(cif: CifText, crystal: RandomCrystal, chance: random.Random) -> N
 def _other_units(cif: CifText, crystal: RandomCrystal, chance: random.Random) -> None:
     _, units = formula(crystal)
     _must_have_formula(cif, crystal, chance)
-    cif.set("_cell_formula_units_Z", chance.choice((str(units * 2), str(units + 1), "0", "-1", "?", "many", "1e9")))
+    cif.set(
+        "_cell_formula_units_Z",
+        chance.choice((str(units * 2), str(units + 1), "0", "-1", "?", "many", "1e9")),
+    )
 
 
 # Files that cannot be right: nothing but a refusal.
@@ -302,10 +341,14 @@ def _unknown_species(cif: CifText, crystal: RandomCrystal, chance: random.Random
 
 def _value_missing(cif: CifText, crystal: RandomCrystal, chance: random.Random) -> None:
     if chance.random() < 0.4:
-        cif.set(chance.choice(CELL), chance.choice((None, "?", ".", "abc", "0", "-5.6", "nan", "inf", "1e999")))
+        cif.set(
+            chance.choice(CELL), chance.choice((None, "?", ".", "abc", "0", "-5.6", "nan", "inf", "1e999"))
+        )
         return
     place = chance.choice([place for place, tag in enumerate(cif.sites.tags) if "fract" in tag])
-    chance.choice(cif.sites.rows)[place] = chance.choice(("?", ".", "abc", "nan", "0.1.2", "1/0", "inf", "0,25"))
+    chance.choice(cif.sites.rows)[place] = chance.choice(
+        ("?", ".", "abc", "nan", "0.1.2", "1/0", "inf", "0,25")
+    )
 
 
 def _hydrogen_attached(cif: CifText, crystal: RandomCrystal, chance: random.Random) -> None:

@@ -7,7 +7,14 @@ from dataclasses import dataclass, field
 
 from fuzz.random_crystals import RandomCrystal, Setting, formula, operation_text
 
-CELL = ("_cell_length_a", "_cell_length_b", "_cell_length_c", "_cell_angle_alpha", "_cell_angle_beta", "_cell_angle_gamma")
+CELL = (
+    "_cell_length_a",
+    "_cell_length_b",
+    "_cell_length_c",
+    "_cell_angle_alpha",
+    "_cell_angle_beta",
+    "_cell_angle_gamma",
+)
 NAME_TAGS = (
     "_symmetry_space_group_name_H-M",
     "_space_group_name_H-M_alt",
@@ -101,7 +108,9 @@ def add_formula(cif: CifText, crystal: RandomCrystal, chance: random.Random) -> 
     counts, units = formula(crystal)
     is_whole_cell = units > 1 and chance.random() < 0.15
     factor = units if is_whole_cell else 1
-    cif.set("_chemical_formula_sum", " ".join(f"{symbol}{count * factor}" for symbol, count in counts.items()))
+    cif.set(
+        "_chemical_formula_sum", " ".join(f"{symbol}{count * factor}" for symbol, count in counts.items())
+    )
     if chance.random() < 0.8:
         cif.set("_cell_formula_units_Z", str(1 if is_whole_cell else units))
 
@@ -155,7 +164,9 @@ def operation_loop(group: Setting, chance: random.Random) -> Loop:
     rows = [[_spelt(operation_text(*operation), style)] for operation in operations]
     loop = Loop(tags=[chance.choice(OPERATION_TAGS)], rows=rows)
     if chance.random() < 0.4:
-        loop.tags.insert(0, "_space_group_symop_id" if "symop" in loop.tags[0] else "_symmetry_equiv_pos_site_id")
+        loop.tags.insert(
+            0, "_space_group_symop_id" if "symop" in loop.tags[0] else "_symmetry_equiv_pos_site_id"
+        )
         loop.rows = [[str(number), *row] for number, row in enumerate(loop.rows, start=1)]
     return loop
 

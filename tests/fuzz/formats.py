@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from fuzz import cif_cases, table_cases
+from fuzz import cif_cases, container_cases, table_cases
 from fuzz.case import Case, Maker, chance_of
 
 FORMATS: dict[str, tuple[Maker, int]] = {
@@ -13,13 +13,16 @@ FORMATS: dict[str, tuple[Maker, int]] = {
     "extxyz": (table_cases.make_extxyz, 10),
     "csv": (table_cases.make_csv, 10),
     "json": (table_cases.make_json, 10),
+    "hdf5": (container_cases.make_hdf5, 12),
+    "parquet": (container_cases.make_parquet, 4),
+    "ase": (container_cases.make_ase, 6),
+    "zip": (container_cases.make_archive, 5),
+    "folder": (container_cases.make_folder, 3),
 }
 """By name: what makes a case, and its share of the inputs."""
 
 
-def cases(
-    count: int, *, seed: int, formats: Sequence[str] | None = None, first: int = 0
-) -> Iterator[Case]:
+def cases(count: int, *, seed: int, formats: Sequence[str] | None = None, first: int = 0) -> Iterator[Case]:
     """About `count` cases, the formats after one another in their shares."""
     chosen = list(formats or FORMATS)
     total = sum(FORMATS[name][1] for name in chosen)

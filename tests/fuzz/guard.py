@@ -15,10 +15,26 @@ from pathlib import Path
 from typing import Any
 
 _WRITE_FLAGS = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND
-_CHANGES = {"os.rename", "os.remove", "os.mkdir", "os.rmdir", "os.link", "os.symlink", "os.truncate", "os.chmod"}
+_CHANGES = {
+    "os.rename",
+    "os.remove",
+    "os.mkdir",
+    "os.rmdir",
+    "os.link",
+    "os.symlink",
+    "os.truncate",
+    "os.chmod",
+}
 _NEVER = {
     *("subprocess.Popen", "os.system", "os.exec", "os.posix_spawn", "os.fork", "pty.spawn", "os.startfile"),
-    *("socket.connect", "socket.bind", "socket.getaddrinfo", "urllib.Request", "ftplib.connect", "webbrowser.open"),
+    *(
+        "socket.connect",
+        "socket.bind",
+        "socket.getaddrinfo",
+        "urllib.Request",
+        "ftplib.connect",
+        "webbrowser.open",
+    ),
     *("pickle.find_class", "ctypes.dlopen", "code.__new__", "sys.settrace"),
 }
 CANARY = "latentite_canary"
@@ -57,7 +73,9 @@ class Guard:
             path, mode, flags = arguments
             if isinstance(path, int):
                 return
-            is_write = bool((flags or 0) & _WRITE_FLAGS) or (isinstance(mode, str) and set(mode) & set("wax+"))
+            is_write = bool((flags or 0) & _WRITE_FLAGS) or (
+                isinstance(mode, str) and set(mode) & set("wax+")
+            )
             self._touch("wrote", path, is_write=bool(is_write))
         elif event in _CHANGES:
             self._touch(event, arguments[0], is_write=True)
@@ -76,7 +94,11 @@ class Guard:
             self.is_on = True
         if real.startswith(self.outside):
             self.events.append(f"{what if is_write else 'read'} {real}, outside of the source")
-        elif is_write and real != os.devnull and not any((real + os.sep).startswith(one) for one in self.allowed):
+        elif (
+            is_write
+            and real != os.devnull
+            and not any((real + os.sep).startswith(one) for one in self.allowed)
+        ):
             self.events.append(f"{what} {real}, outside of the given folder")
 
 

@@ -8,7 +8,24 @@ import random
 from fuzz.guard import CANARY
 
 VALUES: tuple[object, ...] = (
-    *(None, True, False, 0, -1, 1e300, 10**40, 10**400, float("nan"), float("inf"), "", "abc", "1.5", "\ud800", [], {}),
+    *(
+        None,
+        True,
+        False,
+        0,
+        -1,
+        1e300,
+        10**40,
+        10**400,
+        float("nan"),
+        float("inf"),
+        "",
+        "abc",
+        "1.5",
+        "\ud800",
+        [],
+        {},
+    ),
     *([[]], [None], {"": None}, [1, 2, 3], [[0.0] * 3] * 3, {"a": {"b": {}}}, "A" * 10000),
     {"@module": CANARY, "@class": "Thing", "data": [1]},
     {"@module": "os", "@callable": "system", "@bound": None},
@@ -36,7 +53,9 @@ def change(entry: object, chance: random.Random) -> tuple[str, object]:
     if act == "delete":
         del holder[key]  # type: ignore[attr-defined]
     elif act == "add" and isinstance(holder, dict):
-        holder[chance.choice(("properties", "@module", "charge", "label", "", "cif", "sites"))] = chance.choice(VALUES)
+        holder[chance.choice(("properties", "@module", "charge", "label", "", "cif", "sites"))] = (
+            chance.choice(VALUES)
+        )
     else:
         holder[key] = chance.choice(VALUES)  # type: ignore[index]
     return f"{act} {key}", entry

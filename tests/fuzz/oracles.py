@@ -87,7 +87,11 @@ def judge_crystals(case: Case, source: Path, out: Path) -> tuple[list[str], dict
     rejected = _rejected(out / "rejected.csv")
     crystals, labels = _accepted(out / "train.safetensors")
     counts = {"accepted": len(crystals), "rejected": len(rejected), "refused": int(outcome.code == 2)}
-    findings += [f"message: speaks Python in a reason: {reason:.200}" for reason in rejected if _INTERNAL.search(reason)][:1]
+    findings += [
+        f"message: speaks Python in a reason: {reason:.200}"
+        for reason in rejected
+        if _INTERNAL.search(reason)
+    ][:1]
     if outcome.code == 0:
         findings += _counts(case, out, len(crystals), len(rejected))
     elif crystals:
@@ -103,7 +107,9 @@ def _counts(case: Case, out: Path, accepted: int, rejected: int) -> list[str]:
     content = json.loads((out / "dataset.json").read_text(encoding="utf-8"))
     told = content["num_in"], content["num_accepted"], content["num_rejected"]
     if told != (accepted + rejected, accepted, rejected):
-        return [f"counts: dataset.json tells {told}, the files hold {accepted} accepted and {rejected} rejected"]
+        return [
+            f"counts: dataset.json tells {told}, the files hold {accepted} accepted and {rejected} rejected"
+        ]
     if case.rows is not None and told[0] != case.rows:
         return [f"counts: {case.rows} rows went in, {told[0]} were counted"]
     return []
@@ -144,7 +150,9 @@ def _shown(crystal: Arrays) -> str:
     from pymatgen.core import Element
 
     formula = Composition({Element.from_Z(int(z)): int(n) for z, n in zip(kinds, counts, strict=True)})
-    return f"{formula.formula.replace(' ', '')}, {abs(np.linalg.det(lattice)) / len(numbers):.2f} Å^3 per atom"
+    return (
+        f"{formula.formula.replace(' ', '')}, {abs(np.linalg.det(lattice)) / len(numbers):.2f} Å^3 per atom"
+    )
 
 
 def _rejected(path: Path) -> list[str]:

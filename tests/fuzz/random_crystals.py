@@ -113,14 +113,18 @@ def random_crystal(chance: random.Random, *, max_atoms: int = 40) -> RandomCryst
         lattice = lattice_of(lengths, angles)
         if smallest_distance(fractions, lattice) < _MIN_DISTANCE:
             continue
-        numbers = np.array([SYMBOLS.index(site.symbol) + 1 for site in sites for _ in range(site.multiplicity)])
+        numbers = np.array(
+            [SYMBOLS.index(site.symbol) + 1 for site in sites for _ in range(site.multiplicity)]
+        )
         arrays = numbers, fractions, lattice
         return RandomCrystal(setting=group, lengths=lengths, angles=angles, sites=sites, arrays=arrays)
     raise AssertionError("200 tries must give one crystal")
 
 
 def _random_position(chance: random.Random) -> np.ndarray:
-    free = [chance.choice(_SPECIAL) if chance.random() < 0.85 else round(chance.random(), 4) for _ in range(3)]
+    free = [
+        chance.choice(_SPECIAL) if chance.random() < 0.85 else round(chance.random(), 4) for _ in range(3)
+    ]
     if chance.random() < 0.2:  # on a mirror or an axis along a diagonal
         free[1] = free[0]
     if chance.random() < 0.1:
@@ -151,9 +155,7 @@ def lattice_of(lengths: tuple[float, float, float], angles: tuple[float, float, 
     cx = np.cos(beta)
     cy = (np.cos(alpha) - np.cos(beta) * np.cos(gamma)) / np.sin(gamma)
     cz = np.sqrt(max(1.0 - cx**2 - cy**2, 0.0))
-    return np.array(
-        [[a, 0.0, 0.0], [b * np.cos(gamma), b * np.sin(gamma), 0.0], [c * cx, c * cy, c * cz]]
-    )
+    return np.array([[a, 0.0, 0.0], [b * np.cos(gamma), b * np.sin(gamma), 0.0], [c * cx, c * cy, c * cz]])
 
 
 def _orbit(group: Setting, position: np.ndarray) -> np.ndarray:
@@ -185,7 +187,9 @@ def operation_text(rotation: np.ndarray, translation: np.ndarray) -> str:
     """`x-y,-y,z+1/2`."""
     parts = []
     for row, shift in zip(rotation, translation, strict=True):
-        text = "".join(f"{'+' if value > 0 else '-'}{axis}" for value, axis in zip(row, "xyz", strict=True) if value)
+        text = "".join(
+            f"{'+' if value > 0 else '-'}{axis}" for value, axis in zip(row, "xyz", strict=True) if value
+        )
         twelfths = round(shift * 12) % 12
         if twelfths:
             divisor = int(np.gcd(twelfths, 12))

@@ -16,10 +16,40 @@ from latentite.data.cif import SYMBOLS
 
 PLAIN_NUMBERS = ("1.5", "-0.25", "0", "3e-2", "1.0E+1", "+2.5", " 7 ", "007", "1e-12", ".5", "5.", "-0.0")
 MISSING = (
-    *("", " ", "NaN", "nan", "NAN", " nan ", "NA", "N/A", "#N/A", "NULL", "null", "None", "none", "<NA>", "-", "--"),
+    *(
+        "",
+        " ",
+        "NaN",
+        "nan",
+        "NAN",
+        " nan ",
+        "NA",
+        "N/A",
+        "#N/A",
+        "NULL",
+        "null",
+        "None",
+        "none",
+        "<NA>",
+        "-",
+        "--",
+    ),
     *("-nan", "#DIV/0!", "inf", "-inf", "Infinity"),
 )
-STRANGE_NUMBERS = ("1.00 eV", "1.00(2)", "1,00", "1,234.5", "\u22121.5", "1.2.3", "~2", "<0.1", "1e", "0x10", "1_000", "½")
+STRANGE_NUMBERS = (
+    "1.00 eV",
+    "1.00(2)",
+    "1,00",
+    "1,234.5",
+    "\u22121.5",
+    "1.2.3",
+    "~2",
+    "<0.1",
+    "1e",
+    "0x10",
+    "1_000",
+    "½",
+)
 
 
 def small_crystal(chance: random.Random) -> tuple[list[str], Arrays]:
@@ -51,11 +81,20 @@ def make_poscar(index: int, chance: random.Random) -> Case:
     return case
 
 
-def poscar_lines(symbols: list[str], coords: np.ndarray, lattice: np.ndarray, chance: random.Random) -> list[str]:
+def poscar_lines(
+    symbols: list[str], coords: np.ndarray, lattice: np.ndarray, chance: random.Random
+) -> list[str]:
     """The lines; scale and kind of positions are drawn."""
     volume = abs(np.linalg.det(lattice))
     scale, factor = chance.choice(
-        (("1.0", 1.0), ("1", 1.0), ("3.5", 3.5), (f"{-volume:.8f}", 1.0), (f"{-volume:.8f}", 2.0), ("1 1 1", 1.0))
+        (
+            ("1.0", 1.0),
+            ("1", 1.0),
+            ("3.5", 3.5),
+            (f"{-volume:.8f}", 1.0),
+            (f"{-volume:.8f}", 2.0),
+            ("1 1 1", 1.0),
+        )
     )
     runs: list[tuple[str, int]] = []
     for symbol in symbols:
@@ -70,7 +109,9 @@ def poscar_lines(symbols: list[str], coords: np.ndarray, lattice: np.ndarray, ch
     lines += [" ".join(f"{x:.8f}" for x in row) for row in lattice / factor]
     lines += [" ".join(s for s, _ in runs), " ".join(str(n) for _, n in runs)]
     lines += ["Selective dynamics"] * selective
-    lines.append(chance.choice(("Cartesian", "cart", "K", "c") if is_cartesian else ("Direct", "direct", "d", "D")))
+    lines.append(
+        chance.choice(("Cartesian", "cart", "K", "c") if is_cartesian else ("Direct", "direct", "d", "D"))
+    )
     tail = " T F T" if selective else chance.choice(("", "", "", " {symbol}"))
     return lines + [
         " ".join(f"{x:.8f}" for x in place) + tail.format(symbol=symbol)
@@ -79,12 +120,18 @@ def poscar_lines(symbols: list[str], coords: np.ndarray, lattice: np.ndarray, ch
 
 
 def _dressed_poscar(lines: list[str], count: int, chance: random.Random) -> tuple[str, str]:
-    kind = chance.choice(("fortran", "crlf", "tabs", "potcar", "velocities", "blank end", "comments", "old", "empty kind"))
+    kind = chance.choice(
+        ("fortran", "crlf", "tabs", "potcar", "velocities", "blank end", "comments", "old", "empty kind")
+    )
     if kind == "fortran":
         lines = [line.replace(".", ".") + "" for line in lines]
-        lines[2:5] = [" ".join(f"{float(x):.8E}".replace("E", "D") for x in line.split()) for line in lines[2:5]]
+        lines[2:5] = [
+            " ".join(f"{float(x):.8E}".replace("E", "D") for x in line.split()) for line in lines[2:5]
+        ]
     if kind == "potcar":
-        lines[5] = " ".join(symbol + chance.choice(("_pv", "_sv", "/1a2b3c", "_GW")) for symbol in lines[5].split())
+        lines[5] = " ".join(
+            symbol + chance.choice(("_pv", "_sv", "/1a2b3c", "_GW")) for symbol in lines[5].split()
+        )
     if kind == "velocities":
         lines += ["", *(["0.1 0.2 0.3"] * count)]
     if kind == "blank end":
@@ -103,7 +150,9 @@ def _dressed_poscar(lines: list[str], count: int, chance: random.Random) -> tupl
 
 
 def _wrong_poscar(lines: list[str], count: int, chance: random.Random) -> tuple[str, str]:
-    kind = chance.choice(("atom missing", "count more", "no kinds", "unknown", "zero scale", "short cell", "text", "nan"))
+    kind = chance.choice(
+        ("atom missing", "count more", "no kinds", "unknown", "zero scale", "short cell", "text", "nan")
+    )
     if kind == "atom missing":
         del lines[-1]
     if kind == "count more":
@@ -155,13 +204,26 @@ def make_extxyz(index: int, chance: random.Random) -> Case:
     return case
 
 
-_WRONG_FRAMES = ("cut", "count less", "count more", "no count", "lattice", "pbc", "unknown", "nan", "properties", "quote")
+_WRONG_FRAMES = (
+    "cut",
+    "count less",
+    "count more",
+    "no count",
+    "lattice",
+    "pbc",
+    "unknown",
+    "nan",
+    "properties",
+    "quote",
+)
 
 
 def _frame(name: str, symbols: list[str], arrays: Arrays, chance: random.Random) -> str:
     _, coords, lattice = arrays
     cell = " ".join(f"{x:.8f}" for x in lattice.flatten())
-    labels = chance.choice(("", "energy=-1.25 ", "band_gap=0.5 free_energy=1 ", "note='a b' ", 'stress="1 0 0 0 1 0 0 0 1" '))
+    labels = chance.choice(
+        ("", "energy=-1.25 ", "band_gap=0.5 free_energy=1 ", "note='a b' ", 'stress="1 0 0 0 1 0 0 0 1" ')
+    )
     pbc = chance.choice(('pbc="T T T" ', "", 'pbc="1 1 1" '))
     extra = chance.random() < 0.3
     properties = "species:S:1:pos:R:3" + (":forces:R:3" if extra else "")
@@ -200,7 +262,9 @@ def make_csv(index: int, chance: random.Random) -> Case:
     """CIFs of several crystals with a column of labels."""
     case = Case(format="csv", index=index, kind="as it is", source="x.csv", rows=chance.randint(2, 6))
     assert case.rows is not None
-    case.kind = chance.choice(("numbers", "missing", "strange", "damaged bytes", "fields", "lines", "numbers"))
+    case.kind = chance.choice(
+        ("numbers", "missing", "strange", "damaged bytes", "fields", "lines", "numbers")
+    )
     labels: dict[str, float | None] = {}
     rows = []
     for row in range(case.rows):
@@ -219,7 +283,9 @@ def make_csv(index: int, chance: random.Random) -> Case:
     case.source = "x.tsv" if delimiter == "\t" else "x.csv"
     stream = io.StringIO()
     quoting = chance.choice((csv.QUOTE_MINIMAL, csv.QUOTE_ALL))
-    writer = csv.writer(stream, delimiter=delimiter, quoting=quoting, lineterminator=chance.choice(("\n", "\r\n")))
+    writer = csv.writer(
+        stream, delimiter=delimiter, quoting=quoting, lineterminator=chance.choice(("\n", "\r\n"))
+    )
     writer.writerows([header, *rows])
     text = stream.getvalue()
     if case.kind == "fields":
@@ -230,7 +296,9 @@ def make_csv(index: int, chance: random.Random) -> Case:
         text += bad.getvalue()
         case.rows += 1 if fields else 0
     if case.kind == "lines":
-        text = chance.choice(("\ufeff" + text, "\n" + text, text + "\n\n", text.replace("material_id", " Material_ID ")))
+        text = chance.choice(
+            ("\ufeff" + text, "\n" + text, text + "\n\n", text.replace("material_id", " Material_ID "))
+        )
     content = text.encode(chance.choice(("utf-8", "utf-8", "utf-8", "utf-16")))
     if case.kind == "damaged bytes":
         case.rows, case.crystals, case.labels = None, {}, None
@@ -293,4 +361,6 @@ def _json_entry(symbols: list[str], arrays: Arrays, chance: random.Random) -> ob
 
     _, coords, lattice = arrays
     structure = Structure(Lattice(lattice), symbols, coords).as_dict()
-    return chance.choice((structure, {"structure": structure, "band_gap": 1.5}, {"cif": cif_of(symbols, arrays)}))
+    return chance.choice(
+        (structure, {"structure": structure, "band_gap": 1.5}, {"cif": cif_of(symbols, arrays)})
+    )
