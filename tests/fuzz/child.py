@@ -85,7 +85,8 @@ def _warm_up(root: Path) -> None:
     import pyarrow.parquet
     import safetensors.torch
 
-    from fuzz import cif_cases, oracles
+    from fuzz import checkpoint_cases, cif_cases, oracles
+    from fuzz.checkpoint_oracle import judge_checkpoint
 
     del ase, h5py, pyarrow, safetensors
     for index in range(8):
@@ -93,6 +94,16 @@ def _warm_up(root: Path) -> None:
         case.write(root / "warm", root)
         oracles.judge_crystals(case, root / "warm" / case.source, root / "out")
     shutil.rmtree(root / "warm")
+    for use in ("predictor pair", "ldm", "foreign vae"):
+        case = checkpoint_cases.make(0, random.Random(0))
+        case.files |= checkpoint_cases.bases()[use]
+        case.write(root / "warm", root)
+        for command in ("predict", "sample", "export", "reconstruct"):
+            case.arguments = [command]
+            name = next(iter(checkpoint_cases.bases()[use]))
+            judge_checkpoint(case, root / "warm" / name, root / "out")
+            shutil.rmtree(root / "out", ignore_errors=True)
+        shutil.rmtree(root / "warm")
     for name in ("tmp", "work", "home"):
         shutil.rmtree(root / name)
         (root / name).mkdir()

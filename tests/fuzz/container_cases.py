@@ -87,7 +87,7 @@ def _unwritten(case: Case, group: Any, chance: random.Random, h5py: Any) -> None
 
 def _bomb(case: Case, group: Any, chance: random.Random, h5py: Any) -> None:
     """A hundred megabytes of zeros in a few kilobytes."""
-    count, atoms = 200_000, 8
+    count, atoms = 20_000, 8
     for name, shape in (("numbers", (count, atoms)), ("coord", (count, atoms, 3)), ("cell", (count, 3, 3))):
         del group[name]
         group.create_dataset(

@@ -16,15 +16,16 @@ from typing import Any
 
 _WRITE_FLAGS = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND
 _CHANGES = {
-    "os.rename",
-    "os.remove",
-    "os.mkdir",
-    "os.rmdir",
-    "os.link",
-    "os.symlink",
-    "os.truncate",
-    "os.chmod",
+    "os.rename": (1, 3),
+    "os.remove": (0, 1),
+    "os.mkdir": (0, 2),
+    "os.rmdir": (0, 1),
+    "os.link": (1, 3),
+    "os.symlink": (1, 2),
+    "os.truncate": (0, None),
+    "os.chmod": (0, 2),
 }
+"""By event: which of its arguments is the path that changes, and which the open folder that it is relative to."""
 _NEVER = {
     *("subprocess.Popen", "os.system", "os.exec", "os.posix_spawn", "os.fork", "pty.spawn", "os.startfile"),
     *(
@@ -78,17 +79,21 @@ class Guard:
             )
             self._touch("wrote", path, is_write=bool(is_write))
         elif event in _CHANGES:
-            self._touch(event, arguments[0], is_write=True)
+            place, folder = _CHANGES[event]
+            self._touch(
+                event, arguments[place], is_write=True, folder=-1 if folder is None else arguments[folder]
+            )
         elif event == "import" and CANARY in str(arguments[0]):
             self.events.append(f"imported {arguments[0]}, which the input named")
         elif event in _NEVER:
             self.events.append(f"{event} {arguments[:2]!r:.200}")
 
-    def _touch(self, what: str, path: Any, *, is_write: bool) -> None:
+    def _touch(self, what: str, path: Any, *, is_write: bool, folder: int = -1) -> None:
         self.is_on = False  # realpath may raise events of its own
         try:
-            real = os.path.realpath(os.fsdecode(path))
-        except (TypeError, ValueError):
+            base = os.getcwd() if folder < 0 else os.readlink(f"/proc/self/fd/{folder}")
+            real = os.path.realpath(os.path.join(base, os.fsdecode(path)))
+        except (TypeError, ValueError, OSError):
             return
         finally:
             self.is_on = True

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import copy
+import json
 import random
+import re
 
 from fuzz.guard import CANARY
 
@@ -41,10 +43,7 @@ def change(entry: object, chance: random.Random) -> tuple[str, object]:
     """What was changed, and the entry with another value, without one, or with one more at a random place."""
     entry = copy.deepcopy(entry)
     if chance.random() < 0.05:
-        deep: object = []
-        for _ in range(chance.choice((50, 2000))):
-            deep = [deep]
-        return "nested deeply", deep
+        return "nested deeply", f"@deep {chance.choice((50, 2000, 100_000))}"
     places = list(_places(entry))
     if not places:
         return "value of another kind", chance.choice(VALUES)
@@ -59,6 +58,12 @@ def change(entry: object, chance: random.Random) -> tuple[str, object]:
     else:
         holder[key] = chance.choice(VALUES)  # type: ignore[index]
     return f"{act} {key}", entry
+
+
+def dumped(value: object) -> str:
+    """The JSON of a value; `json.dumps` itself cannot write what is nested deeply."""
+    text = json.dumps(value)
+    return re.sub(r'"@deep (\d+)"', lambda found: "[" * int(found[1]) + "]" * int(found[1]), text)
 
 
 def _places(value: object) -> list[tuple[object, object]]:

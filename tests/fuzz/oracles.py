@@ -47,11 +47,11 @@ def run_command(arguments: list[str]) -> Outcome:
     except SystemExit as end:
         return Outcome(code=-1, error=f"SystemExit({end.code}): {err.getvalue()[-300:]}")
     except BaseException as error:  # noqa: BLE001  whatever comes out is the finding
-        return Outcome(code=None, error=f"{type(error).__name__}: {error}", place=_place(error))
+        return Outcome(code=None, error=f"{type(error).__name__}: {error}", place=place_of(error))
     return Outcome(code=code, error=err.getvalue())
 
 
-def _place(error: BaseException) -> str:
+def place_of(error: BaseException) -> str:
     """The last line of ours that the exception passed, and where it was raised."""
     frames = traceback.extract_tb(error.__traceback__)
     ours = [frame for frame in frames if "/latentite/" in frame.filename]
@@ -63,7 +63,7 @@ def problems_of_words(outcome: Outcome) -> list[str]:
     """An exception, a strange exit code, or an error that is not one sentence for a user."""
     if outcome.code is None:
         return [f"traceback: {outcome.error:.300} ({outcome.place})"]
-    if outcome.code not in (0, 2):
+    if outcome.code not in (0, 1, 2):
         return [f"exit code: {outcome.code}: {outcome.error:.300}"]
     if outcome.code == 0:
         return []
@@ -79,10 +79,8 @@ def problems_of_words(outcome: Outcome) -> list[str]:
 def judge_crystals(case: Case, source: Path, out: Path) -> tuple[list[str], dict[str, int]]:
     """Builds a data set of a case, as a user does."""
     shares = ["--train-fraction", "1", "--val-fraction", "0", "--test-fraction", "0"]
-    outcome = run_command(
-        ["data", "build", str(source), "--out", str(out), "--max-atoms", "0", "--workers", "1", *shares]
-        + case.arguments
-    )
+    whole = ["--max-atoms", "0", "--workers", "1"]
+    outcome = run_command(["data", "build", str(source), "--out", str(out), *whole, *shares, *case.arguments])
     findings = problems_of_words(outcome)
     rejected = _rejected(out / "rejected.csv")
     crystals, labels = _accepted(out / "train.safetensors")

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import random
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -18,7 +18,49 @@ from latentite.data.cif import SYMBOLS
 
 NUM_SETTINGS = 530
 _SPECIAL = (0.0, 0.0, 0.0, 0.5, 0.5, 0.25, 0.75, 0.125, 0.375, 1 / 3, 2 / 3)
-_ELEMENTS = "Li Be B C N O F Na Mg Al Si P S Cl K Ca Ti V Cr Mn Fe Co Ni Cu Zn Ga Se Sr Zr Nb Ag In Sn I Ba La Pb".split()
+_ELEMENTS = (
+    *(
+        "Li",
+        "Be",
+        "B",
+        "C",
+        "N",
+        "O",
+        "F",
+        "Na",
+        "Mg",
+        "Al",
+        "Si",
+        "P",
+        "S",
+        "Cl",
+        "K",
+        "Ca",
+        "Ti",
+        "V",
+        "Cr",
+    ),
+    *(
+        "Mn",
+        "Fe",
+        "Co",
+        "Ni",
+        "Cu",
+        "Zn",
+        "Ga",
+        "Se",
+        "Sr",
+        "Zr",
+        "Nb",
+        "Ag",
+        "In",
+        "Sn",
+        "I",
+        "Ba",
+        "La",
+        "Pb",
+    ),
+)
 _MIN_DISTANCE = 1.3
 _SHIFTS = np.stack(np.meshgrid(*[[-1, 0, 1]] * 3, indexing="ij"), axis=-1).reshape(-1, 3)
 
@@ -64,7 +106,7 @@ class RandomCrystal:
     arrays: Arrays
 
 
-@lru_cache(maxsize=None)
+@cache
 def setting(hall_number: int) -> Setting:
     """One of the 530 settings."""
     kind: Any = spglib.get_spacegroup_type(hall_number)

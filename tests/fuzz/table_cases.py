@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import io
-import json
 import random
 
 import numpy as np
@@ -124,7 +123,6 @@ def _dressed_poscar(lines: list[str], count: int, chance: random.Random) -> tupl
         ("fortran", "crlf", "tabs", "potcar", "velocities", "blank end", "comments", "old", "empty kind")
     )
     if kind == "fortran":
-        lines = [line.replace(".", ".") + "" for line in lines]
         lines[2:5] = [
             " ".join(f"{float(x):.8E}".replace("E", "D") for x in line.split()) for line in lines[2:5]
         ]
@@ -323,7 +321,7 @@ def cif_of(symbols: list[str], arrays: Arrays) -> str:
 
 def make_json(index: int, chance: random.Random) -> Case:
     """Structures as dictionaries, in a list, by id, or one a line."""
-    from fuzz.json_damage import change
+    from fuzz.json_damage import change, dumped
 
     case = Case(format="json", index=index, kind="as it is", source="x.json", rows=chance.randint(1, 4))
     assert case.rows is not None
@@ -339,10 +337,10 @@ def make_json(index: int, chance: random.Random) -> Case:
         case.crystals.pop(name)
     shape = chance.choice(("list", "object", "lines"))
     if shape == "object":
-        text = json.dumps(entries)
+        text = dumped(entries)
     else:
         listed = [{"material_id": name, **_as_object(entry)} for name, entry in entries.items()]
-        text = json.dumps(listed) if shape == "list" else "\n".join(map(json.dumps, listed))
+        text = dumped(listed) if shape == "list" else "\n".join(map(dumped, listed))
     case.source = "x.jsonl" if shape == "lines" else "x.json"
     content = text.encode()
     if chance.random() < 0.2:
