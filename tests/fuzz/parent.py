@@ -11,8 +11,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
@@ -36,7 +35,10 @@ class Result:
 class Child:
     """A child process with folders of its own; started when it is needed, and again when it died."""
 
-    def __init__(self) -> None:
+    def __init__(
+        self, command: Sequence[str] = (sys.executable, "-m", "fuzz.child"), seconds: float = SECONDS
+    ) -> None:
+        self._command, self._seconds = command, seconds
         self._root = Path(tempfile.mkdtemp(prefix="latentite-fuzz-"))
         self._process: subprocess.Popen[str] | None = None
 
@@ -62,7 +64,7 @@ class Child:
         assert process.stdin is not None
         process.stdin.write(f"{folder}\n")
         process.stdin.flush()
-        answer = self._answer(process, SECONDS)
+        answer = self._answer(process, self._seconds)
         seconds = time.monotonic() - start
         if answer is None:
             return Result(case=case, findings=[f"death: {self._stop()}"], seconds=seconds)
@@ -78,7 +80,7 @@ class Child:
         }
         self._log = (self._root / "stderr").open("w+", encoding="utf-8", errors="replace")
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "fuzz.child", str(self._root)],
+            [*self._command, str(self._root)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self._log,
@@ -137,11 +139,3 @@ def keep(result: Result, folder: Path) -> Path:
     (place / "case.json").write_text(result.case.to_json(), encoding="utf-8")
     (place / "findings.txt").write_text("\n".join([result.case.kind, *result.findings, ""]), encoding="utf-8")
     return place
-
-
-def total(results: Iterable[Result]) -> Counter[str]:
-    """Counts over results."""
-    counts: Counter[str] = Counter()
-    for result in results:
-        counts.update(result.counts)
-    return counts
