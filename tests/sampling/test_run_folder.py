@@ -15,7 +15,8 @@ from tiny_checkpoint import fake_draw
 
 from latentite.sampling import folder as folder_module
 from latentite.sampling.chain import SampledCrystals
-from latentite.sampling.folder import Counts, Format, RunFolder, read_journal
+from latentite.sampling.checksums import read_commits
+from latentite.sampling.folder import Counts, Format, RunFolder
 from latentite.sampling.jobs import Jobs
 from latentite.sampling.run import Run, run_to_folder, samples_of
 from latentite.sampling.window import Advance
@@ -119,7 +120,7 @@ def test_a_kill_between_writing_and_committing_leaves_nothing_twice(
         with pytest.raises(Killed):
             sample(folder)
     assert (folder / "cifs" / "000100.cif").exists()
-    assert read_journal(folder / "journal.jsonl")[0].stop == WINDOW  # type: ignore[union-attr]  # there is one
+    assert [commit.stop for commit in read_commits(folder / "journal.jsonl")[0]] == [WINDOW]
     (folder / "cifs" / ".000101.cif.tmp").write_text("half of a")
     with (folder / "journal.jsonl").open("a") as file:
         file.write('{"stop": 128, "offs')  # a line that the power cut tore
@@ -212,7 +213,8 @@ def test_a_file_that_was_cut_after_the_run_is_noticed(tmp_path: Path) -> None:
 def test_only_the_formats_that_were_asked_for_are_written(tmp_path: Path) -> None:
     run_to_folder(run(total=20), tmp_path / "out", origin=ORIGIN, formats=[Format.JSON])
     names = {path.name for path in (tmp_path / "out").iterdir()}
-    assert names == {"manifest.json", "journal.jsonl", "samples.csv", "rejected.csv", "structures.jsonl"}
+    tables = {"manifest.json", "journal.jsonl", "samples.csv", "rejected.csv", "SHA256SUMS"}
+    assert names == {*tables, "structures.jsonl"}
 
 
 def test_nothing_counts_before_it_is_on_the_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -233,5 +235,6 @@ def test_nothing_counts_before_it_is_on_the_disk(tmp_path: Path, monkeypatch: py
         files.write(window, samples_of(run(total=10), window))
         files.commit(stop=10, batch_size=4, counts=Counts())
     assert sorted(order[:10]) == [f"{i:06d}.cif" for i in range(10)]
-    assert set(order[10:-1]) == {"samples.csv", "rejected.csv", "structures.extxyz", "structures.jsonl"}
+    files = {"samples.csv", "rejected.csv", "structures.extxyz", "structures.jsonl", "SHA256SUMS"}
+    assert set(order[10:-1]) == files
     assert order[-1] == "journal.jsonl"

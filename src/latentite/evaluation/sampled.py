@@ -16,7 +16,8 @@ from typing import Any
 
 from latentite.data.records import Record, Rejection, open_records, to_properties
 from latentite.data.structure_files import record_of_file
-from latentite.sampling.folder import JOURNAL, MANIFEST, REJECTED, SAMPLES, read_journal
+from latentite.sampling.checksums import read_commits
+from latentite.sampling.folder import JOURNAL, MANIFEST, REJECTED, SAMPLES
 
 _MANIFEST_KEYS = {"format", "status", "settings", "checkpoint", "range"}
 _STREAMS = ("structures.extxyz", "structures.jsonl")
@@ -79,6 +80,6 @@ def _committed(folder: Path, name: str) -> list[dict[str, str]]:
     """Rows of a table of the run up to its last commit."""
     content = (folder / name).read_bytes() if (folder / name).is_file() else b""
     if (folder / JOURNAL).is_file():
-        commit, _ = read_journal(folder / JOURNAL)
-        content = content[: 0 if commit is None else commit.offsets[name]]
+        commits, _ = read_commits(folder / JOURNAL)
+        content = content[: commits[-1].offsets[name] if commits else 0]
     return list(csv.DictReader(io.StringIO(content.decode("utf-8"), newline="")))
