@@ -170,7 +170,9 @@ def _sample(arguments: argparse.Namespace) -> int:
     from latentite.generate import GenerateConfig, generate_from
 
     options = {name: value for name, value in vars(arguments).items() if name != "func"}
-    result = generate_from(GenerateConfig(**options), command=["latentite", *sys.argv[1:]])
+    typed = sys.argv[1:]
+    command = ["latentite", *([] if typed[:1] == ["sample"] else ["sample"]), *typed]  # or src/sample.py
+    result = generate_from(GenerateConfig(**options), command=command)
     _print(summary_lines(result))
     return 0
 

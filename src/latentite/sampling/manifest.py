@@ -128,7 +128,7 @@ def continued(folder: Path, old: dict[str, Any], new: dict[str, Any]) -> dict[st
     if old["range"] == new["range"]:
         return old
     _refuse_extension(folder, old, new)
-    parts = {name: old[name] for name in ("counts", "sessions", "parts") if name in old}
+    parts: dict[str, Any] = {name: old[name] for name in ("counts", "sessions", "parts") if name in old}
     return {**new, **parts}
 
 
