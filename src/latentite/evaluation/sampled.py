@@ -26,13 +26,23 @@ _TEXTS, _LABELS = ("ask", "conditions"), ("attempts", "seed", "fixed_deviation")
 
 
 def find_manifest(folder: Path) -> dict[str, Any] | None:
-    """The manifest of a folder that `latentite sample` wrote; None for any other folder."""
-    try:
-        content = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+    """The manifest of a folder that `latentite sample` wrote; None for any other folder.
+
+    Raises:
+        ValueError: when it is damaged beside the journal of a run, which would else be read as a heap of files.
+    """
+    path = folder / MANIFEST
+    if not path.is_file() or not (folder / SAMPLES).is_file():
         return None
-    is_sampled = isinstance(content, dict) and content.keys() >= _MANIFEST_KEYS
-    return content if is_sampled and (folder / SAMPLES).is_file() else None
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError:
+        content = None
+    if isinstance(content, dict) and content.keys() >= _MANIFEST_KEYS:
+        return content
+    if (folder / JOURNAL).is_file():
+        raise ValueError(f"{path} must be the manifest of the run in its folder, and is damaged; put it back")
+    return None
 
 
 def read_sampled(folder: Path) -> Iterator[Record | Rejection]:
