@@ -43,14 +43,18 @@ def origin(shard: str = "1/1", num_samples: int = TOTAL, **settings: object) -> 
 def part(folder: Path, shard: str, *, what: Run | None = None, **settings: object) -> Path:
     number, count = map(int, shard.split("/"))
     first, stop = shard_range(TOTAL, number, count, WINDOW)
-    chosen = replace(what or run(fake_draw(share_bad=0.4), total=TOTAL), first=first, stop=stop, max_attempts=2)
+    chosen = replace(
+        what or run(fake_draw(share_bad=0.4), total=TOTAL), first=first, stop=stop, max_attempts=2
+    )
     run_to_folder(chosen, folder, origin=origin(shard, **settings), formats=FORMATS)
     return folder
 
 
 def whole_run(folder: Path, total: int, *, resume: bool = False, **settings: object) -> Counts:
     what = replace(run(fake_draw(share_bad=0.4), total=total), max_attempts=2)
-    return run_to_folder(what, folder, origin=origin(num_samples=total, **settings), formats=FORMATS, resume=resume)
+    return run_to_folder(
+        what, folder, origin=origin(num_samples=total, **settings), formats=FORMATS, resume=resume
+    )
 
 
 def manifest_of(folder: Path) -> dict[str, Any]:
@@ -174,11 +178,17 @@ def _drop_journal_line(folder: Path) -> None:
 DAMAGE: list[tuple[Callable[[Path], object], str]] = [
     (_edit, r"\.cif was changed after it was written"),
     (lambda folder: sorted((folder / "cifs").iterdir())[0].unlink(), r"\.cif is missing"),
-    (lambda folder: (folder / "structures.extxyz").unlink(), r"structures\.extxyz must have at least \d+ bytes"),
+    (
+        lambda folder: (folder / "structures.extxyz").unlink(),
+        r"structures\.extxyz must have at least \d+ bytes",
+    ),
     (lambda folder: (folder / "rejected.csv").write_text("index\n" * 999), r"rejected\.csv was changed"),
     (lambda folder: (folder / "SHA256SUMS").write_text(""), "SHA256SUMS must have at least"),
     (_drop_journal_line, r"journal\.jsonl must end where manifest\.json says"),
-    (lambda folder: (folder / "journal.jsonl").unlink(), r"journal\.jsonl must end where manifest\.json says"),
+    (
+        lambda folder: (folder / "journal.jsonl").unlink(),
+        r"journal\.jsonl must end where manifest\.json says",
+    ),
     (lambda folder: (folder / "journal.jsonl").write_text("{}\n"), r"journal\.jsonl, line 1, must be a line"),
     (lambda folder: (folder / "manifest.json").write_text("{"), r"must be the manifest of a sampling run"),
 ]
@@ -220,7 +230,9 @@ def test_paths_in_the_checksums_of_a_part_lead_nowhere_else(copies: list[Path], 
         merge(copies, tmp_path / "out")
 
 
-def test_a_folder_that_is_not_empty_and_what_is_no_run_are_refused(shards: list[Path], tmp_path: Path) -> None:
+def test_a_folder_that_is_not_empty_and_what_is_no_run_are_refused(
+    shards: list[Path], tmp_path: Path
+) -> None:
     with pytest.raises(ValueError, match="out must be a new or empty folder, got .*part1, which holds a run"):
         merge(shards, shards[0])
     (tmp_path / "notes.txt").write_text("mine")
@@ -253,9 +265,7 @@ def test_a_run_that_is_extended_is_the_run_that_was_asked_for_at_once(tmp_path: 
         draw = fake_draw(share_bad=0.4, seen=lambda jobs, size, found: drawn.extend(jobs.indices.tolist()))
         what = replace(run(draw, total=total), max_attempts=2)
         drawn.clear()
-        run_to_folder(
-            what, grown, origin=origin(num_samples=total), formats=FORMATS, resume=grown.exists()
-        )
+        run_to_folder(what, grown, origin=origin(num_samples=total), formats=FORMATS, resume=grown.exists())
         assert sorted(set(drawn)) == list(range({100: 0, 128: 100, 300: 128}[total], total))
     ours, theirs = contents(grown), contents(at_once)
     assert ours.pop("journal.jsonl") != theirs.pop("journal.jsonl")  # it has one more line, at 100
@@ -268,7 +278,9 @@ def test_a_run_that_is_extended_is_the_run_that_was_asked_for_at_once(tmp_path: 
 
 def test_a_run_that_cannot_be_extended_says_why_and_what_to_do(whole: Path, shards: list[Path]) -> None:
     before = contents(whole), (whole / "manifest.json").read_bytes()
-    with pytest.raises(ValueError, match=r"num_samples must be at least that of the run .*: was 300, got 200"):
+    with pytest.raises(
+        ValueError, match=r"num_samples must be at least that of the run .*: was 300, got 200"
+    ):
         whole_run(whole, 200, resume=True)
     with pytest.raises(ValueError, match="num_samples of a shard cannot change.*merge"):
         what = replace(run(total=400), first=0, stop=128)
@@ -329,7 +341,9 @@ def test_commands_shard_merge_and_extend(
     assert contents(tmp_path / "merged") == contents(tmp_path / "whole") == contents(tmp_path / "at_once")
     capsys.readouterr()
     assert cli.main(["sample", "merge", *parts[:2], "--out", str(tmp_path / "no")]) == 2
-    assert capsys.readouterr().err.startswith("error: every index of the run must be in a part, but 128 to 191")
+    assert capsys.readouterr().err.startswith(
+        "error: every index of the run must be in a part, but 128 to 191"
+    )
 
 
 def test_more_of_each_formula_cannot_be_had_by_extending(ckpt: Path, tmp_path: Path) -> None:
