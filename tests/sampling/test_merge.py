@@ -233,12 +233,14 @@ def test_paths_in_the_checksums_of_a_part_lead_nowhere_else(copies: list[Path], 
 def test_a_folder_that_is_not_empty_and_what_is_no_run_are_refused(
     shards: list[Path], tmp_path: Path
 ) -> None:
-    with pytest.raises(ValueError, match="out must be a new or empty folder, got .*part1, which holds a run"):
+    with pytest.raises(
+        ValueError, match=r"out must be a new or empty folder, got .*part1, which holds a run"
+    ):
         merge(shards, shards[0])
     (tmp_path / "notes.txt").write_text("mine")
     with pytest.raises(ValueError, match="out must be a new or empty folder"):
         merge(shards, tmp_path)
-    with pytest.raises(FileNotFoundError, match="a part must be a folder of `latentite sample`, got .*none"):
+    with pytest.raises(FileNotFoundError, match=r"a part must be a folder of `latentite sample`, got .*none"):
         merge([*shards, tmp_path / "none"], tmp_path / "out")
     (tmp_path / "empty").mkdir()
     with pytest.raises(ValueError, match="which is empty"):
@@ -282,10 +284,10 @@ def test_a_run_that_cannot_be_extended_says_why_and_what_to_do(whole: Path, shar
         ValueError, match=r"num_samples must be at least that of the run .*: was 300, got 200"
     ):
         whole_run(whole, 200, resume=True)
-    with pytest.raises(ValueError, match="num_samples of a shard cannot change.*merge"):
-        what = replace(run(total=400), first=0, stop=128)
+    what = replace(run(total=400), first=0, stop=128)
+    with pytest.raises(ValueError, match=r"num_samples of a shard cannot change.*merge"):
         run_to_folder(what, shards[0], origin=origin("1/3", 400), formats=FORMATS, resume=True)
-    with pytest.raises(ValueError, match="names in .* have digits for: was 300, got 2000000"):
+    with pytest.raises(ValueError, match=r"names in .* have digits for: was 300, got 2000000"):
         run_to_folder(
             run(total=2_000_000), whole, origin=origin(num_samples=2_000_000), formats=FORMATS, resume=True
         )
@@ -350,7 +352,7 @@ def test_more_of_each_formula_cannot_be_had_by_extending(ckpt: Path, tmp_path: P
     """With two formulas index 10 is the last of the first or of the second, as the number of samples says."""
     options = {"steps": 2, "formula": ["NaCl", "Li2O"], "formula_units": 1, "out": tmp_path}
     generate(ckpt, num_samples=5, **options)
-    with pytest.raises(ValueError, match="cannot change in a run of several formulas .*: was 5, got 8"):
+    with pytest.raises(ValueError, match=r"cannot change in a run of several formulas .*: was 5, got 8"):
         generate(ckpt, num_samples=8, resume=True, **options)
     one = {**options, "formula": "NaCl", "out": tmp_path / "one"}
     generate(ckpt, num_samples=5, **one)

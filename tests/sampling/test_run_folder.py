@@ -334,5 +334,5 @@ def test_a_run_of_an_earlier_version_is_not_continued_without_checksums(whole: P
     folder = Path(shutil.copytree(whole, tmp_path / "out"))
     path = folder / "manifest.json"
     path.write_text(path.read_text().replace('"format": 2', '"format": 1'))
-    with pytest.raises(ValueError, match="must hold a run of format 2, .* got format 1 of another version"):
+    with pytest.raises(ValueError, match=r"must hold a run of format 2, .* got format 1 of another version"):
         sample(folder, resume=True)
