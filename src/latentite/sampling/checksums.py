@@ -120,7 +120,7 @@ def verify(folder: Path, commit: Commit) -> dict[str, _Hash]:
             elif (digest := hashlib.sha256((folder / name).read_bytes()).hexdigest()) != wanted:
                 problems.append(_changed(folder / name, wanted, digest))
     if problems:
-        others = f" (and {len(problems) - 1} more files)" if len(problems) > 1 else ""
+        others = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
         raise ValueError(
             f"{problems[0]}{others}: the folder is not what the run wrote; put it back, or sample into a new folder"
         )
