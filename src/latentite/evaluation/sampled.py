@@ -7,6 +7,7 @@ is no structure of the run. Comes after `sampling/folder.py`; `read.py` calls it
 from __future__ import annotations
 
 import csv
+import hashlib
 import io
 import json
 from collections.abc import Iterator
@@ -16,7 +17,8 @@ from typing import Any
 
 from latentite.data.records import Record, Rejection, open_records, to_properties
 from latentite.data.structure_files import record_of_file
-from latentite.sampling.checksums import read_commits
+from latentite.files import sha256_file
+from latentite.sampling.checksums import CHECKSUMS, read_commits, sum_lines
 from latentite.sampling.folder import JOURNAL, MANIFEST, REJECTED, SAMPLES
 
 _MANIFEST_KEYS = {"format", "status", "settings", "checkpoint", "range"}
@@ -48,10 +50,11 @@ def find_manifest(folder: Path) -> dict[str, Any] | None:
 def read_sampled(folder: Path) -> Iterator[Record | Rejection]:
     """Every crystal that the run was asked for so far: its record with its labels, or why there is none.
 
-    The id is the index in `samples.csv`. CIFs are read where the run wrote them, else its extxyz or JSON lines.
+    The id is the index in `samples.csv`. CIFs are read where the run wrote them, else its extxyz or JSON lines. A CIF
+    that is not what the run wrote is none of its crystals: a failure.
 
     Raises:
-        ValueError: when the structures of the run are not there.
+        ValueError: when the structures of the run are not there, or its tables were changed.
     """
     rows = _committed(folder, SAMPLES)
     records = _records(folder, rows)
@@ -72,8 +75,14 @@ def read_sampled(folder: Path) -> Iterator[Record | Rejection]:
 
 def _records(folder: Path, rows: list[dict[str, str]]) -> Iterator[Record | Rejection]:
     if all(row["file"] for row in rows):
+        sums = dict(sum_lines(_committed_text(folder, CHECKSUMS)))
         for place, row in enumerate(rows):
-            yield record_of_file(folder / row["file"], row["file"], place)
+            path, digest = folder / row["file"], sums.get(row["file"])
+            if digest is not None and path.is_file() and sha256_file(path) != digest:
+                reason = "was changed after it was sampled (its sha256 is another)"
+                yield Rejection(source=row["file"], row=place, id="", reason=reason)
+            else:
+                yield record_of_file(path, row["file"], place)
         return
     stream = next((folder / name for name in _STREAMS if (folder / name).is_file()), None)
     if stream is None:
@@ -88,8 +97,20 @@ def _records(folder: Path, rows: list[dict[str, str]]) -> Iterator[Record | Reje
 
 def _committed(folder: Path, name: str) -> list[dict[str, str]]:
     """Rows of a table of the run up to its last commit."""
+    return list(csv.DictReader(io.StringIO(_committed_text(folder, name), newline="")))
+
+
+def _committed_text(folder: Path, name: str) -> str:
+    """A file of the run up to its last commit; empty where there is none.
+
+    Raises:
+        ValueError: when it is not what was committed.
+    """
     content = (folder / name).read_bytes() if (folder / name).is_file() else b""
     if (folder / JOURNAL).is_file():
         commits, _ = read_commits(folder / JOURNAL)
-        content = content[: commits[-1].offsets[name] if commits else 0]
-    return list(csv.DictReader(io.StringIO(content.decode("utf-8"), newline="")))
+        content = content[: commits[-1].offsets.get(name, 0) if commits else 0]
+        wanted = commits[-1].sha256.get(name) if commits else None  # earlier versions did not write it
+        if wanted is not None and hashlib.sha256(content).hexdigest() != wanted:
+            raise ValueError(f"{folder / name} must be what the run wrote, and was changed; put it back")
+    return content.decode("utf-8")
