@@ -265,7 +265,7 @@ DAMAGE = {
         lambda folder: shutil.copy(folder / "cifs" / "000001.cif", folder / "cifs" / "000002.cif"),
         "000002.cif was changed",
     ),
-    "all CIFs missing": (lambda folder: shutil.rmtree(folder / "cifs"), "and 299 more)"),
+    "all CIFs missing": (lambda folder: shutil.rmtree(folder / "cifs"), r"and 299 more\)"),
     "a table that was edited": (lambda folder: _touch_up(folder / "samples.csv"), "samples.csv was changed"),
     "a table that is missing": (
         lambda folder: (folder / "rejected.csv").unlink(),
