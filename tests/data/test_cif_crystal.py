@@ -495,6 +495,39 @@ def test_occupancies_of_0_and_below_1_are_said_as_such() -> None:
     assert_refused(occupied("full"), "Cl1", "'full'")
 
 
+def test_multiplicities_of_the_file_are_held_against_its_symmetry() -> None:
+    """A file that leaves its symmetry out but gives multiplicities is no P1 crystal."""
+
+    def with_multiplicities(*tags: str, multiplicity: int) -> str:
+        sites = [("Na1", "Na", f"0 0 0 {multiplicity}"), ("Cl1", "Cl", "0.5 0.5 0.5 .")]
+        return cif("5.64 5.64 5.64 90 90 90", sites, *tags, columns="_atom_site_symmetry_multiplicity")
+
+    named = "_symmetry_space_group_name_H-M 'F m -3 m'"
+    assert_is(with_multiplicities(named, multiplicity=4), "Na4Cl4", 2.164)
+    assert_refused(with_multiplicities(named, multiplicity=8), "[4] atoms each", "[8]")
+    assert_refused(with_multiplicities(multiplicity=4), "[1] atoms each", "[4]")
+    confirmed = ("_chemical_formula_sum 'Na Cl'", "_cell_formula_units_Z 1")
+    assert len(read_crystal(with_multiplicities(*confirmed, multiplicity=4))[0]) == 2
+
+
+def test_multiplicities_choose_the_origin() -> None:
+    for sites in IRON_SELENIDE.values():
+        given = [(label, symbol, f"{coords} 2") for label, symbol, coords in sites]
+        tags = ("_symmetry_space_group_name_H-M 'P 4/n m m'",)
+        text = cif("3.7734 3.7734 5.5258 90 90 90", given, *tags, columns="_atom_site_symmetry_multiplicity")
+        assert_is(text, "Fe2Se2", 5.69)
+
+
+def test_alternatives_and_dummies_are_no_atoms() -> None:
+    def flagged(column: str, *values: str) -> str:
+        sites = [(f"Na{k}", "Na", f"0 0 0.{2 * k + 1} {value}") for k, value in enumerate(values)]
+        return cif("5 5 9 90 90 90", sites, columns=column)
+
+    assert_refused(flagged("_atom_site_disorder_group", ".", "1", "2"), "disordered", "1, 2")
+    assert len(read_crystal(flagged("_atom_site_disorder_group", ".", "0", "."))[0]) == 3
+    assert_refused(flagged("_atom_site_calc_flag", "d", "dum"), "dummy")
+
+
 def test_sites_without_coordinates_are_refused() -> None:
     assert_refused(salt().replace("0.5 0.5 0.5", "? 0.5 0.5"), "Cl1", "'?'")
     assert_refused(salt().replace("fract_x", "Cartn_x"), "_atom_site_fract_x is missing")

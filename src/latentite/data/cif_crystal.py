@@ -34,6 +34,7 @@ _LETTERS = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ\u25a1"
 _VACANCIES = {"va", "vac", "vacancy", "vacant", "x", "xx", "du", "dum", "\u25a1"}
 _LENGTHS = tuple(f"_cell_length_{axis}" for axis in "abc")
 _ANGLES = tuple(f"_cell_angle_{angle}" for angle in ("alpha", "beta", "gamma"))
+_MULTIPLICITIES = ("_atom_site_symmetry_multiplicity", "_atom_site_site_symmetry_multiplicity")
 _COORDINATES = tuple(f"_atom_site_fract_{axis}" for axis in "xyz")
 
 
@@ -57,10 +58,10 @@ def read_crystal(text: str) -> Arrays:
     block = blocks[0]
     lattice = _read_lattice(block)
     formula = _read_formula(block)
-    numbers, coords = _read_sites(block, formula)
+    sites = _read_sites(block, formula)
     symmetry = read_symmetry(block, lattice)
-    readings = [_expand(numbers, coords, lattice, operations) for operations in symmetry.readings]
-    crystal = _choose(readings, formula, symmetry)
+    readings = [_expand(sites, lattice, operations) for operations in symmetry.readings]
+    crystal = _choose(readings, sites, formula, symmetry)
     _refuse_attached_hydrogen(block)
     return crystal
 
@@ -101,16 +102,28 @@ def _read_formula(block: Block) -> Formula | None:
 # ------------------------------------------------------------------------------------------ sites
 
 
-def _read_sites(block: Block, formula: Formula | None) -> tuple[np.ndarray, np.ndarray]:
-    """Atomic numbers [site] and coordinates [site 3] of the sites that the file lists."""
-    columns = [block.column(tag) for tag in _COORDINATES]
-    missing = [tag for tag, column in zip(_COORDINATES, columns, strict=True) if not column]
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Sites:
+    """The sites that a file lists."""
+
+    numbers: np.ndarray
+    """Atomic numbers [site]."""
+    coords: np.ndarray
+    """Fractional coordinates [site 3]."""
+    multiplicities: np.ndarray
+    """[site]; how many atoms each makes by the file's own word, NaN where it gives none."""
+
+
+def _read_sites(block: Block, formula: Formula | None) -> _Sites:
+    missing = [tag for tag in _COORDINATES if not block.column(tag)]
     if missing:
         raise ValueError(f"unreadable CIF: {missing[0]} is missing; the sites need fractional coordinates")
-    count = len(columns[0])
+    count = len(block.column(_COORDINATES[0]))
+    columns = [_site_column(block, tag, count) for tag in _COORDINATES]
     labels, types, occupancies = (
         _site_column(block, f"_atom_site_{name}", count) for name in ("label", "type_symbol", "occupancy")
     )
+    _refuse_disorder(block)
     coords = np.zeros((count, 3))
     numbers = np.zeros(count, dtype=np.int64)
     for site in range(count):
@@ -120,12 +133,21 @@ def _read_sites(block: Block, formula: Formula | None) -> tuple[np.ndarray, np.n
         numbers[site] = ATOMIC_NUMBER[_element(name, label, formula)]
         try:
             coords[site] = [number(column[site]) for column in columns]
-        except (ValueError, IndexError) as error:
+        except ValueError as error:
             raise ValueError(f"unreadable CIF: a coordinate of site {label} {error}") from error
     if not np.isfinite(coords).all():
         raise ValueError("coordinates are not finite numbers")
     make_ideal(coords)
-    return numbers, coords
+    return _Sites(numbers=numbers, coords=coords, multiplicities=_read_multiplicities(block, count))
+
+
+def _read_multiplicities(block: Block, count: int) -> np.ndarray:
+    tag = next((tag for tag in _MULTIPLICITIES if block.column(tag)), _MULTIPLICITIES[0])
+    texts = _site_column(block, tag, count)
+    try:
+        return np.array([np.nan if text in MISSING else number(text) for text in texts])
+    except ValueError as error:
+        raise ValueError(f"unreadable CIF: {tag} {error}") from error
 
 
 def _site_column(block: Block, tag: str, count: int) -> Sequence[str]:
@@ -133,6 +155,16 @@ def _site_column(block: Block, tag: str, count: int) -> Sequence[str]:
     if len(column) != count:
         raise ValueError(f"unreadable CIF: {tag} has {len(column)} values for {count} sites")
     return column
+
+
+def _refuse_disorder(block: Block) -> None:
+    groups = sorted(set(block.column("_atom_site_disorder_group")) - MISSING - {"0"})
+    if len(groups) > 1:
+        raise ValueError(
+            f"disordered: its sites are alternatives ({', '.join(groups)} in _atom_site_disorder_group)"
+        )
+    if "dum" in {text.lower() for text in block.column("_atom_site_calc_flag")}:
+        raise ValueError("a site is a dummy (_atom_site_calc_flag dum), not an atom; leave it out")
 
 
 def _refuse_attached_hydrogen(block: Block) -> None:
@@ -190,18 +222,29 @@ def _element(name: str, label: str, formula: Formula | None) -> str:
 # ------------------------------------------------------------------------------------------ symmetry
 
 
-def _expand(numbers: np.ndarray, coords: np.ndarray, lattice: np.ndarray, operations: Operations) -> Arrays:
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Reading:
+    """One crystal that a file can mean."""
+
+    arrays: Arrays
+    sizes: np.ndarray
+    """[site]; how many atoms each site makes."""
+
+
+def _expand(sites: _Sites, lattice: np.ndarray, operations: Operations) -> _Reading:
     """All atoms of the cell, site by site.
 
     Raises:
         ValueError: where the images of a site neither coincide nor stay apart.
     """
     if operations.is_identity:
-        return numbers, coords, lattice
-    images = np.einsum("oij,sj->soi", operations.rotations, coords) + operations.translations
-    expanded = [_orbit(site_images, coords[site], lattice) for site, site_images in enumerate(images)]
-    counts = [len(orbit) for orbit in expanded]
-    return np.repeat(numbers, counts), np.concatenate(expanded), lattice
+        return _Reading(
+            arrays=(sites.numbers, sites.coords, lattice), sizes=np.ones(len(sites.numbers), dtype=int)
+        )
+    images = np.einsum("oij,sj->soi", operations.rotations, sites.coords) + operations.translations
+    orbits = [_orbit(of_site, site, lattice) for of_site, site in zip(images, sites.coords, strict=True)]
+    sizes = np.array([len(orbit) for orbit in orbits])
+    return _Reading(arrays=(np.repeat(sites.numbers, sizes), np.concatenate(orbits), lattice), sizes=sizes)
 
 
 def _orbit(images: np.ndarray, site: np.ndarray, lattice: np.ndarray) -> np.ndarray:
@@ -223,54 +266,53 @@ def _orbit(images: np.ndarray, site: np.ndarray, lattice: np.ndarray) -> np.ndar
     return (images[chosen] - (offsets[chosen] * is_same[chosen, :, None]).sum(1) / size) % 1.0
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class _Reading:
-    """One way to read a file."""
-
-    arrays: Arrays
-    counts: Counter[str]
-    density: float
-    """Atoms per Å^3; the elements are those of the other readings."""
-    has_overlap: bool
-
-
-def _judge(arrays: Arrays) -> _Reading:
-    numbers, coords, lattice = arrays
-    counts = Counter(SYMBOLS[n - 1] for n in numbers.tolist())
-    overlap = too_close(coords[None], lattice[None], _OVERLAP)[0] is not None
-    volume = abs(float(np.linalg.det(lattice)))
-    return _Reading(
-        arrays=arrays, counts=counts, density=len(numbers) / max(volume, 1e-9), has_overlap=overlap
-    )
-
-
-def _choose(readings: list[Arrays], formula: Formula | None, symmetry: Symmetry) -> Arrays:
+def _choose(readings: list[_Reading], sites: _Sites, formula: Formula | None, symmetry: Symmetry) -> Arrays:
     """The one crystal that the file can mean.
 
     Raises:
-        ValueError: when formula and atoms disagree, or several readings remain.
+        ValueError: when its own formula or multiplicities are not those of its atoms, or several readings remain.
     """
-    judged = [_judge(arrays) for arrays in readings]
     if formula is not None:
-        agreeing = [reading for reading in judged if formula.agrees(reading.counts)]
+        agreeing = [reading for reading in readings if formula.agrees(_counts(reading))]
         if not agreeing:
-            raise ValueError(f"{formula.disagreement(judged[0].counts)} (symmetry: {symmetry.said})")
-        judged = agreeing
-    if symmetry.doubt and (formula is None or not formula.units):
-        raise ValueError(
-            f"{symmetry.doubt}; give the right operations, or formula (_chemical_formula_sum) and formula units "
-            "(_cell_formula_units_Z) that confirm them"
+            raise ValueError(f"{formula.disagreement(_counts(readings[0]))} (symmetry: {symmetry.said})")
+        readings = agreeing
+    doubt = symmetry.doubt
+    given = np.isfinite(sites.multiplicities)
+    expected = sites.multiplicities[given]
+    if agreeing := [reading for reading in readings if np.array_equal(reading.sizes[given], expected)]:
+        readings = agreeing
+    else:
+        made = readings[0].sizes[given]
+        doubt = (
+            doubt
+            or f"its sites make {made.tolist()} atoms each, but the file says {expected.astype(int).tolist()}"
         )
-    if len(judged) > 1:
-        judged = [reading for reading in judged if not reading.has_overlap]
-        lowest = min((reading.density for reading in judged), default=0.0)
-        judged = [reading for reading in judged if reading.density <= _DENSITY_RATIO * lowest]
-    if not judged or not _are_same(judged):
+    if doubt and (formula is None or not formula.units):
         raise ValueError(
-            f"the symmetry {symmetry.said} leaves the origin or the axes open, and {len(judged) or 'no'} choices "
+            f"{doubt}; give the right symmetry, or formula (_chemical_formula_sum) and formula units "
+            "(_cell_formula_units_Z) that confirm the atoms"
+        )
+    if len(readings) > 1:
+        readings = [reading for reading in readings if not _has_overlap(reading)]
+        # All fill the same cell, so that their densities are as their numbers of atoms.
+        fewest = min((reading.sizes.sum() for reading in readings), default=0)
+        readings = [reading for reading in readings if reading.sizes.sum() <= _DENSITY_RATIO * fewest]
+    if not readings or not _are_same(readings):
+        raise ValueError(
+            f"the symmetry {symmetry.said} leaves the origin or the axes open, and {len(readings) or 'no'} choices "
             "give sound crystals; name the choice, as in 'F d -3 m :2', or list the operations"
         )
-    return judged[0].arrays
+    return readings[0].arrays
+
+
+def _counts(reading: _Reading) -> Counter[str]:
+    return Counter(SYMBOLS[number - 1] for number in reading.arrays[0].tolist())
+
+
+def _has_overlap(reading: _Reading) -> bool:
+    _, coords, lattice = reading.arrays
+    return too_close(coords[None], lattice[None], _OVERLAP)[0] is not None
 
 
 def _are_same(readings: Sequence[_Reading]) -> bool:
@@ -279,7 +321,7 @@ def _are_same(readings: Sequence[_Reading]) -> bool:
     from pymatgen.core.structure_matcher import StructureMatcher
 
     structures = [
-        Structure(Lattice(lattice), [SYMBOLS[n - 1] for n in numbers], coords)
+        Structure(Lattice(lattice), [SYMBOLS[number - 1] for number in numbers], coords)
         for numbers, coords, lattice in (reading.arrays for reading in readings)
     ]
     matcher = StructureMatcher(ltol=0.01, stol=0.01, angle_tol=0.5, scale=False)

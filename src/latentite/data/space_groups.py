@@ -219,7 +219,7 @@ _TITLES = {
 
 def _spelling(symbol: str) -> str:
     """One spelling for all of one symbol: lower case, no blanks, `21/c`, `-3`, the choice after a colon."""
-    text = unicodedata.normalize("NFKD", symbol).lower().replace("\u2212", "-").replace("\u2013", "-")
+    text = re.sub("[\u2010-\u2015\u2212\u00ad]", "-", unicodedata.normalize("NFKD", symbol).lower())
     text = _OVERLINE.sub(lambda found: f"-{found[1] or found[2]}", text)
     text = re.sub(r"\s+\((?:no\.?\s*)?\d+\)\s*$|\s*#\s*\d+\s*$|</?su[bp]>", "", text)  # the group's number
     for title, short in _TITLES.items():
