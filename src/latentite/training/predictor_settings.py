@@ -5,7 +5,7 @@ Comes before `predictor.py`.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 
 from latentite.data.augment import AugmentationConfig
@@ -109,6 +109,30 @@ class PredictorModuleConfig:
         """Whether every crystal needs to be encoded only once."""
         is_augmented = self.augmentation.translate or self.augmentation.rotate
         return self.feature_cache and self.encoder is EncoderTraining.FROZEN and not is_augmented
+
+    def in_force(self, network: PredictorConfig) -> PredictorModuleConfig:
+        """The settings that act: a trained predictor brings its own heads and targets, and not all is cached."""
+        taken = {
+            name: getattr(network, name)
+            for name in (
+                *("pooling", "use_encoder_features", "composition", "standardise", "hidden", "dropout"),
+                *("head", "quantiles", "ensemble", "fidelity_mode"),
+            )
+        }
+        targets = {
+            name: TargetOptions(
+                transform=network.transforms.get(name, Transform.NONE),
+                extent=network.extents.get(name, Extent.NONE),
+                unit=network.units.get(name, ""),
+            )
+            for name in network.targets
+        }
+        own = {
+            "target_conditions": list(network.targets),
+            "targets": targets,
+            "feature_cache": self.uses_cache,
+        }
+        return replace(self, **taken, **own)
 
     def architecture(
         self,

@@ -7,7 +7,7 @@ is refused before anything heavy is imported. Comes before `training/fit.py`.
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from enum import StrEnum
 from pathlib import Path
 from typing import Any
@@ -89,6 +89,8 @@ class TrainerConfig:
             )
         if self.gradient_clip_val is not None and not self.gradient_clip_val > 0:
             raise ValueError(f"gradient_clip_val must be above 0 or null, got {self.gradient_clip_val}")
+        if doubled := sorted(self.options.keys() & {item.name for item in fields(self)}):
+            raise ValueError(f"options must not hold {doubled[0]}; set trainer.{doubled[0]} itself")
         _ = self.max_seconds
 
     @property
@@ -194,7 +196,10 @@ class RunConfig:
     compile: bool = False
     """`torch.compile` the network."""
     ckpt_path: Path | None = None
-    """Checkpoint to resume from: weights, optimizer, schedule, EMA and position in the data."""
+    """Checkpoint to resume from: weights, optimizer, schedule, EMA and position in the data. Every other setting is
+    that of this run; what differs from the checkpoint's is said, or refused (`training/resume.py`)."""
+    allow_other_data: bool = False
+    """Resume on other crystals or labels than the checkpoint's."""
     data: DataConfig = field(default_factory=DataConfig)
     trainer: TrainerConfig = field(default_factory=TrainerConfig)
     logger: LoggerConfig = field(default_factory=LoggerConfig)
