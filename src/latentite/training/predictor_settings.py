@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
+from typing import Any
 
 from latentite.data.augment import AugmentationConfig
 from latentite.nn.baselines import Extent
@@ -112,7 +113,7 @@ class PredictorModuleConfig:
 
     def in_force(self, network: PredictorConfig) -> PredictorModuleConfig:
         """The settings that act: a trained predictor brings its own heads and targets, and not all is cached."""
-        taken = {
+        taken: dict[str, Any] = {
             name: getattr(network, name)
             for name in (
                 *("pooling", "use_encoder_features", "composition", "standardise", "hidden", "dropout"),
@@ -127,12 +128,13 @@ class PredictorModuleConfig:
             )
             for name in network.targets
         }
-        own = {
-            "target_conditions": list(network.targets),
-            "targets": targets,
-            "feature_cache": self.uses_cache,
-        }
-        return replace(self, **taken, **own)
+        return replace(
+            self,
+            target_conditions=list(network.targets),
+            targets=targets,
+            feature_cache=self.uses_cache,
+            **taken,
+        )
 
     def architecture(
         self,

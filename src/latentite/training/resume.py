@@ -39,14 +39,8 @@ FIXED = {
 """Settings that a resumed run cannot change, and why."""
 
 BETWEEN_EPOCHS = (
-    *(
-        "data.batch_size",
-        "data.batch_atoms",
-        "data.batch_by",
-        "data.bucketed",
-        "data.seed",
-        "data.fidelities.*",
-    ),
+    *("data.batch_size", "data.batch_atoms", "data.batch_by", "data.bucketed", "data.seed"),
+    "data.fidelities.*",
     *("trainer.limit_train_batches", "trainer.accumulate_grad_batches"),
     *("rl_module.sampling.*", "rl_module.rl_configs.num_group_samples", "rl_module.rl_configs.best_of"),
 )

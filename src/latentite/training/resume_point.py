@@ -75,11 +75,7 @@ def run_record(config: RunConfig, stage: Stage) -> dict[str, Any]:
         stage: of training.
     """
     section = getattr(config, f"{stage}_module")
-    keys = [
-        key
-        for key in ("vae_ckpt_path", "ldm_ckpt_path", "predictor_ckpt_path")
-        if getattr(section, key, None)
-    ]
+    keys = [key for key in STARTS if getattr(section, key, None)]
     starts = {f"{stage}_module.{key}": weights_digest(getattr(section, key)) for key in keys}
     return {"settings": plain(config, key="settings"), "starts": starts}
 
@@ -91,9 +87,7 @@ def weights_digest(name_or_path: str | Path) -> str:
     for name in sorted(state):
         tensor = state[name].contiguous()
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
-        digest.update(
-            tensor.view(torch.uint8).numpy() if tensor.ndim else tensor.reshape(1).view(torch.uint8).numpy()
-        )
+        digest.update(tensor.flatten().view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()
 
 
@@ -138,7 +132,7 @@ def _resume_point(record: CheckpointRecord, content: dict[str, Any]) -> ResumePo
 
 
 def flatten(section: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested sections as one, by dotted key."""
+    """Nested sections as one, by dotted key; an empty one is None."""
     return dict(_flat(section, prefix))
 
 
@@ -147,4 +141,4 @@ def _flat(section: Mapping[str, Any], prefix: str) -> Iterator[tuple[str, Any]]:
         if isinstance(value, dict) and value:
             yield from _flat(value, f"{prefix}{key}.")
         else:
-            yield f"{prefix}{key}", value
+            yield f"{prefix}{key}", None if value == {} else value
