@@ -110,6 +110,29 @@ def convert(hint: Any, value: Any, *, where: str) -> Any:
     return _convert_scalar(hint, value, where)
 
 
+def declared(kind: Any, key: str) -> Any:
+    """The type that a dotted key has below a config dataclass; None where there is no such key."""
+    for part in key.split("."):
+        if kind is Any:
+            return Any
+        section = next((o for o in _options(kind) if is_dataclass(o) or typing.get_origin(o) is dict), None)
+        if section is None:
+            return None
+        kind = _hints(section).get(part) if is_dataclass(section) else typing.get_args(section)[1]  # type: ignore[arg-type]  # a class
+    return kind
+
+
+def is_text(kind: Any) -> bool:
+    """Whether values of a declared type are a text or a path, and nothing else but null."""
+    options = set(_options(kind)) - {type(None)}
+    return bool(options) and options <= {str, Path}
+
+
+def _options(kind: Any) -> tuple[Any, ...]:
+    is_union = typing.get_origin(kind) in (typing.Union, types.UnionType)
+    return typing.get_args(kind) if is_union else (kind,)
+
+
 def to_plain(value: Any) -> Any:
     """A config as plain values: dataclasses as dicts, enums by value, paths as text, tuples as lists."""
     if is_dataclass(value) and not isinstance(value, type):
@@ -163,7 +186,7 @@ def _convert_scalar(hint: Any, value: Any, where: str) -> Any:
     if isinstance(hint, type) and issubclass(hint, Enum):
         return hint(_one_of(tuple(member.value for member in hint), to_plain(value), where))
     if hint is Path and isinstance(value, (str, Path)):
-        return Path(value)
+        return _home(Path(value), where)
     # bool is an int in Python; here `batch_size=true` is a mistake.
     if hint is float and isinstance(value, (int, float)) and not isinstance(value, bool):
         return float(value)
@@ -173,6 +196,14 @@ def _convert_scalar(hint: Any, value: Any, where: str) -> Any:
     if isinstance(value, hint) and not is_stray_bool:
         return value
     raise ConfigError(f"{where} must be {_name(hint)}, got {_show(value)}")
+
+
+def _home(path: Path, where: str) -> Path:
+    """With `~` as the home folder, which shells leave as it is after a `=`."""
+    try:
+        return path.expanduser()
+    except RuntimeError:
+        raise ConfigError(f"{where} begins with the home of a user that there is not: {path}") from None
 
 
 def _one_of(choices: tuple[Any, ...], value: Any, where: str) -> Any:
