@@ -37,7 +37,7 @@ from latentite.training.module import StageModule
 from latentite.training.provenance import write_provenance
 from latentite.training.resume import ResumedScheduleCallback, Resumption
 from latentite.training.resume_point import run_record
-from latentite.training.settings import RunConfig
+from latentite.training.settings import RunConfig, with_sections
 
 log = logging.getLogger(__name__)
 
@@ -181,7 +181,7 @@ def _take_over(
 def _with_wandb_mode(config: RunConfig) -> RunConfig:
     """With what wandb will do in place of what it was asked."""
     wandb = replace(config.logger.wandb, mode=wandb_mode(config.logger.wandb)[0])
-    return replace(config, logger=replace(config.logger, wandb=wandb))
+    return with_sections(config, logger=replace(config.logger, wandb=wandb))
 
 
 def build_callbacks(config: RunConfig, checkpoints: CheckpointCallback, ema: EMAConfig) -> list[Callback]:

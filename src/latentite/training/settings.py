@@ -6,14 +6,17 @@ is refused before anything heavy is imported. Comes before `training/fit.py`.
 
 from __future__ import annotations
 
+import copy
 import re
 from dataclasses import dataclass, field, fields
 from enum import StrEnum
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from latentite.plain import NOT_TYPED, check_seed
 from latentite.training.datamodule import DataConfig
+
+Config = TypeVar("Config", bound="RunConfig")
 
 
 class Precision(StrEnum):
@@ -209,3 +212,11 @@ class RunConfig:
         check_seed(self.seed)
         if self.ckpt_path is not None and not self.ckpt_path.is_file():
             raise ValueError(f"ckpt_path must be an existing checkpoint file, got {str(self.ckpt_path)!r}")
+
+
+def with_sections(config: Config, **sections: Any) -> Config:
+    """A copy of a run's config with other sections, which were checked when they were made."""
+    changed = copy.copy(config)
+    for name, section in sections.items():
+        setattr(changed, name, section)
+    return changed

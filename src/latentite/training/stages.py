@@ -18,7 +18,7 @@ from latentite.training.predictor_settings import PredictorModuleConfig
 from latentite.training.predictor_start import build_predictor_module, plan_predictor, wanted_targets
 from latentite.training.rl_config import RLModuleConfig
 from latentite.training.rl_start import build_rl_module, plan_rl
-from latentite.training.settings import Precision, RunConfig
+from latentite.training.settings import Precision, RunConfig, with_sections
 from latentite.training.vae import VAEModuleConfig, VAETrainingModule
 
 
@@ -61,7 +61,7 @@ def train_ldm(config: TrainLDMConfig, *, datamodule: CrystalDataModule | None = 
     plan = plan_network(module, data)
     # A base brings its own, whatever is configured.
     module = replace(module, denoiser=plan.settings.denoiser, diffusion=plan.settings.diffusion)
-    config = replace(config, ldm_module=module)
+    config = with_sections(config, ldm_module=module)
     return fit(
         config,
         lambda: build_module(module, plan, seed=config.seed),
@@ -135,7 +135,7 @@ def train_predictor(
     data.setup("fit")
     plan = plan_predictor(module, data)
     module = module.in_force(plan.settings)
-    config = replace(config, predictor_module=module)
+    config = with_sections(config, predictor_module=module)
     built: list[PredictorTrainingModule] = []
 
     def build() -> PredictorTrainingModule:
