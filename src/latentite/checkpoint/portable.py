@@ -144,7 +144,7 @@ def _borrowable(state: Mapping[str, Tensor], stem: Path, lenders: Sequence[str])
     ours = {name: _content(tensor) for name, tensor in state.items()}
     found: dict[str, dict[str, Any]] = {}
     for lender in lenders:
-        record = read_portable(stem.with_name(lender))
+        record = _read_pair(stem.with_name(lender), [stem.name])  # not one that borrows from this
         theirs = {_content(tensor): name for name, tensor in record.state.items()}
         taken = {name for loan in found.values() for name in loan["tensors"]}
         tensors = {

@@ -25,8 +25,8 @@ from latentite.training.settings import CheckpointConfig, MonitorMode
 
 log = logging.getLogger(__name__)
 
-RUN_KEY = "run"
-"""Section of the payload: what only resuming asks for (`training/resume.py`)."""
+RUN_KEY = "latentite_run"
+"""Section of a checkpoint beside `latentite`: what only resuming asks for (`training/resume_point.py`)."""
 
 
 class CheckpointCallback(Checkpoint):
@@ -154,7 +154,7 @@ class CheckpointCallback(Checkpoint):
             stage=self._stage, config=self._network_config, data=self._data(), metrics=self._metrics
         )
         section.update({key: value for key, value in payload.items() if key != "ema" or key not in section})
-        section[RUN_KEY] = dict(self._run)
+        checkpoint[RUN_KEY] = dict(self._run)
         if trainer.validating and self._loops_before_validation is not None:
             # Interrupted in a validation: resume as if it had not begun, its half-counted metrics are lost.
             checkpoint["loops"]["fit_loop"] = self._loops_before_validation

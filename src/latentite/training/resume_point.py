@@ -1,6 +1,6 @@
 """Where a checkpoint stands: how far its run is trained, and with what.
 
-Checkpoints carry what resuming asks for, and nothing else does, under `latentite` -> `run`: the settings in force, and
+Checkpoints carry what resuming asks for, and nothing else does, under `latentite_run`: the settings in force, and
 what the checkpoints that the run started from weigh. Of older ones less is known. Comes after `checkpointing.py`;
 `resume.py` judges.
 """
@@ -17,7 +17,6 @@ import torch
 
 from latentite import hub
 from latentite.checkpoint import (
-    PAYLOAD_KEY,
     CheckpointRecord,
     Stage,
     Weights,
@@ -111,7 +110,7 @@ def read_resume_point(path: Path, stage: Stage) -> ResumePoint:
 
 
 def _resume_point(record: CheckpointRecord, content: dict[str, Any]) -> ResumePoint:
-    run = content[PAYLOAD_KEY].get(RUN_KEY, {})
+    run = content.get(RUN_KEY, {})
     epoch = content["loops"]["fit_loop"]["epoch_progress"]["current"]
     groups = [group for state in content["optimizer_states"] for group in state["param_groups"]]
     return ResumePoint(
