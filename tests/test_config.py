@@ -53,6 +53,10 @@ def settings(*overrides: str) -> TrainVAEConfig:
         ("trainer.max_epochs=-1", r"trainer\.max_epochs must be given where neither"),
         ("trainer.max_time=soon", r"trainer\.max_time must be HH:MM:SS, DD:HH:MM:SS or seconds, got 'soon'"),
         ("trainer.precision=fp8", r"trainer\.precision must be one of 32-true, bf16-mixed.*, got 'fp8'"),
+        (
+            "trainer.options={max_epochs:3}",
+            r"trainer\.options must not hold max_epochs; set trainer\.max_epochs",
+        ),
         ("trainer.gradient_clip_val=0", r"trainer\.gradient_clip_val must be above 0 or null, got 0"),
         ("vae_module.optimizer.lr=-1", r"vae_module\.optimizer\.lr must be a positive number, got -1"),
         ("vae_module.optimizer.lr=nan", r"vae_module\.optimizer\.lr must be a positive number, got nan"),

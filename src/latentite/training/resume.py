@@ -337,4 +337,6 @@ def _shape(shape: tuple[int, ...] | None) -> str:
 def _data_set(name: Any, split: Mapping[str, Any] | None) -> str:
     if split is None:
         return f"absent in {name!r}"
-    return f"{name!r} ({split.get('num_crystals')} crystals, hash {str(split.get('content_hash'))[:12]})"
+    digest = str(split.get("content_hash"))
+    # Behind the 64 digits stands what was left out.
+    return f"{name!r} ({split.get('num_crystals')} crystals, hash {digest[:12]}{digest[64:]})"
