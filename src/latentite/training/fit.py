@@ -9,6 +9,7 @@ from __future__ import annotations
 import inspect
 import logging
 import os
+import shlex
 import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
@@ -141,7 +142,8 @@ def _train(
         trainer.fit(module, datamodule=data, ckpt_path=config.ckpt_path, weights_only=True)
     except Preempted:
         status = RunStatus.PREEMPTED
-        log.warning("saved %s; resume with ckpt_path=%s", checkpoints.last_path, checkpoints.last_path)
+        resume = shlex.quote(f"ckpt_path={checkpoints.last_path}")
+        log.warning("saved %s; resume with %s", checkpoints.last_path, resume)
     metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}
     return FitResult(
         status=status,

@@ -167,7 +167,7 @@ def check_start(point: ResumePoint, starts: Mapping[str, str], changes: list[Cha
         if point.is_mid_epoch and _is_one_of(change.key, BETWEEN_EPOCHS):
             raise ValueError(
                 f"{_refusal(change, f'the checkpoint stands {point.place}')}, or first finish that epoch with "
-                f"{change.key}={_shown(change.before)} and trainer.max_epochs={point.epochs + 1}"
+                f"{change.key}={_shown(change.before)} {point.rest_of_epoch}"
             )
         if "replay" in point.remembers and change.key.startswith("rl_module.reward_fn."):
             raise ValueError(
@@ -248,7 +248,7 @@ def check_data(point: ResumePoint, data: Mapping[str, Any], *, is_allowed: bool)
         if split == "train" and point.is_mid_epoch:
             raise ValueError(
                 f"allow_other_data=true needs a checkpoint from the end of an epoch, but {point.path} stands "
-                f"{point.place}; first finish that epoch on {there} with trainer.max_epochs={point.epochs + 1}"
+                f"{point.place}; first finish that epoch on {there} with {point.rest_of_epoch}"
             )
         lines.append(f"{split} split: {there} in the checkpoint, {here} from now on")
     return lines
@@ -269,36 +269,35 @@ class ResumedScheduleCallback(Callback):
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """The new schedule is known by now, and not restored yet."""
-        states = self._checkpoint["lr_schedulers"]
-        before = states[0] if states else {}
+        before: dict[str, Any] = next(iter(self._checkpoint["lr_schedulers"]), {})
         new = trainer.lr_scheduler_configs[0].scheduler if trainer.lr_scheduler_configs else None
         if isinstance(new, StepSchedule):
-            self._check_end(before, new)
+            self._check_end(new)
             if "lr_lambdas" not in before:  # a rate that never changed, or a plateau's
                 steps = self.point.steps
                 self._checkpoint["lr_schedulers"] = [{"last_epoch": steps, "_step_count": steps + 1}]
         elif isinstance(new, PlateauSchedule) and "num_bad_epochs" not in before:
             self._checkpoint["lr_schedulers"] = []  # it has seen nothing yet
 
-    def _check_end(self, before: Mapping[str, Any], new: StepSchedule) -> None:
+    def _check_end(self, new: StepSchedule) -> None:
         """Say that a falling schedule has another length, or has ended.
 
         Raises:
             ValueError: where one that has ended would begin again because the run became longer.
         """
-        step, old, now = self.point.steps, before.get("total_steps"), new.total_steps
-        if old is None or not before.get("falls"):
-            old = None  # nothing that ends
-        elif step >= old and self.config.falls and now > old and self.config.total_steps is None:
+        if not self.config.falls:
+            return
+        step, old, now = self.point.steps, self.point.schedule_steps, new.total_steps
+        if old is not None and step >= old and now > old and self.config.total_steps is None:
             raise ValueError(
                 f"the {self.config.name} schedule of ckpt_path has ended (step {step} of {old}), and the longer run "
                 f"would stretch it to {now} steps and raise the rate to {new.factor_at(step):.3g} of lr at once; set "
                 f"{self.section}.total_steps={old} to train on at the last rate, {self.section}.total_steps={now} to "
                 f"stretch it, or {self.section}.name=constant with the rate that you want"
             )
-        if self.config.falls and old is not None and now != old:
+        if old is not None and now != old:
             log.info("%s: %d steps in the checkpoint, %d from now on", self.section, old, now)
-        if self.config.falls and step >= now:
+        if step >= now:
             share = new.factor_at(step)
             log.info(
                 "%s has ended (step %d of %d): the rate stays at %.3g of lr%s",

@@ -37,6 +37,7 @@ class ResumePoint:
     """Where a checkpoint stands."""
 
     path: Path
+    stage: Stage
     network: dict[str, Any]
     """From which its network can be built again."""
     data: dict[str, Any]
@@ -46,6 +47,8 @@ class ResumePoint:
     steps: int
     """Optimizer steps."""
     is_mid_epoch: bool
+    schedule_steps: int | None
+    """Length of its falling schedule; None where it has none."""
     settings: dict[str, Any]
     """Of its run, by dotted key; empty where an older version wrote it."""
     starts: dict[str, str]
@@ -64,6 +67,13 @@ class ResumePoint:
         return (
             f"in the middle of epoch {self.epochs + 1}" if self.is_mid_epoch else f"after epoch {self.epochs}"
         )
+
+    @property
+    def rest_of_epoch(self) -> str:
+        """Settings that end the run after the epoch in which it stands, and leave the schedule as it was."""
+        epochs = f"trainer.max_epochs={self.epochs + 1}"
+        length = self.schedule_steps
+        return epochs if length is None else f"{epochs} {self.stage}_module.scheduler.total_steps={length}"
 
 
 def run_record(config: RunConfig, stage: Stage) -> dict[str, Any]:
@@ -112,15 +122,18 @@ def read_resume_point(path: Path, stage: Stage) -> ResumePoint:
 def _resume_point(record: CheckpointRecord, content: dict[str, Any]) -> ResumePoint:
     run = content.get(RUN_KEY, {})
     epoch = content["loops"]["fit_loop"]["epoch_progress"]["current"]
+    schedule: dict[str, Any] = next(iter(content["lr_schedulers"]), {})
     groups = [group for state in content["optimizer_states"] for group in state["param_groups"]]
     return ResumePoint(
         path=record.path,
+        stage=record.stage,
         network=record.config,
         data=record.data,
         metrics=record.metrics,
         epochs=epoch["processed"],
         steps=content["global_step"],
         is_mid_epoch=epoch["processed"] < epoch["started"],
+        schedule_steps=schedule.get("total_steps") if schedule.get("falls") else None,
         settings=flatten(run.get("settings", {})),
         starts=run.get("starts", {}),
         shapes={name: tuple(tensor.shape) for name, tensor in content["state_dict"].items()},
