@@ -16,6 +16,7 @@ import json
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -29,11 +30,12 @@ from latentite.data.canonical import CANONICAL_VERSION
 from latentite.data.checks import Limits
 from latentite.data.dataset import CrystalDataset
 from latentite.data.labels import LabelColumns, share_categories, unique_ids
-from latentite.data.pack import Packed, PackOptions, pack_all
+from latentite.data.pack import Packed, PackOptions, pack
 from latentite.data.progress import row_progress
-from latentite.data.records import Record, Rejection, fingerprint, open_records
+from latentite.data.records import Rejection, fingerprint, open_records
 from latentite.data.report import BuildSummary, count_reasons, report, write_rejections
 from latentite.data.splits import DEFAULT_FRACTIONS, SPLITS, check_fractions, divide, shared_formulas
+from latentite.data.walk import pair, walk
 from latentite.files import cache_dir as default_cache_dir
 from latentite.files import write_json
 from latentite.plain import check_seed
@@ -50,7 +52,7 @@ WHOLE = "whole"
 READY_MADE = "ready-made"
 """What the summary calls the grouping of a source that came with its own splits."""
 
-READER_VERSION = 1
+READER_VERSION = 2
 """Raised whenever the same source gives other rows or labels; caches of another version are rebuilt."""
 
 _ENDINGS = (
@@ -161,19 +163,17 @@ def _build(
     num_in = 0
     description = source if isinstance(source, (str, Path)) else "list"
     with row_progress(f"reading {Path(description).name}", enabled=progress) as advance:
-        for chunk, packed in pack_all(open_records(source), pack_options, workers=workers, on_chunk=advance):
+        work = partial(pack, options=pack_options)
+        for chunk, packed in walk(open_records(source), work, workers=workers, on_chunk=advance):
             num_in += len(chunk)
             chunks.append(packed)
-            outcomes, derived = iter(packed.reasons), iter(packed.derived)
-            for item in chunk:
-                reason = item.reason if isinstance(item, Rejection) else next(outcomes)
-                if isinstance(item, Record) and reason is None:
-                    ids.append(item.id)
-                    labels.add({**item.properties, **next(derived)})
+            for item in pair(chunk, packed.outcomes):
+                if isinstance(item, Rejection):
+                    rejections.append(item)
                 else:
-                    rejections.append(
-                        Rejection(source=item.source, row=item.row, id=item.id, reason=reason or "unknown")
-                    )
+                    record, derived = item
+                    ids.append(record.id)
+                    labels.add({**record.properties, **derived})
     assert num_in == len(ids) + len(rejections), (num_in, len(ids), len(rejections))
     properties, categories = labels.finish(
         properties=options.properties, always=options.derived, categorical=options.categorical
