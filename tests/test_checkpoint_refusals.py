@@ -14,6 +14,7 @@ import torch
 
 from checkpoint_files import assert_same_state, lightning_file
 from latentite.checkpoint import CheckpointError, build_payload, export_portable, read_checkpoint
+from latentite.files import sha256_file
 
 
 class Malicious:
@@ -261,3 +262,55 @@ def test_a_config_with_values_that_are_not_plain_is_refused(tmp_path: Path) -> N
     path = lightning_file(tmp_path / "x.ckpt", config={"width": torch.ones(1)})
     with pytest.raises(CheckpointError, match=r"config\.width must be a plain value"):
         read_checkpoint(path)
+
+
+def _card_changes(folder: Path, name: str, **changes: Any) -> Path:
+    card = folder / f"{name}.json"
+    card.write_text(json.dumps(json.loads(card.read_text()) | changes))
+    return card
+
+
+def _loans(folder: Path, *lenders: str) -> dict[str, Any]:
+    hashes = {name: sha256_file(folder / f"{name}.safetensors") for name in lenders}
+    return {name: {"sha256": digest, "tensors": {"x": "0.weight"}} for name, digest in hashes.items()}
+
+
+@pytest.fixture
+def pairs(tmp_path: Path) -> Path:
+    """Ten portable pairs, `p0` to `p9`."""
+    path = lightning_file(tmp_path / "last.ckpt")
+    for number in range(10):
+        export_portable(path, tmp_path / f"p{number}")
+    return tmp_path
+
+
+@pytest.mark.parametrize("circle", [[0], [0, 1], [0, 1, 2]])
+def test_pairs_that_borrow_from_each_other_are_refused(pairs: Path, circle: list[int]) -> None:
+    """Reading one read the other, and so on to a RecursionError."""
+    for borrower, lender in zip(circle, [*circle[1:], circle[0]], strict=True):
+        _card_changes(pairs, f"p{borrower}", borrowed=_loans(pairs, f"p{lender}"))
+    shown = " -> ".join(f"p{number}" for number in [*circle, circle[0]])
+    with pytest.raises(CheckpointError, match=rf"borrows in a circle \({shown}\)"):
+        read_checkpoint(pairs / "p0.json")
+
+
+def test_pairs_that_borrow_one_from_the_other_are_read_to_a_depth(pairs: Path) -> None:
+    for number in range(9):
+        _card_changes(pairs, f"p{number}", borrowed=_loans(pairs, f"p{number + 1}"))
+    assert "x" in read_checkpoint(pairs / "p2.json").state
+    with pytest.raises(CheckpointError, match="over more than 8 pairs"):
+        read_checkpoint(pairs / "p0.json")
+
+
+@pytest.mark.parametrize(
+    "loans", [[], "p1", {"p1": None}, {"p1": {}}, {"p1": {"sha256": "a", "tensors": [1]}}]
+)
+def test_loans_in_another_form_are_refused(pairs: Path, loans: Any) -> None:
+    with pytest.raises(CheckpointError, match=r"p0\.json: its section 'borrowed' must hold"):
+        read_checkpoint(_card_changes(pairs, "p0", borrowed=loans))
+
+
+def test_a_card_of_ten_thousand_brackets_is_refused(pairs: Path) -> None:
+    (pairs / "p0.json").write_text("[" * 10_000)
+    with pytest.raises(CheckpointError, match="is not a checkpoint's card"):
+        read_checkpoint(pairs / "p0.json")

@@ -25,6 +25,9 @@ from latentite.checkpoint.record import (
 )
 from latentite.files import sha256_file
 
+TRAINING_STATE = ("state_dict", "optimizer_states", "lr_schedulers", "loops", "global_step", PAYLOAD_KEY)
+"""Keys of a file that training can go on from."""
+
 _CHEMELEON2 = re.compile(r"src\.(vae|ldm|rl|predictor)_module\.")
 
 
@@ -85,6 +88,21 @@ def _tensors(section: Any, name: str, path: Path) -> dict[str, Tensor]:
                 f"{path}: {key} of its {name} must be a plain tensor of real numbers that are all in the file"
             )
     return section
+
+
+def read_training_state(path: Path) -> dict[str, Any]:
+    """The whole content of a file by Lightning, with what resuming needs besides weights; tensors stay on the disk.
+
+    Raises:
+        CheckpointError: for a file that cannot be read, or that holds weights without the state of their training.
+    """
+    content = {} if path.suffix in (".safetensors", ".json") else _load_plain_zip(path)
+    if missing := [key for key in TRAINING_STATE if not isinstance(content, dict) or key not in content]:
+        raise CheckpointError(
+            f"{path} has weights only, nothing that training could go on from (it has no {missing[0]}); "
+            "take last.ckpt or an epoch_*.ckpt of a run"
+        )
+    return dict(content)
 
 
 def _load_plain_zip(path: Path) -> Any:
