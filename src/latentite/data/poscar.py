@@ -124,7 +124,10 @@ def _species(lines: Sequence[str]) -> tuple[list[str], list[int], int]:
         symbols += tokens
         line += 1
     counts: list[int] = []
-    while line < len(lines) and (tokens := _tokens(lines[line])) and all(map(_COUNT.fullmatch, tokens)):
+    while line < len(lines) and (not symbols or len(counts) < len(symbols)):
+        tokens = _tokens(lines[line])
+        if not tokens or not all(map(_COUNT.fullmatch, tokens)):
+            break
         counts += map(int, tokens)
         line += 1
     if not counts or not all(counts) or (symbols and len(symbols) != len(counts)):
