@@ -57,15 +57,14 @@ def record_of_atoms(
 
 
 def _results(atoms: Atoms) -> dict[str, Any]:
+    """What the calculator knows of these atoms; asking it for a value would make it forget those of others."""
     calculator: Any = atoms.calc
-    found = {}
-    for name in _RESULTS if hasattr(calculator, "get_property") else ():
-        # A calculator may be anybody's code; one that cannot say what it knows knows nothing.
-        with contextlib.suppress(Exception):
-            value = calculator.get_property(name, atoms, allow_calculation=False)
-            if value is not None:
-                found[name] = value
-    return found
+    try:
+        is_of_others = calculator is None or calculator.check_state(atoms)
+        results = {} if is_of_others else dict(calculator.results)
+    except Exception:  # noqa: BLE001  a calculator may be anybody's code; one that cannot say what it knows knows nothing
+        results = {}
+    return {name: results[name] for name in _RESULTS if results.get(name) is not None}
 
 
 def _is_same(first: Any, second: Any) -> bool:

@@ -207,8 +207,9 @@ def join(records: Iterator[Record | Rejection], table: LabelTable) -> Iterator[R
     rows = _rows_by_name(table)
     used: dict[int, str] = {}
     unlabelled: list[str] = []
-    met = 0
+    total = 0
     for record in records:
+        total += 1
         row = _find(rows, record.id)
         if row is not None and used.setdefault(row, record.id) != record.id:
             raise ValueError(
@@ -221,12 +222,14 @@ def join(records: Iterator[Record | Rejection], table: LabelTable) -> Iterator[R
             unlabelled.append(record.id)
             yield record
         else:
-            met += 1
             yield replace(record, properties=_both(record, table.labels[row], table.source))
     missing = [row for row in range(len(table.ids)) if row not in used]
     log.info("%s: %d of %d rows have a crystal", table.source, len(used), len(table.ids))
     if unlabelled:
-        log.warning("%s: %d crystals have no label (%s)", table.source, len(unlabelled), _some(unlabelled))
+        names = _some(unlabelled)
+        log.warning(
+            "%s: %d of %d in the source have no label (%s)", table.source, len(unlabelled), total, names
+        )
     if missing:
         names = _some([table.ids[row] for row in missing])
         log.warning("%s: %d labels have no crystal (%s)", table.source, len(missing), names)
