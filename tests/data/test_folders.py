@@ -72,9 +72,8 @@ def mixed(tmp_path: Path) -> Path:
     return folder
 
 
-READ = {"a", "B", "c", "d", "e", "f", "sub", "sub/CONTCAR_2", "linked"}
+READ = {"a", "B", "c", "d", "e", "f", "g", "sub", "sub/CONTCAR_2", "linked"}
 REJECTED = {
-    "g.mcif": "magnetic CIF",
     "h.extxyz": "a table beside structure files: extxyz",
     "i.csv": "a table beside structure files: CSV",
     "j.cif": "a link that leads nowhere",
@@ -115,6 +114,45 @@ def test_build_evaluate_and_predict_count_the_same_entries(mixed: Path, tmp_path
     assert (len(evaluated), len(evaluated.rejections)) == (len(READ), len(REJECTED))
     dataset, rejections = read_source(str(mixed), split="test", max_atoms=0)
     assert (len(dataset), len(rejections)) == (len(READ), len(REJECTED))
+
+
+MAGNETIC = """data_iron
+_cell_length_a 2.866
+_cell_length_b 2.866
+_cell_length_c 2.866
+_cell_angle_alpha 90
+_cell_angle_beta 90
+_cell_angle_gamma 90
+_space_group_magn.number_BNS 97.151
+"""
+OPERATIONS = """loop_
+_space_group_symop_magn_operation.id
+_space_group_symop_magn_operation.xyz
+1 x,y,z,+1
+loop_
+_space_group_symop_magn_centering.id
+_space_group_symop_magn_centering.xyz
+1 x,y,z,+1
+2 x+1/2,y+1/2,z+1/2,+1
+"""
+SITE = """loop_
+_atom_site_label
+_atom_site_type_symbol
+_atom_site_fract_x
+_atom_site_fract_y
+_atom_site_fract_z
+Fe1 Fe 0 0 0
+"""
+
+
+def test_a_magnetic_cif_is_read_by_its_operations_or_rejected_never_p1(tmp_path: Path) -> None:
+    (tmp_path / "a.mcif").write_text(MAGNETIC + OPERATIONS + SITE)
+    (tmp_path / "b.mcif").write_text(MAGNETIC + SITE)
+    row, rejection = read(tmp_path)
+    assert isinstance(row, Row)
+    assert row.atomic_numbers.tolist() == [26, 26]
+    assert isinstance(rejection, Rejection)
+    assert "magn" in rejection.reason
 
 
 def test_a_zip_of_a_folder_gives_what_the_folder_gives(mixed: Path, tmp_path: Path) -> None:

@@ -53,7 +53,7 @@ WHOLE = "whole"
 READY_MADE = "ready-made"
 """What the summary calls the grouping of a source that came with its own splits."""
 
-READER_VERSION = 2
+READER_VERSION = 3
 """Raised whenever the same source gives other rows or labels; caches of another version are rebuilt."""
 
 _ENDINGS = (

@@ -31,8 +31,6 @@ def record_of_file(path: Path, name: str, row: int) -> Record | Rejection:
     def rejected(reason: str) -> Rejection:
         return Rejection(source=name, row=row, id=identifier, reason=reason)
 
-    if without_compression(path.name).lower().endswith((".mcif", ".mcif.txt")):
-        return rejected("a magnetic CIF: magnetic symmetry is not read; write the crystal as a plain CIF")
     try:
         wrong = impostor(path)
         text = "" if wrong else read_text(path, longest=_LONGEST)
