@@ -157,3 +157,28 @@ def test_the_command_converts_and_counts(tmp_path: Path, capsys: pytest.CaptureF
     with h5py.File(out) as file:
         assert file["002/id"].asstr()[:].tolist() == ["002/0", "002/3"]
         assert file["002/coord"].shape == (2, 2, 3)
+
+
+def test_data_of_other_files_and_absurd_sizes_are_refused(tmp_path: Path) -> None:
+    """HDF5 can read any file of the machine as a dataset: the bytes of /etc/passwd were taken for atomic numbers."""
+    (tmp_path / "secret").write_bytes(b"\x0b")
+
+    def write(name: str, numbers: dict[str, object]) -> Path:
+        with h5py.File(tmp_path / name, "w") as file:
+            group = file.create_group("1")
+            group.create_dataset("numbers", dtype="i1", **numbers)
+            group.create_dataset("coord", shape=(*group["numbers"].shape, 3), dtype="f4", chunks=(1, 1, 3))
+            group["cell"] = 4.0 * np.eye(3)[None]
+        return tmp_path / name
+
+    outside = write("a.h5", {"shape": (1, 1), "external": [(str(tmp_path / "secret"), 0, 1)]})
+    with pytest.raises(ValueError, match=r"a\.h5::1/numbers must be in this file, got data of other files"):
+        read(outside)
+    good = write("b.h5", {"data": [[11]]})
+    assert len(list(read(good))) == 1
+    with h5py.File(tmp_path / "c.h5", "w") as file:
+        file["1"] = h5py.ExternalLink(str(good), "/1")
+    with pytest.raises(ValueError, match=r"c\.h5/1 must be in this file, got a link to another"):
+        read(tmp_path / "c.h5")
+    with pytest.raises(ValueError, match="at most 1,000,000 atoms in a row"):
+        read(write("d.h5", {"shape": (1, 10**10), "chunks": (1, 10**6)}))

@@ -25,7 +25,9 @@ if TYPE_CHECKING:
     from latentite.data.dataset import CrystalDataset
 
 _BLOCK = 1024
-"""Rows read at once."""
+"""Rows read at once, fewer where they have many atoms."""
+_BLOCK_ATOMS = 1 << 20
+_MOST_ATOMS = 1_000_000
 _ID_NAMES = ("material_id", "id")
 _GEOMETRY = ("coord", "numbers", "cell")
 
@@ -62,7 +64,7 @@ def read_hdf5(path: Path) -> Iterator[Record | Rejection]:
                 f"{', '.join(map(str, file)) or 'an empty file'}"
             )
         for name, group in groups.items():
-            _check_group(f"{path}::{name}", group)
+            _check_group(f"{path}::{name}", group, h5py)
     except ValueError:
         file.close()
         raise
@@ -77,16 +79,36 @@ def read_hdf5(path: Path) -> Iterator[Record | Rejection]:
 
 def _groups(file: Any, h5py: Any) -> dict[str, Any]:
     """Groups with crystals in them, the file itself being one where its datasets are not grouped."""
+    _check_links(file.filename, file, h5py)
     found = {name: member for name, member in file.items() if isinstance(member, h5py.Group)}
     candidates = {"/": file, **dict(sorted(found.items()))}
     return {name: group for name, group in candidates.items() if "coord" in group or "numbers" in group}
 
 
-def _check_group(where: str, group: Any) -> None:
+def _check_links(where: str, group: Any, h5py: Any) -> None:
+    """Refuse what would read other files, which HDF5 can do behind the back of its reader."""
+    for name in group:
+        if isinstance(group.get(name, getlink=True), h5py.ExternalLink):
+            raise ValueError(
+                f"{where}/{name} must be in this file, got a link to another; copy it into this one"
+            )
+        member = group.get(name)
+        if isinstance(member, h5py.Dataset) and (member.external or member.is_virtual):
+            raise ValueError(
+                f"{where}/{name} must be in this file, got data of other files; copy them into this one"
+            )
+
+
+def _check_group(where: str, group: Any, h5py: Any) -> None:
+    _check_links(where, group, h5py)
     if missing := [name for name in ("coord", "numbers") if name not in group]:
         raise ValueError(f"{where} must have the datasets coord and numbers, got none called {missing[0]}")
     shape = group["numbers"].shape
     count, num_atoms = shape if len(shape) == 2 else (-1, -1)
+    if num_atoms > _MOST_ATOMS:
+        raise ValueError(
+            f"{where}/numbers must have at most {_MOST_ATOMS:,} atoms in a row, got {num_atoms:,}"
+        )
     expected = {"numbers": (count, num_atoms), "coord": (count, num_atoms, 3), "cell": (count, 3, 3)}
     for name, wanted in expected.items():
         if name in group and (count < 0 or group[name].shape != wanted):
@@ -105,8 +127,9 @@ def _group_rows(path: Path, name: str, group: Any, h5py: Any) -> Iterator[Record
     }
     id_name = next((key for key in _ID_NAMES if key in labels), None)
     source, count = f"{path}::{name}", len(group["numbers"])
-    for start in range(0, count, _BLOCK):
-        block = slice(start, min(start + _BLOCK, count))
+    step = max(1, min(_BLOCK, _BLOCK_ATOMS // max(1, group["numbers"].shape[1])))
+    for start in range(0, count, step):
+        block = slice(start, min(start + step, count))
         columns = {key: _cells(member, block, h5py) for key, member in labels.items()}
         ids = columns.pop(id_name) if id_name else [None] * (block.stop - block.start)
         arrays = _arrays(group, block)

@@ -243,11 +243,17 @@ def open_records(source: Source, *, within: Path | None = None) -> Iterator[Reco
     if not path.exists():
         raise FileNotFoundError(f"data source must exist, got {path}; check the path or give an absolute one")
     try:
-        if path.is_dir():
-            return folders.read_folder(path)
-        return _open_file(path, within)
+        return _guarded(path, folders.read_folder(path) if path.is_dir() else _open_file(path, within))
     except OSError as error:
         raise ValueError(f"{path} must be a file that can be read, got {error}") from error
+
+
+def _guarded(path: Path, records: Iterator[Record | Rejection]) -> Iterator[Record | Rejection]:
+    """The records, with a sentence for a disk or a file that fails while they are read."""
+    try:
+        yield from records
+    except OSError as error:
+        raise ValueError(f"{path} must be a file that can be read to its end, got {error}") from error
 
 
 def _open_file(path: Path, within: Path | None) -> Iterator[Record | Rejection]:
