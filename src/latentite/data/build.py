@@ -115,8 +115,7 @@ def build_split(
     """The dataset of one source, from the cache when it holds exactly this one.
 
     Args:
-        source: a file, a folder of structure files, or a list of pymatgen structures or ASE atoms; or one of these
-            with a table of labels (`Labelled`).
+        source: a file, a folder, a list of crystals, or one of these with a table of labels (`Labelled`).
         options: limits, labels and canonical form.
         cache_dir: where caches live; None for `LATENTITE_CACHE_DIR`, else `~/.cache/latentite`.
         workers: processes; None for all cores.
