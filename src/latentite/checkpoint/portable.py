@@ -27,6 +27,7 @@ from latentite.checkpoint.record import (
     check_payload,
     plain,
     require_file,
+    weights_of,
 )
 from latentite.files import replacing, sha256_file, write_json
 
@@ -200,7 +201,7 @@ def read_portable(path: str | Path) -> CheckpointRecord:
     return CheckpointRecord(
         path=weights_path,
         stage=stage,
-        weights=Weights(card.get("weights", Weights.RAW)),
+        weights=weights_of(card.get("weights", Weights.RAW), card_path),
         config=card["config"],
         state=state,
         data=card["data"],
