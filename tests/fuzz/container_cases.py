@@ -388,6 +388,7 @@ def make_folder(index: int, chance: random.Random) -> Case:
         case.rows += 1
     if case.kind == "a link to itself":
         case.links["crystals/again"] = "."
+        case.rows += 1  # a link to a folder is not followed, and listed
     if case.kind == "an empty file":
         case.files["crystals/d.cif"] = b""
         case.rows += 1
@@ -396,5 +397,5 @@ def make_folder(index: int, chance: random.Random) -> Case:
         case.rows += 1
     if case.kind == "a pickle":
         case.files["crystals/x.pkl"] = b"\x80\x04cos\nsystem\nX\x04\x00\x00\x00trueR."
-        case.rows = None
+        case.rows += 1
     return case

@@ -29,10 +29,11 @@ from latentite.data import cache
 from latentite.data.canonical import CANONICAL_VERSION
 from latentite.data.checks import Limits
 from latentite.data.dataset import CrystalDataset
+from latentite.data.label_table import with_labels
 from latentite.data.labels import LabelColumns, share_categories, unique_ids
 from latentite.data.pack import Packed, PackOptions, pack
 from latentite.data.progress import row_progress
-from latentite.data.records import Rejection, fingerprint, open_records
+from latentite.data.records import Rejection, Source, fingerprint, name_of, open_records
 from latentite.data.report import BuildSummary, count_reasons, report, write_rejections
 from latentite.data.splits import DEFAULT_FRACTIONS, SPLITS, check_fractions, divide, shared_formulas
 from latentite.data.walk import pair, walk
@@ -52,7 +53,7 @@ WHOLE = "whole"
 READY_MADE = "ready-made"
 """What the summary calls the grouping of a source that came with its own splits."""
 
-READER_VERSION = 2
+READER_VERSION = 3
 """Raised whenever the same source gives other rows or labels; caches of another version are rebuilt."""
 
 _ENDINGS = (
@@ -90,7 +91,7 @@ class BuildResult:
     """The cache file, None when none was written."""
 
 
-def cache_key(source: str | Path | Sequence[Structure | Atoms], options: BuildOptions) -> str:
+def cache_key(source: Source, options: BuildOptions) -> str:
     """sha256 over the content of the source, the version of the canonical form and the options."""
     parts = {
         "content": fingerprint(source),
@@ -103,7 +104,7 @@ def cache_key(source: str | Path | Sequence[Structure | Atoms], options: BuildOp
 
 
 def build_split(
-    source: str | Path | Sequence[Structure | Atoms],
+    source: Source,
     *,
     options: BuildOptions | None = None,
     cache_dir: Path | None = None,
@@ -114,7 +115,7 @@ def build_split(
     """The dataset of one source, from the cache when it holds exactly this one.
 
     Args:
-        source: a file, a folder of structure files, or a list of pymatgen structures or ASE atoms.
+        source: a file, a folder, a list of crystals, or one of these with a table of labels (`Labelled`).
         options: limits, labels and canonical form.
         cache_dir: where caches live; None for `LATENTITE_CACHE_DIR`, else `~/.cache/latentite`.
         workers: processes; None for all cores.
@@ -147,12 +148,7 @@ def build_notes(options: BuildOptions) -> dict[str, str]:
     return {"canonical_version": str(CANONICAL_VERSION), "options": json.dumps(asdict(options))}
 
 
-def _build(
-    source: str | Path | Sequence[Structure | Atoms],
-    options: BuildOptions,
-    workers: int | None,
-    progress: bool,
-) -> BuildResult:
+def _build(source: Source, options: BuildOptions, workers: int | None, progress: bool) -> BuildResult:
     pack_options = PackOptions(
         limits=options.limits, canonical=options.canonical, derived=options.derived, symprec=options.symprec
     )
@@ -161,7 +157,7 @@ def _build(
     rejections: list[Rejection] = []
     labels = LabelColumns()
     num_in = 0
-    description = source if isinstance(source, (str, Path)) else "list"
+    description = name_of(source)
     with row_progress(f"reading {Path(description).name}", enabled=progress) as advance:
         work = partial(pack, options=pack_options)
         for chunk, packed in walk(open_records(source), work, workers=workers, on_chunk=advance):
@@ -271,6 +267,8 @@ def build_dataset(
     group_by: str = "formula",
     seed: int = 0,
     options: BuildOptions | None = None,
+    labels: str | Path | None = None,
+    id_column: str | None = None,
     cache_dir: Path | None = None,
     workers: int | None = None,
     progress: bool = True,
@@ -289,12 +287,14 @@ def build_dataset(
         group_by: `formula`, `none` or a property: what must not be torn apart.
         seed: of the draw.
         options: limits, labels and canonical form.
+        labels: a table (CSV or Parquet) whose rows are joined to the crystals by id (`label_table.py`).
+        id_column: its column of ids; None for `material_id` or `id`.
         cache_dir: where caches live; None for `LATENTITE_CACHE_DIR`, else `~/.cache/latentite`.
         workers: processes; None for all cores.
         progress: show a progress bar when the terminal can.
 
     Raises:
-        FileNotFoundError: when the source does not exist.
+        FileNotFoundError: when the source or the table of labels does not exist.
         ValueError: for impossible fractions, an unusable source, or when no crystal is left.
     """
     shares = check_fractions(DEFAULT_FRACTIONS if fractions is None else fractions)
@@ -302,7 +302,8 @@ def build_dataset(
     options, out = options or BuildOptions(), Path(out_dir)
     ready = _ready_made(source)
     _check_places(source, out)
-    parts: Mapping[str, str | Path | Sequence[Structure | Atoms]] = ready or {WHOLE: source}
+    whole = with_labels(source, labels, id_column, is_divided=bool(ready))
+    parts: Mapping[str, Source] = ready or {WHOLE: whole}
     results = {
         split: build_split(part, options=options, cache_dir=cache_dir, workers=workers, progress=progress)
         for split, part in parts.items()
@@ -314,8 +315,9 @@ def build_dataset(
         splits = divide(results[WHOLE].dataset, shares, group_by=group_by, seed=seed)
     summary = _summarise(out, results, splits, group_by=READY_MADE if ready else group_by)
     request = {
-        "source": str(source) if isinstance(source, (str, Path)) else "list",
-        "source_sha256": fingerprint(source),
+        "source": name_of(source),
+        "labels": None if labels is None else str(labels),
+        "source_sha256": fingerprint(whole),
         "seed": seed,
         "fractions": None if ready else shares,
         "options": asdict(options),

@@ -51,6 +51,17 @@ def _add_division(add: Callable[..., argparse.Action]) -> None:
 
 def _add_labels(add: Callable[..., argparse.Action]) -> None:
     add(
+        "--labels",
+        metavar="FILE",
+        help="table (CSV, Parquet) of labels that are joined by id or file name [id_prop.csv in the folder, if any]",
+    )
+    add(
+        "--id",
+        dest="id_column",
+        metavar="COLUMN",
+        help="column of ids in the table of --labels [material_id or id]",
+    )
+    add(
         "--property",
         action="append",
         dest="properties",

@@ -31,8 +31,9 @@ def _register_build(commands: argparse._SubParsersAction[argparse.ArgumentParser
     command = commands.add_parser(
         "build",
         help="files of crystals -> a dataset folder with train, val and test",
-        description="Read CSV, Parquet, JSON, extxyz, an ASE database, CIFs or POSCARs; check, canonicalise "
-        "and divide the crystals, and write a folder for data.data_dir. Unusable rows go to rejected.csv.",
+        description="Read CSV, Parquet, JSON, HDF5, extxyz, an ASE database or trajectory, CIFs or POSCARs; check, "
+        "canonicalise and divide the crystals, and write a folder for data.data_dir. Unusable rows and files go to "
+        "rejected.csv.",
     )
     command.add_argument("source", metavar="SOURCE", help="a file, a folder, or a name such as mp_20")
     command.add_argument("--out", required=True, type=Path, metavar="DIR", help="the folder to write")
@@ -123,6 +124,8 @@ def _build(arguments: argparse.Namespace) -> int:
         group_by=arguments.group_by,
         seed=arguments.seed,
         options=options,
+        labels=arguments.labels,
+        id_column=arguments.id_column,
         workers=arguments.workers,
     )
     console = Console(highlight=False)

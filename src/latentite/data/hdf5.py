@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from latentite.data.records import CANONICAL_NAMES, Kind, Record, Rejection, Value, to_value
+from latentite.data.records import Kind, Record, Rejection, Value, id_of, to_properties
 from latentite.files import replacing
 
 if TYPE_CHECKING:
@@ -184,23 +184,21 @@ def _group_rows(path: Path, name: str, group: Mapping[str, Any], h5py: Any) -> I
     for start in range(0, count, step):
         block = slice(start, min(start + step, count))
         columns = {key: _cells(member, block, h5py) for key, member in labels.items()}
-        ids = columns.pop(id_name) if id_name else [f"{name}/{row}" for row in range(block.start, block.stop)]
+        ids = columns.pop(id_name) if id_name else [None] * (block.stop - block.start)
         arrays = _arrays(group, block)
-        for offset, (identifier, crystal) in enumerate(zip(ids, arrays, strict=True)):
+        for offset, (value, crystal) in enumerate(zip(ids, arrays, strict=True)):
             row = start + offset
+            identifier = id_of(value, f"{name}/{row}")
             if isinstance(crystal, str):
-                yield Rejection(source=source, row=row, id=str(identifier), reason=crystal)
+                yield Rejection(source=source, row=row, id=identifier, reason=crystal)
                 continue
-            properties = {
-                CANONICAL_NAMES.get(k) or k: to_value(cells[offset]) for k, cells in columns.items()
-            }
             yield Record(
                 source=source,
                 row=row,
-                id=str(identifier),
+                id=identifier,
                 kind=Kind.ARRAYS,
                 payload=crystal,
-                properties=properties,
+                properties=to_properties({key: cells[offset] for key, cells in columns.items()}),
             )
 
 

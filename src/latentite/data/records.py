@@ -4,20 +4,22 @@ Opening is cheap and sequential, parsing is dear and parallel: so this module cu
 (text or objects with their id and properties), and `table.parse` makes arrays of them, in other processes if
 wanted.
 
-Comes after `checks.py`; `tables.py` (CSV, Parquet, JSON) and `files.py` (folders, extxyz, ASE, zip) fill the
-records; `table.py` reads them.
+Comes after `checks.py` and `formats.py`; `tables.py` (CSV, Parquet, JSON), `structure_files.py` (CIF, POSCAR,
+extxyz), `ase_files.py`, `hdf5.py` and `folders.py` fill the records, `label_table.py` adds labels to them;
+`table.py` reads them.
 """
 
 from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, MutableMapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
+from latentite.data.formats import STRUCTURES, Format, format_of
 from latentite.files import impostor, sha256_file
 
 if TYPE_CHECKING:
@@ -26,7 +28,6 @@ if TYPE_CHECKING:
 
 Value = float | str | None
 """A property: a number, a text, or None where the label is missing."""
-Source = "str | Path | Sequence[Structure | Atoms]"
 
 
 class Kind(StrEnum):
@@ -40,6 +41,20 @@ class Kind(StrEnum):
     ATOMS = "atoms"
     ARRAYS = "arrays"
     """Atomic numbers, fractional coordinates and lattice."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Labelled:
+    """A source whose labels stand in a table of their own, joined by id (`label_table.py`)."""
+
+    source: str | Path | Sequence[Structure | Atoms]
+    labels: Path
+    id_column: str | None = None
+    """Column of the table that holds the ids; None for `material_id` or `id`."""
+
+
+Source: TypeAlias = "str | Path | Sequence[Structure | Atoms] | Labelled"
+"""A file, a folder, crystals in memory, or one of these with a table of labels."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -99,12 +114,36 @@ def to_value(cell: object) -> Value:
 
 
 def to_properties(labels: Mapping[str, Any]) -> dict[str, Value]:
-    """The labels of one crystal under our names; arrays among them (stresses, forces) are no labels."""
+    """The labels of one crystal under our names; only single values are labels, no arrays, lists or objects."""
     return {
-        CANONICAL_NAMES.get(name) or name: to_value(value)
+        CANONICAL_NAMES.get(name) or str(name): to_value(value)
         for name, value in labels.items()
-        if getattr(value, "ndim", 0) == 0
+        if value is None or isinstance(value, (str, int, float)) or getattr(value, "ndim", None) == 0
     }
+
+
+_NO_ID = frozenset({"", "nan", "None", "none", "null", "<NA>"})  # "NaN" may be the formula of sodium nitride
+
+
+def id_of(value: object, row: int | str) -> str:
+    """An id as text, exactly as it stands (`007`); `row` where there is none."""
+    if isinstance(value, bytes):
+        value = value.decode("utf-8", errors="replace")
+    if isinstance(value, float) and value.is_integer():
+        value = int(value)  # tables make floats of whole numbers where one of them is missing
+    text = "" if value is None else str(value).strip()
+    return str(row) if text in _NO_ID else text
+
+
+def take_id(labels: MutableMapping[str, Any], row: int) -> str:
+    """The id among the labels of a crystal, taken from them; `row` where there is none."""
+    found = [labels.pop(name) for name in _ID_COLUMNS if name in labels]
+    return id_of(found[0] if found else None, row)
+
+
+def has_structures(header: Sequence[str]) -> bool:
+    """Whether the first row of a table names a column of structures."""
+    return any(name.strip().lower() in _STRUCTURE_COLUMNS for name in header)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -152,7 +191,7 @@ def record_from_cells(
     source: str, row: int, cells: Mapping[str, object], columns: Columns
 ) -> Record | Rejection:
     """The record of one row of a table: CIF text, a JSON text or a dict of a pymatgen structure."""
-    identifier = str(row) if columns.id is None else str(cells.get(columns.id) or row)
+    identifier = id_of(None if columns.id is None else cells.get(columns.id), row)
     payload = cells.get(columns.structure)
     if isinstance(payload, str) and payload.lstrip().startswith("{"):
         import json
@@ -174,87 +213,132 @@ def record_from_cells(
     return Record(source=source, row=row, id=identifier, kind=kind, payload=payload, properties=properties)
 
 
-def open_records(source: str | Path | Sequence[Structure | Atoms]) -> Iterator[Record | Rejection]:
+def name_of(source: Source) -> str:
+    """What messages call a source: its path, or `list`."""
+    if isinstance(source, Labelled):
+        return name_of(source.source)
+    return str(source) if isinstance(source, (str, Path)) else "list"
+
+
+def open_records(source: Source, *, within: Path | None = None) -> Iterator[Record | Rejection]:
     """Every row of a source in order, unparsed; problems of the whole source are raised at once, not at the
     end.
+
+    Args:
+        source: a file, a folder, crystals in memory, or one of these with a table of labels.
+        within: a folder that paths in a table must not leave; None: they may lead anywhere.
 
     Raises:
         FileNotFoundError: when the path does not exist.
         ValueError: when the source as a whole is unusable (unknown format, no structure column, a pointer
             file, ...).
     """
-    from latentite.data import hdf5, structure_files, tables
+    from latentite.data import folders, label_table
 
+    if isinstance(source, Labelled):
+        return label_table.read_labelled(source)
     if not isinstance(source, (str, Path)):
         return _objects(source)
     path = Path(source)
     if not path.exists():
         raise FileNotFoundError(f"data source must exist, got {path}; check the path or give an absolute one")
-    if path.is_dir():
-        return structure_files.read_folder(path)
-    wrong = impostor(path)
-    name = path.name.lower()
-    is_one_structure = name.endswith((".cif", ".vasp", ".poscar")) or name.startswith(("poscar", "contcar"))
-    if wrong and not is_one_structure:
-        raise ValueError(f"{path} is {wrong}")
-    if name.endswith((".csv", ".csv.gz", ".tsv", ".tsv.gz")):
-        return tables.read_csv(path)
-    if name.endswith((".parquet", ".pq")):
-        return tables.read_parquet(path)
-    if name.endswith((".h5", ".hdf5")):
-        return hdf5.read_hdf5(path)
-    if name.endswith((".json", ".json.gz", ".jsonl", ".jsonl.gz")):
-        return tables.read_json(path)
-    if is_one_structure:
+    try:
+        return _guarded(path, folders.read_folder(path) if path.is_dir() else _open_file(path, within))
+    except OSError as error:
+        raise ValueError(f"{path} must be a file that can be read, got {error}") from error
+
+
+def _guarded(path: Path, records: Iterator[Record | Rejection]) -> Iterator[Record | Rejection]:
+    """The records, with a sentence for a disk or a file that fails while they are read."""
+    try:
+        yield from records
+    except OSError as error:
+        raise ValueError(f"{path} must be a file that can be read to its end, got {error}") from error
+
+
+def _open_file(path: Path, within: Path | None) -> Iterator[Record | Rejection]:
+    from latentite.data import ase_files, folders, hdf5, structure_files, tables
+
+    found = format_of(path.name)
+    if found in STRUCTURES:
         return iter([structure_files.record_of_file(path, path.name, 0)])
-    if name.endswith((".extxyz", ".xyz", ".extxyz.gz", ".xyz.gz")):
-        return structure_files.read_extxyz(path)
-    if name.endswith((".db", ".aselmdb", ".traj")):
-        return structure_files.read_ase(path)
-    if name.endswith(".zip"):
-        return structure_files.read_zip(path)
-    raise ValueError(
-        f"{path} must be CSV, Parquet, JSON, HDF5, extxyz, an ASE database, CIF, POSCAR, zip or a folder of these, "
-        f"got the ending {path.suffix!r}"
-    )
+    if not path.is_file():
+        raise ValueError(f"{path} must be a file or a folder, got something else")
+    if wrong := impostor(path):
+        raise ValueError(f"{path} is {wrong}")
+    if found is Format.CSV:
+        return tables.read_csv(path, within=within)
+    if found is None:
+        raise ValueError(
+            f"{path} must be CSV, Parquet, JSON, HDF5, extxyz, an ASE database or trajectory, CIF, POSCAR, zip or a "
+            f"folder of these, got the ending {path.suffix!r}"
+        )
+    readers = {
+        Format.PARQUET: tables.read_parquet,
+        Format.JSON: tables.read_json,
+        Format.HDF5: hdf5.read_hdf5,
+        Format.EXTXYZ: structure_files.read_extxyz,
+        Format.DATABASE: ase_files.read_database,
+        Format.TRAJECTORY: ase_files.read_trajectory,
+        Format.ZIP: folders.read_zip,
+    }
+    return readers[found](path)
 
 
 def _objects(objects: Sequence[Structure | Atoms]) -> Iterator[Record | Rejection]:
     from ase import Atoms
     from pymatgen.core import Structure
 
+    from latentite.data.ase_files import record_of_atoms
+
     for row, item in enumerate(objects):
-        if isinstance(item, Structure):
-            kind, labels = Kind.STRUCTURE, dict(item.properties or {})
-        elif isinstance(item, Atoms):
-            kind, labels = Kind.ATOMS, dict(item.info)
-        else:
+        if isinstance(item, Atoms):
+            yield record_of_atoms("list", row, item)
+            continue
+        if not isinstance(item, Structure):
             raise ValueError(
                 f"a list of crystals must hold Structure or Atoms, got {type(item).__name__} at {row}"
             )
-        identifier = str(next((labels.pop(key) for key in _ID_COLUMNS if key in labels), row))
-        properties = to_properties(labels)
-        yield Record(source="list", row=row, id=identifier, kind=kind, payload=item, properties=properties)
+        labels = dict(item.properties or {})
+        identifier = take_id(labels, row)
+        yield Record(
+            source="list",
+            row=row,
+            id=identifier,
+            kind=Kind.STRUCTURE,
+            payload=item,
+            properties=to_properties(labels),
+        )
 
 
-def fingerprint(source: str | Path | Sequence[Structure | Atoms]) -> str:
+def fingerprint(source: Source) -> str:
     """sha256 of the content of a source: a file's bytes, a folder's names and bytes, or the objects of a
-    list."""
+    list; a table that names files, and one with labels, likewise."""
+    from latentite.data import folders, tables
+
     digest = hashlib.sha256()
+    if isinstance(source, Labelled):
+        parts = (fingerprint(source.source), sha256_file(source.labels), source.id_column)
+        return hashlib.sha256(repr(parts).encode()).hexdigest()
     if not isinstance(source, (str, Path)):
-        for record in _objects(source):
-            assert isinstance(record, Record)
-            digest.update(repr((record.id, record.properties)).encode())
-            digest.update(_object_bytes(record))
+        for item in _objects(source):
+            digest.update(repr((item.id, getattr(item, "properties", item))).encode())
+            digest.update(_object_bytes(item) if isinstance(item, Record) else b"")
         return digest.hexdigest()
     path = Path(source)
     if not path.exists():
         raise FileNotFoundError(f"data source must exist, got {path}; check the path or give an absolute one")
-    members = sorted(p for p in path.rglob("*") if p.is_file()) if path.is_dir() else [path]
-    for member in members:
-        name = str(member.relative_to(path)) if path.is_dir() else path.name
-        digest.update(f"{name}\0{sha256_file(member)}\n".encode())
+    for name, member in folders.members(path) if path.is_dir() else [(path.name, path)]:
+        files = [member, *(tables.linked_files(member) if format_of(name) is Format.CSV else ())]
+        digest.update(f"{name}\0{' '.join(map(_file_digest, files))}\n".encode(errors="replace"))
     return digest.hexdigest()
+
+
+def _file_digest(path: Path) -> str:
+    try:
+        return sha256_file(path) if path.is_file() else "no file"
+    except OSError as error:
+        return str(error)
 
 
 def _object_bytes(record: Record) -> bytes:

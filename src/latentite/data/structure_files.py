@@ -1,104 +1,56 @@
-"""Files and folders of structures to records: CIF and POSCAR folders, extxyz, ASE databases, zip archives.
+"""Files of text that hold crystals and nothing else, to records: a CIF or POSCAR, the frames of an extxyz file.
 
-Comes after `records.py`, which calls it.
+Comes after `records.py` and `text_files.py`; `folders.py` reads many of them.
 """
 
 from __future__ import annotations
 
-import gzip
-import tempfile
-import zipfile
-import zlib
+import re
 from collections.abc import Iterator
-from dataclasses import replace
+from itertools import islice
 from pathlib import Path
 
-from latentite.data.records import Kind, Record, Rejection, open_records, to_properties
+from latentite.data.formats import Format, format_of, without_compression, without_endings
+from latentite.data.records import Kind, Record, Rejection, Value, id_of, to_properties
+from latentite.data.text_files import read_lines, read_text
 from latentite.files import impostor
 
-_TABLES = (
-    ".csv",
-    ".tsv",
-    ".json",
-    ".jsonl",
-    ".extxyz",
-    ".xyz",
-    ".parquet",
-    ".pq",
-    ".h5",
-    ".hdf5",
-    ".db",
-    ".aselmdb",
-    ".traj",
-)
-_MANY = (*_TABLES, *(ending + ".gz" for ending in _TABLES[:6]))
-_NO_LABELS = ("Lattice", "Properties", "pbc", "material_id", "id")
+_LONGEST = 64 << 20
+"""Characters of one CIF or POSCAR: a million atoms."""
+_NO_LABELS = frozenset({"Lattice", "Properties", "pbc", "material_id", "id"})
 _POSCAR_STEMS = ("poscar", "contcar")
-
-
-def is_structure_file(path: Path) -> bool:
-    """Whether the name says CIF or POSCAR."""
-    name = path.name.lower().removesuffix(".gz")
-    return name.endswith((".cif", ".vasp", ".poscar", ".contcar")) or name.startswith(_POSCAR_STEMS)
-
-
-def read_folder(folder: Path) -> Iterator[Record | Rejection]:
-    """All CIFs and POSCARs of a folder and its subfolders, in the order of their names; else its tables, one
-    by one.
-
-    Raises:
-        ValueError: when the folder holds neither.
-    """
-    members = sorted(path for path in folder.rglob("*") if path.is_file() and not path.name.startswith("."))
-    structures = [path for path in members if is_structure_file(path)]
-    if structures:
-        return (
-            record_of_file(path, path.relative_to(folder).as_posix(), row)
-            for row, path in enumerate(structures)
-        )
-    tables = [path for path in members if path.name.lower().endswith(_MANY)]
-    if not tables:
-        found = sorted({path.suffix or path.name for path in members})
-        raise ValueError(
-            f"{folder} must hold CIF or POSCAR files, or tables such as CSV, got "
-            f"{'files ending ' + ', '.join(found[:8]) if found else 'an empty folder'}"
-        )
-    opened = [open_records(path) for path in tables]  # every header is checked before the first row is given
-    return (record for records in opened for record in records)
+_SEVERAL = re.compile(r"[^\s,]+")
+_BOOLEANS = {"T": "True", "TRUE": "True", "F": "False", "FALSE": "False"}
+_CLOSING = {"'": "'", '"': '"', "{": "}", "[": "]"}
 
 
 def record_of_file(path: Path, name: str, row: int) -> Record | Rejection:
     """The record of one CIF or POSCAR file; `name` is its source, its name without endings the id."""
-    identifier = _identifier(name)
+    identifier = id_of_file(name)
 
     def rejected(reason: str) -> Rejection:
         return Rejection(source=name, row=row, id=identifier, reason=reason)
 
     try:
         wrong = impostor(path)
-        content = path.read_bytes()
-        if path.name.lower().endswith(".gz"):
-            content = gzip.decompress(content)
-    except (OSError, EOFError, zlib.error) as error:
-        return rejected(f"unreadable file: {error}")
-    if wrong or not content.strip():
+        text = "" if wrong else read_text(path, longest=_LONGEST)
+    except (OSError, ValueError) as error:
+        return rejected(f"unreadable file: {str(error).replace(str(path), 'it')}")
+    if wrong or not text.strip():
         return rejected(wrong or "an empty file")
-    if b"\0" in content:
-        return rejected("a binary file, not text")
-    is_cif = path.name.lower().removesuffix(".gz").endswith(".cif")
-    text = content.decode("utf-8-sig", errors="replace").replace("\r\n", "\n")
-    return Record(source=name, row=row, id=identifier, kind=Kind.CIF if is_cif else Kind.POSCAR, payload=text)
+    kind = Kind.CIF if format_of(path.name) is Format.CIF else Kind.POSCAR
+    return Record(source=name, row=row, id=identifier, kind=kind, payload=text.replace("\r\n", "\n"))
 
 
-def _identifier(name: str) -> str:
-    # A file called POSCAR is known by its folder: "Fe2O3/POSCAR" has the id "Fe2O3".
+def id_of_file(name: str) -> str:
+    """A file's name without the endings of its format; one called POSCAR is known by its folder.
+
+    `Fe2O3/POSCAR` has the id `Fe2O3`.
+    """
     parent, _, last = name.rpartition("/")
-    last = last.removesuffix(".gz")
-    if last.lower() in _POSCAR_STEMS and parent:
+    if without_compression(last).lower() in _POSCAR_STEMS and parent:
         return parent
-    for ending in (".cif", ".vasp", ".poscar", ".contcar"):
-        if last.lower().endswith(ending):
-            last = last[: -len(ending)]
+    last = without_endings(last)
     return f"{parent}/{last}" if parent else last
 
 
@@ -106,115 +58,110 @@ def read_extxyz(path: Path) -> Iterator[Record | Rejection]:
     """All frames of an extxyz file; a broken frame becomes a rejection and the next count line starts
     afresh."""
     source = str(path)
-    opener = gzip.open if path.name.lower().endswith(".gz") else open
-    with opener(path, "rt", encoding="utf-8", errors="replace") as handle:
-        row = 0
-        line = handle.readline()
-        while line:
-            if not line.strip():
-                line = handle.readline()
-                continue
-            if not line.strip().isdecimal():
-                reason = f"a frame must begin with its number of atoms, got {line.strip()[:60]!r}"
-                yield Rejection(source=source, row=row, id=str(row), reason=reason)
-                while line and not line.strip().isdecimal():
-                    line = handle.readline()
-            else:
-                count = int(line)
-                body = []
-                for _ in range(count + 1):
-                    body.append(handle.readline())
-                    if not body[-1]:
-                        break
-                yield _frame(source, row, count, body)
-                line = handle.readline()
-            row += 1
+    lines = read_lines(path)
+    row = 0
+    line = next(lines, "")
+    while line:
+        if not line.strip():
+            line = next(lines, "")
+            continue
+        if not _is_count(line):
+            reason = f"a frame must begin with its number of atoms, got {line.strip()[:60]!r}"
+            yield Rejection(source=source, row=row, id=str(row), reason=reason)
+            while line and not _is_count(line):
+                line = next(lines, "")
+        else:
+            count = int(line)
+            yield _frame(source, row, count, list(islice(lines, count + 1)))
+            line = next(lines, "")
+        row += 1
+
+
+def _is_count(line: str) -> bool:
+    text = line.strip()
+    return text.isascii() and text.isdecimal() and len(text) < 10
 
 
 def _frame(source: str, row: int, count: int, body: list[str]) -> Record | Rejection:
-    from ase.io.extxyz import key_val_str_to_dict
+    def rejected(reason: str, identifier: str = str(row)) -> Rejection:
+        return Rejection(source=source, row=row, id=identifier, reason=reason)
 
-    if len(body) != count + 1 or not body[-1]:
-        reason = f"truncated: the frame says {count} atoms and ends after {max(len(body) - 2, 0)}"
-        return Rejection(source=source, row=row, id=str(row), reason=reason)
-    try:
-        labels = dict(key_val_str_to_dict(body[0]))
-    except Exception as error:  # noqa: BLE001  ASE's reader raises nearly every builtin type on broken text
-        reason = f"unreadable comment line: {error or type(error).__name__}"
-        return Rejection(source=source, row=row, id=str(row), reason=reason)
-    identifier = str(next((labels[key] for key in ("material_id", "id") if key in labels), row))
-    properties = to_properties({name: value for name, value in labels.items() if name not in _NO_LABELS})
-    text = "".join([f"{count}\n", *body])
+    if len(body) != count + 1:
+        return rejected(f"truncated: the frame says {count} atoms and ends after {max(len(body) - 1, 0)}")
+    pairs = key_value_pairs(body[0])
+    texts = dict(pairs)
+    identifier = id_of(next((texts[key] for key in ("material_id", "id") if key in texts), None), row)
+    if len(texts) != len(pairs):
+        names = [key for key, _ in pairs]
+        twice = next(name for name in names if names.count(name) > 1)
+        return rejected(f"unreadable comment line: it has {twice!r} twice", identifier)
+    columns = (texts.get("Properties") or "species:S:1:pos:R:3").split(":")[::3]
+    if "pos" not in columns or not {"species", "Z"} & set(columns):
+        return rejected("no species and pos among its Properties", identifier)
     return Record(
-        source=source, row=row, id=identifier, kind=Kind.EXTXYZ, payload=text, properties=properties
+        source=source,
+        row=row,
+        id=identifier,
+        kind=Kind.EXTXYZ,
+        payload="".join([f"{count}\n", *body]),
+        properties=_labels(texts),
     )
 
 
-def read_ase(path: Path) -> Iterator[Record | Rejection]:
-    """All rows of an ASE database (sqlite, JSON, lmdb), or the frames of a trajectory.
+def key_value_pairs(line: str) -> list[tuple[str, str | None]]:
+    """The names of a comment line of extxyz with their texts as they stand; None behind a name alone.
 
-    Raises:
-        ValueError: when ASE cannot open the file.
+    The rules are those of `ase.io.extxyz.key_val_str_to_dict`, which would make a number of the id `007`: values may
+    be quoted by '', "", {} or [], and a backslash takes the next character as it is.
     """
-    from ase.db import connect
-    from ase.io import iread
+    pairs: list[list[str]] = [[""]]
+    closing, is_escaped, is_begun = "", False, False
+    for character in line.strip():
+        if is_escaped or (closing and character not in (closing, "\\")):
+            pairs[-1][-1] += character
+            is_escaped = False
+            is_begun = True
+        elif character == "\\":
+            is_escaped = True
+        elif closing:
+            closing = ""
+        elif character in _CLOSING:
+            closing, is_begun = _CLOSING[character], True
+        elif character.isspace():
+            if is_begun:
+                pairs.append([""])
+            is_begun = False
+        elif character == "=":
+            if pairs[-1] == [""] and not is_begun and len(pairs) > 1:  # blanks stood before the sign
+                del pairs[-1]
+            pairs[-1].append("")
+            is_begun = False
+        else:
+            pairs[-1][-1] += character
+            is_begun = True
+    if pairs[-1] == [""]:
+        del pairs[-1]
+    return [(key, "=".join(values) if values else None) for key, *values in pairs]
 
-    source = str(path)
+
+def _labels(texts: dict[str, str | None]) -> dict[str, Value]:
+    """The single values among them: no arrays, no JSON, and no names without a value, which ASE writes for None."""
+    labels: dict[str, str] = {}
+    for name, text in texts.items():
+        if name in _NO_LABELS or text is None or text.startswith("_JSON "):
+            continue
+        parts = _SEVERAL.findall(text)
+        if len(parts) > 1 and all(map(_is_number_or_flag, parts)):
+            continue
+        labels[name] = _BOOLEANS.get(text.strip(), text)
+    return to_properties(labels)
+
+
+def _is_number_or_flag(text: str) -> bool:
+    if text in _BOOLEANS or text.lower() in ("true", "false"):
+        return True
     try:
-        if path.suffix == ".traj":
-            frames = list(iread(str(path), index=":"))
-            return (
-                Record(source=source, row=row, id=str(row), kind=Kind.ATOMS, payload=atoms)
-                for row, atoms in enumerate(frames)
-            )
-        database = connect(path)
-        count = database.count()
-    except Exception as error:  # sqlite, json and lmdb each raise their own
-        raise ValueError(f"{path} must be an ASE database, got one that cannot be opened: {error}") from error
-
-    def rows() -> Iterator[Record | Rejection]:
-        """One record per row; a row that ASE cannot read becomes a rejection."""
-        for row, entry in enumerate(database.select()):
-            assert row < count, "an ASE database must not grow while it is read"
-            labels = dict(entry.key_value_pairs)
-            identifier = str(
-                next((labels.pop(key) for key in ("material_id", "id") if key in labels), entry.id)
-            )
-            properties = to_properties(labels)
-            try:
-                atoms = entry.toatoms()
-            except Exception as error:  # noqa: BLE001  whatever a damaged row makes ASE raise
-                yield Rejection(source=source, row=row, id=identifier, reason=f"unreadable ASE row: {error}")
-                continue
-            yield Record(
-                source=source, row=row, id=identifier, kind=Kind.ATOMS, payload=atoms, properties=properties
-            )
-
-    return rows()
-
-
-def read_zip(path: Path) -> Iterator[Record | Rejection]:
-    """The contents of a zip archive, read as a folder.
-
-    Raises:
-        ValueError: when the archive is broken, or holds nothing that can be read.
-    """
-    folder = tempfile.TemporaryDirectory(prefix="latentite-zip-")
-    try:
-        with zipfile.ZipFile(path) as archive:
-            archive.extractall(folder.name)  # zipfile strips absolute paths and ".."
-        records = read_folder(Path(folder.name))
-    except (zipfile.BadZipFile, zlib.error, EOFError, RuntimeError) as error:
-        folder.cleanup()
-        raise ValueError(f"{path} must be a whole zip archive, got a broken one: {error}") from error
-    except ValueError as error:
-        folder.cleanup()
-        raise ValueError(str(error).replace(folder.name, str(path))) from error
-
-    def rows() -> Iterator[Record | Rejection]:
-        """The records of the unpacked folder, which lives as long as they are read."""
-        with folder:
-            for item in records:
-                yield replace(item, source=item.source.replace(folder.name, str(path)))
-
-    return rows()
+        float(text)
+    except ValueError:
+        return False
+    return True

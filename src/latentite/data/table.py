@@ -13,10 +13,9 @@ from __future__ import annotations
 
 import io
 import warnings
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
@@ -24,7 +23,8 @@ import numpy as np
 from latentite.data.checks import Limits, refusals
 from latentite.data.cif import ATOMIC_NUMBER, Arrays, parse_p1
 from latentite.data.cif_crystal import read_crystal
-from latentite.data.records import Kind, Record, Rejection, Value, open_records
+from latentite.data.poscar import parse_poscar
+from latentite.data.records import Kind, Record, Rejection, Source, Value, open_records
 from latentite.data.walk import pair, walk
 
 if TYPE_CHECKING:
@@ -52,9 +52,7 @@ class Row:
     properties: dict[str, Value] = field(default_factory=dict)
 
 
-def read(
-    source: str | Path | Sequence[Structure | Atoms], *, limits: Limits | None = None
-) -> Iterator[Row | Rejection]:
+def read(source: Source, *, limits: Limits | None = None) -> Iterator[Row | Rejection]:
     """Every row of a source, in order: a file, a folder, or a list of pymatgen structures or ASE atoms.
 
     Raises:
@@ -115,7 +113,7 @@ def arrays_of(record: Record) -> Arrays:
     if record.kind is Kind.STRUCTURE_DICT:
         return _from_structure(_structure_from_dict(cast("dict[str, Any]", record.payload)))
     if record.kind is Kind.POSCAR:
-        return _from_structure(_structure_from_poscar(cast("str", record.payload)))
+        return parse_poscar(cast("str", record.payload))
     if record.kind is Kind.EXTXYZ:
         return _from_atoms(_atoms_from_extxyz(cast("str", record.payload)))
     return _from_atoms(cast("Atoms", record.payload))
@@ -132,27 +130,13 @@ def _structure_from_dict(content: dict[str, Any]) -> Structure:
             raise ValueError(f"unreadable structure: {type(error).__name__}: {error}") from error
 
 
-def _structure_from_poscar(text: str) -> Structure:
-    from pymatgen.io.vasp import Poscar
-
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        try:
-            poscar = Poscar.from_str(text)
-        except Exception as error:  # the parser raises nearly every builtin type on broken text
-            raise ValueError(f"unreadable POSCAR: {error or type(error).__name__}") from error
-    if not poscar.true_names:
-        raise ValueError(
-            "POSCAR names no elements; write the symbols above the line of counts (VASP 5 format)"
-        )
-    return poscar.structure
-
-
 def _atoms_from_extxyz(text: str) -> Atoms:
     from ase.io import read as ase_read
 
     try:
         return cast("Atoms", ase_read(io.StringIO(text), format="extxyz"))
+    except KeyError as error:
+        raise ValueError(f"unreadable extxyz frame: {error.args[0]!r} is no element") from error
     except Exception as error:  # ASE raises nearly every builtin type
         raise ValueError(f"unreadable extxyz frame: {error or type(error).__name__}") from error
 
@@ -174,10 +158,9 @@ def _from_structure(structure: Structure) -> Arrays:
 
 
 def _from_atoms(atoms: Atoms) -> Arrays:
-    occupancy: Iterable[dict[str, float]] = (atoms.info.get("occupancy") or {}).values()
-    for site in occupancy:
-        if len(site) > 1 or any(abs(share - 1.0) > 1e-6 for share in site.values()):
-            raise ValueError(f"partial occupancy: {site} on one site")
+    _check_occupancy(atoms.info.get("occupancy"))
+    if not atoms.numbers.all():
+        raise ValueError("'X', a placeholder of ASE, is no element")
     lattice = np.array(atoms.cell, dtype=np.float64)
     if not atoms.pbc.all():
         raise ValueError(f"not periodic in all three directions (pbc = {atoms.pbc.tolist()})")
@@ -185,3 +168,14 @@ def _from_atoms(atoms: Atoms) -> Arrays:
         raise ValueError("absurd cell: its volume is zero or not a number")
     coords = np.linalg.solve(lattice.T, np.asarray(atoms.positions, dtype=np.float64).T).T
     return np.array(atoms.numbers, dtype=np.int64), coords, lattice
+
+
+def _check_occupancy(occupancy: object) -> None:
+    """ASE's table of sites with several elements on them, which `Atoms` itself cannot say."""
+    if occupancy is None:
+        return
+    sites = list(occupancy.values()) if isinstance(occupancy, Mapping) else [occupancy]
+    for site in sites:
+        is_full = isinstance(site, Mapping) and len(site) == 1 and next(iter(site.values())) in (1, 1.0)
+        if not is_full:
+            raise ValueError(f"partial occupancy: {site} on one site")

@@ -1,86 +1,164 @@
-"""Tables of crystals to records: CSV (plain or gzip), Parquet, JSON (plain, gzip, one object per line).
+"""Tables of crystals to records: CSV, Parquet, JSON (also one object per line); CSV and JSON may be compressed.
 
-Comes after `records.py`, which calls it. Nothing in a table is ever evaluated as code.
+The column `cif` holds CIF texts, or, in a CSV, the paths of files. Comes after `records.py` and `text_files.py`.
+Nothing in a table is ever evaluated as code.
 """
 
 from __future__ import annotations
 
 import csv
-import gzip
-import io
 import json
-import zlib
-from collections.abc import Iterator, Mapping
+import logging
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from itertools import chain
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
-from latentite.data.records import Columns, Record, Rejection, record_from_cells
+from latentite.data import ase_files
+from latentite.data.formats import STRUCTURES, format_of
+from latentite.data.records import Columns, Record, Rejection, has_structures, record_from_cells
+from latentite.data.structure_files import record_of_file
+from latentite.data.text_files import read_lines, read_text
 
-_LONGEST_FIELD = 2**30  # a CIF of some thousand atoms is longer than the csv module's default of 128 KiB
+log = logging.getLogger(__name__)
 
-
-def _open_text(path: Path) -> IO[str]:
-    if path.name.lower().endswith(".gz"):
-        return gzip.open(path, "rt", encoding="utf-8-sig", errors="replace", newline="")
-    return path.open("r", encoding="utf-8-sig", errors="replace", newline="")
-
-
-def _lines(handle: IO[str]) -> Iterator[str]:
-    """Lines, read in large blocks: iterating a gzip file itself costs a Python call per line."""
-    rest = ""
-    while block := handle.read(1 << 20):
-        whole, newline, rest = (rest + block).rpartition("\n")
-        yield from io.StringIO(whole + newline, newline="")
-    if rest:
-        yield rest
+_LONGEST_FIELD = 2**28  # a CIF of some thousand atoms is longer than the csv module's default of 128 KiB
+_LONGEST_PATH = 4096
+_DELIMITERS = {",": "commas", ";": "semicolons", "\t": "tabs", "|": "bars"}
+_EXCEL_SAYS = re.compile(r"\s*\"?sep=(.)\"?\s*").fullmatch
 
 
-def _broken_gzip(path: Path, error: Exception) -> ValueError:
-    return ValueError(
-        f"{path} must be a whole gzip file, got a broken one ({error}); copy or download it again"
-    )
+def open_csv(path: Path, *, is_header: Callable[[Sequence[str]], bool]) -> Iterator[list[str]]:
+    """Rows of a CSV as lists of texts, the first one included; blank lines are left out.
 
+    Its delimiter is the one of its ending, unless only another one makes a header of the first line (or, where none
+    does, more columns): then that is said, and taken.
 
-def read_csv(path: Path) -> Iterator[Record | Rejection]:
-    """Rows of a CSV (or TSV) with a header; the header is checked before the first row is asked for.
+    Args:
+        path: the file.
+        is_header: whether a first row is as it should be.
 
     Raises:
-        ValueError: without a structure column, or for a broken gzip file.
+        ValueError: while reading, for a broken file or line.
+        OSError: when the file cannot be opened.
     """
-    delimiter = "\t" if ".tsv" in path.name.lower() else ","
     csv.field_size_limit(max(_LONGEST_FIELD, csv.field_size_limit()))
-    table = _csv_table(path, delimiter)
+    lines = read_lines(path)
+    first = next(lines, "")
+    if said := _EXCEL_SAYS(first):
+        delimiter, first = said[1], next(lines, "")
+    else:
+        delimiter = _delimiter(path, first, is_header)
+    reader = csv.reader(chain([first], lines), delimiter=delimiter, strict=True)
+
+    def rows() -> Iterator[list[str]]:
+        try:
+            for fields in reader:
+                if fields:
+                    yield fields
+        except csv.Error as error:
+            raise ValueError(
+                f"{path} must be CSV, got a broken row that ends in line {reader.line_num}: {error}"
+            ) from error
+
+    return rows()
+
+
+def _delimiter(path: Path, line: str, is_header: Callable[[Sequence[str]], bool]) -> str:
+    usual = "\t" if ".tsv" in path.name.lower() else ","
+    fields = {
+        delimiter: next(csv.reader([line], delimiter=delimiter), [])
+        for delimiter in sorted(_DELIMITERS, key=lambda delimiter: delimiter != usual)
+    }
+    fitting = [delimiter for delimiter in fields if is_header(fields[delimiter])]
+    # max takes the first of equals, which is the usual one.
+    found = fitting[0] if fitting else max(fields, key=lambda delimiter: len(fields[delimiter]))
+    if found != usual:
+        log.warning("%s is separated by %s, not by %s: read so", path, _DELIMITERS[found], _DELIMITERS[usual])
+    return found
+
+
+def read_csv(path: Path, *, within: Path | None = None) -> Iterator[Record | Rejection]:
+    """Rows of a CSV (or TSV) with a header; the header is checked before the first row is asked for.
+
+    Args:
+        path: the file.
+        within: a folder that the paths in it must not leave; None: they may lead anywhere.
+
+    Raises:
+        ValueError: without a structure column, or for a broken file.
+    """
+    table = open_csv(path, is_header=has_structures)
     header = next(table, None)
-    if not header:
+    if not header or not any(name.strip() for name in header):
         raise ValueError(f"{path} is an empty file")
     columns = Columns.find(header, str(path))
-    return _csv_rows(str(path), table, header, columns)
-
-
-def _csv_table(path: Path, delimiter: str) -> Iterator[list[str]]:
-    with _open_text(path) as handle:
-        reader = csv.reader(_lines(handle), delimiter=delimiter)
-        try:
-            yield from reader
-        except (OSError, EOFError, zlib.error) as error:
-            raise _broken_gzip(path, error) from error
-        except csv.Error as error:
-            raise ValueError(f"{path} must be CSV, got a broken line {reader.line_num}: {error}") from error
+    return _csv_rows(path, table, header, columns, within)
 
 
 def _csv_rows(
-    source: str, table: Iterator[list[str]], header: list[str], columns: Columns
+    path: Path, table: Iterator[list[str]], header: list[str], columns: Columns, within: Path | None
 ) -> Iterator[Record | Rejection]:
-    row = 0
-    for fields in table:
-        if not fields:  # a blank line
-            continue
-        if len(fields) == len(header):
-            yield record_from_cells(source, row, dict(zip(header, fields, strict=True)), columns)
-        else:
+    source = str(path)
+    holds_paths: bool | None = None
+    for row, fields in enumerate(table):
+        if len(fields) != len(header):
             reason = f"row has {len(fields)} fields where the header has {len(header)}"
             yield Rejection(source=source, row=row, id=str(row), reason=reason)
-        row += 1
+            continue
+        cells = dict(zip(header, fields, strict=True))
+        item = record_from_cells(source, row, cells, columns)
+        if isinstance(item, Record):
+            is_path = _is_path(cells[columns.structure])
+            if holds_paths is None:
+                holds_paths = is_path
+            if holds_paths:
+                item = _linked_record(path, item, has_id=columns.id is not None, within=within)
+            elif is_path:
+                reason = (
+                    f"the path of a file ({cells[columns.structure]}) in a column that begins with CIF texts"
+                )
+                item = Rejection(source=source, row=row, id=item.id, reason=reason)
+        yield item
+
+
+def _is_path(cell: str) -> bool:
+    return "\n" not in cell and len(cell) < _LONGEST_PATH and format_of(cell.strip()) in STRUCTURES
+
+
+def _linked_record(path: Path, item: Record, *, has_id: bool, within: Path | None) -> Record | Rejection:
+    """The record of the file that a row names, under the row's id and labels; without ids, the file's name is one."""
+    cell = str(item.payload).strip()
+    file = path.parent / cell
+    if within is not None and not file.resolve().is_relative_to(within.resolve()):
+        reason = f"a path that leads out of the archive: {cell}"
+        return Rejection(source=item.source, row=item.row, id=item.id, reason=reason)
+    found = record_of_file(file, cell, item.row)
+    found = replace(found, source=item.source, id=item.id if has_id else found.id)
+    if isinstance(found, Rejection):
+        return replace(found, reason=f"{found.reason} ({cell})")
+    return replace(found, properties=item.properties)
+
+
+def linked_files(path: Path) -> list[Path]:
+    """The files that the rows of a CSV name, where its structure column holds paths; none for any other file."""
+    try:
+        table = open_csv(path, is_header=has_structures)
+        header = next(table, [])
+        if not has_structures(header):
+            return []
+        column = header.index(Columns.find(header, str(path)).structure)
+        found: list[Path] = []
+        for fields in table:
+            cell = fields[column].strip() if column < len(fields) else ""
+            if cell and not found and not _is_path(cell):
+                return []
+            found += [path.parent / cell] if cell else []
+    except (OSError, ValueError):
+        return []  # whoever reads it says what is wrong with it
+    return found
 
 
 def read_parquet(path: Path) -> Iterator[Record | Rejection]:
@@ -101,11 +179,14 @@ def read_parquet(path: Path) -> Iterator[Record | Rejection]:
     def rows() -> Iterator[Record | Rejection]:
         wanted = [columns.structure, *columns.properties] + ([columns.id] if columns.id else [])
         row = 0
-        with table:
-            for batch in table.iter_batches(batch_size=4096, columns=wanted):
-                for cells in batch.to_pylist():
-                    yield record_from_cells(str(path), row, cells, columns)
-                    row += 1
+        try:
+            with table:
+                for batch in table.iter_batches(batch_size=4096, columns=wanted):
+                    for cells in batch.to_pylist():
+                        yield record_from_cells(str(path), row, cells, columns)
+                        row += 1
+        except (pyarrow.ArrowException, OSError) as error:
+            raise ValueError(f"{path} must be a whole Parquet file, got a broken one: {error}") from error
 
     return rows()
 
@@ -116,23 +197,18 @@ def read_json(path: Path) -> Iterator[Record | Rejection]:
     An entry is a pymatgen structure as dict, or an object with `structure` or `cif` beside its properties.
 
     Raises:
-        ValueError: when the file is no JSON, or is an ASE database in JSON (named as such).
+        ValueError: when the file is no JSON, or has a key twice in one object.
     """
+    if ".jsonl" in path.name.lower():
+        numbered = enumerate(line for line in read_lines(path) if line.strip())
+        return (_json_line(str(path), row, line) for row, line in numbered)
+    text = read_text(path)
     try:
-        with _open_text(path) as handle:
-            if ".jsonl" in path.name.lower():
-                return iter(
-                    [_json_line(str(path), row, line) for row, line in enumerate(handle) if line.strip()]
-                )
-            content = json.load(handle)
-    except (json.JSONDecodeError, RecursionError) as error:
+        content = json.loads(text, object_pairs_hook=_object)
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{path} must be JSON, got a text that is not: {error}") from error
-    except (OSError, EOFError, zlib.error) as error:
-        raise _broken_gzip(path, error) from error
     if isinstance(content, dict) and "nextid" in content and "ids" in content:
-        from latentite.data import structure_files
-
-        return structure_files.read_ase(path)
+        return ase_files.read_json_database(path, text)
     if isinstance(content, dict) and _is_structure(content):
         content = [content]
     if isinstance(content, dict):
@@ -144,10 +220,19 @@ def read_json(path: Path) -> Iterator[Record | Rejection]:
     return (_json_entry(str(path), row, key, entry) for row, (key, entry) in enumerate(entries))
 
 
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    content = dict(pairs)
+    if len(content) != len(pairs):
+        names = [name for name, _ in pairs]
+        twice = next(name for name in names if names.count(name) > 1)
+        raise ValueError(f"the key {twice!r} stands twice in one object")
+    return content
+
+
 def _json_line(source: str, row: int, line: str) -> Record | Rejection:
     try:
-        entry = json.loads(line)
-    except (json.JSONDecodeError, RecursionError) as error:
+        entry = json.loads(line, object_pairs_hook=_object)
+    except (ValueError, RecursionError) as error:
         return Rejection(source=source, row=row, id=str(row), reason=f"unreadable JSON: {error}")
     return _json_entry(source, row, None, entry)
 
