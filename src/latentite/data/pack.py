@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import os
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
@@ -23,8 +23,7 @@ import numpy as np
 from latentite.data.canonical import canonicalize_many
 from latentite.data.checks import Limits
 from latentite.data.cif import Arrays
-from latentite.data.properties import derive_rows
-from latentite.data.records import Record, Rejection, Value
+from latentite.data.records import Record, Rejection
 from latentite.data.table import parse_many
 from latentite.processes import count_workers, process_context, start_worker
 
@@ -39,10 +38,6 @@ class PackOptions:
 
     limits: Limits
     canonical: bool
-    derived: tuple[str, ...]
-    """Names of properties to compute from the structures (`properties.py`)."""
-    symprec: float
-    """Å; tolerance of the space group."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -60,8 +55,6 @@ class Packed:
     """[crystal] int64."""
     reasons: list[str | None]
     """Per record of the chunk: why it was rejected, None when accepted."""
-    derived: Sequence[Mapping[str, Value]]
-    """Per accepted crystal."""
 
 
 def pack(records: list[Record], options: PackOptions) -> Packed:
@@ -70,7 +63,6 @@ def pack(records: list[Record], options: PackOptions) -> Packed:
     if options.canonical:
         outcomes = _canonicalize(outcomes)
     crystals = [outcome for outcome in outcomes if not isinstance(outcome, str)]
-    derived = derive_rows(options.derived, crystals, symprec=options.symprec)
     if not crystals:
         empty = np.zeros((0, 3), dtype=np.float32)
         numbers, coords, lattice = np.zeros(0, dtype=np.int64), empty, np.zeros((0, 3, 3), dtype=np.float32)
@@ -85,7 +77,6 @@ def pack(records: list[Record], options: PackOptions) -> Packed:
         lattice=lattice,
         num_atoms=np.array([len(crystal[0]) for crystal in crystals], dtype=np.int64),
         reasons=[outcome if isinstance(outcome, str) else None for outcome in outcomes],
-        derived=derived,
     )
 
 
