@@ -104,10 +104,10 @@ def test_cache_is_used_and_a_changed_row_or_option_invalidates_it(
 def test_processes_give_bit_for_bit_what_one_process_gives(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from latentite.data import pack
+    from latentite.data import walk
 
-    monkeypatch.setattr(pack, "CHUNK", 7)
-    monkeypatch.setattr(pack, "_WORTH_A_POOL", 7)
+    monkeypatch.setattr(walk, "CHUNK", 7)
+    monkeypatch.setattr(walk, "_WORTH_A_POOL", 7)
     path = write_csv(tmp_path / "a.csv", salts(), spoil=(0, 8, 23))
     results = [build_split(path, workers=workers, use_cache=False, progress=False) for workers in (1, 2)]
     assert results[0].dataset.content_hash == results[1].dataset.content_hash
@@ -385,17 +385,17 @@ def test_crystal_without_canonical_form_is_rejected_alone(
 
 ORPHANS = """
 import sys
-from latentite.data import pack
+from latentite.data import build, walk
 from latentite.data.build import build_split
 
-pack.CHUNK, pack._WORTH_A_POOL = 1, 1
+walk.CHUNK, walk._WORTH_A_POOL = 1, 1
 
 def hang(records, options):
     import os, time
     os.write(1, f"{os.getpid()}\\n".encode())  # one write: two workers' lines must not mix
     time.sleep(600)
 
-pack.pack = hang
+build.pack = hang
 build_split(sys.argv[1], use_cache=False, progress=False, workers=2)
 """
 

@@ -1,21 +1,14 @@
-"""Records to packed arrays, in this process or in several.
+"""Records to packed arrays: a chunk is parsed, checked and canonicalised, and the crystals that survive are joined.
 
-`pack` parses, checks and canonicalises a chunk of records and concatenates the crystals that survive;
-`pack_all` does so for a whole stream, in order, with a bounded number of chunks under way, so that a source
-of any length needs little memory. This module does not import torch: worker processes start light.
+The work that `build.py` sends along `walk`, to several processes if there are some; so this module does not
+import torch, and worker processes start light.
 
 Comes after `table.py` and `canonical.py`, before `build.py`.
 """
 
 from __future__ import annotations
 
-import os
-from collections import deque
-from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
-from itertools import islice
 from typing import cast
 
 import numpy as np
@@ -23,13 +16,8 @@ import numpy as np
 from latentite.data.canonical import canonicalize_many
 from latentite.data.checks import Limits
 from latentite.data.cif import Arrays
-from latentite.data.records import Record, Rejection
+from latentite.data.records import Record
 from latentite.data.table import parse_many
-from latentite.processes import count_workers, process_context, start_worker
-
-CHUNK = 512
-"""Records per task: some tens of milliseconds of work, so that handing over costs nothing."""
-_WORTH_A_POOL = 4 * CHUNK
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -42,8 +30,7 @@ class PackOptions:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Packed:
-    """The outcome of one chunk: the accepted crystals atom by atom, and for every record its reason or
-    None."""
+    """The result for one chunk: the accepted crystals atom by atom, and what became of every record."""
 
     atomic_numbers: np.ndarray
     """[atom] int64."""
@@ -53,8 +40,8 @@ class Packed:
     """[crystal 3 3] float32, row vectors in Å."""
     num_atoms: np.ndarray
     """[crystal] int64."""
-    reasons: list[str | None]
-    """Per record of the chunk: why it was rejected, None when accepted."""
+    outcomes: list[str | None]
+    """Per record of the chunk: why it was rejected; None where it is among the crystals."""
 
 
 def pack(records: list[Record], options: PackOptions) -> Packed:
@@ -76,7 +63,7 @@ def pack(records: list[Record], options: PackOptions) -> Packed:
         frac_coords=coords,
         lattice=lattice,
         num_atoms=np.array([len(crystal[0]) for crystal in crystals], dtype=np.int64),
-        reasons=[outcome if isinstance(outcome, str) else None for outcome in outcomes],
+        outcomes=[outcome if isinstance(outcome, str) else None for outcome in outcomes],
     )
 
 
@@ -95,78 +82,3 @@ def _canonicalize(outcomes: list[Arrays | str]) -> list[Arrays | str]:
             except (ValueError, ArithmeticError, RuntimeError) as error:
                 result[position] = f"no canonical form: {error}"
     return result
-
-
-Chunk = list[Record | Rejection]
-
-
-def _only_records(chunk: Chunk) -> list[Record]:
-    return [item for item in chunk if isinstance(item, Record)]
-
-
-def pack_all(
-    stream: Iterator[Record | Rejection],
-    options: PackOptions,
-    *,
-    workers: int | None = None,
-    on_chunk: Callable[[int], None] | None = None,
-) -> Iterator[tuple[Chunk, Packed]]:
-    """Each chunk of the stream with its outcome, in order.
-
-    Args:
-        stream: what `open_records` gives.
-        options: for the workers.
-        workers: number of processes; None for all cores that this process may use. Short streams stay in
-            this process.
-        on_chunk: called with the number of rows whenever a chunk is done (progress bars).
-
-    Raises:
-        ValueError: when a worker process dies (usually for want of memory), or workers is below 1.
-    """
-    workers = count_workers(workers)
-    chunks = iter(lambda: list(islice(stream, CHUNK)), [])
-    first = list(islice(chunks, _WORTH_A_POOL // CHUNK))
-    is_short = sum(map(len, first)) < _WORTH_A_POOL
-    if workers == 1 or is_short:
-        results = _in_this_process(first, chunks, options)
-    else:
-        results = _in_processes(first, chunks, options, workers)
-    for chunk, packed in results:
-        if on_chunk is not None:
-            on_chunk(len(chunk))
-        yield chunk, packed
-
-
-def _in_this_process(
-    first: list[Chunk], chunks: Iterator[Chunk], options: PackOptions
-) -> Iterator[tuple[Chunk, Packed]]:
-    for source in (first, chunks):
-        for chunk in source:
-            yield chunk, pack(_only_records(chunk), options)
-
-
-def _in_processes(
-    first: list[Chunk], chunks: Iterator[Chunk], options: PackOptions, workers: int
-) -> Iterator[tuple[Chunk, Packed]]:
-    waiting: deque[tuple[Chunk, Future[Packed]]] = deque()
-    with ProcessPoolExecutor(
-        workers, mp_context=process_context(), initializer=start_worker, initargs=(os.getpid(),)
-    ) as pool:
-        try:
-            for source in (first, chunks):
-                for chunk in source:
-                    waiting.append((chunk, pool.submit(pack, _only_records(chunk), options)))
-                    while len(waiting) > 3 * workers:
-                        done, future = waiting.popleft()
-                        yield done, future.result()
-            while waiting:
-                done, future = waiting.popleft()
-                yield done, future.result()
-        except BrokenProcessPool as error:
-            raise ValueError(
-                "a worker process died while reading crystals, usually for want of memory; "
-                "give fewer --workers"
-            ) from error
-        finally:
-            for _, future in waiting:
-                future.cancel()

@@ -12,6 +12,7 @@ import json
 import logging
 from collections.abc import Collection, Sequence
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -26,9 +27,10 @@ from latentite.data.cells import RawLabels
 from latentite.data.checks import Limits
 from latentite.data.dataset import CrystalDataset
 from latentite.data.labels import unique_ids
-from latentite.data.pack import Packed, PackOptions, pack_all
+from latentite.data.pack import Packed, PackOptions, pack
 from latentite.data.progress import row_progress
-from latentite.data.records import Record, Rejection, fingerprint, open_records
+from latentite.data.records import Rejection, fingerprint, open_records
+from latentite.data.walk import pair, walk
 
 if TYPE_CHECKING:
     from ase import Atoms
@@ -124,7 +126,7 @@ def _build(
     workers: int | None,
     progress: bool,
 ) -> SourceRows:
-    pack_options = PackOptions(limits=options.limits, canonical=options.canonical)
+    work = partial(pack, options=PackOptions(limits=options.limits, canonical=options.canonical))
     chunks: list[Packed] = []
     ids: list[str] = []
     rejections: list[Rejection] = []
@@ -132,19 +134,16 @@ def _build(
     num_in = 0
     description = source if isinstance(source, (str, Path)) else "list"
     with row_progress(f"reading {Path(description).name}", enabled=progress) as advance:
-        for chunk, packed in pack_all(open_records(source), pack_options, workers=workers, on_chunk=advance):
+        for chunk, packed in walk(open_records(source), work, workers=workers, on_chunk=advance):
             num_in += len(chunk)
             chunks.append(packed)
-            outcomes = iter(packed.reasons)
-            for item in chunk:
-                reason = item.reason if isinstance(item, Rejection) else next(outcomes)
-                if isinstance(item, Record) and reason is None:
-                    ids.append(item.id)
-                    labels.add(item)
+            for item in pair(chunk, packed.outcomes):
+                if isinstance(item, Rejection):
+                    rejections.append(item)
                 else:
-                    rejections.append(
-                        Rejection(source=item.source, row=item.row, id=item.id, reason=reason or "unknown")
-                    )
+                    record, _ = item
+                    ids.append(record.id)
+                    labels.add(record)
     assert num_in == len(ids) + len(rejections), (num_in, len(ids), len(rejections))
     crystals = CrystalBatch(
         atomic_numbers=_join(chunks, "atomic_numbers"),

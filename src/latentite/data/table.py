@@ -4,8 +4,9 @@
         if isinstance(item, Rejection): ...
 
 Every row of a source comes out exactly once, as a `Row` or a `Rejection`; only a source that is unusable as
-a whole raises. Comes after `records.py` (which cuts sources into records) and `checks.py`; `canonical.py`
-and `build.py` take the rows from here.
+a whole raises. `read` is the one way in for single crystals, `build.build_split` for data sets; both open a
+source with `records.open_records`, parse it with `parse_many` and pair rows with outcomes in `walk.py`. Comes
+after `records.py` (which cuts sources into records), `walk.py` and `checks.py`.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ import io
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from itertools import islice
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -23,6 +24,7 @@ import numpy as np
 from latentite.data.checks import Limits, refusals
 from latentite.data.cif import Arrays, parse_p1, parse_with_pymatgen
 from latentite.data.records import Kind, Record, Rejection, Value, open_records
+from latentite.data.walk import pair, walk
 
 if TYPE_CHECKING:
     from ase import Atoms
@@ -63,27 +65,21 @@ def read(
 
 def parse_rows(records: Iterator[Record | Rejection], limits: Limits) -> Iterator[Row | Rejection]:
     """Each record as a row or a rejection, in order."""
-    while chunk := list(islice(records, 256)):
-        parsed = parse_many([item for item in chunk if isinstance(item, Record)], limits)
-        outcomes = iter(parsed)
-        for item in chunk:
+    for chunk, outcomes in walk(records, partial(parse_many, limits=limits)):
+        for item in pair(chunk, outcomes):
             if isinstance(item, Rejection):
                 yield item
                 continue
-            outcome = next(outcomes)
-            if isinstance(outcome, str):
-                yield Rejection(source=item.source, row=item.row, id=item.id, reason=outcome)
-            else:
-                numbers, coords, lattice = outcome
-                yield Row(
-                    source=item.source,
-                    row=item.row,
-                    id=item.id,
-                    atomic_numbers=numbers,
-                    frac_coords=coords,
-                    lattice=lattice,
-                    properties=item.properties,
-                )
+            record, (numbers, coords, lattice) = item
+            yield Row(
+                source=record.source,
+                row=record.row,
+                id=record.id,
+                atomic_numbers=numbers,
+                frac_coords=coords,
+                lattice=lattice,
+                properties=record.properties,
+            )
 
 
 def parse_many(records: Sequence[Record], limits: Limits) -> list[Arrays | str]:
