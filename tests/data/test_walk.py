@@ -97,7 +97,7 @@ def test_training_evaluation_prediction_and_starts_take_the_same_rows(
 
 
 def test_nothing_else_opens_or_parses_crystals() -> None:
-    """`table.py` and `build.py` are the doors; `sampled.py` gives the records of a run to the first of them.
+    """`table.py` and `source_rows.py` are the doors; `sampled.py` gives the records of a run to the first of them.
 
     Once three places interleaved rejected rows with parsed ones, each in its own words.
     """
@@ -108,6 +108,6 @@ def test_nothing_else_opens_or_parses_crystals() -> None:
             if f"{name}(" in text and f"def {name}(" not in text:
                 found.add(path.relative_to(PACKAGE).as_posix())
     readers = {"data/structure_files.py", "evaluation/sampled.py"}
-    assert users["open_records"] == {"data/table.py", "data/build.py"} | readers
+    assert users["open_records"] == {"data/table.py", "data/source_rows.py"} | readers
     assert users["parse_many"] == {"data/pack.py"}
-    assert users["pair"] == {"data/table.py", "data/build.py"}
+    assert users["pair"] == {"data/table.py", "data/source_rows.py"}
