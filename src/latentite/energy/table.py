@@ -132,6 +132,7 @@ class MissingPhases:
         )
 
 
+@lru_cache(maxsize=1)
 def read_rows(table: EnergyTable) -> CrystalBatch:
     """Crystals in float64 with `formation_energy_per_atom` and `energy_above_hull` (eV/atom, NaN where missing).
 

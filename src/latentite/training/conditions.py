@@ -132,16 +132,11 @@ def _resolve(
 
 
 def _kind_of(name: str, categories: Mapping[str, Sequence[str]]) -> ConditionKind:
-    if name in FROM_CRYSTAL:
+    if name in FROM_CRYSTAL or name == ConditionKind.SPACE_GROUP.value:
         return ConditionKind(name)
-    if name in UNITS:
-        return (
-            ConditionKind.SCALAR
-        )  # energies and the like: names among them are a mistake, see `check_labels`
-    if name in categories:
-        return ConditionKind.CATEGORICAL
-    is_space_group = name == ConditionKind.SPACE_GROUP.value
-    return ConditionKind.SPACE_GROUP if is_space_group else ConditionKind.SCALAR
+    # Energies and the like are numbers: where their labels are names, something is wrong (`check_labels`).
+    is_class = name in categories and name not in UNITS
+    return ConditionKind.CATEGORICAL if is_class else ConditionKind.SCALAR
 
 
 def check_labels(conditions: Sequence[ConditionConfig], train: CrystalDataset) -> None:
