@@ -129,7 +129,7 @@ def test_a_hull_says_how_many_phases_are_missing_also_when_it_comes_from_the_cac
         table_hull(found)
         assert missing_phases(found) == expected
         assert (
-            "3 of 31 phases are missing from the hull (2 rows have no formation energy, 1 are no crystals); "
+            "3 of 31 phases are missing from the hull (2 without a formation energy, 1 unreadable); "
             "fewer phases make everything look stable"
         ) in caplog.text
         caplog.clear()

@@ -113,14 +113,17 @@ def read_column(cells: Sequence[Value], *, as_names: bool = False) -> Column:
     if as_names:
         return _names(cells)
     nothing, odd = float("nan"), dict[int, str]()
+    stripped: dict[str, str] = {}
     values: list[float] = []
     for cell in cells:
         if isinstance(cell, str):
             if _is_number(cell):
                 values.append(float(cell))
                 continue
-            if text := _strip("", cell):
-                odd[len(values)] = text
+            if cell and cell not in stripped:
+                stripped[cell] = _strip("", cell)
+            if cell and stripped[cell]:
+                odd[len(values)] = stripped[cell]
             cell = nothing
         values.append(nothing if cell is None else cell)
     return _Reading(cells, np.array(values, dtype=np.float64), odd).column()
@@ -148,32 +151,35 @@ class _Reading:
         self.cleaned: dict[int, str] = {}
         self.commas: dict[int, str] = {}
         self.texts: dict[int, str] = {}
+        kinds = {text: self._kind(text) for text in set(odd.values())}
         for position, text in odd.items():
             if position not in self.infinite:
-                self._sort(position, text)
+                found, number = kinds[text]
+                found[position] = text
+                self.values[position] = number
 
-    def _sort(self, position: int, text: str) -> None:
-        lowered = text.lower()
+    def _kind(self, text: str) -> tuple[dict[int, str], float]:
+        """Where a text belongs, and the number that it is (NaN where it is none by itself)."""
+        lowered, nothing = text.lower(), float("nan")
         if lowered in _BOOLEANS:
-            self.booleans[position] = text
-        elif text != "Na" and (lowered in _MISSING or lowered in _MISSING_NUMBERS or not text.strip("*")):
-            self.missing[position] = text
-        elif (number := _cleaned(text)) is not None:
-            self.cleaned[position] = text
-            self.values[position] = number
-        elif _comma(text.translate(_AS_ASCII)):
-            self.commas[position] = text
-        else:
-            self.texts[position] = text
+            return self.booleans, nothing
+        if text != "Na" and (lowered in _MISSING or lowered in _MISSING_NUMBERS or not text.strip("*")):
+            return self.missing, nothing
+        if text[0].isalpha():
+            return self.texts, nothing
+        if (number := _cleaned(text)) is not None:
+            return self.cleaned, number
+        return (self.commas if _comma(text.translate(_AS_ASCII)) else self.texts), nothing
 
     def column(self) -> Column:
         """The decision."""
         has_numbers = len(self.plain) + len(self.cleaned) + len(self.commas) > 0
         if self.texts and not has_numbers:
-            like = next((k for k, text in self.texts.items() if _is_quantity(text)), None)
+            like = next((text for text in dict.fromkeys(self.texts.values()) if _is_quantity(text)), None)
             if like is None:
                 return _names(self.cells)
-            return self._unreadable(like, self.texts[like], "looks like a number with something beside it")
+            first = next(position for position, text in self.texts.items() if text == like)
+            return self._unreadable(first, like, "looks like a number with something beside it")
         if self.texts:
             position, text = next(iter(self.texts.items()))
             count = len(self.plain) + len(self.cleaned) + len(self.commas)
@@ -278,6 +284,8 @@ def _cleaned(text: str) -> float | None:
 
 def _is_quantity(text: str) -> bool:
     """Whether a text looks like a number that was not written plainly; `2H`, `4/mmm`, `3/2` are names."""
+    if text[0].isalpha() and not text.startswith(("ca", "approx")):
+        return False
     plain = text.translate(_AS_ASCII)
     found = _quantity(plain)
     if found is None or plain.lower().startswith("0x"):
@@ -299,15 +307,17 @@ def _names(cells: Sequence[Value]) -> Column:
     is_number = all(
         cell is None or isinstance(cell, float) or _is_number(cell) or not cell.strip() for cell in cells
     )
-    texts = [_name(cell, is_number=is_number) for cell in cells]
+    as_names = {cell: _name(cell, is_number=is_number) for cell in set(cells)}
+    texts = [as_names[cell] for cell in cells]
     kinds = dict.fromkeys(text for text in texts if text)
     nothing = {text for text in kinds if text.lower() in _MISSING or text.lower() in _INFINITE}
     nothing -= {"Na"}
     if "+" in kinds:
         nothing -= {"-", "\u2212", "\u2013"}
-    others = [text for text in kinds if text not in nothing]
-    if others and all(map(_is_formula, others)):
-        nothing = {text for text in nothing if not _is_formula(text)}
+    if formulas := {text for text in nothing if _is_formula(text)}:
+        others = [text for text in kinds if text not in nothing]
+        if others and all(map(_is_formula, others)):
+            nothing -= formulas
     return Column(
         kind=ColumnKind.NAMES if set(kinds) - nothing else ColumnKind.EMPTY,
         numbers=np.full(len(cells), np.nan),

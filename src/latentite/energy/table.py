@@ -127,8 +127,8 @@ class MissingPhases:
 
     def __str__(self) -> str:
         return (
-            f"{self.total:,} of {self.num_rows:,} phases are missing from the hull ({self.without_energy:,} rows have "
-            f"no formation energy, {self.unreadable:,} are no crystals); fewer phases make everything look stable"
+            f"{self.total:,} of {self.num_rows:,} phases are missing from the hull ({self.without_energy:,} "
+            f"without a formation energy, {self.unreadable:,} unreadable); fewer phases make everything look stable"
         )
 
 

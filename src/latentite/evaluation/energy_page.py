@@ -51,8 +51,8 @@ def energy_page(found: Mapping[str, Any], columns: Mapping[str, Sequence[Cell]])
         ):
             parts.append(
                 f"<p><b>{lost:,} of {missing['num_rows']:,} phases of this table are missing from the hull</b> "
-                f"({missing['without_energy']:,} rows have no formation energy, {missing['unreadable']:,} are no "
-                "crystals): fewer phases make everything look stable.</p>"
+                f"({missing['without_energy']:,} without a formation energy, {missing['unreadable']:,} unreadable): "
+                "fewer phases make everything look stable.</p>"
             )
         parts.append(f"<figure><figcaption>Energy above hull</figcaption>{_histogram(columns)}</figure>")
     parts.append(_table("median", [_median(name, value) for name, value in found["medians"].items()]))
