@@ -1,24 +1,22 @@
-"""CIF text to arrays: a strict fast path for the P1 files that pymatgen writes, and pymatgen for all others.
+"""CIF text to arrays: a strict fast path for the P1 files that pymatgen writes.
 
 The datasets of this field are CSVs of P1 CIFs, and pymatgen reads about 600 of them per second. `parse_p1`
 reads only the exact layout of `CifWriter` without symmetry; at anything else (another header or loop,
-symmetry, occupancy other than 1, charges, isotopes, uncertainties in brackets, several blocks) it returns
-None and the caller asks pymatgen. Tests hold the two equal on every real row.
+symmetry, occupancy other than 1, charges, isotopes, uncertainties in brackets, several blocks, a formula that its
+atoms do not have) it returns None, and `cif_crystal.py` reads the file or says why not. Tests hold the two, and
+pymatgen, equal on real rows.
 
-Comes before `table.py`; knows nothing of rows, limits or properties.
+Comes before `cif_crystal.py` and `table.py`; knows nothing of rows, limits or properties.
 """
 
 from __future__ import annotations
 
 import math
 import re
-import warnings
-from typing import TYPE_CHECKING
 
 import numpy as np
 
-if TYPE_CHECKING:
-    from pymatgen.core import Structure
+from latentite.data.cif_formula import is_content_of_cell
 
 Arrays = tuple[np.ndarray, np.ndarray, np.ndarray]
 """`(atomic_numbers [atom] int64, frac_coords [atom 3], lattice [3 3])`; row vectors in Å, float64."""
@@ -42,13 +40,14 @@ _HEADER = re.compile(
     rf"_cell_angle_alpha{_NUMBER}_cell_angle_beta{_NUMBER}_cell_angle_gamma{_NUMBER}"
     r"_symmetry_Int_Tables_number +1\n"
     r"_chemical_formula_structural +[A-Za-z0-9().]+\n"
-    r"_chemical_formula_sum +(?:'[A-Za-z0-9 .]+'|[A-Za-z0-9.]+)\n"
+    r"_chemical_formula_sum +'?([A-Za-z0-9 .]+)'?\n"
     r"_cell_volume +[0-9.]+\n"
-    r"_cell_formula_units_Z +\d+\n"
+    r"_cell_formula_units_Z +(\d+)\n"
     r"loop_\n _symmetry_equiv_pos_site_id\n _symmetry_equiv_pos_as_xyz\n +1 +'x, y, z'\n"
     r"loop_\n _atom_site_type_symbol\n _atom_site_label\n _atom_site_symmetry_multiplicity\n"
     r" _atom_site_fract_x\n _atom_site_fract_y\n _atom_site_fract_z\n _atom_site_occupancy\n"
 )
+_AMOUNTS = re.compile(r"([A-Z][a-z]?)(\d+)(?= |\Z)").findall
 _UNUSUAL = re.compile(r"[^A-Za-z0-9.\- \n]")
 _COLUMNS = 7  # symbol, label, multiplicity, x, y, z, occupancy
 _IDEAL_FRACTIONS = (1 / 3, 2 / 3)
@@ -73,20 +72,27 @@ def parse_p1(text: str) -> Arrays | None:
     ones = ["1"] * count
     if tokens[2::_COLUMNS] != ones or tokens[6::_COLUMNS] != ones:
         return None
+    *cell, formula, units = header.groups()
+    symbols = tokens[0::_COLUMNS]
+    amounts = {symbol: int(amount) for symbol, amount in _AMOUNTS(formula)}
+    if amounts != {symbol: symbols.count(symbol) for symbol in set(symbols)}:
+        return None
+    if not is_content_of_cell(amounts.values(), int(units)):
+        return None
     try:
-        numbers = [ATOMIC_NUMBER[symbol] for symbol in tokens[0::_COLUMNS]]
+        numbers = [ATOMIC_NUMBER[symbol] for symbol in symbols]
         columns = [list(map(float, tokens[axis::_COLUMNS])) for axis in (3, 4, 5)]
     except (KeyError, ValueError):
         return None
     coords = np.array(columns).T.copy()
     # Few crystals have such coordinates; a loop over Python floats is cheaper than arrays for those without.
     if any(0.333 < x < 0.334 or 0.666 < x < 0.667 for column in columns for x in column):
-        _make_ideal(coords)
-    a, b, c, alpha, beta, gamma = map(float, header.groups())
+        make_ideal(coords)
+    a, b, c, alpha, beta, gamma = map(float, cell)
     return np.array(numbers, dtype=np.int64), coords, lattice_matrix((a, b, c), (alpha, beta, gamma))
 
 
-def _make_ideal(coords: np.ndarray) -> None:
+def make_ideal(coords: np.ndarray) -> None:
     """Replace, in place, 0.3333 and the like by the exact third, with `CifParser`'s own test and order."""
     for ideal in _IDEAL_FRACTIONS:
         close = np.abs(coords / ideal - 1.0) <= _IDEAL_TOLERANCE
@@ -119,28 +125,3 @@ def lattice_matrix(lengths: tuple[float, float, float], angles: tuple[float, flo
             (0.0, 0.0, c),
         )
     )
-
-
-def parse_with_pymatgen(text: str) -> Structure:
-    """The one structure of a CIF, read by pymatgen, cell and symmetry expanded as the file says.
-
-    Raises:
-        ValueError: with pymatgen's reason, or when the file holds several structures.
-    """
-    from pymatgen.io.cif import CifParser
-
-    notes: list[str] = []
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        try:
-            parser = CifParser.from_str(text)
-            notes = vars(parser)[
-                "warnings"
-            ]  # filled while parsing: with on_error="ignore" the real reasons end here
-            structures = parser.parse_structures(primitive=False, on_error="ignore")
-        except Exception as error:  # the parser raises nearly every builtin type on broken text
-            reason = " ".join(" ".join(notes).split()) or str(error) or type(error).__name__
-            raise ValueError(f"unreadable CIF: malformed or cut off (pymatgen says: {reason})") from error
-    if len(structures) != 1:
-        raise ValueError(f"CIF holds {len(structures)} structures; give one structure per file or row")
-    return structures[0]

@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-READER_VERSION = 2
+READER_VERSION = 3
 """Raised whenever the same source gives other rows or labels; caches of another version are rebuilt."""
 
 

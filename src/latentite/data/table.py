@@ -22,7 +22,8 @@ from typing import TYPE_CHECKING, Any, cast
 import numpy as np
 
 from latentite.data.checks import Limits, refusals
-from latentite.data.cif import Arrays, parse_p1, parse_with_pymatgen
+from latentite.data.cif import ATOMIC_NUMBER, Arrays, parse_p1
+from latentite.data.cif_crystal import read_crystal
 from latentite.data.records import Kind, Record, Rejection, Value, open_records
 from latentite.data.walk import pair, walk
 
@@ -106,7 +107,7 @@ def arrays_of(record: Record) -> Arrays:
     """
     if record.kind is Kind.CIF:
         text = cast("str", record.payload)
-        return parse_p1(text) or _from_structure(parse_with_pymatgen(text))
+        return parse_p1(text) or read_crystal(text)
     if record.kind is Kind.ARRAYS:
         return cast("Arrays", record.payload)
     if record.kind is Kind.STRUCTURE:
@@ -164,7 +165,10 @@ def _from_structure(structure: Structure) -> Arrays:
     isotopes = {"D", "T"} & {getattr(element, "name", "") for element in elements}  # their symbol is "H"
     if isotopes:
         raise ValueError(f"isotope {min(isotopes)}: the element classes know no isotopes; write it as H")
-    numbers = [getattr(element, "Z", 0) for element in elements]
+    dummies = [str(element) for element in elements if getattr(element, "symbol", "") not in ATOMIC_NUMBER]
+    if dummies:  # pymatgen gives what is no element a number that differs from run to run
+        raise ValueError(f"{dummies[0]!r} is no element; give each site an element symbol")
+    numbers = [element.Z for element in elements]
     lattice = np.array(structure.lattice.matrix, dtype=np.float64)
     return np.array(numbers, dtype=np.int64), np.array(structure.frac_coords, dtype=np.float64), lattice
 
