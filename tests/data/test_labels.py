@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import math
+import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from pymatgen.core import Lattice, Structure
 from pymatgen.io.cif import CifWriter
 
 from latentite.cli import main
+from latentite.data import build as build_module
 from latentite.data import source_rows
 from latentite.data.build import (
     BuildOptions,
@@ -258,6 +260,10 @@ def test_derived_properties_are_the_same_from_the_cache_and_are_computed_once(
     monkeypatch.setattr(derived, "derive_rows", lambda *a, **k: pytest.fail("computed again"))
     again = built(tmp_path, {"whole": path}, derived=names).results["whole"].dataset
     assert fresh.content_hash == first.content_hash == again.content_hash
+    shutil.rmtree(tmp_path / "cache" / "decided")
+    again = built(tmp_path, {"whole": path}, derived=names).results["whole"].dataset
+    assert again.content_hash == fresh.content_hash
+    shutil.rmtree(tmp_path / "cache" / "decided")
     for kept in (tmp_path / "cache" / "derived").iterdir():
         spoil(kept)
     monkeypatch.undo()
@@ -274,7 +280,7 @@ def spoil(path: Path) -> None:
     path.write_bytes(content)
 
 
-@pytest.mark.parametrize("folder", ["packed", "labels"])
+@pytest.mark.parametrize("folder", ["packed", "labels", "decided"])
 @pytest.mark.parametrize("damage", ["bits", "cut", "empty", "other"])
 def test_a_damaged_file_of_the_cache_is_made_again_and_never_trusted(
     folder: str, damage: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
@@ -288,6 +294,8 @@ def test_a_damaged_file_of_the_cache_is_made_again_and_never_trusted(
         spoil(kept)
     else:
         kept.write_bytes({"cut": sound[: len(sound) // 2], "empty": b"", "other": b"PK" + sound}[damage])
+    if folder != "decided":
+        shutil.rmtree(tmp_path / "cache" / "decided")
     again = build_split(path, options=options, cache_dir=tmp_path / "cache", progress=False).dataset
     assert again.content_hash == first.content_hash
     assert "is damaged and is made again" in caplog.text
@@ -318,6 +326,20 @@ def test_every_turned_byte_of_a_dataset_is_refused_or_without_effect(tmp_path: P
             torch.testing.assert_close(
                 again.crystals.properties[name], values, rtol=0, atol=0, equal_nan=True
             )
+
+
+def test_the_same_request_is_decided_on_once_and_says_the_same_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = write_table(
+        tmp_path / "a.csv", {"a": ["-", "2", "3"], "b": ["x", "y", "x"], "c": ["1 eV", "2", "3"]}
+    )
+    first = built(tmp_path, {"whole": path})
+    monkeypatch.setattr(build_module, "decide_labels", lambda *arguments: pytest.fail("decided again"))
+    again = built(tmp_path, {"whole": path})
+    assert again.labels.left_out == first.labels.left_out
+    assert again.labels.remarks == first.labels.remarks
+    assert again.results["whole"].dataset.content_hash == first.results["whole"].dataset.content_hash
 
 
 def test_cells_are_kept_as_they_stood(tmp_path: Path) -> None:

@@ -21,7 +21,8 @@ from typing import TYPE_CHECKING
 
 from latentite.data import cache
 from latentite.data.dataset import CrystalDataset
-from latentite.data.derived import derived_values
+from latentite.data.decided import read_decided, request_key, write_decided
+from latentite.data.derived import derived_columns
 from latentite.data.labels import (
     DecidedLabels,
     LabelRequest,
@@ -33,7 +34,7 @@ from latentite.data.labels import (
 )
 from latentite.data.records import Rejection, fingerprint
 from latentite.data.report import BuildSummary, count_reasons, report, write_rejections
-from latentite.data.source_rows import BuildOptions, SourceRows, build_notes, cache_key, read_rows
+from latentite.data.source_rows import BuildOptions, build_notes, cache_key, read_rows
 from latentite.data.splits import DEFAULT_FRACTIONS, SPLITS, check_fractions, divide, shared_formulas
 from latentite.files import cache_dir as default_cache_dir
 from latentite.files import write_json
@@ -150,26 +151,29 @@ def build_splits(
     request = LabelRequest(
         properties=options.properties, categorical=options.categorical, if_present=options.if_present
     )
-    rows: dict[str, SourceRows] = {}
-    known: dict[str, SplitLabels] = {}
-    paths: dict[str, Path | None] = {}
-    for split, source in sources.items():
-        key = cache_key(source, options) if folder else ""
-        paths[split] = folder and folder / "packed" / f"{key}.safetensors"
-        rows[split] = read_rows(source, options, workers, progress, path=paths[split], wanted=request.names())
-        crystals = rows[split].crystals
-        derived = {
-            name: derived_values(
-                name,
-                crystals.crystals,
+    keys = {split: cache_key(source, options) if folder else "" for split, source in sources.items()}
+    paths = {split: folder and folder / "packed" / f"{key}.safetensors" for split, key in keys.items()}
+    kept = folder and folder / "decided" / f"{request_key(keys, asdict(options))}.safetensors"
+    decided = None if kept is None else read_decided(kept)
+    wanted = request.names() if decided is None else ()
+    rows = {
+        split: read_rows(source, options, workers, progress, path=paths[split], wanted=wanted)
+        for split, source in sources.items()
+    }
+    if decided is None:
+        known = {}
+        for split, found in rows.items():
+            derived = derived_columns(
+                options.derived,
+                found.crystals.crystals,
                 symprec=options.symprec,
                 workers=workers,
-                path=folder and folder / "derived" / f"{key}-{name}-{options.symprec!r}.safetensors",
+                near=paths[split],
             )
-            for name in options.derived
-        }
-        known[split] = SplitLabels(raw=rows[split].labels, ids=crystals.ids, derived=derived)
-    decided = decide_labels(known, request)
+            known[split] = SplitLabels(raw=found.labels, ids=found.crystals.ids, derived=derived)
+        decided = decide_labels(known, request)
+        if kept is not None:
+            write_decided(kept, decided)
     results = {}
     for split, found in rows.items():
         dataset = with_labels(found.crystals, decided.properties[split], decided.categories)

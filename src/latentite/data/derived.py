@@ -7,6 +7,7 @@ just read or comes from the cache. Comes after `properties.py` and `cache.py`; `
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
@@ -25,6 +26,30 @@ log = logging.getLogger(__name__)
 FORMAT = 1
 """Of the file; raised whenever a property is computed in another way."""
 _CHUNK = 256
+
+
+def derived_columns(
+    names: Sequence[str],
+    crystals: CrystalBatch,
+    *,
+    symprec: float,
+    workers: int | None,
+    near: Path | None,
+) -> dict[str, list[Value]]:
+    """Computed properties by name; see `derived_values`.
+
+    Args:
+        names: of `properties.DERIVED`.
+        crystals: as they are stored.
+        symprec: Å; tolerance of the space group.
+        workers: processes; None for all cores.
+        near: file of the crystals in the cache, in whose neighbourhood the values are kept; None: they are not.
+    """
+    columns = {}
+    for name in names:
+        path = near and near.parent.with_name("derived") / f"{near.stem}-{name}-{symprec!r}.safetensors"
+        columns[name] = derived_values(name, crystals, symprec=symprec, workers=workers, path=path)
+    return columns
 
 
 def derived_values(

@@ -65,7 +65,7 @@ class Column:
 
 
 _BLANKS = " \t\r\n\v\f\xa0\u2000-\u200d\u202f\u205f\u2060\u3000\ufeff"
-_strip = re.compile(rf"\A[{_BLANKS}]+|[{_BLANKS}]+\Z").sub
+_blank_ends = re.compile(rf"\A[{_BLANKS}]+|[{_BLANKS}]+\Z").sub
 # Python's float() alone would take "1_000" and the formulas "InF" and "NaN".
 _is_number = re.compile(r"[ \t]*[+-]?(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][+-]?[0-9]+)?[ \t\r\n]*\Z").match
 
@@ -121,7 +121,7 @@ def read_column(cells: Sequence[Value], *, as_names: bool = False) -> Column:
                 values.append(float(cell))
                 continue
             if cell and cell not in stripped:
-                stripped[cell] = _strip("", cell)
+                stripped[cell] = _strip(cell)
             if cell and stripped[cell]:
                 odd[len(values)] = stripped[cell]
             cell = nothing
@@ -247,6 +247,11 @@ class _Reading:
         return found + _hints(self.values, self.cells)
 
 
+def _strip(text: str) -> str:
+    """Without blanks of any kind at either end."""
+    return text if text.isalnum() else _blank_ends("", text)
+
+
 def _cells(count: int) -> str:
     return "1 cell" if count == 1 else f"{count:,} cells"
 
@@ -328,7 +333,7 @@ def _names(cells: Sequence[Value]) -> Column:
 def _name(cell: Value, *, is_number: bool) -> str | None:
     """One cell as a name; `225`, `225.0` and the number 225 are one name where the whole column is numbers."""
     if cell is None or (isinstance(cell, str) and not is_number):
-        return None if cell is None else _strip("", cell)
+        return None if cell is None else _strip(cell)
     if isinstance(cell, str) and not cell.strip():
         return None
     number = float(cell)

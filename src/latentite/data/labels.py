@@ -82,6 +82,8 @@ def decide_labels(splits: Mapping[str, SplitLabels], request: LabelRequest) -> D
         ValueError: when a column that was asked for does not exist, or cannot be read; then naming its first row and
             text that cannot.
     """
+    if not splits:
+        return DecidedLabels(properties={}, categories={}, left_out={}, remarks=())
     known = list(dict.fromkeys(name for split in splits.values() for name in split.raw.names))
     asked, named = _asked(splits, request, known), set(map(ours, request.categorical))
     derived = dict.fromkeys(name for split in splits.values() for name in split.derived)
