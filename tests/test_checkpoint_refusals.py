@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import pickle
 import zipfile
@@ -11,8 +12,9 @@ from typing import Any
 import pytest
 import torch
 
-from checkpoint_files import lightning_file
+from checkpoint_files import assert_same_state, lightning_file
 from latentite.checkpoint import CheckpointError, build_payload, export_portable, read_checkpoint
+from latentite.files import sha256_file
 
 
 class Malicious:
@@ -157,3 +159,158 @@ def test_a_payload_of_another_version_is_refused(tmp_path: Path, changes: dict, 
 def test_a_payload_refuses_values_that_are_not_plain() -> None:
     with pytest.raises(TypeError, match=r"metrics\.loss must be a plain value"):
         build_payload(stage="vae", config={}, data={}, metrics={"loss": torch.tensor(1.0)})  # type: ignore[arg-type]
+
+
+def test_a_flipped_bit_anywhere_in_a_checkpoint_is_noticed(tmp_path: Path) -> None:
+    """Torch maps the numbers into memory and checks none of them: a flipped bit was read as another weight."""
+    path = lightning_file(tmp_path / "x.ckpt")
+    right, content = read_checkpoint(path), path.read_bytes()
+    noticed = 0
+    for place in range(0, len(content), 37):
+        path.write_bytes(content[:place] + bytes([content[place] ^ 0x10]) + content[place + 1 :])
+        try:
+            found = read_checkpoint(path)
+        except CheckpointError:
+            noticed += 1
+            continue
+        assert (found.config, found.data, found.metrics) == (right.config, right.data, right.metrics)
+        assert_same_state(found.state, right.state)  # what was flipped says nothing: a time, a filler
+    assert noticed > 20
+
+
+def rezipped(path: Path, **changes: Any) -> Path:
+    """The entries of a torch zip file written again; `compression`, and further entries `more`."""
+    with zipfile.ZipFile(path) as archive:
+        entries = {name: archive.read(name) for name in archive.namelist()} | changes.get("more", {})
+    with zipfile.ZipFile(path, "w", changes.get("compression", zipfile.ZIP_STORED)) as archive:
+        for name, content in entries.items():
+            archive.writestr(name, content)
+    return path
+
+
+@pytest.mark.parametrize("name", ["../out", "/etc/out", "x/../../out"])
+def test_a_checkpoint_with_entries_that_reach_out_is_refused(tmp_path: Path, name: str) -> None:
+    path = rezipped(lightning_file(tmp_path / "x.ckpt"), more={name: b"out"})
+    with pytest.raises(CheckpointError, match=r"x\.ckpt has an entry .* that reaches out of it"):
+        read_checkpoint(path)
+
+
+def test_a_checkpoint_that_unpacks_to_more_than_it_is_is_refused_before_it_is_unpacked(
+    tmp_path: Path,
+) -> None:
+    path = lightning_file(tmp_path / "x.ckpt")
+    read_checkpoint(rezipped(path))
+    bomb = {"x/data/99": bytes(1 << 24)}
+    path = rezipped(path, more=bomb, compression=zipfile.ZIP_DEFLATED)
+    assert path.stat().st_size < 1 << 18
+    with pytest.raises(CheckpointError, match=r"x\.ckpt has a compressed entry"):
+        read_checkpoint(path)
+    path = rezipped(lightning_file(tmp_path / "y.ckpt"))
+    content = bytearray(path.read_bytes())
+    directory = content.rindex(b"PK\x01\x02")
+    content[directory + 20 : directory + 28] = (1 << 30).to_bytes(4, "little") * 2
+    path.write_bytes(content)
+    with pytest.raises(CheckpointError, match=r"y\.ckpt is damaged: its entries are larger than itself"):
+        read_checkpoint(path)
+
+
+@pytest.mark.parametrize("place", ["state_dict", "ema"])
+@pytest.mark.parametrize(
+    ("tensor", "message"),
+    [
+        ([1.0], "must hold tensors by name, but 'network.0.weight' is none"),
+        (torch.zeros(1).expand(10**12), "must be a plain tensor of real numbers that are all in the file"),
+        (torch.ones(4, 3).to(torch.complex64), "must be a plain tensor of real numbers"),
+        (torch.eye(4).to_sparse(), "must be a plain tensor of real numbers"),
+        (torch.empty(4, 3, device="meta"), "must be a plain tensor of real numbers"),
+    ],
+)
+def test_a_tensor_that_is_none_or_repeats_a_number_a_trillion_times_is_refused(
+    tmp_path: Path, place: str, tensor: object, message: str
+) -> None:
+    """A file of 10 kB asked for four terabytes; others ended in an AttributeError."""
+    path = lightning_file(tmp_path / "x.ckpt")
+    content = torch.load(path, weights_only=True)
+    (content if place == "state_dict" else content["latentite"])[place]["network.0.weight"] = tensor
+    torch.save(content, path)
+    with pytest.raises(CheckpointError, match=message):
+        read_checkpoint(path)
+
+
+@pytest.mark.parametrize("place", ["state_dict", "ema"])
+def test_weights_that_are_no_mapping_are_named(tmp_path: Path, place: str) -> None:
+    path = lightning_file(tmp_path / "x.ckpt")
+    content = torch.load(path, weights_only=True)
+    (content if place == "state_dict" else content["latentite"])[place] = [1, 2]
+    torch.save(content, path)
+    with pytest.raises(CheckpointError, match="must hold tensors by name, got list"):
+        read_checkpoint(path)
+
+
+def test_a_choice_of_weights_that_does_not_exist_is_named(tmp_path: Path) -> None:
+    path = lightning_file(tmp_path / "x.ckpt", default_weights=["best"])
+    with pytest.raises(CheckpointError, match=r"weights must be one of ema, raw, got \['best'\]"):
+        read_checkpoint(path)
+    pair = export_portable(lightning_file(tmp_path / "x.ckpt"), tmp_path / "y")
+    card = json.loads(pair[1].read_text())
+    pair[1].write_text(json.dumps({**card, "weights": {"a": 1}}))
+    with pytest.raises(CheckpointError, match="weights must be one of ema, raw, got"):
+        read_checkpoint(pair[0])
+
+
+def test_a_config_with_values_that_are_not_plain_is_refused(tmp_path: Path) -> None:
+    path = lightning_file(tmp_path / "x.ckpt", config={"width": torch.ones(1)})
+    with pytest.raises(CheckpointError, match=r"config\.width must be a plain value"):
+        read_checkpoint(path)
+
+
+def _card_changes(folder: Path, name: str, **changes: Any) -> Path:
+    card = folder / f"{name}.json"
+    card.write_text(json.dumps(json.loads(card.read_text()) | changes))
+    return card
+
+
+def _loans(folder: Path, *lenders: str) -> dict[str, Any]:
+    hashes = {name: sha256_file(folder / f"{name}.safetensors") for name in lenders}
+    return {name: {"sha256": digest, "tensors": {"x": "0.weight"}} for name, digest in hashes.items()}
+
+
+@pytest.fixture
+def pairs(tmp_path: Path) -> Path:
+    """Ten portable pairs, `p0` to `p9`."""
+    path = lightning_file(tmp_path / "last.ckpt")
+    for number in range(10):
+        export_portable(path, tmp_path / f"p{number}")
+    return tmp_path
+
+
+@pytest.mark.parametrize("circle", [[0], [0, 1], [0, 1, 2]])
+def test_pairs_that_borrow_from_each_other_are_refused(pairs: Path, circle: list[int]) -> None:
+    """Reading one read the other, and so on to a RecursionError."""
+    for borrower, lender in zip(circle, [*circle[1:], circle[0]], strict=True):
+        _card_changes(pairs, f"p{borrower}", borrowed=_loans(pairs, f"p{lender}"))
+    shown = " -> ".join(f"p{number}" for number in [*circle, circle[0]])
+    with pytest.raises(CheckpointError, match=rf"borrows in a circle \({shown}\)"):
+        read_checkpoint(pairs / "p0.json")
+
+
+def test_pairs_that_borrow_one_from_the_other_are_read_to_a_depth(pairs: Path) -> None:
+    for number in range(9):
+        _card_changes(pairs, f"p{number}", borrowed=_loans(pairs, f"p{number + 1}"))
+    assert "x" in read_checkpoint(pairs / "p2.json").state
+    with pytest.raises(CheckpointError, match="over more than 8 pairs"):
+        read_checkpoint(pairs / "p0.json")
+
+
+@pytest.mark.parametrize(
+    "loans", [[], "p1", {"p1": None}, {"p1": {}}, {"p1": {"sha256": "a", "tensors": [1]}}]
+)
+def test_loans_in_another_form_are_refused(pairs: Path, loans: Any) -> None:
+    with pytest.raises(CheckpointError, match=r"p0\.json: its section 'borrowed' must hold"):
+        read_checkpoint(_card_changes(pairs, "p0", borrowed=loans))
+
+
+def test_a_card_of_ten_thousand_brackets_is_refused(pairs: Path) -> None:
+    (pairs / "p0.json").write_text("[" * 10_000)
+    with pytest.raises(CheckpointError, match="is not a checkpoint's card"):
+        read_checkpoint(pairs / "p0.json")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -20,6 +21,7 @@ from latentite.config import (
     load,
     one_sentence,
     with_new_keys,
+    with_quotes,
 )
 from latentite.training.stages import TrainVAEConfig
 
@@ -51,6 +53,10 @@ def settings(*overrides: str) -> TrainVAEConfig:
         ("trainer.max_epochs=-1", r"trainer\.max_epochs must be given where neither"),
         ("trainer.max_time=soon", r"trainer\.max_time must be HH:MM:SS, DD:HH:MM:SS or seconds, got 'soon'"),
         ("trainer.precision=fp8", r"trainer\.precision must be one of 32-true, bf16-mixed.*, got 'fp8'"),
+        (
+            "trainer.options={max_epochs:3}",
+            r"trainer\.options must not hold max_epochs; set trainer\.max_epochs",
+        ),
         ("trainer.gradient_clip_val=0", r"trainer\.gradient_clip_val must be above 0 or null, got 0"),
         ("vae_module.optimizer.lr=-1", r"vae_module\.optimizer\.lr must be a positive number, got -1"),
         ("vae_module.optimizer.lr=nan", r"vae_module\.optimizer\.lr must be a positive number, got nan"),
@@ -208,6 +214,103 @@ def test_a_new_key_is_known_on_the_command_line(tmp_path):
     printed = yaml.safe_load(done.stdout)["rl_module"]
     assert printed["replay"] == {"size": 8}
     assert printed["reward_fn"]["components"]["density"]["scale"] == 6.5
+
+
+ODD_NAMES = [
+    "epoch_step=100.ckpt",
+    "a b.ckpt",
+    "two  blanks.ckpt",
+    "a,b.ckpt",
+    "~tilde.ckpt",
+    "a$b.ckpt",
+    "a${b}.ckpt",
+    "[a].ckpt",
+    "{a:1}.ckpt",
+    "(a).ckpt",
+    "it's.ckpt",
+    'say "x".ckpt',
+    "#1&2;3!.ckpt",
+    "läufe.ckpt",
+    "a=b,c='d' [e].ckpt",
+    "100",
+    "true",
+]
+
+
+@pytest.mark.parametrize("name", ODD_NAMES)
+def test_a_path_may_have_any_characters(tmp_path, monkeypatch, name):
+    """To hydra's grammar `=`, `~`, quotes, brackets and most other signs are mistakes, and a comma is a sweep."""
+    monkeypatch.chdir(tmp_path)
+    Path(name).touch()
+    for prefix in ("", "+", "++"):
+        found = compose("train_vae", [f"{prefix}ckpt_path={tmp_path / name}"])
+        assert load(TrainVAEConfig, found).ckpt_path == tmp_path / name
+    relative = compose("train_ldm", [f"ldm_module.vae_ckpt_path={name}"])["ldm_module"]["vae_ckpt_path"]
+    assert relative == name
+
+
+def test_a_relative_name_of_digits_is_a_path(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("100").touch()
+    assert settings("ckpt_path=100").ckpt_path == Path("100")
+
+
+def test_a_tilde_is_the_home_folder(tmp_path, monkeypatch):
+    """Shells leave it as it is after a `=`; hydra stumbled over it, and where it was quoted no file was found."""
+    monkeypatch.setenv("HOME", str(tmp_path))
+    path = tmp_path / "x y" / "last=1.ckpt"
+    path.parent.mkdir()
+    path.touch()
+    for given in ("ckpt_path=~/x y/last=1.ckpt", "ckpt_path='~/x y/last=1.ckpt'"):
+        assert settings(given).ckpt_path == path
+    assert with_quotes(STAGES["vae"], ["hydra.run.dir=~/a=1"]) == [f"hydra.run.dir='{tmp_path}/a=1'"]
+    assert load(TrainVAEConfig, compose("train_vae") | {"ckpt_path": "~/x y/last=1.ckpt"}).ckpt_path == path
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        "ckpt_path='a=b'",
+        'ckpt_path="a b"',
+        r"ckpt_path=a\=b",
+        "ckpt_path=null",
+        "ckpt_path='${hub:mp_20_vae}'",
+        "ckpt_path=${hub:mp_20_vae}",
+        "hydra.run.dir=logs/${now:%Y}",
+        "trainer.max_epochs=3",
+        "vae_module.optimizer.betas=[0.5,0.6]",
+        "~experiment",
+        "data=mp_20",
+    ],
+)
+def test_what_hydra_understands_stays_as_it_is(given):
+    assert with_quotes(STAGES["vae"], [given]) == [given]
+
+
+def test_commas_of_a_sweep_stay_a_sweep():
+    given = ["--multirun", "ckpt_path=a,b", "seed=1,2"]
+    assert with_quotes(STAGES["vae"], given) == given
+
+
+def test_a_value_that_cannot_be_read_is_answered_by_what_to_type(tmp_path):
+    with pytest.raises(ValueError, match="where the value is a text, type ") as refused:
+        compose("train_vae", ["vae_module.optimizer.name=a=b"])
+    advice = str(refused.value).rpartition("type ")[2]
+    assert shlex.split(advice) == ['vae_module.optimizer.name="a=b"']
+    with pytest.raises(ValueError, match=r"optimizer\.name must be one of adamw, adam, sgd, got 'a=b'"):
+        settings(*shlex.split(advice))
+
+
+def test_a_path_that_the_shell_cut_at_a_blank_is_answered_by_what_to_type():
+    with pytest.raises(
+        ValueError, match=r"y/last\.ckpt is not key=value; .* type 'ckpt_path=~/x y/last\.ckpt'$"
+    ):
+        with_quotes(STAGES["vae"], ["trainer=cpu", "ckpt_path=~/x", "y/last.ckpt"])
+
+
+def test_a_variable_that_is_none_is_answered_by_how_to_mean_the_characters():
+    with pytest.raises(ValueError, match=r"Interpolation key 'b' not found; to mean the characters .* \\\${"):
+        compose("train_ldm", ["ldm_module.vae_ckpt_path=a${b}.ckpt"])
 
 
 def run(*arguments: str, cwd: Path, stage: str = "vae") -> subprocess.CompletedProcess:

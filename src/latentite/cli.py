@@ -67,8 +67,8 @@ GROUPS = {
 }
 """Groups of commands: the module whose `register` adds them, and a line of help."""
 
-TWO_WORDS = ("evaluate compare",)
-"""Commands beside one whose first argument is free: a source called `compare` is given as `./compare`."""
+TWO_WORDS = ("evaluate compare", "sample merge")
+"""Commands beside one that stands alone: a source of `evaluate` called `compare` is given as `./compare`."""
 
 
 def build_parser(group: str | None = None) -> argparse.ArgumentParser:

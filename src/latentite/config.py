@@ -11,6 +11,7 @@ import difflib
 import logging
 import os
 import re
+import shlex
 import shutil
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -23,11 +24,12 @@ import hydra
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Quote, QuotedString
 from hydra.errors import ConfigCompositionException, HydraException
 from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
+from omegaconf.errors import InterpolationKeyError, OmegaConfBaseException
 
-from latentite.plain import from_plain
+from latentite.plain import declared, from_plain, is_text
 
 log = logging.getLogger(__name__)
 
@@ -35,6 +37,11 @@ Config = TypeVar("Config")
 
 USER_ERROR = 2
 """Exit code for what the user can set right."""
+
+HYDRA_FOLDERS = {"hydra.run.dir", "hydra.sweep.dir"}
+"""Settings of hydra that are paths."""
+
+_OVERRIDE = re.compile(r"^(?P<head>\+{0,2}(?P<key>[A-Za-z_][\w./@]*))=(?P<value>.*)$", re.DOTALL)
 
 HYDRAS_OWN = {".hydra", "train.log"}
 """What hydra puts into a run's folder before the stage has begun (`configs/hydra/default.yaml`)."""
@@ -103,9 +110,11 @@ def compose(config_name: str, overrides: Sequence[str] = ()) -> dict[str, Any]:
     """
     _register_resolvers()
     GlobalHydra.instance().clear()
+    entry = next(entry for entry in STAGES.values() if entry.config_name == config_name)
+    quoted = with_quotes(entry, overrides)
     try:
         with hydra.initialize_config_dir(str(config_dir()), version_base="1.3"):
-            return _to_plain(_compose_loosely(config_name, list(overrides))[0])
+            return _to_plain(_compose_loosely(config_name, quoted)[0])
     except (HydraException, OmegaConfBaseException) as error:
         raise ValueError(one_sentence(error)) from error
     finally:
@@ -155,8 +164,8 @@ def run_stage(stage: str) -> None:
             run(load(kind, _to_plain(composed) | {"run_dir": run_dir}))
 
     main = hydra.main(version_base="1.3", config_path=str(config_dir()), config_name=entry.config_name)(task)
-    sys.argv[1:] = _flags_first(sys.argv[1:])
     with _user_errors():
+        sys.argv[1:] = _flags_first(with_quotes(entry, sys.argv[1:]))
         check_first(entry, sys.argv[1:])
         sys.argv[1:] = with_new_keys(entry, sys.argv[1:])
         main()
@@ -178,6 +187,79 @@ def check_first(entry: StageEntry, arguments: Sequence[str]) -> None:
         raise ValueError(f"run_dir is not a setting; a run's folder is hydra.run.dir={values['run_dir']}")
     kind, _ = entry.load()
     load(kind, values)
+
+
+def with_quotes(entry: StageEntry, arguments: Sequence[str]) -> list[str]:
+    """Arguments in which every value of a path or name is text to hydra, whatever characters it has; `~` is the home.
+
+    To hydra's grammar `=`, `~`, `#`, quotes, brackets and letters with accents are mistakes, and a comma is a sweep. A
+    value that hydra reads as text already (quoted, with escapes or with `${...}`) stays as it is.
+
+    Raises:
+        ValueError: for what cannot be read, with what to type instead.
+    """
+    is_sweep = any(argument in ("-m", "--multirun") for argument in arguments)
+    found = []
+    for before, argument in zip(["-", *arguments], arguments, strict=False):
+        if _is_override(argument):
+            found.append(_quoted(entry, argument, is_sweep=is_sweep))
+            continue
+        if not before.startswith("-") and not argument.startswith("-"):
+            raise ValueError(
+                f"{argument} is not key=value; if it belongs to what stands before it, type "
+                f"{shlex.quote(f'{before} {argument}')}"
+            )
+        found.append(argument)
+    return found
+
+
+def _quoted(entry: StageEntry, argument: str, *, is_sweep: bool) -> str:
+    """One argument of `with_quotes`."""
+    match = _OVERRIDE.match(argument)
+    if match is None or match["value"].lower() == "null" or (is_sweep and "," in match["value"]):
+        return argument
+    key, value = match["key"], match["value"]
+    text, is_read = _as_text(value)
+    if text is None and is_read and not _names_text(key):  # a number, a list: for the setting's type to judge
+        return argument
+    if text is None:
+        kind = str if key in HYDRA_FOLDERS else declared(entry.load()[0], key)
+        if kind is None or (is_read and not is_text(kind)):
+            return argument
+        if not is_text(kind) and (kind is not Any or value[0] in "[{('\""):
+            proposal = shlex.quote(f"{match['head']}={_with_quotes(value, Quote.double)}")
+            raise ValueError(
+                f"{argument} cannot be read as key=value; where the value is a text, type {proposal}"
+            )
+        text = value
+    home = os.path.expanduser(text) if _names_path(key) else text
+    meant = (
+        home.replace("${", r"\${") if os.path.exists(home) else home
+    )  # the name of a file is no interpolation
+    return argument if is_read and meant == _as_text(value)[0] else f"{match['head']}={_with_quotes(meant)}"
+
+
+def _as_text(value: str) -> tuple[str | None, bool]:
+    """What hydra reads as text (None: nothing, or something else), and whether it can read it at all."""
+    try:
+        override = OverridesParser.create().parse_override(f"key={value}")
+    except HydraException:
+        return None, False
+    found = None if override.is_sweep_override() else override.value()
+    return str(found) if isinstance(found, (str, QuotedString)) else None, True
+
+
+def _with_quotes(text: str, quote: Quote = Quote.single) -> str:
+    return QuotedString(text=text, quote=quote).with_quotes()
+
+
+def _names_path(key: str) -> bool:
+    return key in HYDRA_FOLDERS or key.endswith(("_path", "_dir"))
+
+
+def _names_text(key: str) -> bool:
+    """Whether a key may be that of a text: only then its type is looked up, which takes seconds."""
+    return _names_path(key) or key.endswith("name")
 
 
 def with_new_keys(entry: StageEntry, arguments: Sequence[str]) -> list[str]:
@@ -262,7 +344,12 @@ def one_sentence(error: BaseException) -> str:
     skipped = ("To append to your config", "full_key:", "object_type=", "See http", "Set the environment")
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     sentence = "; ".join(line for line in lines if not line.startswith(skipped)) or type(error).__name__
-    return re.sub(r"^\w+ raised while resolving interpolation: ", "", sentence)  # what a resolver said itself
+    sentence = re.sub(
+        r"^\w+ raised while resolving interpolation: ", "", sentence
+    )  # what a resolver said itself
+    if isinstance(error, InterpolationKeyError):
+        sentence += r"; to mean the characters themselves, put a backslash before the dollar sign: \${"
+    return sentence
 
 
 def _to_plain(composed: DictConfig) -> dict[str, Any]:

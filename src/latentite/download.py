@@ -108,6 +108,7 @@ def fetch(
     *,
     patience: Patience,
     is_hub: bool = False,
+    sha256: str | None = None,
     on_progress: Callable[[int, int | None], None] | None = None,
 ) -> RemoteFile:
     """Downloads `url` into `part`, continuing after interruptions, and checks size and, where told, sha256.
@@ -117,6 +118,7 @@ def fetch(
         part: a file of the caller's own, under a name that nobody takes for the finished file.
         patience: time-outs and tries.
         is_hub: ask with huggingface_hub's session, and insist on the hub's headers.
+        sha256: what the content must be, where the caller knows it.
         on_progress: called with the bytes so far and the total (None while unknown).
 
     Raises:
@@ -126,7 +128,13 @@ def fetch(
         raise DownloadError(f"an address must begin with http:// or https://, got {url}")
     ask, describe = (_hub_asker(), _describe_hub) if is_hub else (_ask_web, _describe_web)
     transfer = _Transfer(
-        url=url, part=part, patience=patience, on_progress=on_progress, ask=ask, describe=describe
+        url=url,
+        part=part,
+        patience=patience,
+        on_progress=on_progress,
+        ask=ask,
+        describe=describe,
+        sha256=sha256,
     )
     return transfer.run()
 
@@ -144,6 +152,7 @@ class _Transfer:
     on_progress: Callable[[int, int | None], None] | None
     ask: _Ask
     describe: Callable[[_Answer], RemoteFile]
+    sha256: str | None
     remote: RemoteFile | None = None
 
     @property
@@ -208,12 +217,18 @@ class _Transfer:
             raise _TransientError(f"only {self.num_bytes:,} of {remote.size:,} bytes came")
         if (other := impostor(self.part)) is not None:
             raise DownloadError(f"{self.url} gave {other}")
-        if remote.sha256 is not None and (digest := sha256_file(self.part)) != remote.sha256:
+        digest = sha256_file(self.part) if remote.sha256 or self.sha256 else None
+        if remote.sha256 is not None and digest != remote.sha256:
             self.part.unlink()
             raise _TransientError(f"what came has sha256 {digest}, the hub says {remote.sha256}")
         if remote.size is not None and self.num_bytes > remote.size:
             self.part.unlink()
             raise _TransientError(f"more than {remote.size:,} bytes came")
+        if self.sha256 is not None and digest != self.sha256:
+            self.part.unlink()
+            if remote.size is None:  # perhaps not whole
+                raise _TransientError(f"what came has sha256 {digest}, it must be {self.sha256}")
+            raise DownloadError(f"{self.url} must have sha256 {self.sha256}, but what came has {digest}")
 
 
 def _in_time(ask: Callable[[], _Answer], seconds: float) -> _Answer:

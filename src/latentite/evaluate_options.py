@@ -21,8 +21,10 @@ def add_run(add: Callable[..., argparse.Action]) -> None:
     """Add what is measured against what, where the report goes, and how it is computed."""
     add(
         "source",
+        nargs="+",
         metavar="SOURCE",
-        help="a folder or zip of CIFs, an extxyz, a table, ..., or a dataset's name",
+        help="a folder or zip of CIFs, an extxyz, a table, a folder of `latentite sample`, ..., or a dataset's name; "
+        "several are evaluated as one",
     )
     add(
         "--reference",
@@ -68,7 +70,8 @@ def add_comparisons(add: Callable[..., argparse.Action]) -> None:
         "--tolerance",
         action="append",
         metavar="NAME=VALUE",
-        help="how far from what was asked of NAME still hits, in its unit; repeatable [5 %% of the value]",
+        help="how far from what was asked of NAME still hits, in its unit; repeatable; needed where 0 was asked "
+        "[5 %% of the value]",
     )
     add(
         "--targets",

@@ -7,6 +7,7 @@ refuse the same mistakes with the same sentences. Depends on nothing of ours; th
 from __future__ import annotations
 
 import difflib
+import os
 import types
 import typing
 from collections.abc import Iterator, Mapping
@@ -110,6 +111,29 @@ def convert(hint: Any, value: Any, *, where: str) -> Any:
     return _convert_scalar(hint, value, where)
 
 
+def declared(kind: Any, key: str) -> Any:
+    """The type that a dotted key has below a config dataclass; None where there is no such key."""
+    for part in key.split("."):
+        if kind is Any:
+            return Any
+        section = next((o for o in _options(kind) if is_dataclass(o) or typing.get_origin(o) is dict), None)
+        if section is None:
+            return None
+        kind = _hints(section).get(part) if is_dataclass(section) else typing.get_args(section)[1]  # type: ignore[arg-type]  # a class
+    return kind
+
+
+def is_text(kind: Any) -> bool:
+    """Whether values of a declared type are a text or a path, and nothing else but null."""
+    options = set(_options(kind)) - {type(None)}
+    return bool(options) and options <= {str, Path}
+
+
+def _options(kind: Any) -> tuple[Any, ...]:
+    is_union = typing.get_origin(kind) in (typing.Union, types.UnionType)
+    return typing.get_args(kind) if is_union else (kind,)
+
+
 def to_plain(value: Any) -> Any:
     """A config as plain values: dataclasses as dicts, enums by value, paths as text, tuples as lists."""
     if is_dataclass(value) and not isinstance(value, type):
@@ -163,7 +187,7 @@ def _convert_scalar(hint: Any, value: Any, where: str) -> Any:
     if isinstance(hint, type) and issubclass(hint, Enum):
         return hint(_one_of(tuple(member.value for member in hint), to_plain(value), where))
     if hint is Path and isinstance(value, (str, Path)):
-        return Path(value)
+        return Path(os.path.expanduser(value))  # shells leave a `~` after a `=` as it is
     # bool is an int in Python; here `batch_size=true` is a mistake.
     if hint is float and isinstance(value, (int, float)) and not isinstance(value, bool):
         return float(value)

@@ -21,7 +21,7 @@ import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -47,6 +47,9 @@ from latentite.metrics.reconstruction import reconstruction_table
 from latentite.nn.vae import CrystalVAE, VAEConfig
 from latentite.pictures import draw_pairs, pretty, reduced_formulas
 from latentite.plain import from_plain
+
+if TYPE_CHECKING:
+    from pymatgen.core import Structure
 
 log = logging.getLogger(__name__)
 
@@ -321,7 +324,7 @@ def _write_cifs(result: Reconstruction, folder: Path, stems: Sequence[str]) -> d
     for position, (stem, original, rebuilt) in enumerate(pairs):
         _write_text(folder / f"{stem}{ORIGINAL}", original.to(fmt="cif"))
         if is_comparable(rebuilt):
-            _write_text(folder / f"{stem}{RECONSTRUCTED}", rebuilt.to(fmt="cif"))
+            _write_text(folder / f"{stem}{RECONSTRUCTED}", _right_handed(rebuilt).to(fmt="cif"))
             names[position] = (f"{stem}{ORIGINAL}", f"{stem}{RECONSTRUCTED}")
         else:
             names[position] = (f"{stem}{ORIGINAL}", "")
@@ -331,6 +334,15 @@ def _write_cifs(result: Reconstruction, folder: Path, stems: Sequence[str]) -> d
             if stale.name not in kept:
                 stale.unlink()
     return names
+
+
+def _right_handed(structure: Structure) -> Structure:
+    """The same crystal in a right-handed cell: a CIF has lengths and angles only, and would hold the mirror image of
+    one in a left-handed cell, which a decoder makes of a length below zero."""
+    matrix = structure.lattice.matrix
+    if np.linalg.det(matrix) > 0.0:
+        return structure
+    return type(structure)(-matrix, structure.species, -structure.frac_coords)
 
 
 def _write_text(path: Path, text: str) -> None:

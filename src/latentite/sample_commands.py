@@ -1,26 +1,34 @@
-"""`latentite sample`: the command line of `generate.py`, called by `cli.py`."""
+"""`latentite sample` and `latentite sample merge`: the command line of `generate.py` and `sampling/merge.py`.
+
+Called by `cli.py`.
+"""
 
 from __future__ import annotations
 
 import argparse
 import sys
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rich.console import Console
 
 if TYPE_CHECKING:
     from latentite.generate import GenerateResult
+    from latentite.sampling.folder import Counts
 
 EPILOG = """examples:
   latentite sample --num-samples 100 --out samples
   latentite sample --ckpt last.ckpt --num-samples 1000 --out samples
   latentite sample --ckpt last.ckpt --formula LiFePO4 --formula-units 1,2,4 --num-samples 20 --out csp
   latentite sample --ckpt last.ckpt --conditions "band_gap=2.0,chemical_system=Li-Fe-O" --guidance 2 --out gap
-  latentite sample --ckpt last.ckpt --init structure.cif --strength 0.3 --num-samples 16 --out near"""
+  latentite sample --ckpt last.ckpt --init structure.cif --strength 0.3 --num-samples 16 --out near
+  latentite sample --num-samples 100000 --shard 2/8 --resume --out part2
+  latentite sample merge part1 part2 part3 part4 part5 part6 part7 part8 --out samples"""
 
 
 def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    """Add `sample`; it sets `func`, from the arguments to the exit code. `cli.py` reports mistakes."""
+    """Add `sample` and `sample merge`; they set `func`, arguments to exit code. `cli.py` reports mistakes."""
+    _register_merge(subparsers)
     command = subparsers.add_parser(
         "sample",
         help="sample new crystals from a trained latent diffusion model",
@@ -50,6 +58,21 @@ def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     _add_start(command.add_argument_group("start from structures"))
     _add_campaign(command.add_argument_group("long runs"))
     command.set_defaults(func=_sample)
+
+
+def _register_merge(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    # A command of two words, as `cli.py` joins them: its name is also what the help shows.
+    command = subparsers.add_parser(
+        "sample merge",
+        description="Join the folders of all shards of a run into the folder of the whole run: the same files as "
+        "without shards, to be evaluated, or extended by --resume. Unfinished, damaged, missing and doubled parts "
+        "and parts of other runs are refused.",
+    )
+    command.add_argument(
+        "parts", nargs="+", metavar="PART", type=Path, help="folder of a shard, in any order"
+    )
+    command.add_argument("--out", required=True, type=Path, metavar="DIR", help="a new or empty folder")
+    command.set_defaults(func=_merge)
 
 
 def _add_chain(group: argparse._ArgumentGroup) -> None:
@@ -127,7 +150,11 @@ def _add_start(group: argparse._ArgumentGroup) -> None:
 
 
 def _add_campaign(group: argparse._ArgumentGroup) -> None:
-    group.add_argument("--resume", action="store_true", help="go on with the run in DIR, if there is one")
+    group.add_argument(
+        "--resume",
+        action="store_true",
+        help="go on with the run in DIR, if there is one; a larger --num-samples extends it",
+    )
     group.add_argument("--shard", metavar="K/N", help="the K-th of N parts of the run, each into its own DIR")
     group.add_argument("--no-replace", action="store_true", help="do not sample again what cannot be used")
     group.add_argument(
@@ -143,29 +170,46 @@ def _sample(arguments: argparse.Namespace) -> int:
     from latentite.generate import GenerateConfig, generate_from
 
     options = {name: value for name, value in vars(arguments).items() if name != "func"}
-    result = generate_from(GenerateConfig(**options), command=["latentite", *sys.argv[1:]])
-    console = Console()
-    for line in summary_lines(result):
-        console.print(line, markup=False, highlight=False, soft_wrap=True)
+    typed = sys.argv[1:]
+    command = ["latentite", *([] if typed[:1] == ["sample"] else ["sample"]), *typed]  # or src/sample.py
+    result = generate_from(GenerateConfig(**options), command=command)
+    _print(summary_lines(result))
     return 0
 
 
+def _merge(arguments: argparse.Namespace) -> int:
+    from latentite.sampling.merge import merge
+
+    counts = merge(arguments.parts, arguments.out)
+    _print([counts_line(counts.done, counts), f"structures in {arguments.out}"])
+    return 0
+
+
+def _print(lines: list[str]) -> None:
+    console = Console()
+    for line in lines:
+        console.print(line, markup=False, highlight=False, soft_wrap=True)
+
+
 def summary_lines(result: GenerateResult) -> list[str]:
-    """The counts of a run in words."""
+    """What became of a run, in words."""
     counts = result.counts
+    lines = [counts_line(result.asked, counts)]
+    if result.has_requests:
+        lines.append(f"requests verified: {counts.verified} of {counts.written} written crystals")
+    lines.append(f"structures in {result.out}")
+    return lines
+
+
+def counts_line(asked: int, counts: Counts) -> str:
+    """The counts of a run in words."""
     replaced = f"{sum(counts.replaced.values())} replaced{_kinds(counts.replaced)}"
     left = {
         kind: rest
         for kind, number in counts.rejected.items()
         if (rest := number - counts.replaced.get(kind, 0))
     }
-    lines = [
-        f"asked {result.asked}, written {counts.written}, {replaced}, {counts.failed} failed{_kinds(left)}"
-    ]
-    if result.has_requests:
-        lines.append(f"requests verified: {counts.verified} of {counts.written} written crystals")
-    lines.append(f"structures in {result.out}")
-    return lines
+    return f"asked {asked}, written {counts.written}, {replaced}, {counts.failed} failed{_kinds(left)}"
 
 
 def _kinds(numbers: dict[str, int]) -> str:

@@ -157,3 +157,137 @@ def test_the_command_converts_and_counts(tmp_path: Path, capsys: pytest.CaptureF
     with h5py.File(out) as file:
         assert file["002/id"].asstr()[:].tolist() == ["002/0", "002/3"]
         assert file["002/coord"].shape == (2, 2, 3)
+
+
+def one_group(path: Path) -> Path:
+    """Three crystals of two atoms."""
+    with h5py.File(path, "w") as file:
+        group = file.create_group("002")
+        group["numbers"] = np.tile([11, 17], (3, 1))
+        group["coord"] = np.tile([[0.0, 0.0, 0.0], [2.0, 2.0, 2.0]], (3, 1, 1))
+        group["cell"] = np.tile(4.0 * np.eye(3), (3, 1, 1))
+        group["energy"] = np.array([-1.0, -2.0, -3.0])
+    return path
+
+
+@pytest.mark.parametrize("member", ["coord", "numbers", "cell", "energy", "more"])
+@pytest.mark.parametrize(
+    "link", [h5py.ExternalLink("other.h5", "/x"), h5py.SoftLink("/nowhere"), h5py.SoftLink("/002")]
+)
+def test_a_link_in_an_hdf5_file_is_refused_not_followed(tmp_path: Path, member: str, link: object) -> None:
+    """A fuzzed file ended in an AttributeError, a KeyError or a RuntimeError, or read another file's numbers."""
+    path = one_group(tmp_path / "x.h5")
+    with h5py.File(path, "r+") as file:
+        if member in file["002"]:
+            del file["002"][member]
+        file["002"][member] = link
+    with pytest.raises(ValueError, match=rf"x\.h5::002/{member} must be data of the file itself, got a link"):
+        read_hdf5(path)
+
+
+def test_numbers_that_stand_in_another_file_are_refused(tmp_path: Path) -> None:
+    """`external=` makes HDF5 read any file's bytes as numbers: here 72 bytes of a secret were taken as positions."""
+    (tmp_path / "secret").write_bytes(np.full((3, 2, 3), 0.25).tobytes())
+    for kind in ("external", "virtual"):
+        path = one_group(tmp_path / f"{kind}.h5")
+        with h5py.File(path, "r+") as file:
+            group = file["002"]
+            del group["coord"]
+            if kind == "external":
+                secret = [(str(tmp_path / "secret"), 0, h5py.h5f.UNLIMITED)]
+                group.create_dataset("coord", shape=(3, 2, 3), dtype="f8", external=secret)
+            else:
+                layout = h5py.VirtualLayout(shape=(3, 2, 3), dtype="f8")
+                layout[:] = h5py.VirtualSource("other.h5", "x", shape=(3, 2, 3))
+                group.create_virtual_dataset("coord", layout, fillvalue=0.5)
+        with pytest.raises(ValueError, match="coord must hold its numbers itself"):
+            read_hdf5(path)
+
+
+@pytest.mark.parametrize("name", ["numbers", "coord", "cell", "energy"])
+@pytest.mark.parametrize("chunks", [None, 1])
+def test_numbers_that_were_never_written_are_refused_not_read_as_zeros(
+    tmp_path: Path, name: str, chunks: int | None
+) -> None:
+    """HDF5 gives zeros for what a run that was cut off had only declared: an energy of 0 eV is no energy."""
+    path = one_group(tmp_path / "x.h5")
+    with h5py.File(path, "r+") as file:
+        group = file["002"]
+        shape, kind = group[name].shape, group[name].dtype
+        values = group[name][()]
+        del group[name]
+        step = None if chunks is None else (chunks, *shape[1:])
+        dataset = group.create_dataset(name, shape=shape, dtype=kind, chunks=step)
+        if chunks is not None:
+            dataset[:2] = values[:2]  # the third chunk stays unwritten
+    with pytest.raises(ValueError, match=rf"{name} declares \d+ values that were not all written"):
+        read_hdf5(path)
+
+
+def test_a_small_file_that_declares_a_billion_rows_is_refused_at_once(tmp_path: Path) -> None:
+    """It was read row by row for hours: each of its zeros was an atom that is no element."""
+    path = tmp_path / "x.h5"
+    with h5py.File(path, "w") as file:
+        for name, shape in (("numbers", (10**9, 2)), ("coord", (10**9, 2, 3)), ("cell", (10**9, 3, 3))):
+            file.create_dataset(f"002/{name}", shape=shape, dtype="f8", chunks=(1024, *shape[1:]))
+    with pytest.raises(ValueError, match=r"cell declares 9000000000 values that were not all written"):
+        read_hdf5(path)
+    with h5py.File(path, "w") as file:
+        file.create_dataset("002/numbers", shape=(1, 2), maxshape=(None, 2), dtype="i4", chunks=(10**8, 2))
+        file["002/coord"] = np.zeros((1, 2, 3))
+    with pytest.raises(ValueError, match="must have chunks of at most"):
+        read_hdf5(path)
+
+
+def test_one_large_chunk_is_unpacked_once_not_for_every_block(tmp_path: Path) -> None:
+    """A data set of one compressed chunk was unpacked anew for every 1,024 rows: 20 s for a file of 200 kB."""
+    path, count = tmp_path / "x.h5", 40_000
+    with h5py.File(path, "w") as file:
+        for name, shape in (("numbers", (count, 8)), ("coord", (count, 8, 3)), ("cell", (count, 3, 3))):
+            file.create_dataset(f"008/{name}", data=np.zeros(shape), chunks=shape, compression="gzip")
+    reads = []
+    original = h5py.Dataset.__getitem__
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(h5py.Dataset, "__getitem__", lambda self, key: reads.append(key) or original(self, key))
+        items = list(read_hdf5(path))
+    assert len(items) == count
+    assert len(reads) == 3
+    assert all(isinstance(item, Rejection) for item in items)
+
+
+@pytest.mark.parametrize("values", [[11.5, 17.0], [np.nan, 17.0], [np.inf, 17.0], [11.0, 1e300]])
+def test_atomic_numbers_that_are_no_whole_numbers_are_rejected_not_cut_off(
+    tmp_path: Path, values: list[float]
+) -> None:
+    """11.5 was read as sodium."""
+    path = one_group(tmp_path / "x.h5")
+    with h5py.File(path, "r+") as file:
+        del file["002/numbers"]
+        file["002/numbers"] = np.array([[11.0, 17.0], values, [11.0, 17.0]])
+    items = list(read(path))
+    assert [isinstance(item, Rejection) for item in items] == [False, True, False]
+    assert items[1].reason == "atomic numbers that are no whole numbers"
+
+
+@pytest.mark.parametrize("kind", ["S4", "complex128", [("x", "f8")]])
+def test_geometry_that_is_no_numbers_is_named(tmp_path: Path, kind: object) -> None:
+    path = one_group(tmp_path / "x.h5")
+    with h5py.File(path, "r+") as file:
+        del file["002/coord"]
+        file["002/coord"] = np.zeros((3, 2, 3), dtype=kind)
+    with pytest.raises(ValueError, match=r"002/coord must be a dataset of numbers, got a dataset of "):
+        read_hdf5(path)
+
+
+def test_what_is_no_number_or_text_per_row_is_no_label(tmp_path: Path) -> None:
+    path = one_group(tmp_path / "x.h5")
+    with h5py.File(path, "r+") as file:
+        group = file["002"]
+        group["compound"] = np.zeros(3, dtype=[("a", "f8"), ("b", "i4")])
+        group["complex"] = np.ones(3, dtype=complex)
+        group.create_dataset("reference", data=[group.ref] * 3, dtype=h5py.ref_dtype)
+        group["empty"] = h5py.Empty("f8")
+        group["type"] = np.dtype("f8")
+        group["self"] = group
+    records = list(read_hdf5(path))
+    assert all(isinstance(item, Record) and set(item.properties) == {"energy"} for item in records)

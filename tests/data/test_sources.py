@@ -6,15 +6,17 @@ import hashlib
 import http.server
 import io
 import json
+import os
+import shutil
 import threading
 import time
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
-from latentite.data import sources
+from latentite.data import download_record, sources
 from latentite.data.sources import DATASETS, NamedDataset, resolve
 from latentite.download import DownloadError, Patience
 
@@ -91,6 +93,7 @@ def served(server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> S
     """A server with a small `mp_20`, an empty cache, and no local data."""
     monkeypatch.setenv("LATENTITE_CACHE_DIR", str(tmp_path / "cache"))
     monkeypatch.delenv("LATENTITE_DATA_DIR", raising=False)
+    monkeypatch.delenv(download_record.CHECKSUMS_VARIABLE, raising=False)
     monkeypatch.setenv(sources.MIRROR_VARIABLE, server.address)
     monkeypatch.chdir(tmp_path)
     small = NamedDataset(summary="small", address="http://127.0.0.1:1/{name}/{file}", rows=ROWS)
@@ -260,3 +263,164 @@ def test_every_dataset_can_be_had_or_says_how() -> None:
     for name, dataset in DATASETS.items():
         assert dataset.is_made_here or dataset.address or dataset.advice, name
         assert bool(dataset.rows) == bool(dataset.address), name
+
+
+def sums_file(tmp_path: Path, **others: str) -> Path:
+    """Checksums of the small data set, as `sha256sum mp_20/*.csv` prints them."""
+    sums = {split: hashlib.sha256(table(count)).hexdigest() for split, count in ROWS.items()} | others
+    path = tmp_path / "sums.txt"
+    path.write_text(
+        "# mine\n\n" + "".join(f"{digest}  mp_20/{split}.csv\n" for split, digest in sums.items())
+    )
+    return path
+
+
+def test_a_download_without_a_checksum_is_taken_on_trust_said_and_recorded(
+    served: Server, caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level("WARNING"):
+        folder = resolve("mp_20", patience=QUICK)
+    said = [record.message for record in caplog.records]
+    record = json.loads((folder / "source.json").read_text())
+    for split, count in ROWS.items():
+        digest = hashlib.sha256(table(count)).hexdigest()
+        assert record["downloads"][f"{split}.csv"] == digest
+        assert any(f"{split}.csv is taken on trust" in line and digest in line for line in said)
+    caplog.clear()
+    assert resolve("mp_20", patience=QUICK) == folder
+    assert caplog.records == []
+
+
+def _flip(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    content[-3] ^= 1
+    path.write_bytes(content)
+
+
+@pytest.mark.parametrize(
+    ("damage", "words"),
+    [
+        (
+            lambda folder: _flip(folder / "val.csv"),
+            r"val\.csv has changed since it was downloaded: its sha256 must be",
+        ),
+        (
+            lambda folder: (folder / "test.csv").unlink(),
+            r"test\.csv must be there, as source\.json says, and is not",
+        ),
+        (
+            lambda folder: (folder / "source.json").unlink(),
+            r"source\.json must say which files were downloaded",
+        ),
+        (lambda folder: (folder / "source.json").write_text("{"), r"source\.json must say which files"),
+        (
+            lambda folder: (folder / "source.json").write_text('{"files": ["a"]}'),
+            r"source\.json must say which",
+        ),
+    ],
+)
+def test_a_download_that_is_no_longer_what_came_is_refused_on_each_use(
+    served: Server, damage: Callable[[Path], object], words: str
+) -> None:
+    folder = resolve("mp_20", patience=QUICK)
+    damage(folder)
+    for _ in range(2):
+        with pytest.raises(DownloadError, match=words) as caught:
+            resolve("mp_20", patience=QUICK)
+        assert f"remove the folder {folder} to download it again" in str(caught.value)
+    shutil.rmtree(folder)
+    assert resolve("mp_20", patience=QUICK) == folder
+
+
+def test_a_file_that_was_exchanged_with_equal_size_and_time_is_noticed_by_the_next_process(
+    served: Server,
+) -> None:
+    folder = resolve("mp_20", patience=QUICK)
+    stat = (folder / "val.csv").stat()
+    _flip(folder / "val.csv")
+    os.utime(folder / "val.csv", ns=(stat.st_atime_ns, stat.st_mtime_ns))
+    download_record._digest.cache_clear()  # as a new process has it
+    with pytest.raises(DownloadError, match="has changed since it was downloaded"):
+        resolve("mp_20", patience=QUICK)
+
+
+def test_a_checksum_of_the_users_own_decides_what_is_taken(
+    served: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setenv(download_record.CHECKSUMS_VARIABLE, str(sums_file(tmp_path, val="1" * 64)))
+    came = hashlib.sha256(table(2)).hexdigest()
+    with pytest.raises(
+        DownloadError, match=rf"val\.csv must have sha256 {'1' * 64}, but what came has {came}"
+    ):
+        resolve("mp_20", patience=QUICK)
+    assert len([path for path in served.requests if "val" in path]) == 1  # a further try would bring it again
+    assert leftovers(tmp_path) == ["datasets"]
+    sums_file(tmp_path)
+    with caplog.at_level("WARNING"):
+        folder = resolve("mp_20", patience=QUICK)
+    assert "on trust" not in caplog.text
+    assert resolve("mp_20", patience=QUICK) == folder
+
+
+def test_an_earlier_download_is_held_against_a_checksum_that_came_later(
+    served: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    resolve("mp_20", patience=QUICK)
+    monkeypatch.setenv(download_record.CHECKSUMS_VARIABLE, str(sums_file(tmp_path)))
+    resolve("mp_20", patience=QUICK)
+    sums_file(tmp_path, train="2" * 64)
+    with pytest.raises(DownloadError, match=r"mp_20/train\.csv must have sha256 2222"):
+        resolve("mp_20", patience=QUICK)
+
+
+def test_the_checksum_of_an_archive_is_that_of_the_archive(
+    served: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    archive = io.BytesIO()
+    with zipfile.ZipFile(archive, "w") as file:
+        for split, count in ROWS.items():
+            file.writestr(f"inside/{split}.csv", table(count))
+    small = NamedDataset(summary="s", address="http://127.0.0.1:1/{name}/{file}", archive="a.zip", rows=ROWS)
+    monkeypatch.setitem(DATASETS, "mp_20", small)
+    served.bodies["/mp_20/a.zip"] = archive.getvalue()
+    digest = hashlib.sha256(archive.getvalue()).hexdigest()
+    (tmp_path / "sums.txt").write_text(f"{'3' * 64} *mp_20/a.zip\n")
+    monkeypatch.setenv(download_record.CHECKSUMS_VARIABLE, str(tmp_path / "sums.txt"))
+    with pytest.raises(DownloadError, match=rf"must have sha256 3333\d*, but what came has {digest}"):
+        resolve("mp_20", patience=QUICK)
+    (tmp_path / "sums.txt").write_text(f"{digest.upper()} *mp_20/a.zip\n")
+    folder = resolve("mp_20", patience=QUICK)
+    assert json.loads((folder / "source.json").read_text())["downloads"] == {"a.zip": digest}
+    assert resolve("mp_20", patience=QUICK) == folder
+    _flip(folder / "val.csv")
+    with pytest.raises(DownloadError, match=r"val\.csv has changed"):
+        resolve("mp_20", patience=QUICK)
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        (
+            "nonsense\n",
+            r"line 1, must be written 'SHA256  mp_20/train\.csv', as sha256sum does, got 'nonsense'",
+        ),
+        (
+            f"{'a' * 64}  mp_20/train.csv\n",
+            r"must have a line for mp_20/val\.csv; add it, or unset the variable",
+        ),
+        (
+            f"{'a' * 64}  mp_20/val.csv\n{'b' * 64}  mp_20/val.csv\n",
+            r"line 2: mp_20/val\.csv must have one checksum",
+        ),
+        (None, "LATENTITE_DATASETS_SHA256 must name a file of checksums"),
+    ],
+)
+def test_checksums_that_cannot_be_used_are_refused_before_anything_is_fetched(
+    served: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str | None, words: str
+) -> None:
+    if text is not None:
+        (tmp_path / "sums.txt").write_text(text)
+    monkeypatch.setenv(download_record.CHECKSUMS_VARIABLE, str(tmp_path / "sums.txt"))
+    with pytest.raises(DownloadError, match=words):
+        resolve("mp_20", patience=QUICK)
+    assert served.requests == []

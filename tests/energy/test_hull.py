@@ -185,9 +185,10 @@ def test_json_that_is_no_hull_is_refused_with_its_name(tmp_path: Path) -> None:
             "entry 1 must",
         ),
         ("[]", r"some\.json must hold a hull"),
-        ('{"latentite.hull": 1}', r"some\.json is damaged"),
-        ('{"latentite.hull": 1, "theory": ["PBE"], "phases": [], "sha256": ""}', r"some\.json is damaged"),
-        ('{"latentite.hull": 1, "theory": null, "phases": [3], "sha256": ""}', r"some\.json is damaged"),
+        ('{"latentite.hull": 1}', r"some\.json must be a hull of format 2"),
+        ('{"latentite.hull": 2}', r"some\.json is damaged"),
+        ('{"latentite.hull": 2, "theory": ["PBE"], "phases": [], "sha256": ""}', r"some\.json is damaged"),
+        ('{"latentite.hull": 2, "theory": null, "phases": [3], "sha256": ""}', r"some\.json is damaged"),
     ):
         path.write_text(content)
         with pytest.raises(ValueError, match=words):
@@ -226,3 +227,26 @@ def test_compositions_of_a_batch() -> None:
 def test_what_is_no_formula_is_refused() -> None:
     with pytest.raises(ValueError, match="such as LiFePO4"):
         parse_formula("Xx2")
+
+
+def test_the_hash_of_a_hull_covers_its_level_of_theory(tmp_path: Path) -> None:
+    """Another functional in the file went unnoticed, and two hulls of equal numbers and other theories were one."""
+    phases = random_phases(0, 30, 4)
+    theories = [PBE, TheoryLevel(functional="PBE(+U)", is_corrected=False), None]
+    theories += [
+        TheoryLevel(functional="r2SCAN", is_corrected=True),
+        TheoryLevel(functional="r2SCAN", is_corrected=None),
+    ]
+    hashes = {Hull(phases, theory=theory).sha256 for theory in theories}
+    assert len(hashes) == len(theories)
+    path = tmp_path / "hull.json"
+    Hull(phases, theory=PBE).write(path)
+    for before, after in (("PBE(+U)", "r2SCAN"), ("true", "false"), ("true", "null")):
+        Hull(phases, theory=PBE).write(path)
+        path.write_text(path.read_text().replace(before, after, 1))
+        with pytest.raises(ValueError, match="has changed since it was written"):
+            Hull.read(path)
+    content = json.loads(path.read_text())
+    path.write_text(json.dumps({**content, "theory": None}))
+    with pytest.raises(ValueError, match="has changed since it was written"):
+        hull_from_json(path, theory=PBE)

@@ -6,6 +6,7 @@ import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from scipy.stats import mannwhitneyu
@@ -103,7 +104,14 @@ def changed(folder: Path, target: Path, change: Callable[[dict[str, object]], No
         (lambda c: c["matchers"]["strict"].update(ltol=0.25), "matchers is"),
         (lambda c: c["reference"].update(content_hash="0"), "reference.content_hash is"),
         (lambda c: c.update(reference=None), "reference.content_hash is"),
-        (lambda c: c.update(energies={"potential": "other"}), "energies.potential is None and 'other'"),
+        (
+            lambda c: c.update(energies={"potential": "other", "settings": {}, "hull": None}),
+            "energies.potential is None and 'other'",
+        ),
+        (lambda c: c["protocol"].update(stable_below=0.02), "protocol.stable_below is 0.0 and 0.02"),
+        (lambda c: c["protocol"].update(msun="msun"), "protocol.msun is None and 'msun'"),
+        (lambda c: c["features"].update(seed=1), "features.seed is 0 and 1"),
+        (lambda c: c.update(features=None), "features.seed is 0 and None"),
     ],
 )
 def test_other_settings_are_refused_by_name_unless_forced(
@@ -119,8 +127,9 @@ def test_other_settings_are_refused_by_name_unless_forced(
 
 def test_a_hull_is_known_by_its_content_and_not_by_its_name(runs: Runs, tmp_path: Path) -> None:
     def of(name: str, sha256: str) -> Callable[[dict[str, object]], None]:
-        hull = {"name": name, "sha256": sha256, "element_references": {"table": name, "num_rows": 5}}
-        return lambda content: content.update(energies={"hull": hull})
+        fitted = {"table": name, "terms": "elements", "num_rows": 5, "mean_absolute_residual": 0.01}
+        hull = {"name": name, "sha256": sha256, "theory": "PBE", "element_references": fitted}
+        return lambda content: content.update(energies={"potential": "p", "settings": {}, "hull": hull})
 
     first = changed(runs[0], tmp_path / "first", of("mp_20", "1"))
     compare_runs(first, changed(runs[1], tmp_path / "same", of("data/mp_20", "1")))
@@ -183,3 +192,52 @@ def test_a_folder_called_compare_is_a_source_when_given_as_a_path(
     monkeypatch.chdir(tmp_path)
     assert cli.main(["evaluate", "./compare", "--out", "report", "--workers", "1"]) == 0
     assert json.loads((tmp_path / "report" / "summary.json").read_text())["num_scored"] == 2
+
+
+def _forget(place: str) -> Callable[[dict[str, Any]], None]:
+    def change(content: dict[str, Any]) -> None:
+        *parents, last = place.split(".")
+        for key in parents:
+            content = content[key]
+        del content[last]
+
+    return change
+
+
+@pytest.mark.parametrize(
+    "place",
+    [
+        "relax",
+        "symprecs",
+        "matchers",
+        "protocol.min_volume",
+        "protocol.name",
+        "reference.content_hash",
+        "features.seed",
+    ],
+)
+def test_settings_that_both_summaries_leave_out_are_not_taken_as_equal(
+    runs: Runs, tmp_path: Path, place: str
+) -> None:
+    """Two reports of a version that did not write a setting "agreed" in it, whatever it was."""
+    others = [changed(folder, tmp_path / folder.name, _forget(place)) for folder in runs]
+    for pair in (others, [runs[0], others[1]]):
+        with pytest.raises(
+            ValueError, match=rf"summary\.json must say {place}, which another version"
+        ) as error:
+            compare_runs(*pair)
+        assert "evaluate again, or add --force" in str(error.value)
+        assert compare_runs(*pair, force=True).differing[place][1] == "not said"
+
+
+def test_parts_that_neither_evaluation_has_agree(runs: Runs, tmp_path: Path) -> None:
+    """No reference, no energies, no features: nothing that could be measured differently."""
+
+    def without(content: dict[str, Any]) -> None:
+        for part in ("reference", "features", "energies", "conditions", "prediction"):
+            content[part] = None
+
+    others = [changed(folder, tmp_path / folder.name, without) for folder in runs]
+    assert compare_runs(*others).differing == {}
+    empty = changed(runs[1], tmp_path / "empty", lambda c: c.update(conditions={"tolerances": {}}))
+    assert compare_runs(runs[0], empty).differing == {}  # no tolerances are what no conditions have

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -182,3 +183,44 @@ def test_a_formula_that_looks_like_a_missing_number_was_asked_as_well(tmp_path: 
 def test_labels_with_and_without_a_formula(label: str, formula: str | None) -> None:
     found = FORMULA.fullmatch(label)
     assert (found[1] if found else None) == formula
+
+
+def asking(folder: Path, target: Path, conditions: str) -> Path:
+    """The folder, with something else asked of the first sample."""
+    shutil.copytree(folder, target)
+    table = target / "samples.csv"
+    rows = list(csv.reader(table.read_text().splitlines()))
+    rows[1][4] = conditions
+    with table.open("w", newline="") as file:
+        csv.writer(file).writerows(rows)
+    return target
+
+
+def test_a_target_of_zero_needs_a_tolerance_of_its_own(folder: Path, tmp_path: Path) -> None:
+    """Its tolerance was 5 % of 0, so that nothing hit what every crystal of the hull has within rounding."""
+    run = asking(folder, tmp_path / "run", "volume_per_atom=0")
+    words = r"--tolerance volume_per_atom=NUMBER must be given, .* asked for volume_per_atom = 0: the default of 5 %"
+    with pytest.raises(ValueError, match=words):
+        latentite.evaluate(run, workers=1)
+    wide = latentite.evaluate(run, tolerances={"volume_per_atom": VOLUME + 1}, workers=1)
+    assert wide.table["hit_volume_per_atom"][0] is True
+    exact = latentite.evaluate(run, tolerances={"volume_per_atom": 0.0}, workers=1)
+    assert exact.table["hit_volume_per_atom"][0] is False
+
+
+def test_an_energy_of_zero_without_tolerance_is_refused_before_anything_is_computed(
+    folder: Path, tmp_path: Path
+) -> None:
+    run = asking(folder, tmp_path / "run", "e_above_hull=0.0,band_gap=0")
+    stages: list[str] = []
+
+    def stage(text: str, total: int | None) -> Callable[[int], None]:
+        stages.append(text)
+        return lambda count: None
+
+    with pytest.raises(ValueError, match="--tolerance energy_above_hull=NUMBER must be given"):
+        latentite.evaluate(run, relax="ase.calculators.emt:EMT", workers=1, stage=stage)
+    assert stages == ["read structures"]
+    # Without a potential neither is measured, so nothing of them can be wrong.
+    found = conditions(latentite.evaluate(run, workers=1))
+    assert found["not_measured"] == {"energy_above_hull": 1, "band_gap": 1}

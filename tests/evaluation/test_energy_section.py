@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import csv
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -18,10 +19,16 @@ from pymatgen.core import Lattice, Structure
 from scipy.optimize import minimize_scalar
 from scipy.stats import wasserstein_distance
 
+import latentite
 from latentite import cli
+from latentite.energy.potential import TheoryLevel
+from latentite.energy.relaxation import RelaxCell
 from latentite.energy.table import read_rows
+from latentite.evaluation.energy_options import EnergyOptions
+from latentite.evaluation.protocols import PROTOCOLS
 
 SITES = np.array([[0, 0, 0], [0, 0.5, 0.5], [0.5, 0, 0.5], [0.5, 0.5, 0]])
+EMT_THEORY = TheoryLevel(functional="EMT", is_corrected=False)
 OPTIONS = [
     *("--relax", "ase.calculators.emt:EMT", "--fmax", "0.01", "--workers", "1"),
     *("--potential-theory", "EMT, uncorrected", "--hull-theory", "EMT, uncorrected"),
@@ -276,3 +283,35 @@ def test_a_reference_with_an_energy_that_is_no_number_is_refused_and_not_passed_
         assert "formation_energy_per_atom must be numbers (eV/atom), got '0.0 eV' in row 0 of units.csv" in (
             capsys.readouterr().err
         )
+
+
+def test_the_threshold_of_a_protocol_is_the_number_that_it_says(
+    samples: Path, hull: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Any threshold above 0 gave the column of 0.1 eV/atom: `stable_below` was taken for a yes."""
+    known = Structure(Lattice.cubic(5.0), ["Pd"], [[0, 0, 0]])  # so that everything is novel
+
+    def counted(threshold: float) -> tuple[list[bool | None], list[float | None]]:
+        protocol = replace(PROTOCOLS["default"], name="mine", judges_relaxed=False, stable_below=threshold)
+        monkeypatch.setitem(PROTOCOLS, "mine", protocol)
+        theory = {"theory": EMT_THEORY, "hull_theory": EMT_THEORY}
+        options = EnergyOptions(
+            potential="ase.calculators.emt:EMT", cell=RelaxCell.NONE, hull=(hull,), **theory
+        )
+        result = latentite.evaluate(samples, reference=[known], protocol="mine", relax=options, workers=1)
+        return result.table["protocol_sun"], result.table["energy_above_hull"]
+
+    _, heights = counted(0.0)
+    known_heights = sorted(height for height in heights if height is not None)
+    assert len(known_heights) >= 2
+    between = [-1.0, sum(known_heights[:2]) / 2, known_heights[-1] + 0.01]
+    for number, threshold in enumerate(between):
+        verdicts, _ = counted(threshold)
+        expected = [None if height is None else height <= threshold for height in heights]
+        assert verdicts == expected
+        assert sum(verdict is True for verdict in verdicts) == (0, 1, len(known_heights))[number]
+
+
+def test_the_thresholds_of_a_protocol_stand_in_the_summary(summary: dict) -> None:
+    protocol = summary["protocol"]
+    assert (protocol["stable_below"], protocol["judges_relaxed"], protocol["msun"]) == (0.0, True, None)

@@ -239,3 +239,47 @@ def test_a_fresh_process_downloads_verifies_and_obeys_offline(loopback: Loopback
     assert done.returncode == 0, done.stderr
     assert "alex_mp_20_vae is not on this machine and HF_HUB_OFFLINE is set" in done.stdout
     assert files_in_cache(tmp_path) == [f"{NAME}.ckpt", f"{NAME}.ckpt.json"]
+
+
+UNREADABLE = ["", "{", "[1, 2]", "null", "{}", '{"sha256": "0"}', "\x00\x01", '{"size": 6, "mtime_ns": 1}']
+
+
+@pytest.mark.parametrize("text", UNREADABLE)
+def test_a_record_that_cannot_be_read_vouches_for_no_file(
+    loopback: LoopbackHub, tmp_path: Path, text: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Beside such a record any file was taken, and recorded as if someone had put it there."""
+    path = hub.download(NAME, patience=QUICK)
+    record = path.parent / f"{NAME}.ckpt.json"
+    path.write_bytes(b"another file")
+    record.write_text(text)
+    with pytest.raises(
+        HubError, match=r"ckpt\.json must be a JSON object with sha256.*is damaged \(remove it"
+    ):
+        hub.verify(NAME)
+    assert record.read_text() == text
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    with pytest.raises(HubError, match=r"is damaged .* and HF_HUB_OFFLINE is set; unset it, or fetch"):
+        hub.resolve(NAME, patience=QUICK)
+    monkeypatch.delenv("HF_HUB_OFFLINE")
+    assert hub.resolve(NAME, patience=QUICK).read_bytes() == CONTENT  # fetched again
+    assert json.loads(record.read_text())["sha256"] == hashlib.sha256(CONTENT).hexdigest()
+
+
+def test_a_file_that_was_put_there_by_hand_is_taken_once_on_trust_and_said(
+    loopback: LoopbackHub, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = tmp_path / "cache" / "hub" / f"{NAME}.ckpt"
+    path.parent.mkdir(parents=True)
+    path.write_bytes(CONTENT)
+    with caplog.at_level("WARNING"):
+        assert hub.download(NAME, patience=QUICK) == path
+    digest = hashlib.sha256(CONTENT).hexdigest()
+    assert f"has no record: it is taken as it is, sha256 {digest}, and checked from now on" in caplog.text
+    assert loopback.requests == []
+    caplog.clear()
+    assert hub.verify(NAME) == digest
+    assert caplog.records == []
+    path.write_bytes(CONTENT[:-1] + b"!")
+    with pytest.raises(HubError, match="is damaged: sha256 must be"):
+        hub.verify(NAME)

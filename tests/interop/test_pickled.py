@@ -222,6 +222,27 @@ def test_a_value_that_contains_itself_becomes_plain_all_the_same() -> None:
     assert "..." in str(plain_value({"x": loop}))
 
 
+def test_a_partial_that_holds_itself_becomes_plain_all_the_same() -> None:
+    """Its function was followed without counting the depth: a RecursionError from a file that is only data."""
+    kind = type("Record", (Record,), {"kind": "functools.partial", "__slots__": ()})
+    loop = kind()
+    loop.state = (loop, (), {"lr": 0.1, "again": loop}, None)
+    found = plain_value({"optimizer": loop})
+    assert found["optimizer"]["lr"] == 0.1
+    assert "..." in str(found)[-5000:]
+    odd = kind()
+    odd.state = (kind, (), [1, 2], None)
+    assert plain_value(odd) == {"class": "functools.partial"}
+
+
+def test_a_short_pickle_of_very_many_values_is_cut() -> None:
+    """Forty lists of ten times the one before: ten to the fortieth values."""
+    value: Any = [0]
+    for _ in range(39):
+        value = [value] * 10
+    assert "..." in str(plain_value(value))
+
+
 def test_names_are_found_by_a_look_at_the_bytes(tmp_path: Path) -> None:
     path = tmp_path / "file.ckpt"
     torch.save({"x": Calls(os.mkdir, "y")}, path)

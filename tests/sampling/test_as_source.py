@@ -103,6 +103,23 @@ def test_a_structure_that_was_deleted_is_a_failure(whole: Path, tmp_path: Path) 
         crystals_of(stream)
 
 
+def test_a_structure_or_a_table_that_was_edited_is_not_taken_for_the_runs_own(
+    whole: Path, tmp_path: Path
+) -> None:
+    """What was asked of the model stood beside a crystal that it never made."""
+    folder = tmp_path / "out"
+    shutil.copytree(whole, folder)
+    shutil.copy(folder / "cifs" / "000001.cif", folder / "cifs" / "000007.cif")
+    found = crystals_of(folder)
+    assert found.num_in == TOTAL
+    assert [(item.id, item.source) for item in found.rejections] == [("7", "cifs/000007.cif")]
+    assert "was changed after it was sampled" in found.rejections[0].reason
+    table = folder / "samples.csv"
+    table.write_text(table.read_text().replace(",,", ",,x", 1))
+    with pytest.raises(ValueError, match=r"samples\.csv must be what the run wrote, and was changed"):
+        crystals_of(folder)
+
+
 def test_a_zip_of_the_folder_gives_its_structures(whole: Path, tmp_path: Path) -> None:
     with zipfile.ZipFile(tmp_path / "out.zip", "w") as archive:
         for path in sorted(whole.rglob("*")):

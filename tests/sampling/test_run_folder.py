@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import os
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,7 +16,8 @@ from tiny_checkpoint import fake_draw
 
 from latentite.sampling import folder as folder_module
 from latentite.sampling.chain import SampledCrystals
-from latentite.sampling.folder import Counts, Format, RunFolder, read_journal
+from latentite.sampling.checksums import read_commits
+from latentite.sampling.folder import Counts, Format, RunFolder
 from latentite.sampling.jobs import Jobs
 from latentite.sampling.run import Run, run_to_folder, samples_of
 from latentite.sampling.window import Advance
@@ -119,7 +121,7 @@ def test_a_kill_between_writing_and_committing_leaves_nothing_twice(
         with pytest.raises(Killed):
             sample(folder)
     assert (folder / "cifs" / "000100.cif").exists()
-    assert read_journal(folder / "journal.jsonl")[0].stop == WINDOW  # type: ignore[union-attr]  # there is one
+    assert [commit.stop for commit in read_commits(folder / "journal.jsonl")[0]] == [WINDOW]
     (folder / "cifs" / ".000101.cif.tmp").write_text("half of a")
     with (folder / "journal.jsonl").open("a") as file:
         file.write('{"stop": 128, "offs')  # a line that the power cut tore
@@ -212,7 +214,8 @@ def test_a_file_that_was_cut_after_the_run_is_noticed(tmp_path: Path) -> None:
 def test_only_the_formats_that_were_asked_for_are_written(tmp_path: Path) -> None:
     run_to_folder(run(total=20), tmp_path / "out", origin=ORIGIN, formats=[Format.JSON])
     names = {path.name for path in (tmp_path / "out").iterdir()}
-    assert names == {"manifest.json", "journal.jsonl", "samples.csv", "rejected.csv", "structures.jsonl"}
+    tables = {"manifest.json", "journal.jsonl", "samples.csv", "rejected.csv", "SHA256SUMS"}
+    assert names == {*tables, "structures.jsonl"}
 
 
 def test_nothing_counts_before_it_is_on_the_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -233,5 +236,103 @@ def test_nothing_counts_before_it_is_on_the_disk(tmp_path: Path, monkeypatch: py
         files.write(window, samples_of(run(total=10), window))
         files.commit(stop=10, batch_size=4, counts=Counts())
     assert sorted(order[:10]) == [f"{i:06d}.cif" for i in range(10)]
-    assert set(order[10:-1]) == {"samples.csv", "rejected.csv", "structures.extxyz", "structures.jsonl"}
+    files = {"samples.csv", "rejected.csv", "structures.extxyz", "structures.jsonl", "SHA256SUMS"}
+    assert set(order[10:-1]) == files
     assert order[-1] == "journal.jsonl"
+
+
+def _cut(path: Path) -> None:
+    os.truncate(path, path.stat().st_size - 5)
+
+
+def _touch_up(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+
+
+DAMAGE = {
+    "a CIF that is missing": (
+        lambda folder: (folder / "cifs" / "000007.cif").unlink(),
+        "000007.cif is missing",
+    ),
+    "a CIF of which a bit flipped": (
+        lambda folder: _touch_up(folder / "cifs" / "000007.cif"),
+        "000007.cif was",
+    ),
+    "a CIF that was cut": (lambda folder: _cut(folder / "cifs" / "000299.cif"), "000299.cif was changed"),
+    "a CIF that is another's": (
+        lambda folder: shutil.copy(folder / "cifs" / "000001.cif", folder / "cifs" / "000002.cif"),
+        "000002.cif was changed",
+    ),
+    "all CIFs missing": (lambda folder: shutil.rmtree(folder / "cifs"), r"and 299 more\)"),
+    "a table that was edited": (lambda folder: _touch_up(folder / "samples.csv"), "samples.csv was changed"),
+    "a table that is missing": (
+        lambda folder: (folder / "rejected.csv").unlink(),
+        "rejected.csv must have at least",
+    ),
+    "frames that were edited": (
+        lambda folder: _touch_up(folder / "structures.extxyz"),
+        "structures.extxyz was",
+    ),
+    "lines that were cut": (
+        lambda folder: _cut(folder / "structures.jsonl"),
+        "structures.jsonl must have at least",
+    ),
+    "checksums that were edited": (lambda folder: _touch_up(folder / "SHA256SUMS"), "SHA256SUMS was changed"),
+    "a journal that is missing": (
+        lambda folder: (folder / "journal.jsonl").unlink(),
+        "journal.jsonl must end",
+    ),
+    "a journal that was cut": (lambda folder: _cut(folder / "journal.jsonl"), "journal.jsonl must end"),
+    "a journal that is none": (
+        lambda folder: (folder / "journal.jsonl").write_text("x\n"),
+        "line 1, must be a line",
+    ),
+}
+
+
+@pytest.mark.parametrize("what", DAMAGE)
+def test_a_finished_run_whose_files_were_damaged_is_not_called_finished(
+    whole: Path, tmp_path: Path, what: str
+) -> None:
+    """`--resume` said "nothing to do" with exit code 0 beside CIFs that were cut, edited or gone, and sampled
+    everything anew where the journal was lost."""
+    damage, words = DAMAGE[what]
+    folder = Path(shutil.copytree(whole, tmp_path / "out"))
+    damage(folder)
+    before = contents(folder)
+    with pytest.raises(ValueError, match=words) as caught:
+        sample(folder, resume=True)
+    assert "sample into a new folder" in str(caught.value)
+    after = contents(folder)
+    assert {name: after[name] for name in before} == before
+
+
+def test_an_unfinished_run_whose_files_were_damaged_is_not_continued(tmp_path: Path) -> None:
+    with pytest.raises(Killed):
+        sample(tmp_path / "out", stopping(5))
+    _touch_up(tmp_path / "out" / "cifs" / "000003.cif")
+    with pytest.raises(ValueError, match=r"000003\.cif was changed after it was written"):
+        sample(tmp_path / "out", resume=True)
+
+
+def test_trajectories_are_under_the_checksums_too(tmp_path: Path) -> None:
+    def draw(jobs: Jobs, batch_size: int, advance: Advance) -> SampledCrystals:
+        found = fake_draw()(jobs, batch_size, advance)
+        return replace(found, trajectory=[found.crystals, found.crystals])
+
+    sample(tmp_path / "out", run(draw, total=20))
+    listed = (tmp_path / "out" / "SHA256SUMS").read_text()
+    assert listed.count("trajectories/") == listed.count("cifs/") == 20
+    _touch_up(tmp_path / "out" / "trajectories" / "000004.extxyz")
+    with pytest.raises(ValueError, match=r"trajectories/000004\.extxyz was changed"):
+        sample(tmp_path / "out", run(draw, total=20), resume=True)
+
+
+def test_a_run_of_an_earlier_version_is_not_continued_without_checksums(whole: Path, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(whole, tmp_path / "out"))
+    path = folder / "manifest.json"
+    path.write_text(path.read_text().replace('"format": 2', '"format": 1'))
+    with pytest.raises(ValueError, match=r"must hold a run of format 2, .* got format 1 of another version"):
+        sample(folder, resume=True)

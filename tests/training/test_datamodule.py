@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections import Counter
 from dataclasses import replace
 
@@ -36,6 +37,32 @@ def test_max_crystals_takes_the_first_and_changes_the_hash(folder):
     assert part.ids == whole.ids[:5]
     assert part.crystals.num_atoms.equal(whole.crystals.num_atoms[:5])
     assert part.content_hash != whole.content_hash
+
+
+def test_max_atoms_leaves_larger_crystals_of_a_built_folder_out_and_says_how_many(folder, caplog):
+    """A folder that was built with other limits was taken whole, whatever the setting said."""
+    whole = load(DataConfig(data_dir=folder))["train"]
+    sizes = whole.crystals.num_atoms
+    with caplog.at_level(logging.WARNING, logger="latentite"):
+        part = load(DataConfig(data_dir=folder, max_atoms=3))["train"]
+    count = int((sizes > 3).sum())
+    assert 0 < count < 20
+    assert part.crystals.num_atoms.equal(sizes[sizes <= 3])
+    assert part.ids == tuple(name for name, size in zip(whole.ids, sizes.tolist(), strict=True) if size <= 3)
+    assert part.content_hash != whole.content_hash
+    assert f"train: {count} of 20 crystals have more than data.max_atoms=3 atoms" in caplog.text
+    assert load(DataConfig(data_dir=folder, max_atoms=6))["train"].content_hash == whole.content_hash
+
+
+def test_max_atoms_that_leaves_nothing_is_refused(folder, tmp_path):
+    large = tiny_split(40, seed=1)
+    kept = large.crystals.num_atoms.argsort()[-3:]
+    write_dataset(
+        folder / "train.safetensors",
+        replace(large, crystals=large.crystals.select(kept), ids=("a", "b", "c")),
+    )
+    with pytest.raises(ValueError, match=r"data\.max_atoms must be at least 6, .* split train, got 2"):
+        load(DataConfig(data_dir=folder, max_atoms=2))
 
 
 def test_a_condition_that_is_no_label_is_refused(folder):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import math
+import os
 import time
 from dataclasses import replace
 
@@ -13,6 +14,7 @@ import torch
 import yaml
 from tiny_run import assert_same, read, tiny_datamodule, tiny_split
 
+from latentite import files
 from latentite.checkpoint import read_checkpoint
 from latentite.nn.vae import CrystalVAE, VAEConfig
 from latentite.plain import from_plain, to_plain
@@ -48,6 +50,21 @@ def test_a_run_leaves_what_the_house_promises(make_config):
     card = json.loads((folder / "model.json").read_text())
     assert card["metrics"]["val/loss"] == best
     assert card["data"]["splits"]["val"]["content_hash"] == "tiny-2"
+
+
+def test_a_checkpoint_is_on_the_disk_before_it_has_its_name(make_config, monkeypatch):
+    """After a power cut the new name stood on an empty file: `replacing` syncs first, as for all other files."""
+    synced, renamed = [], []
+    sync, rename = os.fsync, os.replace
+    monkeypatch.setattr(
+        files.os, "fsync", lambda fd: (synced.append(os.readlink(f"/proc/self/fd/{fd}")), sync(fd))
+    )
+    monkeypatch.setattr(files.os, "replace", lambda a, b: (renamed.append((str(a), str(b))), rename(a, b)))
+    result = train_vae(make_config("run", trainer__max_epochs=1), datamodule=tiny_datamodule())
+    before = [a for a, b in renamed if b == str(result.last_path)]
+    assert before
+    assert set(before) <= set(synced)
+    assert not [path for path in result.last_path.parent.iterdir() if path.name.endswith(".tmp")]
 
 
 def test_checkpoints_hold_plain_values_and_build_the_network_again(make_config):

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from lightning.pytorch.plugins.precision import MixedPrecision
 from torch import nn
@@ -158,3 +159,75 @@ def test_a_fused_step_can_follow_clipping_in_mixed_precision():
     plugin.clip_gradients(optimizer, clip_val=1.0)
     norm = torch.cat([p.grad.flatten() for p in layer.parameters()]).norm()
     assert float(norm) == pytest.approx(1.0, rel=1e-5)
+
+
+def fallen_plateau(**changes: Any) -> tuple[dict, dict, Any, Any]:
+    """States of a plateau that fell once to a half, and a new pair of optimizer and schedule with other settings."""
+
+    def pair(optimizer: dict, scheduler: dict) -> tuple[Any, Any]:
+        parameters = [nn.Parameter(torch.ones(2, 2)), nn.Parameter(torch.ones(2))]
+        built = build_optimizer(parameters, OptimizerConfig(lr=0.1, **optimizer))
+        schedule = build_scheduler(built, SchedulerConfig(name="plateau", patience=0, **scheduler), 10)
+        return built, schedule
+
+    old, plateau = pair({}, {"factor": 0.5})
+    for value in (1.0, 2.0):
+        plateau.step(value)
+    assert [group["lr"] for group in old.param_groups] == [0.05]
+    weight_decay = {"weight_decay": changes.pop("weight_decay")} if "weight_decay" in changes else {}
+    new, schedule = pair(weight_decay, {"factor": 0.5} | changes)
+    new.load_state_dict(old.state_dict())
+    schedule.load_state_dict(plateau.state_dict())
+    return old.state_dict(), plateau.state_dict(), new, schedule
+
+
+def test_a_resumed_plateau_keeps_its_fall_and_takes_a_new_factor():
+    _, before, new, schedule = fallen_plateau()
+    assert schedule.state_dict() == before
+    assert [group["lr"] for group in new.param_groups] == [0.05]
+    _, _, new, schedule = fallen_plateau(factor=0.1)
+    schedule.step(3.0)
+    assert [group["lr"] for group in new.param_groups] == [pytest.approx(0.005)]
+
+
+def test_a_resumed_plateau_keeps_its_fall_when_weight_decay_is_switched_on():
+    _, _, new, _ = fallen_plateau(weight_decay=0.1)
+    assert [group["lr"] for group in new.param_groups] == [pytest.approx(0.05)] * 2
+    assert [group["weight_decay"] for group in new.param_groups] == [0.1, 0.0]
+
+
+def test_a_resumed_plateau_of_another_metric_has_seen_nothing():
+    _, before, _, schedule = fallen_plateau(monitor="val/other")
+    assert before["best"] == 1.0
+    assert schedule.best == math.inf
+
+
+@settings(max_examples=30, deadline=None)
+@given(
+    shapes=st.lists(st.sampled_from([(2, 2), (3,), (1, 4), ()]), min_size=1, max_size=6),
+    slow=st.sets(st.integers(0, 5)),
+    before=st.sampled_from([0.0, 0.1]),
+    after=st.sampled_from([0.0, 0.2]),
+)
+def test_each_parameter_keeps_its_own_moments_whatever_the_groups(shapes, slow, before, after):
+    parameters = [nn.Parameter(torch.full(shape, float(i + 1))) for i, shape in enumerate(shapes)]
+    chosen = [p for i, p in enumerate(parameters) if i in slow]
+    slow_ones: dict[str, Any] = {"slow": chosen, "slow_ratio": 0.5}
+    old = build_optimizer(parameters, OptimizerConfig(weight_decay=before), **slow_ones)
+    for i, parameter in enumerate(parameters):
+        parameter.grad = torch.full_like(parameter, i + 1.0)
+    old.step()
+    new = build_optimizer(parameters, OptimizerConfig(lr=0.3, weight_decay=after), **slow_ones)
+    new.load_state_dict(old.state_dict())
+    for parameter in parameters:
+        assert new.state[parameter]["exp_avg"].equal(old.state[parameter]["exp_avg"])
+    assert {group["lr"] for group in new.param_groups} <= {0.3, 0.15}
+    assert {group["weight_decay"] for group in new.param_groups} <= {after, 0.0}
+
+
+def test_a_state_of_other_parameters_is_refused():
+    def optimizer(count: int) -> Any:
+        return build_optimizer([nn.Parameter(torch.ones(2)) for _ in range(count)], OptimizerConfig())
+
+    with pytest.raises(ValueError, match=r"must be of 2 parameters, got groups of \[3\]"):
+        optimizer(2).load_state_dict(optimizer(3).state_dict())

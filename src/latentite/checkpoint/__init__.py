@@ -15,6 +15,7 @@ Comes after `plain.py` and `files.py`; `hub/` finds the files. What others use i
 folder say the rest.
 """
 
+from latentite.checkpoint.lightning_file import read_training_state
 from latentite.checkpoint.network import load_network_state, merge_adapters, require_fit
 from latentite.checkpoint.portable import Precision, read_portable, write_portable
 from latentite.checkpoint.read import export_portable, read_checkpoint
@@ -48,6 +49,7 @@ __all__ = [
     "plain",
     "read_checkpoint",
     "read_portable",
+    "read_training_state",
     "require_fit",
     "write_portable",
 ]

@@ -1,18 +1,19 @@
 """A `.ckpt` as a record, read without executing anything in it.
 
-Comes after `record.py`; `read.py` calls it.
+Comes after `archive.py`; `read.py` calls it.
 """
 
 from __future__ import annotations
 
 import pickle
 import re
-import zipfile
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
+from latentite.checkpoint.archive import check_archive
 from latentite.checkpoint.record import (
     NETWORK_PREFIX,
     PAYLOAD_KEY,
@@ -20,8 +21,12 @@ from latentite.checkpoint.record import (
     CheckpointRecord,
     Weights,
     check_payload,
+    weights_of,
 )
 from latentite.files import sha256_file
+
+TRAINING_STATE = ("state_dict", "optimizer_states", "lr_schedulers", "loops", "global_step", PAYLOAD_KEY)
+"""Keys of a file that training can go on from."""
 
 _CHEMELEON2 = re.compile(r"src\.(vae|ldm|rl|predictor)_module\.")
 
@@ -38,16 +43,16 @@ def record_from_lightning(path: Path, weights: Weights | None) -> CheckpointReco
     stage = check_payload(payload, path)
     raw = {
         name.removeprefix(NETWORK_PREFIX): tensor
-        for name, tensor in content.get("state_dict", {}).items()
+        for name, tensor in _tensors(content.get("state_dict"), "state_dict", path).items()
         if name.startswith(NETWORK_PREFIX)
     }
     if not raw:
         raise CheckpointError(
             f"{path} has no weights: nothing in its state_dict starts with '{NETWORK_PREFIX}'"
         )
-    ema = payload.get("ema")
+    ema = _tensors(payload.get("ema"), "EMA", path)
     if weights is None:
-        weights = Weights(payload.get("default_weights") or (Weights.EMA if ema else Weights.RAW))
+        weights = weights_of(payload.get("default_weights") or (Weights.EMA if ema else Weights.RAW), path)
     if weights is Weights.EMA:
         if not ema:
             raise CheckpointError(f"{path} has no EMA weights (trained without EMA); ask for weights=raw")
@@ -67,22 +72,42 @@ def record_from_lightning(path: Path, weights: Weights | None) -> CheckpointReco
     )
 
 
+def _tensors(section: Any, name: str, path: Path) -> dict[str, Tensor]:
+    """A part of the file that must hold tensors by name; nothing stands for none."""
+    if section is None:
+        return {}
+    if not isinstance(section, dict):
+        raise CheckpointError(f"{path}: its {name} must hold tensors by name, got {type(section).__name__}")
+    for key, tensor in section.items():
+        if not isinstance(key, str) or not isinstance(tensor, Tensor):
+            raise CheckpointError(f"{path}: its {name} must hold tensors by name, but {key!r} is none")
+        is_plain = tensor.layout is torch.strided and tensor.device.type == "cpu" and not tensor.is_complex()
+        # A tensor may repeat few stored numbers very often, which a copy would spell out.
+        if not is_plain or tensor.nbytes > tensor.untyped_storage().nbytes():
+            raise CheckpointError(
+                f"{path}: {key} of its {name} must be a plain tensor of real numbers that are all in the file"
+            )
+    return section
+
+
+def read_training_state(path: Path) -> dict[str, Any]:
+    """The whole content of a file by Lightning, with what resuming needs besides weights; tensors stay on the disk.
+
+    Raises:
+        CheckpointError: for a file that cannot be read, or that holds weights without the state of their training.
+    """
+    content = {} if path.suffix in (".safetensors", ".json") else _load_plain_zip(path)
+    if missing := [key for key in TRAINING_STATE if not isinstance(content, dict) or key not in content]:
+        raise CheckpointError(
+            f"{path} has weights only, nothing that training could go on from (it has no {missing[0]}); "
+            "take last.ckpt or an epoch_*.ckpt of a run"
+        )
+    return dict(content)
+
+
 def _load_plain_zip(path: Path) -> Any:
     """The content of a file by `torch.save`, if it is whole and holds only tensors and plain values."""
-    with path.open("rb") as file:
-        magic = file.read(4)
-    if magic[:1] == b"\x80":  # the first opcode of every binary pickle
-        raise CheckpointError(
-            f"{path} is a bare Python pickle, which can run code when it is read, so it was not opened; "
-            "our checkpoints are zip files of tensors and plain values"
-        )
-    if magic != b"PK\x03\x04":
-        raise CheckpointError(f"{path} is not a checkpoint (neither a torch zip file nor a portable pair)")
-    if not zipfile.is_zipfile(path):  # the table of contents stands at the end
-        raise CheckpointError(f"{path} is truncated: its end is missing; copy or download it again")
-    with zipfile.ZipFile(path) as archive:
-        if not any(name.endswith("data.pkl") for name in archive.namelist()):
-            raise CheckpointError(f"{path} is a zip file, but not a checkpoint (it has no data.pkl)")
+    check_archive(path)
     try:
         return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     except pickle.UnpicklingError as error:

@@ -27,6 +27,7 @@ from latentite.checkpoint.record import (
     check_payload,
     plain,
     require_file,
+    weights_of,
 )
 from latentite.files import replacing, sha256_file, write_json
 
@@ -38,6 +39,9 @@ class Precision(StrEnum):
     FP16 = "fp16"
     BF16 = "bf16"
 
+
+MAX_LENDERS = 8
+"""Pairs in a row that borrow from each other."""
 
 _DTYPES = {Precision.FP16: torch.float16, Precision.BF16: torch.bfloat16}
 
@@ -141,7 +145,7 @@ def _borrowable(state: Mapping[str, Tensor], stem: Path, lenders: Sequence[str])
     ours = {name: _content(tensor) for name, tensor in state.items()}
     found: dict[str, dict[str, Any]] = {}
     for lender in lenders:
-        record = read_portable(stem.with_name(lender))
+        record = _read_pair(stem.with_name(lender), [stem.name])  # not one that borrows from this
         theirs = {_content(tensor): name for name, tensor in record.state.items()}
         taken = {name for loan in found.values() for name in loan["tensors"]}
         tensors = {
@@ -167,11 +171,15 @@ def read_portable(path: str | Path) -> CheckpointRecord:
     Raises:
         CheckpointError: with one sentence on what is wrong with the pair, or with one that it borrows from.
     """
+    path = Path(path)
+    return _read_pair(path.with_suffix("") if path.suffix in (".safetensors", ".json") else path, [])
+
+
+def _read_pair(stem: Path, borrowers: Sequence[str]) -> CheckpointRecord:
+    """The pair of a stem; `borrowers` are the pairs that wait for what it lends."""
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
-    path = Path(path)
-    stem = path.with_suffix("") if path.suffix in (".safetensors", ".json") else path
     weights_path, card_path = stem.with_name(stem.name + ".safetensors"), stem.with_name(stem.name + ".json")
     if not (weights_path.is_file() or card_path.is_file()):
         raise CheckpointError(f"there is no pair {weights_path.name} and {card_path.name} in {stem.parent}")
@@ -181,7 +189,7 @@ def read_portable(path: str | Path) -> CheckpointRecord:
         require_file(part)
     try:
         card = json.loads(card_path.read_text(encoding="utf-8"))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:  # the latter of thousands of nested brackets
         raise CheckpointError(
             f"{card_path} is not a checkpoint's card: it is no valid JSON ({error})"
         ) from error
@@ -196,11 +204,11 @@ def read_portable(path: str | Path) -> CheckpointRecord:
         state = {name: _unrounded(tensor) for name, tensor in load_file(weights_path).items()}
     except SafetensorError as error:
         raise CheckpointError(f"{weights_path} is not a safetensors file: {error}") from error
-    state |= _borrowed(card.get("borrowed", {}), card_path)
+    state |= _borrowed(card.get("borrowed", {}), card_path, [*borrowers, stem.name])
     return CheckpointRecord(
         path=weights_path,
         stage=stage,
-        weights=Weights(card.get("weights", Weights.RAW)),
+        weights=weights_of(card.get("weights", Weights.RAW), card_path),
         config=card["config"],
         state=state,
         data=card["data"],
@@ -209,14 +217,29 @@ def read_portable(path: str | Path) -> CheckpointRecord:
     )
 
 
-def _borrowed(loans: Mapping[str, Mapping[str, Any]], card_path: Path) -> dict[str, Tensor]:
-    """The tensors that stand in other pairs of the same folder."""
+def _borrowed(loans: Any, card_path: Path, borrowers: Sequence[str]) -> dict[str, Tensor]:
+    """The tensors that stand in other pairs of the same folder.
+
+    Args:
+        loans: as the card has them.
+        card_path: the card.
+        borrowers: names of the pairs that are waiting for this one, and its own.
+    """
     state = {}
-    for lender, loan in loans.items():
+    for lender, loan in _checked_loans(loans, card_path).items():
         if Path(lender).name != lender:  # a card from elsewhere must not reach out of its folder
             raise CheckpointError(f"{card_path} must borrow from its own folder, got {lender!r}")
+        if lender in borrowers:
+            circle = " -> ".join([*borrowers[borrowers.index(lender) :], lender])
+            raise CheckpointError(
+                f"{card_path} borrows in a circle ({circle}); take the pairs from another place"
+            )
+        if len(borrowers) == MAX_LENDERS:
+            raise CheckpointError(
+                f"{card_path} borrows over more than {MAX_LENDERS} pairs, one from the other"
+            )
         try:
-            record = read_portable(card_path.with_name(lender + ".safetensors"))
+            record = _read_pair(card_path.with_name(lender), borrowers)
         except CheckpointError as error:
             raise CheckpointError(f"{card_path} borrows from {lender}: {error}") from error
         if record.sha256 != loan["sha256"]:
@@ -229,3 +252,18 @@ def _borrowed(loans: Mapping[str, Mapping[str, Any]], card_path: Path) -> dict[s
                 raise CheckpointError(f"{card_path} borrows {theirs}, which {record.path} does not have")
             state[ours] = record.state[theirs]
     return state
+
+
+def _checked_loans(loans: Any, card_path: Path) -> dict[str, dict[str, Any]]:
+    """The section "borrowed" of a card, in its form."""
+    if isinstance(loans, dict) and all(
+        isinstance(loan, dict)
+        and isinstance(loan.get("sha256"), str)
+        and isinstance(loan.get("tensors"), dict)
+        and all(isinstance(name, str) for name in loan["tensors"].values())
+        for loan in loans.values()
+    ):
+        return loans
+    raise CheckpointError(
+        f"{card_path}: its section 'borrowed' must hold sha256 and tensors of each lender; fetch or export it again"
+    )

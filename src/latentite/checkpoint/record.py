@@ -161,4 +161,15 @@ def check_payload(payload: Any, path: Path) -> Stage:
             raise CheckpointError(
                 f"{path}: its section '{section}' must be a mapping, got {payload.get(section)!r}"
             )
+        try:
+            plain(payload[section], key=section)
+        except (TypeError, RecursionError) as error:
+            raise CheckpointError(f"{path} is not a checkpoint that Latentite wrote: {error}") from error
     return Stage(payload["stage"])
+
+
+def weights_of(value: Any, path: Path) -> Weights:
+    """Which weights a file says that it has, or gives to who does not choose."""
+    if value not in list(Weights):
+        raise CheckpointError(f"{path}: weights must be one of {', '.join(Weights)}, got {value!r}")
+    return Weights(value)

@@ -2,8 +2,8 @@
 
 `resolve` is what `data.name=mp_20` means. It looks in the folder that is given, in `LATENTITE_DATA_DIR`, in
 `data/` and among earlier downloads; then it downloads, or says which files to put where. A folder appears
-under its name only when it is whole. Comes after `prototypes.py` (the dataset that is made here); `build.py`
-reads what is found.
+under its name only when it is whole, and is used later only while it is what came (`download_record.py`). Comes
+after `prototypes.py` (the dataset that is made here); `build.py` reads what is found.
 """
 
 from __future__ import annotations
@@ -16,10 +16,11 @@ import zipfile
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from latentite.data.download_record import check_download, given_checksums, write_download
 from latentite.data.prototypes import prototypes_folder
 from latentite.data.publish import publishing
 from latentite.download import DownloadError, Patience, fetch
-from latentite.files import cache_dir, sha256_file, write_json
+from latentite.files import cache_dir, sha256_file
 
 logger = logging.getLogger(__name__)
 
@@ -47,6 +48,11 @@ class NamedDataset:
     is_made_here: bool = False
     advice: str = ""
     """How to get it, where it cannot be downloaded."""
+
+    @property
+    def downloads(self) -> list[str]:
+        """Names of the files that are downloaded."""
+        return [self.archive] if self.archive else [f"{split}.csv" for split in self.rows]
 
 
 DATASETS: dict[str, NamedDataset] = {
@@ -115,7 +121,8 @@ def resolve(name: str, *, data_dir: Path | None = None, patience: Patience | Non
     Raises:
         ValueError: an unknown name, with near ones suggested.
         FileNotFoundError: `data_dir` is given and does not hold the dataset.
-        DownloadError: it is not here and cannot be had; the message says which files to put where.
+        DownloadError: it is not here and cannot be had; the message says which files to put where. Or an earlier
+            download is no longer what it was.
     """
     dataset = DATASETS.get(name)
     if dataset is None:
@@ -134,7 +141,9 @@ def resolve(name: str, *, data_dir: Path | None = None, patience: Patience | Non
     if dataset.is_made_here:
         return prototypes_folder(cache_dir())
     folder = cache_dir() / "datasets" / name
-    if not folder.is_dir():
+    if folder.is_dir():
+        check_download(folder, name, dataset.downloads)
+    else:
         _fetch(name, dataset, folder, patience or _PATIENCE)
     return folder
 
@@ -179,21 +188,21 @@ def _fetch(name: str, dataset: NamedDataset, folder: Path, patience: Patience) -
         raise DownloadError(f"{name} is not on this machine; {dataset.advice}; then {by_hand}")
     mirror = os.environ.get(MIRROR_VARIABLE)
     address = f"{mirror.rstrip('/')}/{{name}}/{{file}}" if mirror else dataset.address
-    files = [dataset.archive] if dataset.archive else [f"{split}.csv" for split in dataset.rows]
+    files = dataset.downloads
     urls = [address.format(name=name, file=file) for file in files]
+    sums = given_checksums(name, files)
     logger.info("downloading %s (%s) to %s", name, dataset.summary, folder)
-    record: dict[str, object] = {"name": name, "addresses": urls}
     try:
         with publishing(folder) as temporary:
             for file, url in zip(files, urls, strict=True):
-                fetch(url, temporary / file, patience=patience)
+                fetch(url, temporary / file, patience=patience, sha256=sums.get(file))
+            downloads = {file: sha256_file(temporary / file) for file in files}
             if dataset.archive:
                 _unpack(temporary / dataset.archive, list(dataset.rows), urls[0])
-            record["files"] = {
-                f"{split}.csv": _verified(temporary / f"{split}.csv", rows)
-                for split, rows in dataset.rows.items()
-            }
-            write_json(temporary / "source.json", record)
+            for split, rows in dataset.rows.items():
+                _check_rows(temporary / f"{split}.csv", rows)
+            kept = {f"{split}.csv": rows for split, rows in dataset.rows.items()}
+            write_download(temporary, addresses=urls, downloads=downloads, rows=kept)
     except DownloadError as error:
         raise DownloadError(
             f"{name} is not on this machine, and {error}; check the network, or {by_hand} "
@@ -219,8 +228,8 @@ def _unpack(archive: Path, splits: list[str], url: str) -> None:
     archive.unlink()
 
 
-def _verified(path: Path, rows: int) -> dict[str, object]:
-    """Count the rows of a downloaded CSV and hash it, for the record.
+def _check_rows(path: Path, rows: int) -> None:
+    """Count the rows of a downloaded CSV.
 
     Raises:
         DownloadError: when the number of rows is not the expected one.
@@ -230,4 +239,3 @@ def _verified(path: Path, rows: int) -> dict[str, object]:
         count = max(0, sum(1 for row in csv.reader(handle) if row) - 1)
     if count != rows:
         raise DownloadError(f"the {path.name} that came must have {rows:,} rows, got {count:,}")
-    return {"rows": count, "sha256": sha256_file(path)}

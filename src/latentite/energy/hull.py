@@ -13,6 +13,7 @@ import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from jaxtyping import Float
@@ -21,7 +22,8 @@ from latentite.energy.formulas import Composition, formula, parse_formula, reduc
 from latentite.energy.potential import TheoryLevel
 from latentite.files import write_json
 
-FORMAT = 1
+FORMAT = 2
+"""2: the hash covers the level of theory."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -72,8 +74,14 @@ class Hull:
 
     @property
     def sha256(self) -> str:
-        """Of all phases and energies."""
-        return hashlib.sha256(json.dumps(list(self.phases.items())).encode()).hexdigest()
+        """Of all phases and energies and of their level of theory: equal numbers of two levels are two hulls."""
+        return hashlib.sha256(
+            json.dumps([self._plain_theory, list(self.phases.items())]).encode()
+        ).hexdigest()
+
+    @property
+    def _plain_theory(self) -> list[str | bool | None] | None:
+        return None if self.theory is None else [self.theory.functional, self.theory.is_corrected]
 
     def query(self, composition: Composition) -> HullQuery:
         """The hull at a composition; unknown where an element occurs in no phase, or no compound competes.
@@ -135,9 +143,13 @@ class Hull:
 
     def write(self, path: str | Path) -> None:
         """As JSON, atomically."""
-        theory = None if self.theory is None else [self.theory.functional, self.theory.is_corrected]
         phases = [[formula(key), energy] for key, energy in self.phases.items()]
-        value = {"latentite.hull": FORMAT, "sha256": self.sha256, "theory": theory, "phases": phases}
+        value: dict[str, Any] = {
+            "latentite.hull": FORMAT,
+            "sha256": self.sha256,
+            "theory": self._plain_theory,
+        }
+        value["phases"] = phases
         write_json(path, value)
 
     @staticmethod

@@ -30,11 +30,15 @@ MUST_AGREE = (
     "protocol.min_distance",
     "protocol.min_volume",
     "protocol.own_images",
+    "protocol.judges_relaxed",
+    "protocol.stable_below",
+    "protocol.msun",
     "matchers",
     "symprecs",
     "relax",
     "reference.content_hash",
     "energies.potential",
+    "energies.settings",
     # By content: the same tables may have been named, or given by a path.
     "energies.hull.sha256",
     "energies.hull.theory",
@@ -46,7 +50,20 @@ MUST_AGREE = (
     "conditions.tolerances",
     "prediction.targets.content_hash",
 )
-"""Places in `summary.json` without which numbers mean different things; what neither run has agrees."""
+"""Places in `summary.json` without which numbers mean different things. A summary that lacks one agrees with none."""
+
+OPTIONAL = (
+    "reference",
+    "energies",
+    "energies.hull",
+    "features",
+    "features.latents",
+    "conditions",
+    "prediction",
+)
+"""Parts of `summary.json` that an evaluation may do without: two without it agree."""
+
+NOT_SAID = "not said"
 
 SIDE_BY_SIDE = ("distributions", "features", "prediction")
 """Parts of `summary.json` whose numbers stand side by side."""
@@ -149,13 +166,12 @@ def compare_runs(first: str | Path, second: str | Path, *, force: bool = False) 
 
     Raises:
         FileNotFoundError: when a folder holds no evaluation.
-        ValueError: when one is not finished, or they were made with other settings (`MUST_AGREE`).
+        ValueError: when one is not finished, does not say how it was made, or was made with other settings
+            (`MUST_AGREE`).
     """
     folders = (Path(first), Path(second))
     summaries = (_read_summary(folders[0]), _read_summary(folders[1]))
-    differing = {name: _at(summaries, name) for name in MUST_AGREE}
-    # No tolerances and no section of conditions are the same; so are all other empty values.
-    differing = {name: (a, b) for name, (a, b) in differing.items() if (a or None) != (b or None)}
+    differing = _differing(folders, summaries, force=force)
     if differing and not force:
         said = "; ".join(f"{name} is {a!r} and {b!r}" for name, (a, b) in differing.items())
         raise ValueError(
@@ -203,6 +219,40 @@ def _read_summary(folder: Path) -> dict[str, Any]:
     if not isinstance(content, dict) or "rates" not in content:
         raise ValueError(f"{path} must be the summary of an evaluation, got something else; evaluate again")
     return content
+
+
+def _differing(
+    folders: tuple[Path, Path], summaries: tuple[Mapping[str, Any], Mapping[str, Any]], *, force: bool
+) -> dict[str, tuple[Any, Any]]:
+    """The settings of both that must agree and do not."""
+    found = {}
+    for name in MUST_AGREE:
+        settings = [_setting(summary, name) for summary in summaries]
+        for folder, setting in zip(folders, settings, strict=True):
+            if setting == NOT_SAID and not force:
+                raise ValueError(
+                    f"{folder / 'summary.json'} must say {name}, which another version of latentite did not write: "
+                    "evaluate again, or add --force"
+                )
+        if settings[0] != settings[1] or NOT_SAID in settings:
+            found[name] = (settings[0], settings[1])
+    return found
+
+
+def _setting(summary: Mapping[str, Any], place: str) -> Any:
+    """A setting; None in a part that the evaluation did without, `NOT_SAID` where it should stand and does not."""
+    content: Any = summary
+    keys = place.split(".")
+    for depth, key in enumerate(keys, start=1):
+        is_optional = ".".join(keys[:depth]) in OPTIONAL
+        if not isinstance(content, Mapping) or (key not in content and not is_optional):
+            return NOT_SAID
+        content = content.get(key)
+        if content is None and is_optional:
+            return None
+    return (
+        content or None if isinstance(content, Mapping) else content
+    )  # no tolerances are no section of them
 
 
 def _at(summaries: tuple[Mapping[str, Any], Mapping[str, Any]], place: str) -> tuple[Any, Any]:

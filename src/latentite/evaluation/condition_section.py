@@ -39,6 +39,7 @@ _COLUMNS = {
     "energy_above_hull": ("relaxed_energy_above_hull", "energy_above_hull"),
 }
 """Columns that measure a condition of another name; the first that is there."""
+_ENERGIES = tuple(name for name, columns in _COLUMNS.items() if columns[0].startswith("relaxed_"))
 _COMPOSITIONS = ("composition", "formula")
 _EXACT = ("num_atoms", "num_elements")
 FORMULA = re.compile(r"([A-Z(\[{].*?)(?: x \d+)?")
@@ -85,11 +86,19 @@ def asked_values(crystals: Crystals) -> dict[str, list[str | None]]:
     return asked
 
 
-def check_tolerances(tolerances: Mapping[str, float], crystals: Crystals) -> None:
-    """Whether each is for something that was asked.
+def check_tolerances(
+    tolerances: Mapping[str, float], crystals: Crystals, *, has_energies: bool = False
+) -> None:
+    """Whether each is for something that was asked, and energies that were asked to be 0 have one.
+
+    Args:
+        tolerances: as given.
+        crystals: which were asked.
+        has_energies: whether energies will be measured; what is asked of them is else not judged.
 
     Raises:
-        ValueError: for another name, a negative tolerance, or what `asked_values` refuses.
+        ValueError: for another name, a negative tolerance, an energy of 0 without tolerance, or what `asked_values`
+            refuses.
     """
     known = asked_values(crystals)
     for name, value in tolerances.items():
@@ -100,6 +109,23 @@ def check_tolerances(tolerances: Mapping[str, float], crystals: Crystals) -> Non
             )
         if not 0.0 <= value < float("inf"):
             raise ValueError(f"--tolerance {name} must be a number of at least 0, got {value}")
+    given = {CANONICAL_NAMES.get(name, name) for name in tolerances}
+    for name in _ENERGIES if has_energies else ():
+        if name in known and name not in given:
+            _refuse_zero(name, _numbers([value for value in known[name] if value is not None]))
+
+
+def _refuse_zero(name: str, targets: np.ndarray | None) -> None:
+    """Refuse a target of 0 without tolerance, of which 5 % is 0, so that nothing but exactly 0 would hit.
+
+    Raises:
+        ValueError: saying so.
+    """
+    if targets is not None and bool((targets == 0.0).any()):
+        raise ValueError(
+            f"--tolerance {name}=NUMBER must be given, in the unit of the property, since samples were asked for "
+            f"{name} = 0: the default of {100 * RELATIVE_TOLERANCE:g} % of the value is 0 there, and nothing would hit"
+        )
 
 
 def condition_section(tolerances: Mapping[str, float]) -> MakeSection:
@@ -173,6 +199,8 @@ def _judge(
         hits = [None if cell is None else str(cell) == t for cell, t in zip(cells, targets, strict=True)]
         return _named(column, hits, "equal")
     is_exact = tolerance is None and (name in _EXACT or column.startswith("space_group_"))
+    if tolerance is None and not is_exact:
+        _refuse_zero(name, numbers)
     absolute = tolerance or 0.0
     relative = RELATIVE_TOLERANCE if tolerance is None and not is_exact else 0.0
     achieved = np.array([np.nan if cell is None else cell for cell in cells], dtype=float)

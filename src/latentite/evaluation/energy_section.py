@@ -91,7 +91,7 @@ def _judged(energies: Energies, work: Work, table: Mapping[str, list[Cell]]) -> 
         for prefix in ("", "relaxed_") if energies.is_relaxation else ("",):
             columns |= _verdicts(prefix, {**table, **columns})
             counted += _counted(prefix, columns)
-        columns |= _as_protocol(work, columns)
+        columns |= _as_protocol(work, {**table, **columns})
         counted += [
             Counted(column=name, label=f"{label} as protocol {work.protocol.name} has it", denominator=ALL)
             for name, label in _PROTOCOL_LABELS.items()
@@ -147,18 +147,22 @@ def _relaxed_matches(energies: Energies, work: Work) -> tuple[Table, tuple[tuple
 def _verdicts(prefix: str, table: Mapping[str, Sequence[Cell]]) -> Table:
     """Stable, metastable, and these with unique and novel, of one side."""
     heights = table[f"{prefix}energy_above_hull"]
-    stable = [None if height is None else float(height) <= 0.0 for height in heights]
-    metastable = [None if height is None else float(height) <= METASTABLE for height in heights]
-    columns: Table = {f"{prefix}stable": [*stable], f"{prefix}metastable": [*metastable]}
+    stable, metastable = _at_most(0.0, heights), _at_most(METASTABLE, heights)
+    columns: Table = {f"{prefix}stable": stable, f"{prefix}metastable": metastable}
     if "novel" not in table:
         return columns
     unique, novel = table[f"{prefix}unique"], table[f"{prefix}novel"]
-    between = [
+    between: list[Cell] = [
         None if low is None else bool(high) and not low for low, high in zip(stable, metastable, strict=True)
     ]
     for name, height in {"sun": stable, "msun": metastable, "msun_exclusive": between}.items():
         columns[f"{prefix}{name}"] = all_of(height, unique, novel)
     return columns
+
+
+def _at_most(limit: float, heights: Sequence[Cell]) -> list[Cell]:
+    """Whether each is at most so high (eV/atom) above the hull; None where that is not known."""
+    return [None if height is None else float(height) <= limit for height in heights]
 
 
 def _counted(prefix: str, columns: Mapping[str, Sequence[Cell]]) -> Iterator[Counted]:
@@ -173,13 +177,14 @@ def _counted(prefix: str, columns: Mapping[str, Sequence[Cell]]) -> Iterator[Cou
         )
 
 
-def _as_protocol(work: Work, columns: Mapping[str, list[Cell]]) -> Table:
+def _as_protocol(work: Work, table: Mapping[str, list[Cell]]) -> Table:
     """SUN and MSUN as the protocol has them, when the side that it judges is there."""
     protocol = work.protocol
     prefix = "relaxed_" if protocol.judges_relaxed else ""
-    if f"{prefix}sun" not in columns:
+    if f"{prefix}sun" not in table:
         return {}
-    found = {"protocol_sun": columns[f"{prefix}{'msun' if protocol.stable_below > 0 else 'sun'}"]}
+    stable = _at_most(protocol.stable_below, table[f"{prefix}energy_above_hull"])
+    found = {"protocol_sun": all_of(stable, table[f"{prefix}unique"], table[f"{prefix}novel"])}
     if protocol.msun is not None:
-        found["protocol_msun"] = columns[f"{prefix}{protocol.msun}"]
+        found["protocol_msun"] = table[f"{prefix}{protocol.msun}"]
     return found

@@ -57,9 +57,9 @@ class Plan:
         """What can only be said of the options once the source is read.
 
         Raises:
-            ValueError: for tolerances of what was not asked.
+            ValueError: for tolerances of what was not asked, or an energy that was asked to be 0 without one.
         """
-        check_tolerances(self.tolerances, crystals)
+        check_tolerances(self.tolerances, crystals, has_energies=self.energies is not None)
 
     def sections(self, targets: Crystals | None) -> tuple[MakeSection, ...]:
         """The sections in their order, after those that every evaluation has."""

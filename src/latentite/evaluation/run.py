@@ -36,6 +36,7 @@ from latentite.evaluation.sections import (
     validity_section,
     verdict_section,
 )
+from latentite.evaluation.several import read_sources, sources_of
 from latentite.evaluation.steps import Stage, silent, timed
 from latentite.evaluation.table import (
     Failure,
@@ -93,7 +94,7 @@ class Evaluation:
 
 
 def evaluate(
-    source: Source,
+    source: Source | Sequence[str | Path],
     *,
     reference: Source | None = None,
     protocol: str = "default",
@@ -116,7 +117,8 @@ def evaluate(
 
     Args:
         source: whatever the readers take: a folder or zip of CIFs, an extxyz, a table, ..., a folder of
-            `latentite sample`; the name of a dataset; structures in memory.
+            `latentite sample`; the name of a dataset; structures in memory. A list of paths and names is several
+            sources, evaluated as one.
         reference: what is known already, likewise; without it there is no novelty.
         protocol: one of `PROTOCOLS`.
         relax: `none`, or the potential that judges and relaxes: `chgnet`, `7net-0`, `package.module:Class` of an
@@ -139,12 +141,13 @@ def evaluate(
     Raises:
         FileNotFoundError: when a path or dataset does not exist.
         ImportError: when the potential's package is not installed.
-        ValueError: for an unknown protocol, split, potential or checkpoint, a source without any row, a
-            seed below 0, workers below 1, tolerances of what was not asked, levels of theory that do not fit, or
-            an `out` that cannot be resumed.
+        ValueError: for an unknown protocol, split, potential or checkpoint, a source without any row, the same
+            crystals twice, a seed below 0, workers below 1, tolerances of what was not asked, levels of theory that
+            do not fit, or an `out` that cannot be resumed.
     """
     chosen = find_protocol(protocol)
-    for option, given in (("SOURCE", source), ("--reference", reference), ("--targets", targets)):
+    sources = sources_of(source)
+    for option, given in (("--reference", reference), ("--targets", targets)):
         require_source(option, given)
     _check_out(out, resume=resume)
     check_seed(seed)
@@ -154,7 +157,7 @@ def evaluate(
     )
     seconds: dict[str, float] = {}
     with timed(seconds, "read"):
-        crystals = _read_source(source, split, stage)
+        crystals = _read_source(sources, split, stage)
         known = _read_known("--reference", reference, reference_split, stage)
         wanted = _read_known("--targets", targets, targets_split, stage)
     plan.check_source(crystals)
@@ -192,8 +195,8 @@ def _check_out(out: str | Path | None, *, resume: bool) -> None:
         raise ValueError("--resume must be given together with --out, got no folder to go on in")
 
 
-def _read_source(source: Source, split: str, stage: Stage) -> Crystals:
-    crystals = read_crystals(source, split=split, advance=stage("read structures", None))
+def _read_source(sources: Sequence[Source], split: str, stage: Stage) -> Crystals:
+    crystals = read_sources(sources, split=split, advance=stage("read structures", None))
     if crystals.num_in == 0:
         raise ValueError(f"SOURCE must hold at least one structure, got none in {crystals.name}")
     return crystals

@@ -7,6 +7,7 @@ is no structure of the run. Comes after `sampling/folder.py`; `read.py` calls it
 from __future__ import annotations
 
 import csv
+import hashlib
 import io
 import json
 from collections.abc import Iterator
@@ -16,7 +17,9 @@ from typing import Any
 
 from latentite.data.records import Record, Rejection, open_records, to_properties
 from latentite.data.structure_files import record_of_file
-from latentite.sampling.folder import JOURNAL, MANIFEST, REJECTED, SAMPLES, read_journal
+from latentite.files import sha256_file
+from latentite.sampling.checksums import CHECKSUMS, read_commits, sum_lines
+from latentite.sampling.folder import JOURNAL, MANIFEST, REJECTED, SAMPLES
 
 _MANIFEST_KEYS = {"format", "status", "settings", "checkpoint", "range"}
 _STREAMS = ("structures.extxyz", "structures.jsonl")
@@ -25,22 +28,33 @@ SAMPLED_TEXTS, _LABELS = ("ask", "conditions"), ("attempts", "seed", "fixed_devi
 
 
 def find_manifest(folder: Path) -> dict[str, Any] | None:
-    """The manifest of a folder that `latentite sample` wrote; None for any other folder."""
-    try:
-        content = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+    """The manifest of a folder that `latentite sample` wrote; None for any other folder.
+
+    Raises:
+        ValueError: when it is damaged beside the journal of a run, which would else be read as a heap of files.
+    """
+    path = folder / MANIFEST
+    if not path.is_file() or not (folder / SAMPLES).is_file():
         return None
-    is_sampled = isinstance(content, dict) and content.keys() >= _MANIFEST_KEYS
-    return content if is_sampled and (folder / SAMPLES).is_file() else None
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError:
+        content = None
+    if isinstance(content, dict) and content.keys() >= _MANIFEST_KEYS:
+        return content
+    if (folder / JOURNAL).is_file():
+        raise ValueError(f"{path} must be the manifest of the run in its folder, and is damaged; put it back")
+    return None
 
 
 def read_sampled(folder: Path) -> Iterator[Record | Rejection]:
     """Every crystal that the run was asked for so far: its record with its labels, or why there is none.
 
-    The id is the index in `samples.csv`. CIFs are read where the run wrote them, else its extxyz or JSON lines.
+    The id is the index in `samples.csv`. CIFs are read where the run wrote them, else its extxyz or JSON lines. A CIF
+    that is not what the run wrote is none of its crystals: a failure.
 
     Raises:
-        ValueError: when the structures of the run are not there.
+        ValueError: when the structures of the run are not there, or its tables were changed.
     """
     rows = _committed(folder, SAMPLES)
     records = _records(folder, rows)
@@ -61,8 +75,14 @@ def read_sampled(folder: Path) -> Iterator[Record | Rejection]:
 
 def _records(folder: Path, rows: list[dict[str, str]]) -> Iterator[Record | Rejection]:
     if all(row["file"] for row in rows):
+        sums = dict(sum_lines(_committed_text(folder, CHECKSUMS)))
         for place, row in enumerate(rows):
-            yield record_of_file(folder / row["file"], row["file"], place)
+            path, digest = folder / row["file"], sums.get(row["file"])
+            if digest is not None and path.is_file() and sha256_file(path) != digest:
+                reason = "was changed after it was sampled (its sha256 is another)"
+                yield Rejection(source=row["file"], row=place, id="", reason=reason)
+            else:
+                yield record_of_file(path, row["file"], place)
         return
     stream = next((folder / name for name in _STREAMS if (folder / name).is_file()), None)
     if stream is None:
@@ -77,8 +97,20 @@ def _records(folder: Path, rows: list[dict[str, str]]) -> Iterator[Record | Reje
 
 def _committed(folder: Path, name: str) -> list[dict[str, str]]:
     """Rows of a table of the run up to its last commit."""
+    return list(csv.DictReader(io.StringIO(_committed_text(folder, name), newline="")))
+
+
+def _committed_text(folder: Path, name: str) -> str:
+    """A file of the run up to its last commit; empty where there is none.
+
+    Raises:
+        ValueError: when it is not what was committed.
+    """
     content = (folder / name).read_bytes() if (folder / name).is_file() else b""
     if (folder / JOURNAL).is_file():
-        commit, _ = read_journal(folder / JOURNAL)
-        content = content[: 0 if commit is None else commit.offsets[name]]
-    return list(csv.DictReader(io.StringIO(content.decode("utf-8"), newline="")))
+        commits, _ = read_commits(folder / JOURNAL)
+        content = content[: commits[-1].offsets.get(name, 0) if commits else 0]
+        wanted = commits[-1].sha256.get(name) if commits else None  # earlier versions did not write it
+        if wanted is not None and hashlib.sha256(content).hexdigest() != wanted:
+            raise ValueError(f"{folder / name} must be what the run wrote, and was changed; put it back")
+    return content.decode("utf-8")

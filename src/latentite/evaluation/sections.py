@@ -45,7 +45,8 @@ def source_section(work: Work, table: Mapping[str, list[Cell]]) -> Section:
     if crystals.sampling is not None:
         asked = {name: crystals.labels.get(name, ()) for name in _ASKED}
         columns |= {name: list(values) for name, values in asked.items() if any(values)}
-        keys = ("status", "settings", "checkpoint", "counts")
+        keys = ["status", "settings", "checkpoint", "counts"]
+        keys += [key for key in ("parts", "runs") if key in crystals.sampling]  # merged, or several sources
         summary["sampling"] = {key: crystals.sampling.get(key) for key in keys}
     return Section(columns=columns, summary=summary)
 

@@ -84,14 +84,24 @@ def write_record(file: Path, content: Path, **origin: Any) -> None:
 def problem_of(file: Path, *, is_thorough: bool) -> str | None:
     """What is wrong with a cached file, or None; without `is_thorough` an untouched file is not hashed again.
 
-    A file without record was put there by hand: it is taken as it is, and recorded.
+    A file without record was put there by hand: it is taken as it is, and recorded, which is said. A record that cannot
+    be read vouches for nothing, so the file beside it is not taken.
     """
     if (other := impostor(file)) is not None:
         return f"{file} is {other}"
+    if not _record_file(file).is_file():
+        write_record(file, file, url="put here by hand")
+        digest = (read_record(file) or {}).get("sha256")
+        logger.warning(
+            "%s has no record: it is taken as it is, sha256 %s, and checked from now on", file, digest
+        )
+        return None
     record = read_record(file)
     if record is None or not {"sha256", "size", "mtime_ns"} <= record.keys():
-        write_record(file, file, url="put here by hand")
-        return None
+        return (
+            f"{_record_file(file)} must be a JSON object with sha256, size and mtime_ns of the file beside it, and is "
+            "damaged (remove it to take that file as it is)"
+        )
     stat = file.stat()
     if stat.st_size != record["size"]:
         return f"{file} is damaged: its size must be {record['size']} bytes, got {stat.st_size}"

@@ -41,6 +41,7 @@ def download(
             raise ValueError(f"{name} is bundled: it is at {bundled_files()[name]} already")
         raise unknown_name(name, PUBLIC)
     file = cached_file(name)
+    problem = None
     if not force and file.is_file():
         problem = problem_of(file, is_thorough=False)
         if problem is None:
@@ -49,7 +50,8 @@ def download(
     url = hub_address(REPOSITORY, PUBLIC[name])
     by_hand = f"fetch {url} on a machine with network and put it at {file}"
     if is_offline():
-        raise HubError(f"{name} is not on this machine and HF_HUB_OFFLINE is set; unset it, or {by_hand}")
+        why = problem or f"{name} is not on this machine"
+        raise HubError(f"{why} and HF_HUB_OFFLINE is set; unset it, or {by_hand}")
     with replacing(file) as part:
         try:
             remote = fetch(url, part, patience=patience or Patience(), is_hub=True, on_progress=on_progress)

@@ -6,6 +6,8 @@ Needs nothing of ours; `pickled.py`, which comes after, reads a file into these.
 from __future__ import annotations
 
 import collections
+import itertools
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -13,6 +15,8 @@ import torch
 
 MAX_DEPTH = 40
 """Of nested values that `plain_value` follows."""
+MAX_VALUES = 100_000
+"""Values that `plain_value` gives in all."""
 DTYPES = {
     "DoubleStorage": torch.float64,
     "FloatStorage": torch.float32,
@@ -124,17 +128,26 @@ class StoredTensor:
         )
 
 
-def plain_value(value: Any, depth: int = 0) -> Any:
-    """A pickled value as None, numbers, text, lists and dicts; of an object its class and its plain attributes."""
-    if depth > MAX_DEPTH:
+def plain_value(value: Any) -> Any:
+    """A pickled value as None, numbers, text, lists and dicts; of an object its class and its plain attributes.
+
+    A pickle may hold itself, and a short one the same list a million times: what is too deep or too much is "...".
+    """
+    return _plain_value(value, 0, itertools.count())
+
+
+def _plain_value(value: Any, depth: int, counter: Iterator[int]) -> Any:
+    if depth > MAX_DEPTH or next(counter) > MAX_VALUES:
         return "..."
     if isinstance(value, Record):
         if value.kind.startswith("omegaconf."):
             key = "_content" if "_content" in value.attributes else "_val"
-            return plain_value(value.attributes.get(key), depth + 1)
+            return _plain_value(value.attributes.get(key), depth + 1, counter)
         if value.kind == "functools.partial" and isinstance(value.state, tuple) and len(value.state) == 4:
             function, _, keywords, _ = value.state
-            return {"class": plain_value(function), **plain_value(keywords or {}, depth + 1)}
+            known = keywords if isinstance(keywords, dict) else {}
+            items = {str(name): _plain_value(item, depth + 1, counter) for name, item in known.items()}
+            return {"class": _plain_value(function, depth + 1, counter), **items}
         shown = {
             str(name): item
             for name, item in value.attributes.items()
@@ -142,9 +155,9 @@ def plain_value(value: Any, depth: int = 0) -> Any:
         }
         return {"class": value.kind, **shown}
     if isinstance(value, dict):
-        return {str(name): plain_value(item, depth + 1) for name, item in value.items()}
+        return {str(name): _plain_value(item, depth + 1, counter) for name, item in value.items()}
     if isinstance(value, list | tuple | set | frozenset):
-        return [plain_value(item, depth + 1) for item in value]
+        return [_plain_value(item, depth + 1, counter) for item in value]
     if isinstance(value, type) and issubclass(value, Record):
         return value.kind
     return value if value is None or isinstance(value, bool | int | float | str) else type(value).__name__

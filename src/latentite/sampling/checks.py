@@ -22,6 +22,8 @@ class RefusalKind(StrEnum):
     """Coordinates or cell are NaN or infinite."""
     COLLAPSED_CELL = "collapsed_cell"
     """Too little volume per atom, or lattice planes on top of each other."""
+    LEFT_HANDED_CELL = "left_handed_cell"
+    """A length below zero, or an angle that no cell has: a file of lengths and angles would hold the mirror image."""
     EXPLODED_CELL = "exploded_cell"
     """Too much volume per atom."""
     OVERLAPPING_ATOMS = "overlapping_atoms"
@@ -66,10 +68,12 @@ def geometry_refusals(crystals: CrystalBatch, limits: GeometryLimits | None = No
         np.isfinite(np.concatenate([coords for _, coords, _ in arrays])).all(axis=1), firsts
     )
     safe = np.where(is_finite[:, None, None], lattices, np.eye(3))
-    volumes = np.abs(np.linalg.det(safe))
+    determinants = np.linalg.det(safe)
+    volumes = np.abs(determinants)
     crosses = np.linalg.norm(np.cross(safe[:, [1, 2, 0]], safe[:, [2, 0, 1]]), axis=-1)
     spacing = volumes / np.maximum(crosses.max(axis=1), np.finfo(float).tiny)
     is_flat = is_finite & (spacing < limits.min_plane_spacing)
+    is_left_handed = is_finite & ~is_flat & (determinants < 0.0)
     results: list[Refusal | None] = [None] * len(arrays)
     # Flat cells are told apart first: the exact distance check would search very many images of them.
     for position in np.flatnonzero(is_flat):
@@ -77,7 +81,10 @@ def geometry_refusals(crystals: CrystalBatch, limits: GeometryLimits | None = No
             f"lattice planes {spacing[position]:.3g} Å apart, closer than {limits.min_plane_spacing:g} Å"
         )
         results[position] = Refusal(kind=RefusalKind.COLLAPSED_CELL, reason=sentence)
-    rest = np.flatnonzero(~is_flat)
+    for position in np.flatnonzero(is_left_handed):
+        sentence = "the cell is left-handed: a length is below zero, or an angle outside of 0 to 180 degrees"
+        results[position] = Refusal(kind=RefusalKind.LEFT_HANDED_CELL, reason=sentence)
+    rest = np.flatnonzero(~(is_flat | is_left_handed))
     for position, reason in zip(rest, refusals([arrays[p] for p in rest], limits.limits), strict=True):
         if reason is None:
             continue

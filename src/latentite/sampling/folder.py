@@ -8,29 +8,36 @@
     structures.jsonl     format json
     cifs/000123.cif      format cif
     trajectories/        with --trajectory
+    SHA256SUMS           of every file in the folders, as `sha256sum --check` reads it
 
 A window counts once its line stands in the journal, which is written after everything else is on the disk. What
-lies behind the last line is cut off when the run is resumed. Comes after `window.py`; `run.py` fills it.
+lies behind the last line is cut off when the run is resumed; what lies before it must be what was written
+(`checksums.py`). Comes after `window.py` and `checksums.py`; `run.py` fills it, `merge.py` joins several.
 """
 
 from __future__ import annotations
 
 import csv
 import fcntl
+import hashlib
 import io
 import json
 import os
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from enum import StrEnum
 from pathlib import Path
 from types import TracebackType
-from typing import IO, Any
+from typing import TYPE_CHECKING, Any
 
 from latentite.crystal import CrystalBatch
+from latentite.sampling.checksums import CHECKSUMS, Commit, Stream, read_commits, sum_lines, verify
 from latentite.sampling.window import Window
 from latentite.sampling.writers import Sample, extxyz_frame, file_stem, json_line, sample_frame
+
+if TYPE_CHECKING:
+    from hashlib import _Hash
 
 MANIFEST, JOURNAL = "manifest.json", "journal.jsonl"
 SAMPLES, REJECTED = "samples.csv", "rejected.csv"
@@ -75,6 +82,17 @@ class Counts:
         """For JSON."""
         return asdict(self)
 
+    def plus(self, other: Counts) -> Counts:
+        """Of two parts of a run."""
+        total = Counts()
+        for item in fields(self):
+            one, two = getattr(self, item.name), getattr(other, item.name)
+            if isinstance(one, dict):
+                two = {kind: one.get(kind, 0) + two.get(kind, 0) for kind in {**one, **two}}
+                one = {}
+            setattr(total, item.name, {**one, **two} if isinstance(two, dict) else one + two)
+        return total
+
     def add(self, window: Window) -> None:
         """Count one more window."""
         self.done += window.stop - window.first
@@ -88,18 +106,6 @@ class Counts:
             self.rejected[kind] = self.rejected.get(kind, 0) + 1
             if item.index not in failed or item.attempt < last[item.index]:
                 self.replaced[kind] = self.replaced.get(kind, 0) + 1
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Commit:
-    """A line of the journal: the run up to the index `stop`."""
-
-    stop: int
-    offsets: dict[str, int]
-    """Length in bytes of each file that grows."""
-    batch_size: int
-    """After halvings for want of memory, so that a resumed run makes the same batches."""
-    counts: dict[str, Any]
 
 
 class RunFolder:
@@ -117,7 +123,7 @@ class RunFolder:
         self._formats = tuple(formats)
         self._total = total
         self._columns = (*_SAMPLE_COLUMNS, "fixed_deviation") if has_deviation else _SAMPLE_COLUMNS
-        self._files: dict[str, IO[bytes]] = {}
+        self._files: dict[str, Stream] = {}
         self._fresh: list[Path] = []
 
     def __enter__(self) -> RunFolder:
@@ -127,7 +133,7 @@ class RunFolder:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         for file in self._files.values():
-            file.close()
+            file.file.close()
         self._files.clear()
 
     def open(self, first: int) -> Commit | None:
@@ -137,38 +143,39 @@ class RunFolder:
             first: first index of the run or shard.
 
         Raises:
-            ValueError: when another process is writing here, or a file is shorter than the journal says.
+            ValueError: when another process is writing here, or what was committed is not what lies here.
         """
-        headers = {SAMPLES: self._columns, REJECTED: _REJECTED_COLUMNS}
-        names = [JOURNAL, SAMPLES, REJECTED, *(_STREAMS[f][0] for f in self._formats if f in _STREAMS)]
-        for name in names:
-            self._files[name] = (self.path / name).open("ab")
-        journal = self._files[JOURNAL]
+        journal = self._open(JOURNAL)
         try:
-            fcntl.flock(journal, fcntl.LOCK_EX | fcntl.LOCK_NB)  # the system lets go of it with the process
+            fcntl.flock(
+                journal.file, fcntl.LOCK_EX | fcntl.LOCK_NB
+            )  # the system lets go of it with the process
         except OSError as error:
             raise ValueError(f"{self.path} must not be written by another run, but one is running") from error
-        commit, length = read_journal(self.path / JOURNAL)
-        journal.truncate(length)
-        journal.seek(length)
-        for name in names[1:]:
-            file = self._files[name]
+        commits, length = read_commits(self.path / JOURNAL)
+        commit = commits[-1] if commits else None
+        digests = {} if commit is None else verify(self.path, commit)
+        journal.file.truncate(length)
+        for name in (SAMPLES, REJECTED, CHECKSUMS, *(_STREAMS[f][0] for f in self._formats if f in _STREAMS)):
             offset = 0 if commit is None else commit.offsets[name]
-            if file.tell() < offset:
-                raise ValueError(
-                    f"{self.path / name} must have at least {offset} bytes, as the journal says, got "
-                    f"{file.tell()}: it was changed; sample into a new folder"
-                )
-            file.truncate(offset)
-            file.seek(offset)
-            if offset == 0 and name in headers:
-                file.write(_csv_text([headers[name]]))
+            stream = self._open(name, digests.get(name))
+            stream.file.truncate(offset)
+            if offset == 0:
+                stream.write(self._header(name))
         self._remove_files(first if commit is None else commit.stop)
         return commit
 
+    def _open(self, name: str, digest: _Hash | None = None) -> Stream:
+        self._files[name] = Stream((self.path / name).open("ab"), digest)
+        return self._files[name]
+
+    def _header(self, name: str) -> bytes:
+        """What a file begins with."""
+        headers = {SAMPLES: self._columns, REJECTED: _REJECTED_COLUMNS}
+        return _csv_text([headers[name]]) if name in headers else b""
+
     def write(self, window: Window, samples: Sequence[Sample]) -> None:
         """Write a window; it does not count before `commit`."""
-        cifs = self.path / CIFS
         has_cifs = Format.CIF in self._formats
         rows = []
         for sample in samples:
@@ -177,7 +184,7 @@ class RunFolder:
             row += [sample.attempt + 1, name, sample.seed]
             rows.append(row if sample.fixed_deviation is None else [*row, f"{sample.fixed_deviation:.6f}"])
             if has_cifs:
-                self._write_file(cifs / Path(name).name, sample.cif)
+                self._write_file(name, sample.cif.encode())
         self._files[SAMPLES].write(_csv_text(rows))
         refused = ([r.index, r.attempt, r.refusal.kind, r.refusal.reason] for r in window.rejected)
         self._files[REJECTED].write(_csv_text(refused))
@@ -187,37 +194,62 @@ class RunFolder:
                 self._files[name].write("".join(map(text, samples)).encode())
         self._write_trajectories(window.trajectory, samples)
 
+    def copy(self, part: Path, before: Commit | None, commit: Commit) -> None:
+        """Write a window that another folder holds, whose files were verified; it does not count before `commit`.
+
+        Args:
+            part: a folder of the same run.
+            before: the commit there that ends before the window; None when it is the first.
+            commit: the one that ends with it.
+        """
+        for name, stream in self._files.items():
+            if name == JOURNAL:
+                continue
+            start = len(self._header(name)) if before is None else before.offsets[name]
+            with (part / name).open("rb") as file:
+                file.seek(start)
+                content = file.read(commit.offsets[name] - start)
+            if name != CHECKSUMS:
+                stream.write(content)
+                continue
+            for path, _ in sum_lines(content.decode()):
+                self._write_file(path, (part / path).read_bytes())
+
     def commit(self, *, stop: int, batch_size: int, counts: Counts) -> None:
         """Make everything that was written so far count."""
         # Several at once: the file system makes one transaction of them, else each waits for its own.
         with ThreadPoolExecutor(8) as pool:
             list(pool.map(_to_disk, self._fresh))
         self._fresh.clear()
-        offsets = {}
-        for name, file in self._files.items():
+        offsets, sums = {}, {}
+        for name, stream in self._files.items():
             if name != JOURNAL:
-                file.flush()
-                os.fsync(file.fileno())
-                offsets[name] = file.tell()
-        commit = {"stop": stop, "offsets": offsets, "batch_size": batch_size, "counts": counts.to_plain()}
+                stream.flush()
+                os.fsync(stream.file.fileno())
+                offsets[name], sums[name] = stream.file.tell(), stream.digest.hexdigest()
+        commit = Commit(
+            stop=stop, offsets=offsets, batch_size=batch_size, counts=counts.to_plain(), sha256=sums
+        )
         journal = self._files[JOURNAL]
-        journal.write(f"{json.dumps(commit)}\n".encode())
+        journal.write(f"{json.dumps(asdict(commit))}\n".encode())
         journal.flush()
-        os.fsync(journal.fileno())
+        os.fsync(journal.file.fileno())
 
-    def _write_file(self, path: Path, text: str) -> None:
+    def _write_file(self, name: str, content: bytes) -> None:
+        """A file of its own, by its path in the folder, with its line in `SHA256SUMS`."""
+        path = self.path / name
         if not path.parent.is_dir():
             path.parent.mkdir()
         temporary = path.with_name(f".{path.name}.tmp")
-        temporary.write_bytes(text.encode())
+        temporary.write_bytes(content)
         os.replace(temporary, path)
         self._fresh.append(path)
+        self._files[CHECKSUMS].write(f"{hashlib.sha256(content).hexdigest()}  {name}\n".encode())
 
     def _write_trajectories(self, states: Sequence[CrystalBatch], samples: Sequence[Sample]) -> None:
         for sample, frames in zip(samples, zip(*(s.to_arrays() for s in states), strict=True), strict=False):
             text = "".join(extxyz_frame(frame, [("state", n)]) for n, frame in enumerate(frames))
-            name = f"{file_stem(sample.index, self._total)}.extxyz"
-            self._write_file(self.path / TRAJECTORIES / name, text)
+            self._write_file(f"{TRAJECTORIES}/{file_stem(sample.index, self._total)}.extxyz", text.encode())
 
     def _remove_files(self, stop: int) -> None:
         """Remove what was written after the last commit: files of crystals, and half-written ones."""
@@ -228,14 +260,6 @@ class RunFolder:
                 is_temporary = path.name.startswith(".")
                 if is_temporary or (path.stem.isdecimal() and int(path.stem) >= stop):
                     path.unlink()
-
-
-def read_journal(path: Path) -> tuple[Commit | None, int]:
-    """The last whole line of a journal, and the length in bytes up to its end; a torn line does not count."""
-    content = path.read_bytes() if path.is_file() else b""
-    length = content.rfind(b"\n") + 1
-    lines = content[:length].splitlines()
-    return (Commit(**json.loads(lines[-1])) if lines else None), length
 
 
 def _csv_text(rows: Iterable[Iterable[object]]) -> bytes:

@@ -15,9 +15,12 @@ from typing import Any
 
 from latentite import __version__
 from latentite.files import write_json
-from latentite.sampling.folder import MANIFEST
+from latentite.sampling.checksums import Commit, read_commits
+from latentite.sampling.folder import JOURNAL, MANIFEST
+from latentite.sampling.writers import file_stem
 
-FORMAT = 1
+FORMAT = 2
+"""2: the journal has hashes, the range its total."""
 ADDED = {"noise_scale": 1.0}
 """Settings that runs of earlier versions did not write, and what they were then."""
 _PACKAGES = ("torch", "numpy", "scipy", "pymatgen")
@@ -44,7 +47,7 @@ def read_manifest(folder: Path) -> dict[str, Any] | None:
 
 
 def new_manifest(
-    settings: Mapping[str, Any], checkpoint: Mapping[str, Any], *, first: int, stop: int
+    settings: Mapping[str, Any], checkpoint: Mapping[str, Any], *, first: int, stop: int, total: int
 ) -> dict[str, Any]:
     """The manifest of a run that begins.
 
@@ -53,39 +56,124 @@ def new_manifest(
         checkpoint: file, sha256 and weights.
         first: first index that is sampled in this folder.
         stop: index after the last.
+        total: crystals of the whole run, over all shards.
     """
     return {
         "format": FORMAT,
         "status": "running",
         "settings": dict(settings),
         "checkpoint": dict(checkpoint),
-        "range": {"first": first, "stop": stop},
+        "range": {"first": first, "stop": stop, "total": total},
         "counts": {},
         "sessions": [],
     }
 
 
-def refuse_other_settings(old: Mapping[str, Any], new: Mapping[str, Any]) -> None:
-    """Refuse to go on with a run under other settings, naming the first that differs.
+def difference(
+    old: Mapping[str, Any], new: Mapping[str, Any], *, without: Sequence[str] = ()
+) -> tuple[str, Any, Any] | None:
+    """The first thing that the crystals of two runs depend on and that differs: its name, and both values.
+
+    Args:
+        old: a manifest.
+        new: another.
+        without: settings that may differ.
+    """
+    before, now = ({"checkpoint": manifest["checkpoint"]["sha256"]} for manifest in (old, new))
+    before |= ADDED | json.loads(json.dumps(old["settings"]))
+    now |= ADDED | json.loads(json.dumps(new["settings"]))
+    for name in sorted(before.keys() | now.keys(), key=lambda name: (name != "checkpoint", name)):
+        if name not in without and before.get(name) != now.get(name):
+            return name, before.get(name), now.get(name)
+    return None
+
+
+def refuse_format(folder: Path, manifest: Mapping[str, Any]) -> None:
+    """Refuse the folder of another version.
 
     Raises:
-        ValueError: when they differ.
+        ValueError: saying so.
     """
-    if old.get("format") != FORMAT:
-        raise ValueError(f"the manifest must have format {FORMAT}, got {old.get('format')}")
-    hashes = [manifest["checkpoint"]["sha256"] for manifest in (old, new)]
-    if hashes[0] != hashes[1]:
+    if manifest.get("format") != FORMAT:
         raise ValueError(
-            f"--resume needs the checkpoint that the run began with (sha256 {hashes[0][:12]}...), "
-            f"got {new['checkpoint']['file']} ({hashes[1][:12]}...)"
+            f"{folder} must hold a run of format {FORMAT}, whose files have checksums, got format "
+            f"{manifest.get('format')} of another version of latentite; sample into a new folder"
         )
-    before, now = (ADDED | json.loads(json.dumps(manifest["settings"])) for manifest in (old, new))
-    for name in sorted(before.keys() | now.keys()):
-        if before.get(name) != now.get(name):
-            raise ValueError(
-                f"--resume needs the settings that the run began with: {name} was {before.get(name)}, "
-                f"got {now.get(name)}; use these, or sample into a new folder"
-            )
+
+
+def continued(folder: Path, old: dict[str, Any], new: dict[str, Any]) -> dict[str, Any]:
+    """The manifest with which a run goes on: the old one, asked for more crystals where the new one is.
+
+    Args:
+        folder: of the run.
+        old: its manifest.
+        new: of what is asked now.
+
+    Raises:
+        ValueError: when settings differ, naming the first that does, or fewer crystals are asked for.
+    """
+    refuse_format(folder, old)
+    differing = difference(old, new, without=("num_samples",))
+    if differing is not None and differing[0] == "checkpoint":
+        raise ValueError(
+            f"--resume needs the checkpoint that the run began with (sha256 {differing[1][:12]}...), "
+            f"got {new['checkpoint']['file']} ({differing[2][:12]}...)"
+        )
+    if differing is not None:
+        name, before, now = differing
+        raise ValueError(
+            f"--resume needs the settings that the run began with: {name} was {before}, got {now}; use these, or "
+            "sample into a new folder"
+        )
+    if old["range"] == new["range"]:
+        return old
+    _refuse_extension(folder, old, new)
+    parts: dict[str, Any] = {name: old[name] for name in ("counts", "sessions", "parts") if name in old}
+    return {**new, **parts}
+
+
+def _refuse_extension(folder: Path, old: Mapping[str, Any], new: Mapping[str, Any]) -> None:
+    """Refuse another number of samples where the crystals that are there would not be the first of them."""
+    before, now = (manifest["settings"]["num_samples"] for manifest in (old, new))
+    totals = [manifest["range"]["total"] for manifest in (old, new)]
+    changed = f"was {before}, got {now}"
+    if new["settings"].get("shard", "1/1") != "1/1":
+        raise ValueError(
+            f"num_samples of a shard cannot change, as it decides where shards begin: {changed}; finish and merge "
+            "the shards (`latentite sample merge`), then go on with the merged folder"
+        )
+    if totals[1] > now:
+        raise ValueError(
+            "num_samples cannot change in a run of several formulas or structures to start from, as it decides "
+            f"which index belongs to which: {changed}; sample the others into a new folder with another seed"
+        )
+    if now < before:
+        raise ValueError(
+            f"num_samples must be at least that of the run in {folder} to go on with it: {changed}; its first {now} "
+            "crystals are those of the smaller run"
+        )
+    if file_stem(0, totals[0]) != file_stem(0, totals[1]):
+        raise ValueError(
+            f"num_samples cannot grow beyond what the file names in {folder} have digits for: {changed}; sample "
+            "into a new folder"
+        )
+
+
+def finished_commits(folder: Path, manifest: Mapping[str, Any]) -> list[Commit]:
+    """The journal of a run that its manifest calls finished.
+
+    Raises:
+        ValueError: when journal and manifest do not say the same.
+    """
+    commits, _ = read_commits(folder / JOURNAL)
+    end = commits[-1].stop if commits else manifest["range"]["first"]
+    if end != manifest["range"]["stop"] or (commits and commits[-1].counts != manifest["counts"]):
+        raise ValueError(
+            f"{folder / JOURNAL} must end where {MANIFEST} says that the run is finished, at index "
+            f"{manifest['range']['stop']} and with the same counts, got {end}: one of them was changed; put it "
+            "back, or sample into a new folder"
+        )
+    return commits
 
 
 class Sessions:

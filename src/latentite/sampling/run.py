@@ -15,7 +15,13 @@ from typing import Any
 from latentite.crystal import CrystalBatch
 from latentite.sampling.folder import Counts, Format, RunFolder
 from latentite.sampling.jobs import Ask, Jobs
-from latentite.sampling.manifest import Sessions, new_manifest, read_manifest, refuse_other_settings
+from latentite.sampling.manifest import (
+    Sessions,
+    continued,
+    finished_commits,
+    new_manifest,
+    read_manifest,
+)
 from latentite.sampling.progress import RunProgress
 from latentite.sampling.window import BatchSize, Draw, Plan, Window, draw_window, windows
 from latentite.sampling.writers import Sample
@@ -61,25 +67,25 @@ class Origin:
 def run_to_folder(
     run: Run, folder: Path, *, origin: Origin, formats: Sequence[Format], resume: bool = False
 ) -> Counts:
-    """Sample into a folder, or go on where an earlier session ended.
+    """Sample into a folder, or go on where an earlier session ended, also when more crystals are asked for now.
 
     Raises:
-        ValueError: when the folder is not new and is not to be resumed, or holds a run with other settings.
+        ValueError: when the folder is not new and is not to be resumed, holds a run with other settings, or not what
+            that run wrote.
         KeyboardInterrupt: passed on; the folder can be resumed.
     """
-    fresh = new_manifest(origin.settings, origin.checkpoint, first=run.first, stop=run.stop)
-    manifest = refuse_folder(folder, resume=resume)
-    if manifest is None:
-        manifest = fresh
-    else:
-        refuse_other_settings(manifest, fresh)
+    fresh = new_manifest(origin.settings, origin.checkpoint, first=run.first, stop=run.stop, total=run.total)
+    old = refuse_folder(folder, resume=resume)
+    manifest = fresh if old is None else continued(folder, old, fresh)
     folder.mkdir(parents=True, exist_ok=True)
     with RunFolder(folder, formats, total=run.total, has_deviation=run.has_deviation) as files:
+        if old is not None and old["status"] == "finished":
+            finished_commits(folder, old)
         commit = files.open(run.first)
         counts = Counts() if commit is None else Counts(**commit.counts)
         at = run.first if commit is None else commit.stop
         if at == run.stop and manifest["status"] == "finished":
-            log.info("%s is finished already: nothing to do", folder)
+            log.info("%s is finished already: nothing to do, its files are what was written", folder)
             return counts
         sessions = Sessions(folder, manifest, command=origin.command, device=origin.device, at=at)
         size = BatchSize(run.batch_size if commit is None else commit.batch_size)

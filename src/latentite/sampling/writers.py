@@ -56,7 +56,8 @@ def cif_text(atomic_numbers: np.ndarray, frac_coords: np.ndarray, lattice: np.nd
     Args:
         atomic_numbers: [atom].
         frac_coords: [atom 3]; written wrapped into [0, 1).
-        lattice: [3 3], row vectors of a right-handed cell in Å. Its orientation is not part of a CIF.
+        lattice: [3 3], row vectors of a right-handed cell in Å. Its orientation is not part of a CIF, and of a
+            left-handed one the mirror image would be read: `reads_back` says so.
         formula: reduced.
     """
     lengths, angles = _cell(lattice)
@@ -102,6 +103,8 @@ def reads_back(
     difference = coords - frac_coords
     if not np.abs(difference - np.round(difference)).max() <= _COORDINATE_ERROR:
         return "coordinates in the CIF differ from the crystal's"
+    if np.linalg.det(lattice) < 0.0:
+        return "the cell is left-handed: the CIF, which has lengths and angles only, holds its mirror image"
     metric = lattice @ lattice.T
     if not np.abs(cell @ cell.T - metric).max() <= 1e-5 * metric.max():
         return (

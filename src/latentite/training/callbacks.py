@@ -10,18 +10,44 @@ import math
 import signal
 import threading
 import time
+from collections.abc import Callable
 from types import FrameType
 from typing import Any
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.callbacks import ProgressBar
+from lightning.pytorch.callbacks import EarlyStopping, ProgressBar
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from latentite.crystal import CrystalBatch
 from latentite.training.checkpointing import CheckpointCallback
 
 log = logging.getLogger(__name__)
+
+
+class BeginCallback(Callback):
+    """Does something once, on the first process, when nothing can be refused any more and training begins."""
+
+    def __init__(self, action: Callable[[], None]) -> None:
+        self.action = action
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """After a checkpoint is restored, before the first step."""
+        if trainer.is_global_zero:
+            self.action()
+
+
+class EarlyStoppingCallback(EarlyStopping):
+    """Lightning's, but for its patience, which is this run's also where a checkpoint has another."""
+
+    @property
+    def state_key(self) -> str:
+        """As Lightning's own, so that its checkpoints are read."""
+        return f"EarlyStopping{ {'monitor': self.monitor, 'mode': self.mode}!r}"
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on counting."""
+        super().load_state_dict({**state_dict, "patience": self.patience})
 
 
 class Preempted(BaseException):

@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import copy
 import logging
-import os
+import shutil
 import time
 from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +20,13 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint
 
 from latentite.checkpoint import PAYLOAD_KEY, Stage, build_payload, export_portable
+from latentite.files import replacing
 from latentite.training.settings import CheckpointConfig, MonitorMode
 
 log = logging.getLogger(__name__)
+
+RUN_KEY = "latentite_run"
+"""Section of a checkpoint beside `latentite`: what only resuming asks for (`training/resume_point.py`)."""
 
 
 class CheckpointCallback(Checkpoint):
@@ -35,6 +40,7 @@ class CheckpointCallback(Checkpoint):
         stage: Stage,
         network_config: Any,
         data: Callable[[], dict[str, Any]],
+        run: Mapping[str, Any],
     ) -> None:
         """Say what and where.
 
@@ -44,6 +50,7 @@ class CheckpointCallback(Checkpoint):
             stage: of training.
             network_config: from which the network can be built again; goes into the files.
             data: gives hashes and statistics of the data; asked once, when they are loaded.
+            run: plain values that only resuming asks for.
         """
         super().__init__()
         self.config = config
@@ -53,6 +60,7 @@ class CheckpointCallback(Checkpoint):
         self._stage = stage
         self._network_config = network_config
         self._data = data
+        self._run = run
         self._metrics: dict[str, float] = {}
         self._has_new_metrics = False
         self._last_saved = time.monotonic()
@@ -104,7 +112,25 @@ class CheckpointCallback(Checkpoint):
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Leave `last.ckpt` of the very end, and the portable pair."""
         self.save_last(trainer)
-        if self.config.export and trainer.is_global_zero:
+        if trainer.is_global_zero:
+            self._export()
+
+    def take_over(self, path: Path, state: Mapping[str, Any] | None) -> None:
+        """Leave what another run has left at its end: `last.ckpt` and the portable pair.
+
+        Args:
+            path: its last checkpoint.
+            state: of its callback of this kind, as `state_dict` gives it.
+        """
+        if state is not None:
+            self.load_state_dict(dict(state))
+        if path.resolve() != self.last_path.resolve():
+            with replacing(self.last_path) as temporary:
+                shutil.copyfile(path, temporary)
+        self._export()
+
+    def _export(self) -> None:
+        if self.config.export:
             source = self.best_path or self.last_path
             weights, card = export_portable(source, self.folder / "model")
             log.info("exported %s as %s and %s", source.name, weights.name, card.name)
@@ -128,17 +154,29 @@ class CheckpointCallback(Checkpoint):
             stage=self._stage, config=self._network_config, data=self._data(), metrics=self._metrics
         )
         section.update({key: value for key, value in payload.items() if key != "ema" or key not in section})
+        checkpoint[RUN_KEY] = dict(self._run)
         if trainer.validating and self._loops_before_validation is not None:
             # Interrupted in a validation: resume as if it had not begun, its half-counted metrics are lost.
             checkpoint["loops"]["fit_loop"] = self._loops_before_validation
 
     def state_dict(self) -> dict[str, Any]:
-        """Which epochs were best, for the resumed run."""
-        return {"best": [[score, path] for score, path in self.best]}
+        """Which epochs were best, and by what, for the resumed run."""
+        best = [[score, path] for score, path in self.best]
+        return {"best": best, "best_by": self._best_by()}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Go on with the best epochs that still exist."""
-        self.best = [(float(score), str(path)) for score, path in state_dict["best"] if Path(path).is_file()]
+        """Go on with the best epochs that still exist, if they were the best by the same metric on the same data."""
+        if state_dict.get("best_by", self._best_by()) == self._best_by():
+            self.best = [
+                (float(score), str(path)) for score, path in state_dict["best"] if Path(path).is_file()
+            ]
+        elif state_dict["best"]:
+            log.info("the best epochs of the checkpoint were measured otherwise; the best are found anew")
+
+    def _best_by(self) -> list[str]:
+        """What scores must share to be compared."""
+        validation = self._data()["splits"].get("val", {}).get("content_hash", "")
+        return [self.config.monitor, self.config.mode.value, validation]
 
     def _keep_best(self, trainer: Trainer, epoch: int) -> None:
         score = _score(self._metrics, self.config)
@@ -156,11 +194,9 @@ class CheckpointCallback(Checkpoint):
                 old.unlink(missing_ok=True)
 
     def _save(self, trainer: Trainer, path: Path) -> None:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_name(f".{path.name}.tmp")
-        trainer.save_checkpoint(temporary, weights_only=False)  # with optimizer and loops, to resume from
-        if trainer.is_global_zero:
-            os.replace(temporary, path)
+        # All processes gather, the first one writes.
+        with replacing(path) if trainer.is_global_zero else nullcontext(path) as temporary:
+            trainer.save_checkpoint(temporary, weights_only=False)  # with optimizer and loops, to resume from
 
 
 def _score(metrics: Mapping[str, float], config: CheckpointConfig) -> float:

@@ -45,7 +45,7 @@ class DataConfig:
     bucketed: bool = True
     """Batches of crystals of similar size, so that little is padded."""
     max_atoms: int = 20
-    """Crystals with more atoms are rejected when the split is built."""
+    """Crystals with more atoms are rejected when a split is built, and left out (counted, said) of one that is."""
     max_crystals: int | None = None
     """Use only the first so many crystals of each split (for trials)."""
     seed: int = 0

@@ -48,6 +48,7 @@ def load_data(config: DataConfig) -> FidelityData:
             name: attach_features(dataset, features / f"{name}.safetensors")
             for name, dataset in splits.items()
         }
+    splits = {name: _up_to(config.max_atoms, dataset, name) for name, dataset in splits.items()}
     if config.max_crystals is not None:
         splits = {name: _first(dataset, config.max_crystals) for name, dataset in splits.items()}
     for name, dataset in splits.items():
@@ -93,9 +94,11 @@ def _load_fidelities(
         part = read_fidelity(
             fidelity, name, options=options, cache_dir=config.cache_dir, workers=config.workers
         )
-        parts[name] = replace(
-            part, splits={key: _with_derived(found, options.derived) for key, found in part.splits.items()}
-        )
+        splits = {
+            key: _with_derived(_up_to(config.max_atoms, found, f"{name}, {key}"), options.derived)
+            for key, found in part.splits.items()
+        }
+        parts[name] = replace(part, splits=splits)
     joint = join_fidelities(
         parts,
         properties=config.wanted_properties,
@@ -136,6 +139,37 @@ def _with_derived(dataset: CrystalDataset, names: Sequence[str]) -> CrystalDatas
     crystals = dataset.crystals.with_properties(labels)
     digest = content_hash(crystals, dataset.ids, dataset.categories)
     return replace(dataset, crystals=crystals, content_hash=digest)
+
+
+def _up_to(max_atoms: int, dataset: CrystalDataset, name: str) -> CrystalDataset:
+    """The crystals of at most so many atoms: a folder that is built already has the limits of its build.
+
+    Raises:
+        ValueError: when none of them is that small.
+    """
+    kept = (dataset.crystals.num_atoms <= max_atoms).nonzero().flatten()
+    left_out = len(dataset) - len(kept)
+    if not left_out:
+        return dataset
+    if not len(kept):
+        raise ValueError(
+            f"data.max_atoms must be at least {int(dataset.crystals.num_atoms.min())}, the smallest crystal of the "
+            f"split {name}, got {max_atoms}"
+        )
+    log.warning(
+        "%s: %d of %d crystals have more than data.max_atoms=%d atoms (up to %d) and are left out",
+        name,
+        left_out,
+        len(dataset),
+        max_atoms,
+        int(dataset.crystals.num_atoms.max()),
+    )
+    return replace(
+        dataset,
+        crystals=dataset.crystals.select(kept),
+        ids=tuple(dataset.ids[position] for position in kept.tolist()),
+        content_hash=f"{dataset.content_hash}[<={max_atoms}]",
+    )
 
 
 def _first(dataset: CrystalDataset, count: int) -> CrystalDataset:

@@ -6,20 +6,24 @@ and says how it ended. `training/stages.py` calls it once per stage.
 
 from __future__ import annotations
 
+import inspect
 import logging
 import os
+import shlex
 import warnings
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
+from lightning.fabric.utilities.rank_zero import rank_zero_only
 from lightning.pytorch import Callback, Trainer, seed_everything
-from lightning.pytorch.callbacks import EarlyStopping
 
-from latentite.checkpoint import CheckpointError, Stage, Weights, plain, read_checkpoint
+from latentite.checkpoint import Stage, plain
 from latentite.training.callbacks import (
+    BeginCallback,
+    EarlyStoppingCallback,
     NanGuardCallback,
     Preempted,
     PreemptionCallback,
@@ -29,12 +33,23 @@ from latentite.training.callbacks import (
 from latentite.training.checkpointing import CheckpointCallback
 from latentite.training.datamodule import CrystalDataModule
 from latentite.training.ema import EMACallback, EMAConfig
-from latentite.training.loggers import build_loggers
+from latentite.training.loggers import build_loggers, wandb_mode
 from latentite.training.module import StageModule
 from latentite.training.provenance import write_provenance
-from latentite.training.settings import RunConfig
+from latentite.training.resume import ResumedScheduleCallback, Resumption
+from latentite.training.resume_point import run_record
+from latentite.training.settings import RunConfig, with_sections
 
 log = logging.getLogger(__name__)
+
+
+OURS: dict[str, Any] = {
+    "enable_model_summary": False,
+    "use_distributed_sampler": False,
+    # Validation without gradients, but with tensors of which a reward may take some of its own (forces).
+    "inference_mode": False,
+}
+"""What the trainer is told besides settings."""
 
 
 class RunStatus(StrEnum):
@@ -80,13 +95,16 @@ def fit(
     Raises:
         ValueError: for anything that the user can set right, in one sentence.
     """
-    if config.ckpt_path is not None:
-        check_resumable(config.ckpt_path, stage, network_config)
+    config = _with_wandb_mode(config)
+    run = run_record(config, stage)
+    resumption = Resumption.of(config, stage, network_config, run)
     _quieten()
     seed_everything(config.seed, verbose=False)
     data = datamodule or CrystalDataModule(config.data)
     data.setup("fit")
     module = build_module()
+    if resumption is not None:
+        resumption.check(config, data.statistics(), module)
     if config.compile:
         module.compile_network()
     checkpoints = CheckpointCallback(
@@ -95,18 +113,37 @@ def fit(
         stage=stage,
         network_config=network_config,
         data=data.statistics,
+        run=run,
     )
-    trainer = build_trainer(config, build_callbacks(config, checkpoints, ema))
-    if trainer.is_global_zero:
-        num_parameters = sum(p.numel() for p in module.parameters() if p.requires_grad)
+    num_parameters = sum(p.numel() for p in module.parameters() if p.requires_grad)
+
+    def begin() -> None:
         write_provenance(config, plain(data.statistics()), num_parameters=num_parameters)
         log.info("%s parameters, run in %s", f"{num_parameters:,}", config.run_dir)
+
+    if resumption is not None and (reason := resumption.finished(config)):
+        return _take_over(config, resumption, reason, checkpoints, begin)
+    callbacks = [BeginCallback(begin), *build_callbacks(config, checkpoints, ema)]
+    if resumption is not None:
+        callbacks.insert(0, ResumedScheduleCallback(resumption.point, module.scheduler_config, stage=stage))
+    trainer = build_trainer(config, callbacks, clips=module.automatic_optimization)
+    return _train(config, trainer, module, data, checkpoints)
+
+
+def _train(
+    config: RunConfig,
+    trainer: Trainer,
+    module: StageModule,
+    data: CrystalDataModule,
+    checkpoints: CheckpointCallback,
+) -> FitResult:
     status = RunStatus.FINISHED
     try:
         trainer.fit(module, datamodule=data, ckpt_path=config.ckpt_path, weights_only=True)
     except Preempted:
         status = RunStatus.PREEMPTED
-        log.warning("saved %s; resume with ckpt_path=%s", checkpoints.last_path, checkpoints.last_path)
+        resume = shlex.quote(f"ckpt_path={checkpoints.last_path}")
+        log.warning("saved %s; resume with %s", checkpoints.last_path, resume)
     metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}
     return FitResult(
         status=status,
@@ -115,6 +152,38 @@ def fit(
         best_path=checkpoints.best_path,
         metrics=metrics,
     )
+
+
+def _take_over(
+    config: RunConfig,
+    resumption: Resumption,
+    reason: str,
+    checkpoints: CheckpointCallback,
+    begin: Callable[[], None],
+) -> FitResult:
+    """Train nothing, and leave what the next job of a chain looks for."""
+    point = resumption.point
+    if getattr(rank_zero_only, "rank", 0) == 0:
+        begin()
+        checkpoints.take_over(point.path, point.callbacks.get(checkpoints.state_key))
+        log.info("%s is %s", point.path, reason)
+        if resumption.changes:
+            keys = ", ".join(change.key for change in resumption.changes)
+            log.info("nothing was trained, so what differs from the checkpoint had no effect: %s", keys)
+        log.info("%s is that checkpoint", checkpoints.last_path)
+    return FitResult(
+        status=RunStatus.FINISHED,
+        run_dir=config.run_dir,
+        last_path=checkpoints.last_path,
+        best_path=checkpoints.best_path,
+        metrics=point.metrics,
+    )
+
+
+def _with_wandb_mode(config: RunConfig) -> RunConfig:
+    """With what wandb will do in place of what it was asked."""
+    wandb = replace(config.logger.wandb, mode=wandb_mode(config.logger.wandb)[0])
+    return with_sections(config, logger=replace(config.logger, wandb=wandb))
 
 
 def build_callbacks(config: RunConfig, checkpoints: CheckpointCallback, ema: EMAConfig) -> list[Callback]:
@@ -131,7 +200,7 @@ def build_callbacks(config: RunConfig, checkpoints: CheckpointCallback, ema: EMA
     stopping = config.callbacks.early_stopping
     if stopping is not None:
         callbacks.append(
-            EarlyStopping(
+            EarlyStoppingCallback(
                 stopping.monitor,
                 mode=stopping.mode.value,
                 patience=stopping.patience,
@@ -144,10 +213,20 @@ def build_callbacks(config: RunConfig, checkpoints: CheckpointCallback, ema: EMA
     return [*callbacks, PreemptionCallback(checkpoints), checkpoints]
 
 
-def build_trainer(config: RunConfig, callbacks: list[Callback]) -> Trainer:
-    """Lightning's trainer as configured."""
+def build_trainer(config: RunConfig, callbacks: list[Callback], *, clips: bool = True) -> Trainer:
+    """Lightning's trainer as configured.
+
+    Args:
+        config: the run.
+        callbacks: all of them.
+        clips: whether the trainer clips gradients; a module that steps by itself does that itself.
+
+    Raises:
+        ValueError: for options that there are not, and a number format that the accelerator does not have.
+    """
     options = config.trainer
-    return Trainer(
+    _check_options(options.options)
+    trainer = Trainer(
         default_root_dir=config.run_dir,
         accelerator=options.accelerator,
         devices=options.devices,
@@ -156,7 +235,7 @@ def build_trainer(config: RunConfig, callbacks: list[Callback]) -> Trainer:
         precision=options.precision.value,
         max_epochs=-1 if options.max_epochs is None else options.max_epochs,
         max_steps=options.max_steps,
-        gradient_clip_val=options.gradient_clip_val,
+        gradient_clip_val=options.gradient_clip_val if clips else None,
         accumulate_grad_batches=options.accumulate_grad_batches,
         check_val_every_n_epoch=options.check_val_every_n_epoch,
         val_check_interval=options.val_check_interval,
@@ -168,42 +247,24 @@ def build_trainer(config: RunConfig, callbacks: list[Callback]) -> Trainer:
         detect_anomaly=options.detect_anomaly,
         logger=build_loggers(config.logger, config.run_dir, task_name=config.task_name),
         callbacks=callbacks,
-        enable_model_summary=False,
         enable_progress_bar=config.callbacks.progress_bar,
-        use_distributed_sampler=False,
-        # Validation without gradients, but with tensors of which a reward may take some of its own (forces).
-        inference_mode=False,
+        **OURS,
         **options.options,
     )
+    if trainer.precision != options.precision.value:  # Lightning takes another one, with a warning
+        raise ValueError(
+            f"trainer.precision must be {trainer.precision} on this machine, got {options.precision}"
+        )
+    return trainer
 
 
-def check_resumable(path: Path, stage: Stage, network_config: Any) -> None:
-    """Refuse to resume from something else than an earlier state of the same network.
-
-    Raises:
-        ValueError: naming the first setting that differs.
-    """
-    try:
-        record = read_checkpoint(path, stage=stage, weights=Weights.RAW)
-    except CheckpointError as error:
-        raise ValueError(f"ckpt_path: {error}") from error
-    here, there = _flatten(plain(network_config)), _flatten(record.config)
-    for key in sorted(here.keys() | there.keys()):
-        if here.get(key) != there.get(key):
-            raise ValueError(
-                f"ckpt_path must hold the same network as configured, but {key} is {there.get(key)!r} there "
-                f"and {here.get(key)!r} here; set {stage}_module.{key}={there.get(key)}"
-            )
-
-
-def _flatten(section: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for key, value in section.items():
-        if isinstance(value, dict):
-            flat |= _flatten(value, f"{prefix}{key}.")
-        else:
-            flat[f"{prefix}{key}"] = value
-    return flat
+def _check_options(options: Mapping[str, Any]) -> None:
+    known = set(inspect.signature(Trainer).parameters)
+    taken = {"default_root_dir", "logger", "callbacks", *OURS}
+    for name in options:
+        if name not in known or name in taken:
+            what = "is set by the program" if name in taken else "is no option of lightning.pytorch.Trainer"
+            raise ValueError(f"trainer.options.{name} {what}; leave it out")
 
 
 def _quieten() -> None:
@@ -217,6 +278,7 @@ def _quieten() -> None:
         ".*The number of training batches .* is smaller than the logging interval.*",
         ".*isinstance.treespec, LeafSpec.*",
         ".*Total length of .* across ranks is zero.*",
+        ".*callbacks used to create the checkpoint need to be provided.*",  # said as changed settings
         ".*in eval mode at the start of training.*",  # the frozen VAE of the later stages
     ):
         warnings.filterwarnings("ignore", message=message)

@@ -51,7 +51,7 @@ class StageModule(LightningModule):
         self.seed = seed
         self._augmentation = augmentation
         self._optimizer = optimizer
-        self._scheduler = scheduler
+        self.scheduler_config = scheduler
 
     @abstractmethod
     def compile_network(self) -> None:
@@ -81,7 +81,7 @@ class StageModule(LightningModule):
         return configure(
             self.parameters(),
             self._optimizer,
-            self._scheduler,
+            self.scheduler_config,
             total_steps=self.trainer.estimated_stepping_batches,
             validate_every=self.trainer.check_val_every_n_epoch,
         )

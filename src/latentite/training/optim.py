@@ -1,20 +1,22 @@
 """Optimizers and learning-rate schedules, from two small configs.
 
-Every stage's Lightning module calls `configure` in `configure_optimizers`; nothing else here knows Lightning.
-Comes before `training/vae.py`; `training/fit.py` drives both.
+Both take only history from a checkpoint (moments, steps, what a plateau has seen): rate, betas, decay and shape of the
+schedule are always those of the config, so that a resumed run does what its config says. torch's own restore the
+settings as well. Every stage's Lightning module calls `configure` in `configure_optimizers`; nothing else here knows
+Lightning. Comes before `training/vae.py`; `training/fit.py` drives both.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any, TypeVar
 
 from torch import nn
 from torch.optim import SGD, Adam, AdamW, Optimizer
-from torch.optim.lr_scheduler import LambdaLR, LRScheduler, ReduceLROnPlateau
+from torch.optim.lr_scheduler import LambdaLR, ReduceLROnPlateau
 
 Name = TypeVar("Name", bound=StrEnum)
 
@@ -100,6 +102,16 @@ class SchedulerConfig:
         if not 0 < self.factor < 1:
             raise ValueError(f"factor must lie between 0 and 1, got {self.factor}")
 
+    @property
+    def counts_steps(self) -> bool:
+        """Whether the rate is a function of the number of optimizer steps."""
+        return self.name is not SchedulerName.PLATEAU and (self.falls or self.warmup_steps > 0)
+
+    @property
+    def falls(self) -> bool:
+        """Whether the rate is at its end after a certain number of steps."""
+        return self.name in (SchedulerName.COSINE, SchedulerName.WARMUP_LINEAR)
+
 
 def build_optimizer(
     parameters: Iterable[nn.Parameter],
@@ -123,25 +135,79 @@ def build_optimizer(
     if not trainable:
         raise ValueError("the optimizer needs at least one parameter that requires gradients, got none")
     slow_ids = {id(parameter) for parameter in slow}
-    groups: list[dict[str, Any]] = []
-    for is_slow in (False, True):
-        chosen = [p for p in trainable if (id(p) in slow_ids) is is_slow]
-        rate = {"lr": slow_ratio * config.lr} if is_slow else {}
-        if config.weight_decay > 0:
-            matrices = [p for p in chosen if p.ndim >= 2]
-            groups.append({"params": matrices, "weight_decay": config.weight_decay, **rate})
-            chosen = [p for p in chosen if p.ndim < 2]
-        groups.append({"params": chosen, "weight_decay": 0.0, **rate})
-    groups = [group for group in groups if group["params"]]
+    layouts = {is_split: _layout(trainable, slow_ids, is_split=is_split) for is_split in (False, True)}
+    groups = [
+        {
+            "params": group,
+            "weight_decay": config.weight_decay if group[0].ndim >= 2 else 0.0,
+            **({"lr": slow_ratio * config.lr} if id(group[0]) in slow_ids else {}),
+        }
+        for group in layouts[config.weight_decay > 0]
+    ]
+    optimizer: Optimizer
     if config.name is OptimizerName.SGD:
-        return SGD(groups, lr=config.lr, momentum=config.momentum, weight_decay=0.0)
-    kind = AdamW if config.name is OptimizerName.ADAMW else Adam
-    # fused: one pass over memory, on two CPU cores a sixth of the time of foreach.
-    optimizer = kind(groups, lr=config.lr, betas=config.betas, eps=config.eps, weight_decay=0.0, fused=True)
+        optimizer = SGD(groups, lr=config.lr, momentum=config.momentum, weight_decay=0.0)
+    else:
+        kind = AdamW if config.name is OptimizerName.ADAMW else Adam
+        # fused: one pass over memory, on two CPU cores a sixth of the time of foreach.
+        optimizer = kind(
+            groups, lr=config.lr, betas=config.betas, eps=config.eps, weight_decay=0.0, fused=True
+        )
     # A fused step can undo the scaling of float16 gradients by itself, and then Lightning refuses to clip them.
     # Without this mark the scaler undoes it before, and clipping sees the true gradients.
     optimizer.__dict__.pop("_step_supports_amp_scaling", None)
+    optimizer.register_load_state_dict_pre_hook(
+        lambda own, saved: _history_only(own, saved, list(layouts.values()))
+    )
     return optimizer
+
+
+def _layout(
+    trainable: Sequence[nn.Parameter], slow_ids: set[int], *, is_split: bool
+) -> list[list[nn.Parameter]]:
+    """Parameters by group, fast ones first; `is_split`: matrices, which may decay, before vectors."""
+    groups = []
+    for is_slow in (False, True):
+        chosen = [p for p in trainable if (id(p) in slow_ids) is is_slow]
+        groups += (
+            [[p for p in chosen if p.ndim >= 2], [p for p in chosen if p.ndim < 2]] if is_split else [chosen]
+        )
+    return [group for group in groups if group]
+
+
+def _history_only(
+    optimizer: Optimizer, saved: dict[str, Any], layouts: Sequence[list[list[nn.Parameter]]]
+) -> dict[str, Any]:
+    """A saved state with the optimizer's own settings, and its groups: weight decay may have been on or off.
+
+    Args:
+        optimizer: what the state is for.
+        saved: what a checkpoint holds.
+        layouts: in which the groups may have been.
+
+    Raises:
+        ValueError: when the state is of other parameters.
+    """
+    lengths = [len(group["params"]) for group in saved["param_groups"]]
+    found = next((groups for groups in layouts if [len(group) for group in groups] == lengths), None)
+    if found is None:
+        raise ValueError(
+            f"the optimizer's state must be of {sum(map(len, layouts[0]))} parameters, got groups of {lengths}"
+        )
+    there = [p for group in found for p in group]
+    ids = [number for group in saved["param_groups"] for number in group["params"]]
+    states = {
+        id(p): saved["state"][number]
+        for p, number in zip(there, ids, strict=True)
+        if number in saved["state"]
+    }
+    own = optimizer.state_dict()["param_groups"]
+    here = [p for group in optimizer.param_groups for p in group["params"]]
+    return {
+        **saved,
+        "param_groups": own,
+        "state": {number: states[id(p)] for number, p in enumerate(here) if id(p) in states},
+    }
 
 
 def lr_factor(config: SchedulerConfig, total_steps: int) -> Callable[[int], float]:
@@ -165,9 +231,59 @@ def lr_factor(config: SchedulerConfig, total_steps: int) -> Callable[[int], floa
     return factor
 
 
+class StepSchedule(LambdaLR):
+    """A rate that is a function of the number of optimizer steps; only that number comes from a checkpoint."""
+
+    def __init__(self, optimizer: Optimizer, config: SchedulerConfig, total_steps: int) -> None:
+        self.falls, self.total_steps = config.falls, total_steps  # in checkpoints: how long it was
+        super().__init__(optimizer, lr_factor(config, total_steps))
+
+    def factor_at(self, step: int) -> float:
+        """The rate as a share of `lr` after so many optimizer steps."""
+        return float(self.lr_lambdas[0](step))
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on at the step of a saved state."""
+        history: dict[str, Any] = {
+            key: state_dict[key] for key in ("last_epoch", "_step_count") if key in state_dict
+        }
+        super().load_state_dict({**history, "lr_lambdas": [None] * len(self.lr_lambdas)})
+        self._last_lr = [
+            rate * factor(self.last_epoch)
+            for rate, factor in zip(self.base_lrs, self.lr_lambdas, strict=True)
+        ]
+        for group, rate in zip(self.optimizer.param_groups, self._last_lr, strict=True):
+            group["lr"] = rate
+
+
+class PlateauSchedule(ReduceLROnPlateau):
+    """Falls when a metric no longer improves; what it has seen of that metric comes from a checkpoint."""
+
+    def __init__(self, optimizer: Optimizer, config: SchedulerConfig) -> None:
+        self.base_lrs = [float(group["lr"]) for group in optimizer.param_groups]
+        self.monitor = config.monitor
+        floors: list[Any] = [rate * config.min_lr_ratio for rate in self.base_lrs]
+        super().__init__(optimizer, mode="min", factor=config.factor, patience=config.patience, min_lr=floors)
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on with the reductions so far, unless the rate itself is another, and with the best of the same metric."""
+        if state_dict.get("monitor", self.monitor) == self.monitor:
+            for key in ("best", "num_bad_epochs", "cooldown_counter"):
+                setattr(self, key, state_dict[key])
+        self.last_epoch = state_dict["last_epoch"]
+        rates, bases = state_dict["_last_lr"], state_dict.get("base_lrs", self.base_lrs)
+        if bases != self.base_lrs:
+            is_same = rates and min(bases) == min(self.base_lrs) and max(bases) == max(self.base_lrs)
+            # Only the groups are others (weight decay was switched): all have fallen alike.
+            rates = [rates[0] / bases[0] * rate for rate in self.base_lrs] if is_same else self.base_lrs
+        self._last_lr = list(rates)
+        for group, rate in zip(self.optimizer.param_groups, self._last_lr, strict=True):
+            group["lr"] = rate
+
+
 def build_scheduler(
     optimizer: Optimizer, config: SchedulerConfig, total_steps: int
-) -> LRScheduler | ReduceLROnPlateau | None:
+) -> StepSchedule | PlateauSchedule | None:
     """The configured schedule, or None where the rate never changes.
 
     Args:
@@ -179,19 +295,16 @@ def build_scheduler(
         ValueError: if a falling schedule is asked for and the length of the run is not known.
     """
     if config.name is SchedulerName.PLATEAU:
-        floors = [group["lr"] * config.min_lr_ratio for group in optimizer.param_groups]
-        return ReduceLROnPlateau(
-            optimizer, mode="min", factor=config.factor, patience=config.patience, min_lr=floors
-        )
-    if config.name is SchedulerName.CONSTANT and config.warmup_steps == 0:
+        return PlateauSchedule(optimizer, config)
+    if not config.counts_steps:
         return None
     total = config.total_steps or total_steps
-    if config.name is not SchedulerName.CONSTANT and not 0 < total < math.inf:
+    if config.falls and not 0 < total < math.inf:
         raise ValueError(
             f"scheduler {config.name} needs the length of the run, got {total_steps} steps; "
             "set trainer.max_epochs, trainer.max_steps or scheduler.total_steps"
         )
-    return LambdaLR(optimizer, lr_factor(config, int(total) if math.isfinite(total) else 0))
+    return StepSchedule(optimizer, config, int(total) if math.isfinite(total) else 0)
 
 
 def configure(

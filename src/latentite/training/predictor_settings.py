@@ -5,8 +5,9 @@ Comes before `predictor.py`.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
+from typing import Any
 
 from latentite.data.augment import AugmentationConfig
 from latentite.nn.baselines import Extent
@@ -109,6 +110,31 @@ class PredictorModuleConfig:
         """Whether every crystal needs to be encoded only once."""
         is_augmented = self.augmentation.translate or self.augmentation.rotate
         return self.feature_cache and self.encoder is EncoderTraining.FROZEN and not is_augmented
+
+    def in_force(self, network: PredictorConfig) -> PredictorModuleConfig:
+        """The settings that act: a trained predictor brings its own heads and targets, and not all is cached."""
+        taken: dict[str, Any] = {
+            name: getattr(network, name)
+            for name in (
+                *("pooling", "use_encoder_features", "composition", "standardise", "hidden", "dropout"),
+                *("head", "quantiles", "ensemble", "fidelity_mode"),
+            )
+        }
+        targets = {
+            name: TargetOptions(
+                transform=network.transforms.get(name, Transform.NONE),
+                extent=network.extents.get(name, Extent.NONE),
+                unit=network.units.get(name, ""),
+            )
+            for name in network.targets
+        }
+        return replace(
+            self,
+            target_conditions=list(network.targets),
+            targets=targets,
+            feature_cache=self.uses_cache,
+            **taken,
+        )
 
     def architecture(
         self,

@@ -6,14 +6,17 @@ is refused before anything heavy is imported. Comes before `training/fit.py`.
 
 from __future__ import annotations
 
+import copy
 import re
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from enum import StrEnum
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from latentite.plain import NOT_TYPED, check_seed
 from latentite.training.datamodule import DataConfig
+
+Config = TypeVar("Config", bound="RunConfig")
 
 
 class Precision(StrEnum):
@@ -89,6 +92,8 @@ class TrainerConfig:
             )
         if self.gradient_clip_val is not None and not self.gradient_clip_val > 0:
             raise ValueError(f"gradient_clip_val must be above 0 or null, got {self.gradient_clip_val}")
+        if doubled := sorted(self.options.keys() & {item.name for item in fields(self)}):
+            raise ValueError(f"options must not hold {doubled[0]}; set trainer.{doubled[0]} itself")
         _ = self.max_seconds
 
     @property
@@ -194,7 +199,10 @@ class RunConfig:
     compile: bool = False
     """`torch.compile` the network."""
     ckpt_path: Path | None = None
-    """Checkpoint to resume from: weights, optimizer, schedule, EMA and position in the data."""
+    """Checkpoint to resume from: weights, optimizer, schedule, EMA and position in the data. Every other setting is
+    that of this run; what differs from the checkpoint's is said, or refused (`training/resume.py`)."""
+    allow_other_data: bool = False
+    """Resume on other crystals or labels than the checkpoint's."""
     data: DataConfig = field(default_factory=DataConfig)
     trainer: TrainerConfig = field(default_factory=TrainerConfig)
     logger: LoggerConfig = field(default_factory=LoggerConfig)
@@ -204,3 +212,11 @@ class RunConfig:
         check_seed(self.seed)
         if self.ckpt_path is not None and not self.ckpt_path.is_file():
             raise ValueError(f"ckpt_path must be an existing checkpoint file, got {str(self.ckpt_path)!r}")
+
+
+def with_sections(config: Config, **sections: Any) -> Config:
+    """A copy of a run's config with other sections, which were checked when they were made."""
+    changed = copy.copy(config)
+    for name, section in sections.items():
+        setattr(changed, name, section)
+    return changed

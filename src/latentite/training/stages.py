@@ -18,7 +18,7 @@ from latentite.training.predictor_settings import PredictorModuleConfig
 from latentite.training.predictor_start import build_predictor_module, plan_predictor, wanted_targets
 from latentite.training.rl_config import RLModuleConfig
 from latentite.training.rl_start import build_rl_module, plan_rl
-from latentite.training.settings import Precision, RunConfig
+from latentite.training.settings import Precision, RunConfig, with_sections
 from latentite.training.vae import VAEModuleConfig, VAETrainingModule
 
 
@@ -59,6 +59,9 @@ def train_ldm(config: TrainLDMConfig, *, datamodule: CrystalDataModule | None = 
     data = datamodule or CrystalDataModule(config.data)
     data.setup("fit")
     plan = plan_network(module, data)
+    # A base brings its own, whatever is configured.
+    module = replace(module, denoiser=plan.settings.denoiser, diffusion=plan.settings.diffusion)
+    config = with_sections(config, ldm_module=module)
     return fit(
         config,
         lambda: build_module(module, plan, seed=config.seed),
@@ -87,6 +90,11 @@ class TrainRLConfig(RunConfig):
             raise ValueError(
                 "trainer.precision must not be 16-mixed in reinforcement learning; use bf16-mixed"
             )
+        if "gradient_clip_algorithm" in self.trainer.options:
+            raise ValueError(
+                "trainer.options.gradient_clip_algorithm must be left out in reinforcement learning, which clips the "
+                "norm of the gradient to trainer.gradient_clip_val"
+            )
 
 
 def train_rl(config: TrainRLConfig, *, datamodule: CrystalDataModule | None = None) -> FitResult:
@@ -95,12 +103,10 @@ def train_rl(config: TrainRLConfig, *, datamodule: CrystalDataModule | None = No
     data = datamodule or CrystalDataModule(config.data)
     data.setup("fit")
     plan = plan_rl(module, data)
-    max_norm = config.trainer.gradient_clip_val
-    # The module clips, once per optimizer step of its own.
-    unclipped = replace(config, trainer=replace(config.trainer, gradient_clip_val=None))
+    max_norm = config.trainer.gradient_clip_val  # the module clips, once per optimizer step of its own
     try:
         return fit(
-            unclipped,
+            config,
             lambda: build_rl_module(module, plan, seed=config.seed, max_norm=max_norm),
             stage=Stage.RL,
             network_config=plan.settings,
@@ -128,6 +134,8 @@ def train_predictor(
     data = datamodule or CrystalDataModule(config.data)
     data.setup("fit")
     plan = plan_predictor(module, data)
+    module = module.in_force(plan.settings)
+    config = with_sections(config, predictor_module=module)
     built: list[PredictorTrainingModule] = []
 
     def build() -> PredictorTrainingModule:
