@@ -71,13 +71,15 @@ def _fit(arguments: argparse.Namespace) -> int:
     # Imported here: torch takes seconds, and `--help` should not.
     from latentite.data.build import BuildOptions
     from latentite.data.checks import Limits
+    from latentite.data.labels import ours, require_numbers
     from latentite.data.named import read_labelled
     from latentite.nn.baseline_file import write_baselines
     from latentite.nn.baseline_fit import fit_baselines
 
-    name = arguments.property
+    name = ours(arguments.property)
     options = BuildOptions(limits=Limits(max_atoms=arguments.max_atoms or None), properties=(name,))
     dataset, rejections = read_labelled(arguments.source, split="train", options=options)
+    require_numbers(dataset, name, use="a baseline")
     extent = arguments.extent or ("per_atom" if name.endswith("_per_atom") else None)
     if extent is None:
         raise ValueError(f"--extent must say whether {name} is per_atom or total (of the whole cell)")

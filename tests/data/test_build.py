@@ -22,6 +22,7 @@ from pymatgen.io.cif import CifWriter
 
 from latentite.crystal import CrystalBatch
 from latentite.data import build as build_module
+from latentite.data import source_rows
 from latentite.data.build import BuildOptions, build_dataset, build_split, cache_key, load_splits
 from latentite.data.checks import Limits
 from latentite.data.labels import unique_ids
@@ -82,8 +83,8 @@ def test_cache_is_used_and_a_changed_row_or_option_invalidates_it(
     path = write_csv(tmp_path / "a.csv", salts(), spoil=(1,))
     first = quick(path, tmp_path)
     calls = []
-    real_build = build_module._build
-    monkeypatch.setattr(build_module, "_build", lambda *a: calls.append(1) or real_build(*a))
+    real_build = source_rows._build
+    monkeypatch.setattr(source_rows, "_build", lambda *a: calls.append(1) or real_build(*a))
     again = quick(path, tmp_path)
     assert not calls
     assert again.dataset.content_hash == first.dataset.content_hash
@@ -96,7 +97,7 @@ def test_cache_is_used_and_a_changed_row_or_option_invalidates_it(
     assert len(calls) == 2
     assert changed.dataset.crystals.properties["energy_above_hull"][2] == pytest.approx(0.04)
 
-    monkeypatch.setattr(build_module, "CANONICAL_VERSION", 10**6)
+    monkeypatch.setattr(source_rows, "CANONICAL_VERSION", 10**6)
     assert quick(path, tmp_path).path != changed.path
     assert len(calls) == 3
 
@@ -349,11 +350,14 @@ def test_five_spoiled_cifs_of_a_folder_are_the_five_rejected(tmp_path: Path) -> 
     assert all(word in reason for word, reason in zip(words, reasons.values(), strict=True))
 
 
-def test_options_and_content_make_the_key(tmp_path: Path) -> None:
+def test_content_and_limits_make_the_key_of_the_crystals_and_labels_do_not(tmp_path: Path) -> None:
     path = write_csv(tmp_path / "a.csv", salts(3))
     copy = write_csv(tmp_path / "elsewhere" / "a.csv", salts(3))
     assert cache_key(path, BuildOptions()) == cache_key(copy, BuildOptions())
-    assert cache_key(path, BuildOptions()) != cache_key(path, BuildOptions(derived=("density",)))
+    labelled = BuildOptions(properties=("colour",), categorical=("band_gap",), derived=("density",))
+    assert cache_key(path, BuildOptions()) == cache_key(path, labelled)
+    for others in (BuildOptions(limits=Limits(max_atoms=3)), BuildOptions(canonical=False)):
+        assert cache_key(path, BuildOptions()) != cache_key(path, others)
 
 
 def test_real_splits_load_whole(shared_data: Path, tmp_path: Path) -> None:
@@ -385,7 +389,7 @@ def test_crystal_without_canonical_form_is_rejected_alone(
 
 ORPHANS = """
 import sys
-from latentite.data import build, walk
+from latentite.data import source_rows, walk
 from latentite.data.build import build_split
 
 walk.CHUNK, walk._WORTH_A_POOL = 1, 1
@@ -395,7 +399,7 @@ def hang(records, options):
     os.write(1, f"{os.getpid()}\\n".encode())  # one write: two workers' lines must not mix
     time.sleep(600)
 
-build.pack = hang
+source_rows.pack = hang
 build_split(sys.argv[1], use_cache=False, progress=False, workers=2)
 """
 

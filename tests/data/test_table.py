@@ -17,6 +17,7 @@ from ase.io import write as ase_write
 from pymatgen.core import Composition, Element, Lattice, Species, Structure
 from pymatgen.io.cif import CifWriter
 
+from latentite.data.kinds import read_column
 from latentite.data.records import fingerprint, to_value
 from latentite.data.table import Limits, Rejection, Row, read
 
@@ -173,13 +174,15 @@ def test_every_format_gives_the_same_rows(name: str, tmp_path: Path) -> None:
     rows = rows_of(FORMATS[name](tmp_path))
     assert [row.id for row in rows] == ["c0", "c1", "c2"]
     assert [row.row for row in rows] == [0, 1, 2]
-    for row, structure, labels in zip(rows, structures(), LABELS, strict=True):
+    for row, structure in zip(rows, structures(), strict=True):
         assert_is(row, structure)
         assert row.atomic_numbers.dtype == np.int64
         assert row.frac_coords.dtype == row.lattice.dtype == np.float64
-        assert {key: value for key, value in row.properties.items() if value is not None} == {
-            key: value for key, value in labels.items() if value is not None
-        }
+    for name in {name for labels in LABELS for name in labels}:
+        column = read_column([row.properties.get(name) for row in rows])
+        expected = [labels.get(name) for labels in LABELS]
+        found = column.names or [None if value != value else value for value in column.numbers.tolist()]
+        assert list(found) == expected
 
 
 def test_folder_of_cifs_and_poscars_is_read_in_the_order_of_names(tmp_path: Path) -> None:
@@ -344,26 +347,22 @@ def test_headers_are_checked_before_the_first_row_is_read(tmp_path: Path) -> Non
 @pytest.mark.parametrize(
     ("cell", "value"),
     [
-        ("1.5", 1.5),
-        (" -2e-3 ", -0.002),
-        ("225", 225.0),
-        ("True", 1.0),
+        ("1.5", "1.5"),
+        (" -2e-3 ", " -2e-3 "),
+        ("True", "True"),
+        ("nan", "nan"),
+        ("", ""),
+        (None, None),
         (False, 0.0),
-        ("", None),
-        ("nan", None),
-        ("NaN", None),
-        ("inf", None),
-        ("1e999", None),
         (float("nan"), None),
         (np.float64(2.5), 2.5),
-        ("InF", "InF"),
-        ("1_000", "1_000"),
         ("['Ag', 'Ca']", "['Ag', 'Ca']"),
         ("__import__('os').system('true')", "__import__('os').system('true')"),
         (["Ag"], "['Ag']"),
     ],
 )
-def test_cells_become_numbers_texts_or_missing_and_are_never_evaluated(cell: object, value: object) -> None:
+def test_cells_are_kept_as_they_stand_and_are_never_evaluated(cell: object, value: object) -> None:
+    """What a text means is decided when its whole column is known; once `-` became a class of its own."""
     assert to_value(cell) == value
 
 
@@ -373,7 +372,7 @@ def test_old_names_of_columns_become_ours(tmp_path: Path) -> None:
     with path.open("w", newline="") as handle:
         csv.writer(handle).writerows([header, ["a", "0.1", "225", "7", str(CifWriter(structures()[0]))]])
     [row] = rows_of(path)
-    assert row.properties == {"energy_above_hull": 0.1, "space_group": 225.0}
+    assert row.properties == {"energy_above_hull": "0.1", "space_group": "225"}
 
 
 def test_fingerprint_changes_with_any_content(tmp_path: Path) -> None:

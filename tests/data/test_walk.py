@@ -98,7 +98,7 @@ def test_training_evaluation_prediction_and_starts_take_the_same_rows(
 
 
 def test_nothing_else_opens_or_parses_crystals() -> None:
-    """`table.py` and `build.py` are the doors; the readers of what holds other sources give their records to these.
+    """`table.py` and `source_rows.py` are the doors; readers of what holds other sources give to these.
 
     Once three places interleaved rejected rows with parsed ones, each in its own words.
     """
@@ -109,6 +109,6 @@ def test_nothing_else_opens_or_parses_crystals() -> None:
                 for name in users.keys() & {alias.name for alias in node.names}:
                     users[name].add(path.relative_to(PACKAGE).as_posix())
     readers = {"data/folders.py", "data/label_table.py", "evaluation/sampled.py"}
-    assert users["open_records"] == {"data/table.py", "data/build.py"} | readers
+    assert users["open_records"] == {"data/table.py", "data/source_rows.py"} | readers
     assert users["parse_many"] == {"data/pack.py"}
-    assert users["pair"] == {"data/table.py", "data/build.py"}
+    assert users["pair"] == {"data/table.py", "data/source_rows.py"}

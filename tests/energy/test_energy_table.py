@@ -14,13 +14,22 @@ from lennard_jones import LennardJones
 from small_crystals import fcc, packed
 
 from latentite.crystal import CrystalBatch
+from latentite.data.build import BuildOptions, build_dataset
 from latentite.energy import parallel, reference_fit, table
 from latentite.energy.formulas import parse_formula
 from latentite.energy.parallel import RelaxHow, chunks_of
 from latentite.energy.potential import TheoryLevel
 from latentite.energy.reference_fit import matching_terms, spread_sample, table_references
 from latentite.energy.reference_terms import ReferenceTerms
-from latentite.energy.table import FORMATION_ENERGY, MATERIALS_PROJECT, find_table, read_rows, table_hull
+from latentite.energy.table import (
+    FORMATION_ENERGY,
+    MATERIALS_PROJECT,
+    MissingPhases,
+    find_table,
+    missing_phases,
+    read_rows,
+    table_hull,
+)
 
 LJ = TheoryLevel(functional="Lennard-Jones", is_corrected=False)
 HOW = RelaxHow(
@@ -65,11 +74,11 @@ def test_every_split_is_read_and_rows_that_are_no_crystals_are_told(
 ) -> None:
     found = find_table(folder)
     rows = read_rows(found)
-    assert "1 of 11 rows" in caplog.text
     assert rows.frac_coords.dtype == torch.float64
     assert torch.equal(rows.atomic_numbers.sort().values, crystals.atomic_numbers.sort().values)
     assert rows.properties["energy_above_hull"][:4].tolist() == pytest.approx([0.0, 0.1, 0.2, 0.0])
     hull = table_hull(found)
+    assert "1 of 31 phases are missing from the hull" in caplog.text
     energies = rows.properties[FORMATION_ENERGY] - rows.properties["energy_above_hull"]
     assert min(hull.phases.values()) == pytest.approx(float(energies.min()))
 
@@ -97,6 +106,59 @@ def test_a_hull_is_made_once_and_again_when_its_table_changes(
         path.write_text("{}")
     table_hull(find_table(folder))
     assert calls == [1, 1]
+
+
+def spoil(folder: Path, split: str, row: int, text: str, column: int = 1) -> None:
+    """Another text in one cell of a table."""
+    with (folder / f"{split}.csv").open(newline="") as file:
+        lines = list(csv.reader(file))
+    lines[row + 1][column] = text
+    with (folder / f"{split}.csv").open("w", newline="") as file:
+        csv.writer(file).writerows(lines)
+
+
+def test_a_hull_says_how_many_phases_are_missing_also_when_it_comes_from_the_cache(
+    folder: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Fewer phases make everything look stable: two rows without an energy were lost without a word."""
+    spoil(folder, "train", 3, "-")
+    spoil(folder, "test", 0, "N/A")
+    found = find_table(folder)
+    expected = MissingPhases(num_rows=31, without_energy=2, unreadable=1)
+    for _ in range(2):
+        table_hull(found)
+        assert missing_phases(found) == expected
+        assert (
+            "3 of 31 phases are missing from the hull (2 without a formation energy, 1 unreadable); "
+            "fewer phases make everything look stable"
+        ) in caplog.text
+        caplog.clear()
+        read_rows.cache_clear()
+    assert int(read_rows(found).properties[FORMATION_ENERGY].isnan().sum()) == 2
+
+
+@pytest.mark.parametrize("text", ["-1.5 eV", "-1,5", "~-1", "stable", "TRUE"])
+@pytest.mark.parametrize("column", [1, 2])
+def test_a_hull_refuses_an_energy_that_is_no_number_and_names_it(
+    folder: Path, text: str, column: int
+) -> None:
+    """The rest of the column once entered without this row; its neighbours then looked stable."""
+    spoil(folder, "test", 4, text, column)
+    name = (FORMATION_ENERGY, "energy_above_hull")[column - 1]
+    with pytest.raises(
+        ValueError, match=rf"{name} must be numbers.*'{text}' in row 4 of test.csv \(id m-24\)"
+    ):
+        table_hull(find_table(folder))
+    with pytest.raises(ValueError, match=name):
+        table_references(find_table(folder, theory=LJ), HOW, workers=1)
+
+
+def test_a_hull_refuses_a_built_table_whose_energies_are_names(folder: Path, tmp_path: Path) -> None:
+    spoil(folder, "train", 0, "-1.5 eV")
+    options = BuildOptions(categorical=(FORMATION_ENERGY,), properties=())
+    build_dataset(folder, tmp_path / "built", options=options, progress=False)
+    with pytest.raises(ValueError, match=rf"needs {FORMATION_ENERGY} as numbers, got names.*\(id m-0\)"):
+        table_hull(find_table(tmp_path / "built"))
 
 
 def test_references_are_those_that_made_the_table_and_are_fitted_once(

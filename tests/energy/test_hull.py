@@ -120,6 +120,22 @@ def test_tables_give_the_same_hull(tmp_path: Path) -> None:
         hull_from_table([path], formula_column="formula")
 
 
+def test_a_table_of_formulas_refuses_energies_that_are_no_numbers_and_says_what_is_missing(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = tmp_path / "hull.csv"
+    rows = [("NaCl", "-2.0"), ("KCl", "-"), ("NaN", "-0.5")]
+    for text in ("-2.0 eV", "-2.0"):
+        rows[0] = ("NaCl", text)
+        with path.open("w", newline="") as handle:
+            csv.writer(handle).writerows([("pretty_formula", "formation_energy_per_atom"), *rows])
+        if text == "-2.0 eV":
+            with pytest.raises(ValueError, match=r"must be numbers.*'-2.0 eV' in row 0 of hull.csv"):
+                hull_from_table([path])
+    assert len(hull_from_table([path])) == 5  # two compounds and the elements Na, Cl, N
+    assert "1 of 3 rows have no formation_energy_per_atom and are missing from the hull" in caplog.text
+
+
 def test_entries_give_formation_energies() -> None:
     from pymatgen.entries.computed_entries import ComputedEntry
 

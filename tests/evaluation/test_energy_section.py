@@ -252,6 +252,39 @@ def test_energies_are_held_against_the_labels_of_the_reference(
         assert found[column] == pytest.approx(wasserstein_distance(ours, theirs), abs=1e-5)
 
 
+def test_the_report_says_how_many_phases_the_hull_lacks(samples: Path, hull: Path, tmp_path: Path) -> None:
+    """Fewer phases make everything look stable, and the reader of a report must know."""
+    lines = list(csv.reader(hull.read_text().splitlines(keepends=True)))
+    lines.append([f"copy-{lines[-1][0]}", "#N/A", *lines[-1][2:]])
+    with (tmp_path / "gaps.csv").open("w", newline="") as file:
+        csv.writer(file).writerows(lines)
+    arguments = ["--out", str(tmp_path / "out"), *OPTIONS, "--hull", str(tmp_path / "gaps.csv")]
+    assert cli.main(["evaluate", str(samples), *arguments]) == 0
+    found = json.loads((tmp_path / "out" / "summary.json").read_text())["energies"]["hull"]["missing_phases"]
+    assert found == {"num_rows": len(lines) - 1, "without_energy": 1, "unreadable": 0}
+    assert (
+        f"1 of {len(lines) - 1} phases of this table are missing"
+        in (tmp_path / "out" / "report.html").read_text()
+    )
+
+
+def test_a_reference_with_an_energy_that_is_no_number_is_refused_and_not_passed_over(
+    samples: Path, hull: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Such a reference was silently no hull, and nothing was called stable."""
+    lines = list(csv.reader(hull.read_text().splitlines(keepends=True)))
+    lines[1][1] = "0.0 eV"
+    with (tmp_path / "units.csv").open("w", newline="") as file:
+        csv.writer(file).writerows(lines)
+    for option in ("--hull", "--reference"):
+        read_rows.cache_clear()
+        arguments = ["--out", str(tmp_path / "out"), *OPTIONS, option, str(tmp_path / "units.csv")]
+        assert cli.main(["evaluate", str(samples), *arguments]) != 0
+        assert "formation_energy_per_atom must be numbers (eV/atom), got '0.0 eV' in row 0 of units.csv" in (
+            capsys.readouterr().err
+        )
+
+
 def test_the_threshold_of_a_protocol_is_the_number_that_it_says(
     samples: Path, hull: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given
@@ -12,9 +13,16 @@ from hypothesis import strategies as st
 from tiny_run import tiny_datamodule, tiny_ldm_config
 
 from latentite.config import compose, load
+from latentite.crystal import CrystalBatch
+from latentite.data.dataset import CrystalDataset
 from latentite.ldm_checkpoint import load_ldm
 from latentite.nn.condition_values import ConditionKind, Transform
-from latentite.training.conditions import ConditionModuleOptions, ConditionOptions, resolve_conditions
+from latentite.training.conditions import (
+    ConditionModuleOptions,
+    ConditionOptions,
+    check_labels,
+    resolve_conditions,
+)
 from latentite.training.datamodule import CrystalDataModule
 from latentite.training.ldm import LDMTrainingModule
 from latentite.training.stages import TrainLDMConfig, train_ldm
@@ -189,3 +197,36 @@ def test_training_with_conditions_resumes_bit_for_bit(vae_checkpoint: Path, tmp_
     rest = run("rest", 2, tmp_path / "half" / "checkpoints" / "last.ckpt")
     assert whole.keys() == rest.keys()
     assert all(whole[name].equal(rest[name]) for name in whole)
+
+
+def test_conditions_refuse_names_where_they_take_numbers_and_other_classes() -> None:
+    """The codes 0, 1, 2, ... of names were once learnt as energies, or as space groups."""
+    crystals = CrystalBatch.from_arrays([(np.array([11]), np.zeros((1, 3)), 3 * np.eye(3))] * 2)
+    labels = {
+        name: torch.tensor([torch.nan, 0.0]) for name in ("band_gap", "space_group", "prototype", "hardness")
+    }
+    train = CrystalDataset(
+        crystals=crystals.with_properties(labels),
+        ids=("a", "b"),
+        categories={"band_gap": ("1.0 eV",), "space_group": ("Fm-3m",), "prototype": ("rocksalt",)},
+        content_hash="",
+    )
+    for name, text in (("band_gap", "1.0 eV"), ("space_group", "Fm-3m")):
+        module = resolve_conditions(
+            [name], ConditionModuleOptions(), categories=train.categories, hidden_size=16
+        )
+        assert module is not None
+        with pytest.raises(
+            ValueError, match=rf"condition {name} .* needs {name} as numbers.*'{text}' in row 1 \(id b\)"
+        ):
+            check_labels(module.conditions, train)
+    names = ["prototype", "hardness"]
+    fitting = resolve_conditions(names, ConditionModuleOptions(), categories=train.categories, hidden_size=16)
+    others = resolve_conditions(names, ConditionModuleOptions(), categories=CATEGORIES, hidden_size=16)
+    assert fitting is not None
+    assert others is not None
+    check_labels(fitting.conditions, train)
+    with pytest.raises(
+        ValueError, match=r"condition prototype must have labels of the classes \['fluorite', 'rocksalt'\]"
+    ):
+        check_labels(others.conditions, train)

@@ -1,42 +1,42 @@
 """Sources to datasets, through the cache.
 
-`build_split` makes one `CrystalDataset` of one source; `load_splits` those of a folder with train, val and
-test files. Both look into the cache first, under a name that changes with the content of the source, the
-canonical form and the options, so that nothing stale is ever served.
+`build_split` makes one `CrystalDataset` of one source; `build_splits` those of the splits of one data set, whose
+columns are decided on together; `load_splits` those of a folder with train, val and test files. All look into the
+cache first, under names that change with the content of the source, the canonical form and the limits, so that
+nothing stale is ever served. Crystals, the cells of all their columns, and what is computed from the crystals lie in
+files of their own: other labels of the same source need no crystal to be parsed again.
 
 `build_dataset` divides one source and writes a folder that `load_splits` reads.
 
-Comes after `pack.py`, `cache.py` and `splits.py`; `commands.py` and the data module come after it.
+Comes after `source_rows.py`, `labels.py` and `splits.py`; `commands.py` and the data module come after it.
 """
 
 from __future__ import annotations
 
-import hashlib
-import json
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
-from functools import partial
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import numpy as np
-import torch
-from torch import Tensor
-
-from latentite.crystal import CrystalBatch
 from latentite.data import cache
-from latentite.data.canonical import CANONICAL_VERSION
-from latentite.data.checks import Limits
 from latentite.data.dataset import CrystalDataset
-from latentite.data.label_table import with_labels
-from latentite.data.labels import LabelColumns, share_categories, unique_ids
-from latentite.data.pack import Packed, PackOptions, pack
-from latentite.data.progress import row_progress
-from latentite.data.records import Rejection, Source, fingerprint, name_of, open_records
+from latentite.data.decided import read_decided, request_key, write_decided
+from latentite.data.derived import derived_columns
+from latentite.data.label_table import labelled
+from latentite.data.labels import (
+    DecidedLabels,
+    LabelRequest,
+    SplitLabels,
+    decide_labels,
+    log_labels,
+    share_categories,
+    with_labels,
+)
+from latentite.data.records import Rejection, Source, fingerprint, name_of
 from latentite.data.report import BuildSummary, count_reasons, report, write_rejections
+from latentite.data.source_rows import BuildOptions, build_notes, cache_key, read_rows
 from latentite.data.splits import DEFAULT_FRACTIONS, SPLITS, check_fractions, divide, shared_formulas
-from latentite.data.walk import pair, walk
 from latentite.files import cache_dir as default_cache_dir
 from latentite.files import write_json
 from latentite.plain import check_seed
@@ -47,37 +47,32 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+__all__ = [
+    "READY_MADE",
+    "SPLIT_ENDINGS",
+    "WHOLE",
+    "BuildOptions",
+    "BuildResult",
+    "BuiltSplits",
+    "build_dataset",
+    "build_split",
+    "build_splits",
+    "cache_key",
+    "load_splits",
+    "log_rejections",
+    "split_files",
+]
+
 WHOLE = "whole"
 """Key of the one result of a source that is still to be divided."""
 
 READY_MADE = "ready-made"
 """What the summary calls the grouping of a source that came with its own splits."""
 
-READER_VERSION = 3
-"""Raised whenever the same source gives other rows or labels; caches of another version are rebuilt."""
-
 _ENDINGS = (
     ".safetensors .csv .csv.gz .parquet .json .json.gz .jsonl .jsonl.gz .extxyz .extxyz.gz .h5 .hdf5 .db .zip"
 )
 SPLIT_ENDINGS = tuple(_ENDINGS.split())
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class BuildOptions:
-    """How rows become a dataset; part of the name of its cache."""
-
-    limits: Limits = field(default_factory=Limits)
-    properties: tuple[str, ...] | None = None
-    """Property columns to keep; None for all numeric ones. A column of text becomes categorical when named
-    here."""
-    derived: tuple[str, ...] = ()
-    """Properties to compute from the structures (`latentite.data.properties`)."""
-    categorical: tuple[str, ...] = ()
-    """Numeric columns to treat as names (for example `space_group`)."""
-    canonical: bool = True
-    """Bring every crystal to the canonical form; False keeps cell, origin and order of the source."""
-    symprec: float = 0.1
-    """Å; tolerance of a derived space group."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -88,19 +83,15 @@ class BuildResult:
     rejections: tuple[Rejection, ...]
     num_in: int
     path: Path | None
-    """The cache file, None when none was written."""
+    """The cache file of the crystals, None when none was written."""
 
 
-def cache_key(source: Source, options: BuildOptions) -> str:
-    """sha256 over the content of the source, the version of the canonical form and the options."""
-    parts = {
-        "content": fingerprint(source),
-        "canonical": CANONICAL_VERSION,
-        "reader": READER_VERSION,
-        "format": cache.FORMAT,
-        "options": asdict(options),
-    }
-    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+@dataclass(frozen=True, kw_only=True, slots=True)
+class BuiltSplits:
+    """The built splits of one data set, and what there is to be said of their columns."""
+
+    results: dict[str, BuildResult]
+    labels: DecidedLabels
 
 
 def build_split(
@@ -126,73 +117,72 @@ def build_split(
         FileNotFoundError: when the path does not exist.
         ValueError: when the source as a whole is unusable, or a property that was asked for does not exist.
     """
+    built = build_splits(
+        {WHOLE: source},
+        options=options,
+        cache_dir=cache_dir,
+        workers=workers,
+        progress=progress,
+        use_cache=use_cache,
+    )
+    log_labels(built.labels)
+    return built.results[WHOLE]
+
+
+def build_splits(
+    sources: Mapping[str, Source],
+    *,
+    options: BuildOptions | None = None,
+    cache_dir: Path | None = None,
+    workers: int | None = None,
+    progress: bool = True,
+    use_cache: bool = True,
+) -> BuiltSplits:
+    """The splits of one data set, each from its source; what a column is, is decided once for all of them.
+
+    Args: see `build_split`; `sources` by split.
+
+    Raises:
+        FileNotFoundError: when a path does not exist.
+        ValueError: when a source as a whole is unusable, or a property that was asked for does not exist or cannot be
+            read.
+    """
     options = options or BuildOptions()
-    path = None
-    if use_cache:
-        folder = Path(cache_dir) if cache_dir is not None else default_cache_dir()
-        path = folder / "packed" / f"{cache_key(source, options)}.safetensors"
-        if path.is_file():
-            dataset, rejections = cache.read_dataset(path), tuple(cache.read_rejections(path))
-            return BuildResult(
-                dataset=dataset, rejections=rejections, num_in=len(dataset) + len(rejections), path=path
+    folder = (Path(cache_dir) if cache_dir is not None else default_cache_dir()) if use_cache else None
+    request = LabelRequest(
+        properties=options.properties, categorical=options.categorical, if_present=options.if_present
+    )
+    keys = {split: cache_key(source, options) if folder else "" for split, source in sources.items()}
+    paths = {split: folder and folder / "packed" / f"{key}.safetensors" for split, key in keys.items()}
+    kept = folder and folder / "decided" / f"{request_key(keys, asdict(options))}.safetensors"
+    decided = None if kept is None else read_decided(kept)
+    wanted = request.names() if decided is None else ()
+    rows = {
+        split: read_rows(source, options, workers, progress, path=paths[split], wanted=wanted)
+        for split, source in sources.items()
+    }
+    if decided is None:
+        known = {}
+        for split, found in rows.items():
+            derived = derived_columns(
+                options.derived,
+                found.crystals.crystals,
+                symprec=options.symprec,
+                workers=workers,
+                near=paths[split],
             )
-    result = _build(source, options, workers, progress)
-    if path is None:
-        return result
-    cache.write_dataset(path, result.dataset, rejections=result.rejections, notes=build_notes(options))
-    return BuildResult(dataset=result.dataset, rejections=result.rejections, num_in=result.num_in, path=path)
-
-
-def build_notes(options: BuildOptions) -> dict[str, str]:
-    """What the header of a dataset file says about its making."""
-    return {"canonical_version": str(CANONICAL_VERSION), "options": json.dumps(asdict(options))}
-
-
-def _build(source: Source, options: BuildOptions, workers: int | None, progress: bool) -> BuildResult:
-    pack_options = PackOptions(
-        limits=options.limits, canonical=options.canonical, derived=options.derived, symprec=options.symprec
-    )
-    chunks: list[Packed] = []
-    ids: list[str] = []
-    rejections: list[Rejection] = []
-    labels = LabelColumns()
-    num_in = 0
-    description = name_of(source)
-    with row_progress(f"reading {Path(description).name}", enabled=progress) as advance:
-        work = partial(pack, options=pack_options)
-        for chunk, packed in walk(open_records(source), work, workers=workers, on_chunk=advance):
-            num_in += len(chunk)
-            chunks.append(packed)
-            for item in pair(chunk, packed.outcomes):
-                if isinstance(item, Rejection):
-                    rejections.append(item)
-                else:
-                    record, derived = item
-                    ids.append(record.id)
-                    labels.add({**record.properties, **derived})
-    assert num_in == len(ids) + len(rejections), (num_in, len(ids), len(rejections))
-    properties, categories = labels.finish(
-        properties=options.properties, always=options.derived, categorical=options.categorical
-    )
-    crystals = CrystalBatch(
-        atomic_numbers=_join(chunks, "atomic_numbers"),
-        frac_coords=_join(chunks, "frac_coords"),
-        lattice=_join(chunks, "lattice"),
-        num_atoms=_join(chunks, "num_atoms"),
-        properties=properties,
-    )
-    unique = unique_ids(ids)
-    digest = cache.content_hash(crystals, unique, categories)
-    dataset = CrystalDataset(crystals=crystals, ids=tuple(unique), categories=categories, content_hash=digest)
-    log.info("%s: %d in = %d accepted + %d rejected", description, num_in, len(dataset), len(rejections))
-    return BuildResult(dataset=dataset, rejections=tuple(rejections), num_in=num_in, path=None)
-
-
-def _join(chunks: Sequence[Packed], name: str) -> Tensor:
-    if not chunks:
-        empty = {"frac_coords": (0, 3), "lattice": (0, 3, 3)}.get(name)
-        return torch.zeros(empty) if empty else torch.zeros(0, dtype=torch.long)
-    return torch.from_numpy(np.concatenate([getattr(chunk, name) for chunk in chunks]))
+            known[split] = SplitLabels(raw=found.labels, ids=found.crystals.ids, derived=derived)
+        decided = decide_labels(known, request)
+        if kept is not None:
+            write_decided(kept, decided)
+    results = {}
+    for split, found in rows.items():
+        dataset = with_labels(found.crystals, decided.properties[split], decided.categories)
+        num_in = len(dataset) + len(found.rejections)
+        results[split] = BuildResult(
+            dataset=dataset, rejections=found.rejections, num_in=num_in, path=paths[split]
+        )
+    return BuiltSplits(results=results, labels=decided)
 
 
 def split_files(folder: Path) -> dict[str, Path]:
@@ -235,28 +225,32 @@ def load_splits(
             f"{folder} must hold train, val and test files ({', '.join(SPLIT_ENDINGS)}), got none; "
             "make them with `latentite data build SOURCE --out DIR`"
         )
-    splits: dict[str, CrystalDataset] = {}
-    for split, path in files.items():
-        if path.suffix == ".safetensors":
-            splits[split] = cache.read_dataset(path)
-            continue
-        result = build_split(path, options=options, cache_dir=cache_dir, workers=workers, progress=progress)
-        if not len(result.dataset):
-            first = result.rejections[0].reason if result.rejections else "it has no rows"
-            raise ValueError(
-                f"{path} must hold at least one usable crystal, got none of {result.num_in} ({first})"
-            )
-        if result.rejections:
-            log.warning(
-                "%s: %d rows = %d accepted + %d rejected (first: %s)",
-                path.name,
-                result.num_in,
-                len(result.dataset),
-                len(result.rejections),
-                result.rejections[0].reason,
-            )
-        splits[split] = result.dataset
-    return share_categories(splits)
+    tables = {split: path for split, path in files.items() if path.suffix != ".safetensors"}
+    built = build_splits(tables, options=options, cache_dir=cache_dir, workers=workers, progress=progress)
+    log_labels(built.labels)
+    for split, result in built.results.items():
+        log_rejections(files[split], result)
+    read = {split: cache.read_dataset(path) for split, path in files.items() if split not in tables}
+    datasets = read | {split: result.dataset for split, result in built.results.items()}
+    return share_categories({split: datasets[split] for split in files})
+
+
+def log_rejections(path: Path, result: BuildResult) -> None:
+    """Say how many rows of a file did not enter.
+
+    Raises:
+        ValueError: when none did.
+    """
+    first = result.rejections[0].reason if result.rejections else "it has no rows"
+    if not len(result.dataset):
+        raise ValueError(
+            f"{path} must hold at least one usable crystal, got none of {result.num_in} ({first})"
+        )
+    if result.rejections:
+        log.warning(
+            "%s: %d rows = %d accepted + %d rejected (first: %s)",
+            path.name, result.num_in, len(result.dataset), len(result.rejections), first,
+        )  # fmt: skip
 
 
 def build_dataset(
@@ -302,18 +296,16 @@ def build_dataset(
     options, out = options or BuildOptions(), Path(out_dir)
     ready = _ready_made(source)
     _check_places(source, out)
-    whole = with_labels(source, labels, id_column, is_divided=bool(ready))
+    whole = labelled(source, labels, id_column, is_divided=bool(ready))
     parts: Mapping[str, Source] = ready or {WHOLE: whole}
-    results = {
-        split: build_split(part, options=options, cache_dir=cache_dir, workers=workers, progress=progress)
-        for split, part in parts.items()
-    }
+    built = build_splits(parts, options=options, cache_dir=cache_dir, workers=workers, progress=progress)
+    results = built.results
     _report_rejections(results, source, out / "rejected.csv")
     if ready:
-        splits = share_categories({split: result.dataset for split, result in results.items()})
+        splits = {split: result.dataset for split, result in results.items()}
     else:
         splits = divide(results[WHOLE].dataset, shares, group_by=group_by, seed=seed)
-    summary = _summarise(out, results, splits, group_by=READY_MADE if ready else group_by)
+    summary = _summarise(out, built, splits, group_by=READY_MADE if ready else group_by)
     request = {
         "source": name_of(source),
         "labels": None if labels is None else str(labels),
@@ -345,9 +337,10 @@ def _rejections(results: Mapping[str, BuildResult]) -> list[Rejection]:
 
 
 def _summarise(
-    out: Path, results: Mapping[str, BuildResult], splits: Mapping[str, CrystalDataset], *, group_by: str
+    out: Path, built: BuiltSplits, splits: Mapping[str, CrystalDataset], *, group_by: str
 ) -> BuildSummary:
     """Counts what entered the splits and what did not; together they are every row that was read."""
+    results = built.results
     rejections = _rejections(results)
     summary = BuildSummary(
         out_dir=out,
@@ -358,6 +351,8 @@ def _summarise(
         group_by=group_by,
         reasons=count_reasons(rejections),
         shared_formulas=shared_formulas(splits),
+        left_out=built.labels.left_out,
+        remarks=built.labels.remarks,
     )
     assert summary.num_in == summary.num_accepted + summary.num_rejected, summary
     return summary

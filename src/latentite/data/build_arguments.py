@@ -66,14 +66,14 @@ def _add_labels(add: Callable[..., argparse.Action]) -> None:
         action="append",
         dest="properties",
         metavar="NAME",
-        help="column to keep; repeatable [every numeric column]",
+        help="column to keep, one of text as names; repeatable [every column of numbers]",
     )
     add(
         "--categorical",
         action="append",
         default=[],
         metavar="NAME",
-        help="column to keep as names, not numbers; repeatable",
+        help="column to keep as names, whatever its cells look like; repeatable",
     )
     add(
         "--derive",

@@ -136,6 +136,10 @@ def _build(arguments: argparse.Namespace) -> int:
     )
     for reason, count in summary.reasons.items():
         console.print(f"  {count:,} × {reason}", markup=False)
+    for name, why in summary.left_out.items():
+        console.print(f"column left out: {name} ({why})", markup=False, soft_wrap=True)
+    for remark in summary.remarks:
+        console.print(remark, markup=False, soft_wrap=True)
     counts = ", ".join(f"{count:,} {split}" for split, count in summary.counts.items())
     console.print(f"{counts} (split by {summary.group_by})", markup=False)
     if summary.shared_formulas:

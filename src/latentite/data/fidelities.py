@@ -221,8 +221,11 @@ def _wanted(parts: Mapping[str, FidelityPart], properties: Sequence[str]) -> lis
     known: dict[str, bool] = {}
     for name, part in parts.items():
         for dataset in part.splits.values():
-            for label in dataset.crystals.properties:
-                if known.setdefault(label, label in dataset.categories) != (label in dataset.categories):
+            for label, values in dataset.crystals.properties.items():
+                is_names = label in dataset.categories
+                if label in known and not is_names and bool(values.isnan().all()):
+                    continue  # no label at all says nothing about their kind
+                if known.setdefault(label, is_names) != is_names:
                     raise ValueError(
                         f"{label} must be numbers at every fidelity or names at every one, got both ({name})"
                     )

@@ -10,10 +10,11 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from latentite.data import cache
-from latentite.data.build import WHOLE, BuildOptions, build_split, split_files
+from latentite.data.build import WHOLE, BuildOptions, build_splits, split_files
 from latentite.data.cache import content_hash
 from latentite.data.dataset import CrystalDataset
 from latentite.data.fidelities import FidelityConfig, FidelityPart
+from latentite.data.labels import log_labels
 
 log = logging.getLogger(__name__)
 
@@ -34,13 +35,14 @@ def read_fidelity(
     """
     path = config.path.expanduser()
     files = (split_files(path) if path.is_dir() else {}) or {WHOLE: path}
+    tables = {split: file for split, file in files.items() if file.suffix != ".safetensors"}
+    built = build_splits(tables, options=options, cache_dir=cache_dir, workers=workers)
+    log_labels(built.labels)
     splits: dict[str, CrystalDataset] = {}
     num_rejected = 0
     for split, file in files.items():
-        if file.suffix == ".safetensors":
-            dataset = cache.read_dataset(file)
-        else:
-            result = build_split(file, options=options, cache_dir=cache_dir, workers=workers)
+        if split in tables:
+            result = built.results[split]
             dataset, num_rejected = result.dataset, num_rejected + len(result.rejections)
             if result.rejections:
                 log.warning(
@@ -48,6 +50,8 @@ def read_fidelity(
                     name, file.name, result.num_in, len(dataset), len(result.rejections),
                     result.rejections[0].reason,
                 )  # fmt: skip
+        else:
+            dataset = cache.read_dataset(file)
         splits[split] = _renamed(dataset, config.columns, name)
     if not any(map(len, splits.values())):
         raise ValueError(

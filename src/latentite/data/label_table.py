@@ -50,7 +50,7 @@ class LabelTable:
     labels: tuple[dict[str, Value], ...]
 
 
-def with_labels(
+def labelled(
     source: str | Path | Sequence[Structure | Atoms],
     labels: str | Path | None,
     id_column: str | None,

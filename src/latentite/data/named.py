@@ -39,22 +39,30 @@ def read_source(source: str, *, split: str, max_atoms: int) -> tuple[CrystalData
 def read_labelled(
     source: str, *, split: str, options: BuildOptions
 ) -> tuple[CrystalDataset, tuple[Rejection, ...]]:
-    """As `read_source`, with the labels and limits that the options ask for; built datasets are as they are."""
-    from latentite.data.build import build_split, split_files
+    """As `read_source`, with the labels and limits that the options ask for; built datasets are as they are.
+
+    What a column of a folder's tables is, is decided over all its splits.
+    """
+    from latentite.data.build import build_splits, split_files
     from latentite.data.cache import read_dataset, read_rejections
+    from latentite.data.labels import log_labels
     from latentite.data.sources import DATASETS, resolve
 
     path = Path(source)
     if not path.exists() and source in DATASETS:
         path = resolve(source)
-    if path.is_dir() and (files := split_files(path)):
-        if split not in files:
-            raise ValueError(f"--split {split} must be one of {', '.join(files)} in {path}")
-        path = files[split]
-    if path.suffix == ".safetensors":
-        return read_dataset(path), tuple(read_rejections(path))
-    built = build_split(path, options=options)
-    return built.dataset, built.rejections
+    files = split_files(path) if path.is_dir() else {}
+    if files and split not in files:
+        raise ValueError(f"--split {split} must be one of {', '.join(files)} in {path}")
+    files = files or {split: path}
+    if files[split].suffix == ".safetensors":
+        return read_dataset(files[split]), tuple(read_rejections(files[split]))
+    tables = {name: file for name, file in files.items() if file.suffix != ".safetensors"}
+    if options.properties == () and not options.categorical:
+        tables = {split: files[split]}
+    built = build_splits(tables, options=options)
+    log_labels(built.labels)
+    return built.results[split].dataset, built.results[split].rejections
 
 
 def check_device(name: str) -> None:

@@ -8,7 +8,6 @@ Comes after `table.py` and `canonical.py`, before `build.py`.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import cast
 
@@ -17,8 +16,7 @@ import numpy as np
 from latentite.data.canonical import canonicalize_many
 from latentite.data.checks import Limits
 from latentite.data.cif import Arrays
-from latentite.data.properties import derive_rows
-from latentite.data.records import Record, Value
+from latentite.data.records import Record
 from latentite.data.table import parse_many
 
 
@@ -28,10 +26,6 @@ class PackOptions:
 
     limits: Limits
     canonical: bool
-    derived: tuple[str, ...]
-    """Names of properties to compute from the structures (`properties.py`)."""
-    symprec: float
-    """Å; tolerance of the space group."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -46,8 +40,8 @@ class Packed:
     """[crystal 3 3] float32, row vectors in Å."""
     num_atoms: np.ndarray
     """[crystal] int64."""
-    outcomes: list[Mapping[str, Value] | str]
-    """Per record of the chunk: its derived labels, or why it was rejected."""
+    outcomes: list[str | None]
+    """Per record of the chunk: why it was rejected; None where it is among the crystals."""
 
 
 def pack(records: list[Record], options: PackOptions) -> Packed:
@@ -56,7 +50,6 @@ def pack(records: list[Record], options: PackOptions) -> Packed:
     if options.canonical:
         outcomes = _canonicalize(outcomes)
     crystals = [outcome for outcome in outcomes if not isinstance(outcome, str)]
-    derived = iter(derive_rows(options.derived, crystals, symprec=options.symprec))
     if not crystals:
         empty = np.zeros((0, 3), dtype=np.float32)
         numbers, coords, lattice = np.zeros(0, dtype=np.int64), empty, np.zeros((0, 3, 3), dtype=np.float32)
@@ -70,7 +63,7 @@ def pack(records: list[Record], options: PackOptions) -> Packed:
         frac_coords=coords,
         lattice=lattice,
         num_atoms=np.array([len(crystal[0]) for crystal in crystals], dtype=np.int64),
-        outcomes=[outcome if isinstance(outcome, str) else next(derived) for outcome in outcomes],
+        outcomes=[outcome if isinstance(outcome, str) else None for outcome in outcomes],
     )
 
 

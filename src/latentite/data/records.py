@@ -12,7 +12,6 @@ extxyz), `ase_files.py`, `hdf5.py` and `folders.py` fill the records, `label_tab
 from __future__ import annotations
 
 import hashlib
-import re
 from collections.abc import Iterator, Mapping, MutableMapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
@@ -27,7 +26,7 @@ if TYPE_CHECKING:
     from pymatgen.core import Structure
 
 Value = float | str | None
-"""A property: a number, a text, or None where the label is missing."""
+"""A property as it stood in its source: a number, a text, or None where there is nothing."""
 
 
 class Kind(StrEnum):
@@ -86,31 +85,22 @@ CANONICAL_NAMES = {"e_above_hull": "energy_above_hull", "spacegroup.number": "sp
 """Columns that published tables name differently, and our name for them."""
 _ID_COLUMNS = ("material_id", "id")
 _STRUCTURE_COLUMNS = ("cif", "structure")
-_MISSING = frozenset({"", "nan", "NaN", "NA", "N/A", "n/a", "<NA>", "None", "none", "null", "inf", "-inf"})
-_BOOLEANS = {"True": 1.0, "true": 1.0, "False": 0.0, "false": 0.0}
-# Python's float() alone would take "1_000" and the formulas "InF" and "NaN".
-_NUMBER_STARTS = frozenset("+-.0123456789 \t")
-_IS_NUMBER = re.compile(r"\s*[+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?\s*\Z").match
 
 
 def to_value(cell: object) -> Value:
-    """A table's cell as a number, a text or None (missing or not finite); never evaluated as code."""
-    if isinstance(cell, str):
-        if cell[:1] in _NUMBER_STARTS and _IS_NUMBER(cell):
-            number = float(cell)
-            return number if abs(number) != float("inf") else None
-        if cell in _MISSING:
-            return None
-        return _BOOLEANS.get(cell, cell)
-    if cell is None:
-        return None
+    """A table's cell as it stood: text as text, whatever is a number as one, None where there is nothing.
+
+    What a text means is decided by `kinds.py` when its whole column is known; nothing is evaluated as code.
+    """
+    if cell is None or isinstance(cell, str):
+        return cell
     if isinstance(cell, (list, tuple, dict, bytes)):
         return str(cell)
     try:
         number = float(cell)  # type: ignore[arg-type]  # numpy and Decimal scalars, bool
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         return str(cell)
-    return number if number - number == 0.0 else None
+    return None if number != number else number
 
 
 def to_properties(labels: Mapping[str, Any]) -> dict[str, Value]:

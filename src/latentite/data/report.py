@@ -8,7 +8,7 @@ from __future__ import annotations
 import csv
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +34,10 @@ class BuildSummary:
     """Rejections by the beginning of their reason, most frequent first."""
     shared_formulas: int
     """Reduced formulas of the test split that the train split has too."""
+    left_out: dict[str, str] = field(default_factory=dict)
+    """Columns of the source that are no property, and why."""
+    remarks: tuple[str, ...] = ()
+    """Cells that were taken as missing, cleaned or worth a look."""
 
 
 def report(
@@ -65,6 +69,8 @@ def report(
         "splits": details,
         "properties": list(first.crystals.properties),
         "categories": {name: list(values) for name, values in first.categories.items()},
+        "columns_left_out": summary.left_out,
+        "remarks": list(summary.remarks),
     }
 
 

@@ -4,7 +4,7 @@
         if isinstance(item, Rejection): ...
 
 Every row of a source comes out exactly once, as a `Row` or a `Rejection`; only a source that is unusable as
-a whole raises. `read` is the one way in for single crystals, `build.build_split` for data sets; both open a
+a whole raises. `read` is the one way in for single crystals, `source_rows.py` for data sets; both open a
 source with `records.open_records`, parse it with `parse_many` and pair rows with outcomes in `walk.py`. Comes
 after `records.py` (which cuts sources into records), `walk.py` and `checks.py`.
 """

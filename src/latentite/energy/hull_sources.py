@@ -7,14 +7,18 @@ height of the hull there. Comes after `hull.py`.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+import logging
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from jaxtyping import Float
 
 from latentite.crystal import CrystalBatch
 from latentite.data.cif import ATOMIC_NUMBER, SYMBOLS
+from latentite.data.kinds import ColumnKind, Remark, read_column
+from latentite.data.records import Value
 from latentite.energy.formulas import Composition, compositions, parse_formula, whole_amounts
 from latentite.energy.hull import Hull
 from latentite.energy.potential import TheoryLevel
@@ -22,8 +26,40 @@ from latentite.energy.potential import TheoryLevel
 if TYPE_CHECKING:
     from pymatgen.entries.computed_entries import ComputedEntry
 
+log = logging.getLogger(__name__)
+
 ABOVE_HULL = ("energy_above_hull", "e_above_hull")
 """Names of one column in the tables of this field; our data sets use the first."""
+
+
+def read_energies(
+    cells: Sequence[Value], name: str, *, where: Callable[[int], str]
+) -> Float[np.ndarray, " cell"]:
+    """A column of energies, NaN where one is missing.
+
+    Args:
+        cells: as they stand in the table, of all its files: what they are is decided together.
+        name: of the column.
+        where: says where a cell is.
+
+    Raises:
+        ValueError: naming the first cell that is no number.
+    """
+    column = read_column(cells)
+    if column.kind in (ColumnKind.NUMBERS, ColumnKind.EMPTY):
+        for remark in column.remarks:
+            log.warning("%s: %r in %s: %s", name, remark.text, where(remark.position), remark.words)
+        return column.numbers
+    problem = column.problem
+    if problem is None:
+        position, text = next(
+            (k, cell) for k, cell in enumerate(cells) if isinstance(cell, str) and cell.strip()
+        )
+        problem = Remark(position=position, text=text, words="no cell of this column is a number")
+    raise ValueError(
+        f"{name} must be numbers (eV/atom), got {problem.text!r} in {where(problem.position)}: {problem.words}; "
+        "correct this cell, or empty it where the energy is not known"
+    )
 
 
 def hull_from_crystals(
@@ -68,30 +104,43 @@ def hull_from_table(
     """A hull of one or several CSV files (plain or gzip); see `hull_from_crystals`.
 
     Raises:
-        ValueError: naming the file and the column that it lacks.
+        ValueError: naming the file and the column that it lacks, or the first energy that is no number.
     """
     import pandas as pd
 
-    phases: list[tuple[Composition, float]] = []
-    known: dict[str, Composition] = {}
+    tables: list[pd.DataFrame] = []
+    places: list[str] = []
     for path in paths:
         header = list(pd.read_csv(path, nrows=0).columns)
         for column in (formula_column, formation_energy):
             if column not in header:
                 raise ValueError(f"{path} must have a column {column!r}, got {', '.join(header)}")
         height = next((name for name in above_hull if name in header), None)
-        columns = [formula_column, formation_energy] + ([height] if height else [])
-        table = pd.read_csv(
-            path, usecols=columns, keep_default_na=False, na_values={c: [""] for c in columns[1:]}
+        columns = {formula_column: "formula", formation_energy: "energy"} | (
+            {height: "height"} if height else {}
         )
-        energies = table[formation_energy].to_numpy(dtype=float)
-        if height:
-            energies = energies - np.nan_to_num(table[height].to_numpy(dtype=float))
-        for name, energy in zip(table[formula_column].astype(str), energies.tolist(), strict=True):
-            if energy == energy:
-                if name not in known:
-                    known[name] = parse_formula(name)
-                phases.append((known[name], energy))
+        table = pd.read_csv(path, usecols=list(columns), dtype=str, keep_default_na=False).rename(
+            columns=columns
+        )
+        tables.append(table.reindex(columns=["formula", "energy", "height"], fill_value=""))
+        places += [f"row {row} of {Path(path).name}" for row in range(len(table))]
+    joined = pd.concat(tables, ignore_index=True)
+    energies = read_energies(joined["energy"].tolist(), formation_energy, where=places.__getitem__)
+    heights = read_energies(joined["height"].tolist(), above_hull[0], where=places.__getitem__)
+    if num_missing := int(np.isnan(energies).sum()):
+        log.warning(
+            "%d of %d rows have no %s and are missing from the hull; fewer phases make everything look stable",
+            num_missing, len(energies), formation_energy,
+        )  # fmt: skip
+    known: dict[str, Composition] = {}
+    phases: list[tuple[Composition, float]] = []
+    for name, energy in zip(
+        joined["formula"].tolist(), (energies - np.nan_to_num(heights)).tolist(), strict=True
+    ):
+        if energy == energy:
+            if name not in known:
+                known[name] = parse_formula(name)
+            phases.append((known[name], energy))
     return Hull(phases, theory=theory)
 
 

@@ -13,7 +13,7 @@ import hashlib
 import json
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -22,21 +22,26 @@ import torch
 
 from latentite.crystal import CrystalBatch
 from latentite.data.build import split_files
-from latentite.data.cache import read_dataset
+from latentite.data.cache import read_dataset, read_rejections
 from latentite.data.checks import Limits
+from latentite.data.cif import Arrays
+from latentite.data.labels import require_numbers
+from latentite.data.records import Value
 from latentite.data.sources import DATASETS, splits_folder
 from latentite.data.table import Rejection, read
 from latentite.energy.hull import Hull
-from latentite.energy.hull_sources import ABOVE_HULL, hull_from_crystals
+from latentite.energy.hull_sources import ABOVE_HULL, hull_from_crystals, read_energies
 from latentite.energy.parallel import double_batch
 from latentite.energy.potential import TheoryLevel
-from latentite.files import cache_dir, sha256_file
+from latentite.files import cache_dir, sha256_file, write_json
+from latentite.plain import from_plain
 
 log = logging.getLogger(__name__)
 
-FORMAT = 1
+FORMAT = 2
 """Of what is kept; raised whenever the same table gives something else."""
 FORMATION_ENERGY = "formation_energy_per_atom"
+_PROPERTIES = (FORMATION_ENERGY, ABOVE_HULL[0])
 MATERIALS_PROJECT = TheoryLevel(functional="PBE(+U)", is_corrected=True)
 """Of the formation energies of the Materials Project and of what follows it."""
 THEORY = dict.fromkeys(
@@ -101,26 +106,60 @@ def find_table(
     )
 
 
+class NoEnergiesError(ValueError):
+    """A table without formation energies."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class MissingPhases:
+    """Rows of a table that are no phase of its hull: with fewer phases everything looks more stable than it is."""
+
+    num_rows: int
+    without_energy: int
+    """Crystals whose formation energy is missing."""
+    unreadable: int
+    """Rows that are no crystals."""
+
+    @property
+    def total(self) -> int:
+        """Of both kinds."""
+        return self.without_energy + self.unreadable
+
+    def __str__(self) -> str:
+        return (
+            f"{self.total:,} of {self.num_rows:,} phases are missing from the hull ({self.without_energy:,} "
+            f"without a formation energy, {self.unreadable:,} unreadable); fewer phases make everything look stable"
+        )
+
+
 @lru_cache(maxsize=1)
 def read_rows(table: EnergyTable) -> CrystalBatch:
     """Crystals in float64 with `formation_energy_per_atom` and `energy_above_hull` (eV/atom, NaN where missing).
 
     Raises:
-        ValueError: naming a file that has no formation energies.
+        NoEnergiesError: naming a file that has no formation energies.
+        ValueError: naming the first energy that is no number.
     """
-    parts: list[CrystalBatch] = []
-    for path in table.files:
-        part = _of_dataset(path) if path.suffix == ".safetensors" else _of_rows(path)
-        if part.properties[FORMATION_ENERGY].isnan().all():
-            raise ValueError(
-                f"{path} must have a column {FORMATION_ENERGY!r} (eV/atom), and has no number in it"
-            )
-        parts.append(part)
-    return CrystalBatch.concatenate(parts)
+    return _read_table(table)[0]
+
+
+def missing_phases(table: EnergyTable) -> MissingPhases:
+    """How many rows of a table its hull lacks; counted once and kept."""
+    path = kept_path("missing", {"table": table.sha256})
+    if path.is_file():
+        try:
+            return from_plain(MissingPhases, json.loads(path.read_text(encoding="utf-8")))
+        except ValueError as error:
+            log.warning("a count in the cache is damaged and is made again: %s", error)
+    missing = _read_table(table)[1]
+    write_json(path, asdict(missing))
+    return missing
 
 
 def table_hull(table: EnergyTable) -> Hull:
-    """The hull of a table, made once; see `hull_sources.hull_from_crystals`."""
+    """The hull of a table, made once, saying how many phases it lacks; see `hull_sources.hull_from_crystals`."""
+    if (missing := missing_phases(table)).total:
+        log.warning("%s: %s", table.name, missing)
     path = kept_path("hull", {"table": table.sha256, "theory": str(table.theory)})
     if path.is_file():
         try:
@@ -138,38 +177,68 @@ def kept_path(name: str, key: Mapping[str, Any]) -> Path:
     return cache_dir() / "energy" / f"{name}-{hashlib.sha256(text.encode()).hexdigest()[:32]}.json"
 
 
-def _of_rows(path: Path) -> CrystalBatch:
-    arrays, heights, energies = [], [], []
-    num_rejected = 0
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _File:
+    """Rows of one file, their energies not yet read."""
+
+    crystals: list[Arrays]
+    cells: dict[str, list[Value]]
+    """By property."""
+    places: list[str]
+    unreadable: int
+
+
+@lru_cache(maxsize=1)
+def _read_table(table: EnergyTable) -> tuple[CrystalBatch, MissingPhases]:
+    """What a column of energies is, is decided once for all files of the table."""
+    files = [_of_dataset(path) if path.suffix == ".safetensors" else _of_rows(path) for path in table.files]
+    places = [place for file in files for place in file.places]
+    labels = {}
+    for name in _PROPERTIES:
+        cells = [cell for file in files for cell in file.cells[name]]
+        labels[name] = torch.from_numpy(read_energies(cells, name, where=places.__getitem__))
+    known, start = ~labels[FORMATION_ENERGY].isnan(), 0
+    for path, file in zip(table.files, files, strict=True):
+        if not known[start : start + len(file.places)].any():
+            raise NoEnergiesError(
+                f"{path} must have a column {FORMATION_ENERGY!r} (eV/atom), and has no number in it"
+            )
+        start += len(file.places)
+    unreadable = sum(file.unreadable for file in files)
+    missing = MissingPhases(
+        num_rows=len(places) + unreadable, without_energy=int((~known).sum()), unreadable=unreadable
+    )
+    return double_batch([crystal for file in files for crystal in file.crystals]).with_properties(
+        labels
+    ), missing
+
+
+def _of_rows(path: Path) -> _File:
+    crystals: list[Arrays] = []
+    cells: dict[str, list[Value]] = {name: [] for name in _PROPERTIES}
+    places: list[str] = []
+    unreadable = 0
     for row in read(path, limits=Limits(max_atoms=None)):
         if isinstance(row, Rejection):
-            num_rejected += 1
+            unreadable += 1
             continue
-        arrays.append((row.atomic_numbers, row.frac_coords, row.lattice))
-        energies.append(_number(row.properties.get(FORMATION_ENERGY)))
-        heights.append(_number(row.properties.get(ABOVE_HULL[0])))
-    if num_rejected:
-        log.warning(
-            "%d of %d rows of %s are no crystals and do not enter",
-            num_rejected,
-            num_rejected + len(arrays),
-            path,
-        )
-    return double_batch(arrays).with_properties(
-        {
-            FORMATION_ENERGY: torch.tensor(energies, dtype=torch.float64),
-            ABOVE_HULL[0]: torch.tensor(heights, dtype=torch.float64),
-        }
+        crystals.append((row.atomic_numbers, row.frac_coords, row.lattice))
+        places.append(f"row {row.row} of {Path(row.source).name or path.name} (id {row.id})")
+        for name, column in cells.items():
+            column.append(row.properties.get(name))
+    return _File(crystals=crystals, cells=cells, places=places, unreadable=unreadable)
+
+
+def _of_dataset(path: Path) -> _File:
+    dataset = read_dataset(path)
+    labels = dataset.crystals.properties
+    cells: dict[str, list[Value]] = {}
+    for name in _PROPERTIES:
+        require_numbers(dataset, name, use=f"a hull of {path}")
+        cells[name] = list(labels[name].double().tolist()) if name in labels else [None] * len(dataset)
+    return _File(
+        crystals=dataset.crystals.to_arrays(),
+        cells=cells,
+        places=[f"crystal {k} of {path.name} (id {name})" for k, name in enumerate(dataset.ids)],
+        unreadable=len(read_rejections(path)),
     )
-
-
-def _of_dataset(path: Path) -> CrystalBatch:
-    crystals = read_dataset(path).crystals
-    missing = torch.full((len(crystals),), torch.nan)
-    return double_batch(crystals.to_arrays()).with_properties(
-        {name: crystals.properties.get(name, missing).double() for name in (FORMATION_ENERGY, ABOVE_HULL[0])}
-    )
-
-
-def _number(value: Any) -> float:
-    return float(value) if isinstance(value, (int, float)) else float("nan")

@@ -15,7 +15,7 @@ from latentite.energy.hull_sources import hull_from_json
 from latentite.energy.parallel import RelaxHow
 from latentite.energy.potential import TheoryLevel
 from latentite.energy.relaxation import RelaxCell, RelaxSettings
-from latentite.energy.table import find_table, read_rows
+from latentite.energy.table import NoEnergiesError, find_table, read_rows
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -92,11 +92,15 @@ class EnergyOptions:
 
 
 def reference_hull(reference: object) -> tuple[str | Path, ...]:
-    """The reference, as what structures compete with, where it is a table with formation energies."""
+    """The reference, as what structures compete with, where it is a table with formation energies.
+
+    Raises:
+        ValueError: when it has formation energies of which one is no number.
+    """
     if not isinstance(reference, str | Path):
         return ()
     try:
         read_rows(find_table(reference))
-    except (FileNotFoundError, ValueError):
+    except (FileNotFoundError, NoEnergiesError):
         return ()
     return (reference,)

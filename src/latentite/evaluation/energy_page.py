@@ -46,6 +46,14 @@ def energy_page(found: Mapping[str, Any], columns: Mapping[str, Sequence[Cell]])
             f"{hull['element_references']['num_rows']:,} rows, mean absolute residual of rows left out "
             f"{'–' if residual is None else f'{residual:.3f}'} eV/atom. An incomplete hull errs towards stable.</p>"
         )
+        if (missing := hull["missing_phases"]) and (
+            lost := missing["without_energy"] + missing["unreadable"]
+        ):
+            parts.append(
+                f"<p><b>{lost:,} of {missing['num_rows']:,} phases of this table are missing from the hull</b> "
+                f"({missing['without_energy']:,} without a formation energy, {missing['unreadable']:,} unreadable): "
+                "fewer phases make everything look stable.</p>"
+            )
         parts.append(f"<figure><figcaption>Energy above hull</figcaption>{_histogram(columns)}</figure>")
     parts.append(_table("median", [_median(name, value) for name, value in found["medians"].items()]))
     distances = [

@@ -17,7 +17,7 @@ from latentite.energy.hull_sources import hull_from_json
 from latentite.energy.parallel import RelaxHow
 from latentite.energy.reference_fit import table_references
 from latentite.energy.relaxation import RelaxCell
-from latentite.energy.table import find_table, table_hull
+from latentite.energy.table import find_table, missing_phases, table_hull
 from latentite.evaluation.energies import Energies, energy_store, measure_energies
 from latentite.evaluation.energy_options import EnergyOptions
 from latentite.evaluation.energy_page import energy_page
@@ -107,8 +107,9 @@ def _competition(options: EnergyOptions, how: RelaxHow, work: Work) -> Competiti
     with timed(work.seconds, "hull and element references"):
         phases = find_table(options.hull, theory=options.hull_theory)
         work.stage("convex hull", None)
+        missing = None
         if options.phase_diagram is None:
-            hull = table_hull(phases)
+            hull, missing = table_hull(phases), missing_phases(phases)
         else:
             hull = hull_from_json(options.phase_diagram, theory=phases.theory)
         references = table_references(
@@ -118,7 +119,7 @@ def _competition(options: EnergyOptions, how: RelaxHow, work: Work) -> Competiti
             advance=work.stage("element references", None),
             allow_mixed_theory=options.allow_mixed_theory,
         )
-    return Competition(phases=phases, hull=hull, references=references)
+    return Competition(phases=phases, hull=hull, missing=missing, references=references)
 
 
 def _relaxed_matches(energies: Energies, work: Work) -> tuple[Table, tuple[tuple[int, str, str], ...]]:

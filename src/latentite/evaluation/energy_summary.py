@@ -13,7 +13,7 @@ import numpy as np
 
 from latentite.energy.hull import Hull
 from latentite.energy.references import ElementReferences
-from latentite.energy.table import EnergyTable
+from latentite.energy.table import EnergyTable, MissingPhases
 from latentite.evaluation.distributions import finite
 from latentite.evaluation.energies import Energies
 from latentite.evaluation.energy_options import EnergyOptions
@@ -30,6 +30,8 @@ class Competition:
     """The table with formation energies."""
     hull: Hull | None = None
     """Of that table, or the phase diagram that was given instead."""
+    missing: MissingPhases | None = None
+    """Rows of the table that its hull lacks; None for a phase diagram."""
     references: ElementReferences | None = None
     """Between the potential and the table."""
 
@@ -64,6 +66,7 @@ def energy_summary(
             "sha256": hull.sha256,
             "theory": None if phases.theory is None else str(phases.theory),
             "num_phases": len(hull),
+            "missing_phases": None if competition.missing is None else asdict(competition.missing),
             "element_references": {
                 "table": phases.name,
                 "terms": references.terms.value,

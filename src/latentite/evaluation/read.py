@@ -7,8 +7,9 @@ what is no crystal at all becomes a failure. Comes after `data/`, before `run.py
 from __future__ import annotations
 
 import hashlib
+import logging
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType
@@ -19,16 +20,19 @@ from latentite.data.build import split_files
 from latentite.data.cache import read_dataset, read_rejections
 from latentite.data.checks import Limits, refusals
 from latentite.data.cif import Arrays
+from latentite.data.kinds import read_column
 from latentite.data.labels import unique_ids
 from latentite.data.records import Rejection, Value
 from latentite.data.sources import DATASETS, near_names, resolve
 from latentite.data.table import Row, parse_rows, read
-from latentite.evaluation.sampled import find_manifest, read_sampled
+from latentite.evaluation.sampled import SAMPLED_TEXTS, find_manifest, read_sampled
 from latentite.evaluation.store import structure_hash
 
 if TYPE_CHECKING:
     from ase import Atoms
     from pymatgen.core import Structure
+
+log = logging.getLogger(__name__)
 
 Source: TypeAlias = "str | Path | Sequence[Structure | Atoms] | CrystalBatch"
 """A file or folder that the readers know, a folder of splits or of `latentite sample`, the name of a dataset, or
@@ -185,7 +189,6 @@ def _pack(
         else:
             rejections.append(item)
     arrays = tuple((row.atomic_numbers, row.frac_coords, row.lattice) for row in rows)
-    names = dict.fromkeys(name for row in rows for name in row.properties)
     return Crystals(
         name=name,
         ids=tuple(unique_ids([row.id for row in rows])),
@@ -194,6 +197,30 @@ def _pack(
         arrays=arrays,
         hashes=tuple(map(structure_hash, arrays)),
         rejections=tuple(rejections),
-        labels={name: tuple(row.properties.get(name) for row in rows) for name in names},
+        labels=_labels(name, rows, as_they_stand=SAMPLED_TEXTS if sampling is not None else ()),
         sampling=sampling,
     )
+
+
+def _labels(
+    name: str, rows: Sequence[Row], *, as_they_stand: Collection[str]
+) -> dict[str, tuple[Value, ...]]:
+    """Every column of the source, decided on as a whole; one that nobody can read is said and left out."""
+    labels: dict[str, tuple[Value, ...]] = {}
+    for label in dict.fromkeys(label for row in rows for label in row.properties):
+        cells = tuple(row.properties.get(label) for row in rows)
+        column = read_column(cells) if label not in as_they_stand else None
+        if column is None:
+            labels[label] = cells
+        elif column.problem is not None:
+            row, problem = rows[column.problem.position], column.problem
+            log.warning(
+                "%s: the column %s is left out: %r in row %d (id %s) %s",
+                name, label, problem.text, row.row, row.id, problem.words,
+            )  # fmt: skip
+        elif column.is_numeric:
+            numbers = column.numbers.tolist()
+            labels[label] = tuple(None if math.isnan(number) else number for number in numbers)
+        else:
+            labels[label] = column.names
+    return labels

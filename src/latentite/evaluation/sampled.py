@@ -23,7 +23,7 @@ from latentite.sampling.folder import JOURNAL, MANIFEST, REJECTED, SAMPLES
 
 _MANIFEST_KEYS = {"format", "status", "settings", "checkpoint", "range"}
 _STREAMS = ("structures.extxyz", "structures.jsonl")
-_TEXTS, _LABELS = ("ask", "conditions"), ("attempts", "seed", "fixed_deviation")
+SAMPLED_TEXTS, _LABELS = ("ask", "conditions"), ("attempts", "seed", "fixed_deviation")
 """Columns of `samples.csv` that are kept with the structures; texts as they stand, since NaN is a formula, too."""
 
 
@@ -63,7 +63,7 @@ def read_sampled(folder: Path) -> Iterator[Record | Rejection]:
             yield replace(record, id=row["index"])
         else:
             labels = to_properties({name: row[name] for name in _LABELS if name in row})
-            labels |= {name: row[name] or None for name in _TEXTS if name in row}
+            labels |= {name: row[name] or None for name in SAMPLED_TEXTS if name in row}
             yield replace(record, id=row["index"], properties=labels)
     written = {row["index"] for row in rows}
     reasons = {row["index"]: row["reason"] for row in _committed(folder, REJECTED)}  # the last attempt stays

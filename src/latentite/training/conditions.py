@@ -9,6 +9,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
+from latentite.data.dataset import CrystalDataset
+from latentite.data.labels import require_numbers
 from latentite.nn.condition_values import LABELS, ConditionConfig, ConditionKind, Transform
 from latentite.nn.conditions import ConditionModuleConfig
 
@@ -32,8 +34,8 @@ class ConditionOptions:
     """What may be said of one condition; everything has a default."""
 
     kind: ConditionKind | None = None
-    """null: by the name for what is read off the crystal and for `space_group`, else categorical where the
-    labels are names and scalar where they are numbers."""
+    """null: by the name for what is read off the crystal and for `space_group`, scalar for what has a unit in `UNITS`;
+    else categorical where the labels are names and scalar where they are numbers."""
     unit: str | None = None
     transform: Transform = Transform.NONE
     drop_probability: float | None = None
@@ -132,4 +134,24 @@ def _resolve(
 def _kind_of(name: str, categories: Mapping[str, Sequence[str]]) -> ConditionKind:
     if name in FROM_CRYSTAL or name == ConditionKind.SPACE_GROUP.value:
         return ConditionKind(name)
-    return ConditionKind.CATEGORICAL if name in categories else ConditionKind.SCALAR
+    # Energies and the like are numbers: where their labels are names, something is wrong (`check_labels`).
+    is_class = name in categories and name not in UNITS
+    return ConditionKind.CATEGORICAL if is_class else ConditionKind.SCALAR
+
+
+def check_labels(conditions: Sequence[ConditionConfig], train: CrystalDataset) -> None:
+    """Refuse labels that are names where a condition takes numbers, or that are other names than its classes.
+
+    Raises:
+        ValueError: naming the condition, and the first crystal with a label that does not fit.
+    """
+    for condition in conditions:
+        name, found = condition.name, list(train.categories.get(condition.name, ()))
+        if condition.kind is ConditionKind.CATEGORICAL:
+            if found != condition.classes:
+                raise ValueError(
+                    f"condition {name} must have labels of the classes {condition.classes}, got "
+                    f"{found or 'numbers'}; build the data with --categorical {name}, from the same names"
+                )
+        elif condition.kind in LABELS:
+            require_numbers(train, name, use=f"condition {name} of kind {condition.kind}")

@@ -82,8 +82,15 @@ def _load_fidelities(
     parts = {}
     for name, fidelity in config.fidelities.items():
         options = _options(config, numbers_only=True)
-        if fidelity.properties is not None:
-            options = replace(options, properties=tuple(fidelity.properties))
+        # A label that was asked for must not be left out here because one of its cells cannot be read.
+        asked = [
+            fidelity.columns.get(key, key) for key in config.wanted_properties if key not in options.derived
+        ]
+        options = replace(
+            options,
+            properties=None if fidelity.properties is None else tuple(fidelity.properties),
+            if_present=tuple(dict.fromkeys([*asked, *fidelity.columns.values()])),
+        )
         part = read_fidelity(
             fidelity, name, options=options, cache_dir=config.cache_dir, workers=config.workers
         )

@@ -22,7 +22,7 @@ from latentite.nn.ldm import LatentDiffusion
 from latentite.nn.vae import VAEConfig
 from latentite.objectives.ldm import LDMStageConfig
 from latentite.plain import from_plain, naming
-from latentite.training.conditions import check_conditions, resolve_conditions
+from latentite.training.conditions import check_conditions, check_labels, resolve_conditions
 from latentite.training.datamodule import CrystalDataModule
 from latentite.training.ldm import LDMTrainingModule
 from latentite.training.ldm_config import LDMModuleConfig
@@ -97,12 +97,12 @@ def _run_conditions(
     config: LDMModuleConfig, data: CrystalDataModule, *, hidden_size: int
 ) -> ConditionModuleConfig | None:
     """The conditions of a run on these data, for a denoiser of that width; None for an unconditional run."""
-    return resolve_conditions(
-        data.config.conditions,
-        config.condition_module,
-        categories=data.splits["train"].categories,
-        hidden_size=hidden_size,
+    train = data.splits["train"]
+    module = resolve_conditions(
+        data.config.conditions, config.condition_module, categories=train.categories, hidden_size=hidden_size
     )
+    check_labels([] if module is None else module.conditions, train)
+    return module
 
 
 def build_network(record: CheckpointRecord, settings: LDMStageConfig) -> LatentDiffusion:

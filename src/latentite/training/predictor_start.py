@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from latentite import hub
 from latentite.checkpoint import CheckpointRecord, Stage, load_network_state, read_checkpoint
 from latentite.data.fidelities import material_key
+from latentite.data.labels import require_numbers
 from latentite.nn.adapters import trainable_summary
 from latentite.nn.fidelity_heads import FidelityHeads
 from latentite.nn.predictor import PropertyPredictor
@@ -74,6 +75,9 @@ def plan_predictor(config: PredictorModuleConfig, data: CrystalDataModule) -> Pr
     with naming("predictor_module.vae_ckpt_path"):
         record = read_checkpoint(hub.resolve(config.vae_ckpt_path), stage=Stage.VAE)
     labels_of(PredictorConfig(targets=config.target_conditions), train.crystals.properties)
+    for name in config.target_conditions:
+        if name in UNITS:
+            require_numbers(train, name, use="a predictor")
     settings = config.architecture(
         from_plain(VAEConfig, record.config),
         classes={n: list(train.categories[n]) for n in config.target_conditions if n in train.categories},

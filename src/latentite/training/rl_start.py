@@ -15,6 +15,7 @@ from latentite.objectives.ldm import LDMStageConfig
 from latentite.plain import naming
 from latentite.rewards.combine import Rewards
 from latentite.rewards.workers import RewardWorkers
+from latentite.training.conditions import check_labels
 from latentite.training.datamodule import CrystalDataModule
 from latentite.training.rl import RLTrainingModule
 from latentite.training.rl_config import RLModuleConfig
@@ -47,6 +48,8 @@ def plan_rl(config: RLModuleConfig, data: CrystalDataModule) -> RLPlan:
             f"data.target_condition must be [{', '.join(names)}], the conditions of rl_module.ldm_ckpt_path, "
             f"got [{', '.join(data.config.conditions)}]"
         )
+    if settings.condition_module is not None:
+        check_labels(settings.condition_module.conditions, data.splits["train"])
     build_chain(settings.diffusion, config.sampling)
     config.rl_configs.check_rollout(data.config.batch_size * config.rl_configs.num_group_samples)
     rewards: Rewards | RewardWorkers = Rewards.build(config.reward_fn)
