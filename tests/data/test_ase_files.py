@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import pickle
 import sqlite3
 from collections.abc import Callable, Sequence
@@ -21,7 +22,7 @@ from ase.io import write as ase_write
 from hypothesis import given
 from hypothesis import strategies as st
 
-from latentite.data.build import build_split
+from latentite.data.build import BuildOptions, build_split
 from latentite.data.records import fingerprint, id_of
 from latentite.data.structure_files import key_value_pairs
 from latentite.data.table import Rejection, Row, read
@@ -83,15 +84,19 @@ WRITERS: dict[str, Callable[[Path, Sequence[Atoms]], Path | Sequence[Atoms]]] = 
 @pytest.mark.parametrize("name", WRITERS)
 def test_ids_labels_and_energies_are_the_same_in_every_format(name: str, tmp_path: Path) -> None:
     """Once a trajectory had no labels at all, and extxyz alone had energies."""
-    found = list(read(WRITERS[name](tmp_path, frames())))
+    source = WRITERS[name](tmp_path, frames())
+    found = list(read(source))
     assert all(isinstance(row, Row) for row in found), found
     assert [row.id for row in found] == ["a-007", "0x1", "b"]
-    expected = [
-        {"band_gap": 5.5, "note": "white salt", "is_metal": 0.0, "energy": -6.8, "magmom": 2.0},
-        {"band_gap": 0.0, "note": "x", "is_metal": 1.0, "energy": -7.25, "magmom": 2.0},
-        {"band_gap": 1e-3, "energy": 0.5, "magmom": 2.0},
-    ]
-    assert [row.properties for row in found if isinstance(row, Row)] == expected
+    options = BuildOptions(properties=("band_gap", "is_metal", "energy", "magmom", "note"))
+    dataset = build_split(source, options=options, use_cache=False, progress=False).dataset
+    labels = {key: values.tolist() for key, values in dataset.crystals.properties.items()}
+    assert labels["band_gap"] == pytest.approx([5.5, 0.0, 1e-3])
+    assert labels["is_metal"] == pytest.approx([0.0, 1.0, math.nan], nan_ok=True)
+    assert labels["energy"] == pytest.approx([-6.8, -7.25, 0.5])
+    assert labels["magmom"] == [2.0, 2.0, 2.0]
+    assert dataset.categories == {"note": ("white salt", "x")}
+    assert labels["note"] == pytest.approx([0.0, 1.0, math.nan], nan_ok=True)
     for row, atoms in zip(found, frames(), strict=True):
         assert isinstance(row, Row)
         assert np.allclose(row.frac_coords @ row.lattice, atoms.positions, atol=1e-7)
@@ -199,7 +204,7 @@ def test_arrays_objects_and_names_without_a_value_are_no_labels(tmp_path: Path) 
     atoms.info = {"band_gap": None, "k": [1, 2], "d": {"a": 1}, "v": np.zeros(3), "t": ["a"], "x": 1.0}
     [row] = read(as_extxyz(tmp_path, [atoms]))
     assert isinstance(row, Row)
-    assert row.properties == {"x": 1.0}
+    assert row.properties == {"x": "1.0"}
     [row] = read([atoms])
     assert isinstance(row, Row)
     assert row.properties == {"band_gap": None, "x": 1.0}
