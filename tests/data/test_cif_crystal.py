@@ -447,7 +447,8 @@ def test_a_vacancy_is_called_a_vacancy_and_never_vanadium(name: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["M1", "Ln", "NH4", "CN", "H2O", "OH", "R", "Q", "1", "Nb,Zr", "Fe/Ni", "Fe0.5Ni0.5", "Me", "RE", "TM"]
+    "name",
+    ["M1", "Ln", "NH4", "CN", "H2O", "OH", "R", "Q", "1", "Nb,Zr", "Fe/Ni", "Fe0.5Ni0.5", "Me", "RE", "TM"],
 )
 def test_what_is_no_element_is_refused_by_its_text(name: str) -> None:
     first, second = (str(error) for error in (refusal(name), refusal(name)))

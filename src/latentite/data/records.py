@@ -109,7 +109,7 @@ def to_properties(labels: Mapping[str, Any]) -> dict[str, Value]:
     Raises:
         ValueError: when one of them stands there under two names.
     """
-    _refuse_two_names(labels, "a crystal")
+    refuse_two_names(labels, "a crystal")
     return {
         CANONICAL_NAMES.get(name) or str(name): to_value(value)
         for name, value in labels.items()
@@ -117,7 +117,7 @@ def to_properties(labels: Mapping[str, Any]) -> dict[str, Value]:
     }
 
 
-def _refuse_two_names(names: Collection[str], where: str) -> None:
+def refuse_two_names(names: Collection[str], where: str) -> None:
     """Refuse a label under its own name and under ours: one of the two would be read in place of the other."""
     for theirs, ours in CANONICAL_NAMES.items():
         if theirs in names and ours in names:
@@ -173,7 +173,7 @@ class Columns:
             raise ValueError(
                 f"{source} must name each column once, got {', '.join(map(repr, repeated))} twice"
             )
-        _refuse_two_names(names, source)
+        refuse_two_names(names, source)
         lowered = {name.strip().lower(): name for name in reversed(names)}
         structure = next((lowered[key] for key in _STRUCTURE_COLUMNS if key in lowered), None)
         if structure is None:
@@ -305,13 +305,18 @@ def _objects(objects: Sequence[Structure | Atoms]) -> Iterator[Record | Rejectio
             )
         labels = dict(item.properties or {})
         identifier = take_id(labels, row)
+        try:
+            properties = to_properties(labels)
+        except ValueError as error:
+            yield Rejection(source="list", row=row, id=identifier, reason=str(error))
+            continue
         yield Record(
             source="list",
             row=row,
             id=identifier,
             kind=Kind.STRUCTURE,
             payload=item,
-            properties=to_properties(labels),
+            properties=properties,
         )
 
 
