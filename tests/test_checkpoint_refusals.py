@@ -13,8 +13,16 @@ import pytest
 import torch
 
 from checkpoint_files import assert_same_state, lightning_file
-from latentite.checkpoint import CheckpointError, build_payload, export_portable, read_checkpoint
+from chemeleon2_files import small_vae, write_ours
+from latentite.checkpoint import (
+    CheckpointError,
+    build_payload,
+    export_portable,
+    network_of,
+    read_checkpoint,
+)
 from latentite.files import sha256_file
+from latentite.reconstruct import load_vae
 
 
 class Malicious:
@@ -314,3 +322,32 @@ def test_a_card_of_ten_thousand_brackets_is_refused(pairs: Path) -> None:
     (pairs / "p0.json").write_text("[" * 10_000)
     with pytest.raises(CheckpointError, match="is not a checkpoint's card"):
         read_checkpoint(pairs / "p0.json")
+
+
+@pytest.mark.parametrize(
+    ("name", "number"),
+    [("num_layers", 10**12), ("d_model", 10**6), ("dim_feedforward", 10**15), ("num_layers", 3)],
+)
+def test_a_config_that_announces_more_than_its_file_holds_is_refused_before_memory_is_taken(
+    tmp_path: Path, name: str, number: int
+) -> None:
+    """Fuzzing: a number in a card took 400 TB of memory, or time without an end, before any tensor was looked at."""
+    path = write_ours(tmp_path / "x.ckpt", small_vae())
+    weights, card_path = export_portable(path, tmp_path / "pair")
+    card = json.loads(card_path.read_text(encoding="utf-8"))
+    card["config"]["encoder"][name] = number
+    card_path.write_text(json.dumps(card), encoding="utf-8")
+    with pytest.raises(CheckpointError, match=r"pair\.safetensors does not fit"):
+        load_vae(weights)
+
+
+def test_building_a_network_for_comparison_draws_no_random_numbers(tmp_path: Path) -> None:
+    path = write_ours(tmp_path / "x.ckpt", small_vae())
+    record = read_checkpoint(path)
+    torch.manual_seed(1)
+    small_vae()
+    once = torch.rand(1)
+    torch.manual_seed(1)
+    network = network_of(record, small_vae)
+    assert torch.rand(1).equal(once)
+    assert_same_state(network.state_dict(), record.state)

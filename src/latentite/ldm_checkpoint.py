@@ -14,8 +14,8 @@ from latentite.checkpoint import (
     CheckpointRecord,
     Stage,
     Weights,
-    load_network_state,
     merge_adapters,
+    network_of,
     read_checkpoint,
 )
 from latentite.nn.ldm import LatentDiffusion
@@ -44,6 +44,4 @@ def load_ldm(
     if record.stage not in (Stage.LDM, Stage.RL):
         raise CheckpointError(f"{record.path}: expected a {Stage.LDM} checkpoint, got {record.stage}")
     settings = from_plain(LDMStageConfig, record.config)
-    network = LatentDiffusion(settings)
-    load_network_state(record, network)
-    return network.eval(), settings, record
+    return network_of(record, lambda: LatentDiffusion(settings)).eval(), settings, record

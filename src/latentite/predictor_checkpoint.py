@@ -8,7 +8,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from latentite import hub
-from latentite.checkpoint import CheckpointRecord, Stage, Weights, load_network_state, read_checkpoint
+from latentite.checkpoint import CheckpointRecord, Stage, Weights, network_of, read_checkpoint
 from latentite.nn.predictor import PropertyPredictor
 from latentite.nn.predictor_config import PredictorConfig
 from latentite.plain import from_plain
@@ -28,6 +28,5 @@ def load_predictor(
         ValueError: for an unknown name, or a path at which there is no file.
     """
     record = read_checkpoint(hub.resolve(path_or_name), stage=Stage.PREDICTOR, weights=weights)
-    network = PropertyPredictor(from_plain(PredictorConfig, record.config))
-    load_network_state(record, network)
-    return network.eval(), record
+    settings = from_plain(PredictorConfig, record.config)
+    return network_of(record, lambda: PropertyPredictor(settings)).eval(), record

@@ -33,7 +33,7 @@ from latentite.checkpoint import (
     CheckpointRecord,
     Stage,
     Weights,
-    load_network_state,
+    network_of,
     read_checkpoint,
 )
 from latentite.crystal import CrystalBatch
@@ -113,9 +113,8 @@ def load_vae(
     missing = [name for name in names if name not in record.config]
     if missing:
         raise CheckpointError(f"{path}: its config must have the key '{missing[0]}', but it is missing")
-    network = CrystalVAE(from_plain(VAEConfig, {name: record.config[name] for name in names}))
-    load_network_state(record, network)
-    return network.eval(), record
+    config = from_plain(VAEConfig, {name: record.config[name] for name in names})
+    return network_of(record, lambda: CrystalVAE(config)).eval(), record
 
 
 @torch.inference_mode()

@@ -396,3 +396,42 @@ def test_fingerprint_changes_with_any_content(tmp_path: Path) -> None:
     moved = first.copy()
     moved.translate_sites([0], [0.01, 0, 0])
     assert fingerprint([first]) != fingerprint([moved])
+
+
+def test_a_reason_is_one_short_line_however_long_the_damaged_text_is(tmp_path: Path) -> None:
+    """Fuzzing: a damaged operation of 5,000 characters was quoted whole, on the screen and in rejected.csv."""
+    operation = "x,y," + "A" * 5000
+    text = "data_x\n_cell_length_a 4\n_cell_length_b 4\n_cell_length_c 4\n_cell_angle_alpha 90\n_cell_angle_beta 90\n"
+    text += (
+        f"_cell_angle_gamma 90\nloop_\n_symmetry_equiv_pos_as_xyz\n'{operation}'\nloop_\n_atom_site_label\n"
+    )
+    text += "_atom_site_fract_x\n_atom_site_fract_y\n_atom_site_fract_z\nFe 0 0 0\n"
+    (tmp_path / "x.cif").write_text(text)
+    [found] = read(tmp_path / "x.cif")
+    assert isinstance(found, Rejection)
+    assert found.reason.startswith("the symmetry operation 'x,y,AAA")
+    assert found.reason.endswith("write it as in 'x, -y+1/2, z'")
+    assert len(found.reason) < 700
+
+
+@pytest.mark.parametrize(
+    "spoil",
+    [
+        {"sites": [1]},
+        {"sites": None},
+        {"lattice": [1, 2]},
+        {"lattice": {"matrix": 5}},
+        {"sites": [{"species": 7, "abc": [0, 0, 0]}]},
+    ],
+    ids=str,
+)
+def test_a_reason_speaks_of_the_file_and_not_of_pythons_objects(
+    tmp_path: Path, spoil: dict[str, object]
+) -> None:
+    """Fuzzing: "'int' object is not subscriptable" and "'NoneType' object ..." were given as reasons."""
+    entry = {**Structure(Lattice.cubic(3), ["Fe"], [[0, 0, 0]]).as_dict(), **spoil}
+    (tmp_path / "x.json").write_text(json.dumps([entry]))
+    [found] = read(tmp_path / "x.json")
+    assert isinstance(found, Rejection)
+    assert found.reason.startswith("unreadable structure: ")
+    assert "object" not in found.reason

@@ -49,6 +49,10 @@ class Case:
     crystals: dict[str, Arrays] = field(default_factory=dict)
     refused: list[str] = field(default_factory=list)
     """Ids that no reader may take: the file contradicts itself, or has not one ordered crystal there."""
+    shares: dict[int, float] | None = None
+    """Of the atoms by atomic number, which every crystal must have; None where that is not known."""
+    volume: float | None = None
+    """Å^3 per atom, which every crystal must have; None where that is not known."""
     labels: dict[str, float | None] | None = None
     """The number in column `label` by id, None where it is missing; None where that is not tested."""
     arguments: list[str] = field(default_factory=list)
@@ -86,6 +90,8 @@ class Case:
     def from_json(text: str) -> Case:
         values: dict[str, Any] = json.loads(text)
         values["entry"] = Entry(values["entry"])
+        if values["shares"] is not None:
+            values["shares"] = {int(number): share for number, share in values["shares"].items()}
         values["crystals"] = {
             name: tuple(np.array(part) for part in arrays) for name, arrays in values["crystals"].items()
         }

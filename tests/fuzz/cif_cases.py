@@ -9,6 +9,7 @@ from fuzz.case import ANY, Case
 from fuzz.cif_text import CELL, HALL_TAGS, NAME_TAGS, NUMBER_TAGS, CifText, Loop, operation_loop, written
 from fuzz.damage import damaged
 from fuzz.random_crystals import RandomCrystal, formula, random_crystal, setting
+from fuzz.told import told_by_cif
 
 Change = Callable[[CifText, RandomCrystal, random.Random], str | None]
 """Changes the parts; gives the text where parts are not enough, else None."""
@@ -43,14 +44,15 @@ def make(index: int, chance: random.Random) -> Case:
     )[0]
     case = Case(format="cif", index=index, kind="damaged bytes", source="x.cif", rows=1)
     if pick is None:
-        base = cif.text().encode()
-        case.files["x.cif"] = damaged(base, chance)
+        content = damaged(cif.text().encode(), chance)
+        case.files["x.cif"] = content
+        case.shares, case.volume = told_by_cif(content) or (None, None)
         return case
     change = chance.choice(pick)
-    text = change(cif, crystal, chance)
+    changed = change(cif, crystal, chance)
     case.kind = change.__name__.strip("_").replace("_", " ")
-    content = cif.text() if text is None else text
-    case.files["x.cif"] = content.encode("utf-8", errors="surrogateescape")
+    text = cif.text() if changed is None else changed
+    case.files["x.cif"] = text.encode("utf-8", errors="surrogateescape")
     if pick is CONTRADICTION:
         case.refused = [ANY]
     else:

@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from fuzz.case import ANY, Arrays, Case, Entry
-from fuzz.same_crystal import difference
+from fuzz.same_crystal import difference, unlike
 
 LONGEST_MESSAGE = 3000
 _INTERNAL = re.compile(
@@ -116,6 +116,8 @@ def _counts(case: Case, out: Path, accepted: int, rejected: int) -> list[str]:
 def _misread(case: Case, name: str, crystal: Arrays) -> list[str]:
     if name in case.refused or ANY in case.refused:
         return [f"misread: {name} was taken as {_shown(crystal)}, but nothing there is right"]
+    if case.shares is not None and (wrong := unlike(crystal, case.shares, case.volume)):
+        return [f"misread: {name} is {_shown(crystal)}, but the file itself says otherwise: {wrong}"]
     right = case.crystals.get(name, case.crystals.get(ANY))
     if right is None:
         return []

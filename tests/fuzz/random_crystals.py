@@ -144,7 +144,7 @@ def random_crystal(chance: random.Random, *, max_atoms: int = 40) -> RandomCryst
             if len(orbit) + sum(map(len, coords)) <= max_atoms:
                 sites.append(Site(symbol=symbol, position=orbit[0], multiplicity=len(orbit)))
                 coords.append(orbit)
-        if not sites:
+        if not sites or _is_sparser_from_the_other_origin(group, sites):
             continue
         fractions = np.concatenate(coords)
         volume = chance.uniform(14.0, 22.0) * len(fractions)
@@ -161,6 +161,18 @@ def random_crystal(chance: random.Random, *, max_atoms: int = 40) -> RandomCryst
         arrays = numbers, fractions, lattice
         return RandomCrystal(setting=group, lengths=lengths, angles=angles, sites=sites, arrays=arrays)
     raise AssertionError("200 tries must give one crystal")
+
+
+def _is_sparser_from_the_other_origin(group: Setting, sites: list[Site]) -> bool:
+    """Whether the sites would make fewer atoms in the setting's other choice of origin.
+
+    A file that leaves the origin open means the sparser crystal: from the wrong origin atoms leave their special
+    positions, and only by accident come to lie on others.
+    """
+    if group.choice not in ("1", "2"):
+        return False
+    other = setting(group.hall_number + (1 if group.choice == "1" else -1))
+    return sum(len(_orbit(other, site.position)) - site.multiplicity for site in sites) < 0
 
 
 def _random_position(chance: random.Random) -> np.ndarray:

@@ -14,15 +14,22 @@ TOLERANCE = 0.05
 
 def difference(found: Arrays, right: Arrays) -> str | None:
     """How the crystals differ, or None."""
-    ours, theirs = shares(found[0]), shares(right[0])
-    if ours.keys() != theirs.keys() or any(abs(ours[number] - theirs[number]) > 1e-6 for number in ours):
-        return f"composition {ours} instead of {theirs}"
-    volumes = [abs(np.linalg.det(lattice)) / len(numbers) for numbers, _, lattice in (found, right)]
-    if abs(volumes[0] / volumes[1] - 1.0) > 0.01:
-        return f"{volumes[0]:.3f} Å^3 per atom instead of {volumes[1]:.3f}"
+    if wrong := unlike(found, shares(right[0]), abs(np.linalg.det(right[2])) / len(right[0])):
+        return wrong
     if _distances_agree(found, right) or _matches(found, right):
         return None
     return "another arrangement of the same atoms"
+
+
+def unlike(found: Arrays, right: dict[int, float], volume: float | None) -> str | None:
+    """How a crystal differs from shares of its atoms and a volume per atom (Å^3), or None."""
+    ours = shares(found[0])
+    if ours.keys() != right.keys() or any(abs(ours[number] - right[number]) > 1e-6 for number in ours):
+        return f"composition {ours} instead of {right}"
+    per_atom = abs(np.linalg.det(found[2])) / len(found[0])
+    if volume is not None and abs(per_atom / volume - 1.0) > 0.01:
+        return f"{per_atom:.3f} Å^3 per atom instead of {volume:.3f}"
+    return None
 
 
 def shares(numbers: np.ndarray) -> dict[int, float]:

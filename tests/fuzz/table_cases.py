@@ -11,6 +11,7 @@ import numpy as np
 from fuzz.case import ANY, Arrays, Case
 from fuzz.damage import damaged
 from fuzz.random_crystals import random_crystal
+from fuzz.told import told_by_poscar
 from latentite.data.cif import SYMBOLS
 
 PLAIN_NUMBERS = ("1.5", "-0.25", "0", "3e-2", "1.0E+1", "+2.5", " 7 ", "007", "1e-12", ".5", "5.", "-0.0")
@@ -76,6 +77,7 @@ def make_poscar(index: int, chance: random.Random) -> Case:
     content = text.encode()
     if kind == "damaged":
         case.kind, case.crystals, content = "damaged bytes", {}, damaged(content, chance)
+        case.shares, case.volume = told_by_poscar(content) or (None, None)
     case.files[name] = content
     return case
 

@@ -16,7 +16,7 @@ folder say the rest.
 """
 
 from latentite.checkpoint.lightning_file import read_training_state
-from latentite.checkpoint.network import load_network_state, merge_adapters, require_fit
+from latentite.checkpoint.network import load_network_state, merge_adapters, network_of, require_fit
 from latentite.checkpoint.portable import Precision, read_portable, write_portable
 from latentite.checkpoint.read import export_portable, read_checkpoint
 from latentite.checkpoint.record import (
@@ -46,6 +46,7 @@ __all__ = [
     "export_portable",
     "load_network_state",
     "merge_adapters",
+    "network_of",
     "plain",
     "read_checkpoint",
     "read_portable",

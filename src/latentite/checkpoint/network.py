@@ -6,14 +6,79 @@ Comes after `record.py`.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any, TypeVar
 
+import torch
 from torch import Tensor, nn
+from torch.nn.modules.module import register_module_parameter_registration_hook
+from torch.overrides import TorchFunctionMode
 
 from latentite.checkpoint.record import CheckpointError, CheckpointRecord
 from latentite.nn.adapters import LoraConfig, merged_state_dict
 from latentite.plain import from_plain
+
+Network = TypeVar("Network", bound=nn.Module)
+
+
+def network_of(record: CheckpointRecord, build: Callable[[], Network]) -> Network:
+    """The record's network with its weights.
+
+    A config from elsewhere may announce any size. So the network is first built on the device "meta", which takes no
+    memory, and no further than the file has numbers for it.
+
+    Args:
+        record: what was read.
+        build: makes the network of the record's config.
+
+    Raises:
+        CheckpointError: for a config and tensors that do not fit each other.
+    """
+    with torch.device("meta"), _Undrawn(), _no_larger_than(record):
+        require_fit(record.state, build(), record.path)
+    network = build()
+    network.load_state_dict(record.state)
+    return network
+
+
+class _Undrawn(TorchFunctionMode):
+    """Inside, nothing is drawn from the normal distribution: on "meta" torch would import its compiler for that."""
+
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        if func is nn.init.normal_ and kwargs:
+            return kwargs["tensor"]
+        return args[0] if func is torch.Tensor.normal_ else func(*args, **(kwargs or {}))
+
+
+@contextmanager
+def _no_larger_than(record: CheckpointRecord) -> Iterator[None]:
+    """Inside, building stops at the first parameter for which the file has no numbers."""
+    left = sum(tensor.numel() for tensor in record.state.values())
+    too_large = CheckpointError(
+        f"{record.path} does not fit its config: that announces more than the {left:,} numbers of its tensors"
+    )
+
+    def count(module: nn.Module, name: str, parameter: Tensor | None) -> None:
+        nonlocal left
+        left -= 0 if parameter is None else parameter.numel()
+        if left < 0:
+            raise too_large
+
+    hook = register_module_parameter_registration_hook(count)
+    try:
+        yield
+    except (
+        RuntimeError,
+        OverflowError,
+        TypeError,
+    ) as error:  # of torch, where a shape is beyond its integers
+        raise too_large from error
+    finally:
+        hook.remove()
 
 
 def load_network_state(record: CheckpointRecord, network: nn.Module) -> None:

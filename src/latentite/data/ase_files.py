@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
-from latentite.data.records import Kind, Record, Rejection, take_id, to_properties
+from latentite.data.records import Kind, Record, Rejection, take_id, to_properties, words_of
 
 if TYPE_CHECKING:
     from ase import Atoms
@@ -90,7 +90,7 @@ def read_trajectory(path: Path) -> Iterator[Record | Rejection]:
         count = len(trajectory)
     except Exception as error:  # a damaged file makes ASE raise nearly every builtin type
         raise ValueError(
-            f"{path} must be an ASE trajectory, got one that cannot be opened: {error}"
+            f"{path} must be an ASE trajectory, got one that cannot be opened: {words_of(error)}"
         ) from error
 
     def rows() -> Iterator[Record | Rejection]:
@@ -99,7 +99,7 @@ def read_trajectory(path: Path) -> Iterator[Record | Rejection]:
                 try:
                     atoms = trajectory[row]
                 except Exception as error:  # noqa: BLE001  as above
-                    reason = f"unreadable frame: {error or type(error).__name__}"
+                    reason = f"unreadable frame: {words_of(error)}"
                     yield Rejection(source=str(path), row=row, id=str(row), reason=reason)
                     continue
                 yield record_of_atoms(str(path), row, atoms)
@@ -128,7 +128,9 @@ def read_database(path: Path) -> Iterator[Record | Rejection]:
             database = connect(path, type="aselmdb", readonly=True)
             numbers = list(database.ids)
     except Exception as error:  # sqlite, lmdb and a missing package each raise their own
-        raise ValueError(f"{path} must be an ASE database, got one that cannot be opened: {error}") from error
+        raise ValueError(
+            f"{path} must be an ASE database, got one that cannot be opened: {words_of(error)}"
+        ) from error
 
     def records() -> Iterator[Record | Rejection]:
         with database:
@@ -157,7 +159,7 @@ def read_json_database(path: Path, text: str) -> Iterator[Record | Rejection]:
         numbers = [int(number) for number in content["ids"]]
     except Exception as error:  # ASE's decoder raises nearly every builtin type
         raise ValueError(
-            f"{path} must be an ASE database, got one that cannot be decoded: {error}"
+            f"{path} must be an ASE database, got one that cannot be decoded: {words_of(error)}"
         ) from error
     entries = {key: entry for key, entry in content.items() if isinstance(key, int)}
     if sorted(entries) != sorted(numbers):
@@ -187,5 +189,5 @@ def _record_of_row(source: str, row: int, entry: AtomsRow) -> Record | Rejection
 
 
 def _unreadable(source: str, row: int, error: Exception) -> Rejection:
-    reason = f"unreadable ASE row: {error or type(error).__name__}"
+    reason = f"unreadable ASE row: {words_of(error)}"
     return Rejection(source=source, row=row, id=str(row), reason=reason)

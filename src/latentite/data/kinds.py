@@ -65,6 +65,7 @@ class Column:
         return self.kind in (ColumnKind.NUMBERS, ColumnKind.BOOLEANS, ColumnKind.EMPTY)
 
 
+_has_digit = re.compile(r"\d").search
 _BLANKS = " \t\r\n\v\f\xa0\u2000-\u200d\u202f\u205f\u2060\u3000\ufeff"
 _blank_ends = re.compile(rf"\A[{_BLANKS}]+|[{_BLANKS}]+\Z").sub
 # Python's float() alone would take "1_000" and the formulas "InF" and "NaN".
@@ -104,12 +105,13 @@ _LARGEST = float(np.finfo(np.float32).max)
 _SENTINELS = (-999.0, -9999.0, -99999.0, 999.0, 9999.0, 99999.0)
 
 
-def read_column(cells: Sequence[Value], *, as_names: bool = False) -> Column:
+def read_column(cells: Sequence[Value], *, as_names: bool = False, only_numbers: bool = False) -> Column:
     """Decide what a column is, from all its cells at once, and read it.
 
     Args:
         cells: in the order of the crystals: numbers, texts as they stood, None where there is nothing.
         as_names: take everything as names, numbers too.
+        only_numbers: of a column of names give the first one only, which saves the time to sort them.
     """
     if as_names:
         return _names(cells)
@@ -127,7 +129,7 @@ def read_column(cells: Sequence[Value], *, as_names: bool = False) -> Column:
                 odd[len(values)] = stripped[cell]
             cell = nothing
         values.append(nothing if cell is None else cell)
-    return _Reading(cells, np.array(values, dtype=np.float64), odd).column()
+    return _Reading(cells, np.array(values, dtype=np.float64), odd).column(only_numbers=only_numbers)
 
 
 class _Reading:
@@ -166,21 +168,24 @@ class _Reading:
             return self.booleans, nothing
         if text != "Na" and (lowered in _MISSING or lowered in _MISSING_NUMBERS or not text.strip("*")):
             return self.missing, nothing
-        if text[0].isalpha():
+        if text[0].isalpha() or not _has_digit(text):
             return self.texts, nothing
         if (number := _cleaned(text)) is not None:
             return self.cleaned, number
         return (self.commas if _comma(text.translate(_AS_ASCII)) else self.texts), nothing
 
-    def column(self) -> Column:
+    def column(self, *, only_numbers: bool) -> Column:
         """The decision."""
         has_numbers = len(self.plain) + len(self.cleaned) + len(self.commas) > 0
         if self.texts and not has_numbers:
             like = next((text for text in dict.fromkeys(self.texts.values()) if _is_quantity(text)), None)
+            if like is None and only_numbers:
+                _, first = min((self.booleans | self.texts).items())
+                return Column(kind=ColumnKind.NAMES, numbers=self.values, names=(first,))
             if like is None:
                 return _names(self.cells)
-            first = next(position for position, text in self.texts.items() if text == like)
-            return self._unreadable(first, like, "looks like a number with something beside it")
+            at = next(position for position, text in self.texts.items() if text == like)
+            return self._unreadable(at, like, "looks like a number with something beside it")
         if self.texts:
             position, text = next(iter(self.texts.items()))
             count = len(self.plain) + len(self.cleaned) + len(self.commas)
@@ -290,7 +295,7 @@ def _cleaned(text: str) -> float | None:
 
 def _is_quantity(text: str) -> bool:
     """Whether a text looks like a number that was not written plainly; `2H`, `4/mmm`, `3/2` are names."""
-    if text[0].isalpha() and not text.startswith(("ca", "approx")):
+    if not _has_digit(text) or (text[0].isalpha() and not text.startswith(("ca", "approx"))):
         return False
     plain = text.translate(_AS_ASCII)
     found = _quantity(plain)

@@ -93,7 +93,7 @@ def decide_labels(splits: Mapping[str, SplitLabels], request: LabelRequest) -> D
     for name in dict.fromkeys([*(known if request.properties is None else ()), *asked]):
         if name in derived:
             continue
-        column = read_column(_cells(splits, name), as_names=name in named)
+        column = read_column(_cells(splits, name), as_names=name in named, only_numbers=name not in asked)
         if column.problem is not None and name in asked:
             raise ValueError(_refusal(name, _said(splits, column.problem)))
         if name in asked or column.kind in (ColumnKind.NUMBERS, ColumnKind.BOOLEANS):

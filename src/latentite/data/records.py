@@ -70,6 +70,10 @@ class Record:
     properties: dict[str, Value] = field(default_factory=dict)
 
 
+_HALF = 300
+"""Characters of a rejection's reason before and after its cut."""
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Rejection:
     """One row or file that did not become a crystal."""
@@ -79,6 +83,22 @@ class Rejection:
     """Position within the source, from 0."""
     id: str
     reason: str
+    """One line; a long one, which quotes half a file, is cut in its middle."""
+
+    def __post_init__(self) -> None:
+        reason = " ".join(self.reason.split())
+        if len(reason) > 2 * _HALF:
+            reason = f"{reason[:_HALF]} ... {reason[-_HALF:]}"
+        object.__setattr__(self, "reason", reason)
+
+
+def words_of(error: Exception) -> str:
+    """What another library's exception says of a file, in a user's words where it speaks of Python's objects."""
+    if isinstance(error, KeyError):
+        return f"{error} is missing or unknown"
+    if isinstance(error, TypeError | AttributeError | IndexError | RecursionError) or not str(error):
+        return f"a part of it is missing, or is not what its format has there ({type(error).__name__})"
+    return str(error)
 
 
 CANONICAL_NAMES = {"e_above_hull": "energy_above_hull", "spacegroup.number": "space_group"}

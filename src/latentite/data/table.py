@@ -24,7 +24,7 @@ from latentite.data.checks import Limits, refusals
 from latentite.data.cif import ATOMIC_NUMBER, Arrays, parse_p1
 from latentite.data.cif_crystal import read_crystal
 from latentite.data.poscar import parse_poscar
-from latentite.data.records import Kind, Record, Rejection, Source, Value, open_records
+from latentite.data.records import Kind, Record, Rejection, Source, Value, open_records, words_of
 from latentite.data.walk import pair, walk
 
 if TYPE_CHECKING:
@@ -88,7 +88,7 @@ def parse_many(records: Sequence[Record], limits: Limits) -> list[Arrays | str]:
         try:
             outcomes.append(arrays_of(record))
         except ValueError as error:
-            outcomes.append(" ".join(str(error).split()))
+            outcomes.append(str(error))
     readable = [position for position, outcome in enumerate(outcomes) if not isinstance(outcome, str)]
     reasons = refusals([cast("Arrays", outcomes[position]) for position in readable], limits)
     for position, reason in zip(readable, reasons, strict=True):
@@ -127,7 +127,7 @@ def _structure_from_dict(content: dict[str, Any]) -> Structure:
         try:
             return Structure.from_dict(content)
         except Exception as error:  # from_dict raises nearly every builtin type on broken input
-            raise ValueError(f"unreadable structure: {type(error).__name__}: {error}") from error
+            raise ValueError(f"unreadable structure: {words_of(error)}") from error
 
 
 def _atoms_from_extxyz(text: str) -> Atoms:
@@ -138,7 +138,7 @@ def _atoms_from_extxyz(text: str) -> Atoms:
     except KeyError as error:
         raise ValueError(f"unreadable extxyz frame: {error.args[0]!r} is no element") from error
     except Exception as error:  # ASE raises nearly every builtin type
-        raise ValueError(f"unreadable extxyz frame: {error or type(error).__name__}") from error
+        raise ValueError(f"unreadable extxyz frame: {words_of(error)}") from error
 
 
 def _from_structure(structure: Structure) -> Arrays:

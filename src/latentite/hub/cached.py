@@ -68,7 +68,7 @@ def read_record(file: Path) -> dict[str, Any] | None:
 def _read_json(path: Path) -> dict[str, Any] | None:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError:
+    except (ValueError, RecursionError):  # the latter of thousands of nested brackets
         logger.warning("%s is not valid JSON and is ignored", path)
         return None
     return content if isinstance(content, dict) else None
