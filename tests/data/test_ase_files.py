@@ -206,7 +206,9 @@ def test_a_crystal_with_two_names_of_one_label_is_rejected(
     crystals = frames()
     crystals[1].info |= {"e_above_hull": 0.1, "energy_above_hull": 0.5}
     first, second, third = read(crystals if write is None else write(tmp_path, crystals))
-    assert isinstance(first, Row) and isinstance(third, Row) and isinstance(second, Rejection)
+    assert isinstance(first, Row)
+    assert isinstance(second, Rejection)
+    assert isinstance(third, Row)
     assert "'e_above_hull' and 'energy_above_hull', two names of one label" in second.reason
 
 
