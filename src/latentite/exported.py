@@ -7,7 +7,6 @@ of torch: open only those that you trust. Needs none of the packages that traini
 
 from __future__ import annotations
 
-import json
 import zipfile
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -20,6 +19,7 @@ from torch import Tensor
 
 from latentite.data.canonical import canonicalize_many
 from latentite.dispersion import Dispersion, dispersion_energy
+from latentite.files import parse_json
 
 if TYPE_CHECKING:
     from ase import Atoms
@@ -103,7 +103,7 @@ def load_exported(path: str | Path) -> ExportedPredictor:
         if path.suffix != ".safetensors" and not zipfile.is_zipfile(path):
             raise ValueError("no zip archive")
         model, text = readers[path.suffix](path)
-        card = json.loads(text)
+        card = parse_json(text)
     except (RuntimeError, OSError, ValueError, KeyError) as error:
         raise ValueError(f"{path} must be a model written by `latentite export`, got {error!r}") from error
     if not isinstance(card, dict) or card.get("format") != FORMAT:
@@ -176,7 +176,7 @@ def _read_safetensors(path: Path) -> tuple[Any, str]:
             text = (handle.metadata() or {})[CARD]
     except SafetensorError as error:
         raise ValueError(str(error)) from error
-    card = json.loads(text)
+    card = parse_json(text)
     network = PropertyPredictor(from_plain(PredictorConfig, card["config"]))
     model = FidelityModel(network, card["fidelity_index"])
     model.load_state_dict(load_file(path))

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from latentite.data.formats import STRUCTURES, Format, format_of
-from latentite.files import impostor, sha256_file
+from latentite.files import impostor, parse_json, sha256_file
 
 if TYPE_CHECKING:
     from ase import Atoms
@@ -204,10 +204,8 @@ def record_from_cells(
     identifier = id_of(None if columns.id is None else cells.get(columns.id), row)
     payload = cells.get(columns.structure)
     if isinstance(payload, str) and payload.lstrip().startswith("{"):
-        import json
-
         try:
-            payload = json.loads(payload)
+            payload = parse_json(payload)
         except ValueError as error:
             return Rejection(
                 source=source, row=row, id=identifier, reason=f"unreadable JSON structure: {error}"

@@ -7,7 +7,6 @@ Nothing in a table is ever evaluated as code.
 from __future__ import annotations
 
 import csv
-import json
 import logging
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -21,6 +20,7 @@ from latentite.data.formats import STRUCTURES, format_of
 from latentite.data.records import Columns, Record, Rejection, has_structures, record_from_cells
 from latentite.data.structure_files import record_of_file
 from latentite.data.text_files import read_lines, read_text
+from latentite.files import parse_json
 
 log = logging.getLogger(__name__)
 
@@ -204,8 +204,8 @@ def read_json(path: Path) -> Iterator[Record | Rejection]:
         return (_json_line(str(path), row, line) for row, line in numbered)
     text = read_text(path)
     try:
-        content = json.loads(text, object_pairs_hook=_object)
-    except (ValueError, RecursionError) as error:
+        content = parse_json(text, object_pairs_hook=_object)
+    except ValueError as error:
         raise ValueError(f"{path} must be JSON, got a text that is not: {error}") from error
     if isinstance(content, dict) and "nextid" in content and "ids" in content:
         return ase_files.read_json_database(path, text)
@@ -231,8 +231,8 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 def _json_line(source: str, row: int, line: str) -> Record | Rejection:
     try:
-        entry = json.loads(line, object_pairs_hook=_object)
-    except (ValueError, RecursionError) as error:
+        entry = parse_json(line, object_pairs_hook=_object)
+    except ValueError as error:
         return Rejection(source=source, row=row, id=str(row), reason=f"unreadable JSON: {error}")
     return _json_entry(source, row, None, entry)
 
