@@ -348,6 +348,6 @@ def test_building_a_network_for_comparison_draws_no_random_numbers(tmp_path: Pat
     small_vae()
     once = torch.rand(1)
     torch.manual_seed(1)
-    network = network_of(record, small_vae)
+    network = network_of(record.state, small_vae, path)
     assert torch.rand(1).equal(once)
     assert_same_state(network.state_dict(), record.state)

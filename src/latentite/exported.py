@@ -166,6 +166,7 @@ def _read_safetensors(path: Path) -> tuple[Any, str]:
     from safetensors import SafetensorError, safe_open
     from safetensors.torch import load_file
 
+    from latentite.checkpoint import network_of
     from latentite.nn.fidelity_model import FidelityModel
     from latentite.nn.predictor import PropertyPredictor
     from latentite.nn.predictor_config import PredictorConfig
@@ -177,7 +178,10 @@ def _read_safetensors(path: Path) -> tuple[Any, str]:
     except SafetensorError as error:
         raise ValueError(str(error)) from error
     card = parse_json(text)
-    network = PropertyPredictor(from_plain(PredictorConfig, card["config"]))
-    model = FidelityModel(network, card["fidelity_index"])
-    model.load_state_dict(load_file(path))
+    if not isinstance(card, dict):
+        raise ValueError(f"its card must be an object, got {type(card).__name__}")
+    settings, index = from_plain(PredictorConfig, card["config"]), card["fidelity_index"]
+    if type(index) is not int or not 0 <= index < settings.num_fidelities:
+        raise ValueError(f"fidelity_index must be the place of a fidelity, got {index!r}")
+    model = network_of(load_file(path), lambda: FidelityModel(PropertyPredictor(settings), index), path)
     return model.eval(), text
