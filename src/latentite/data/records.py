@@ -12,6 +12,7 @@ extxyz), `ase_files.py`, `hdf5.py` and `folders.py` fill the records, `label_tab
 from __future__ import annotations
 
 import hashlib
+from collections import Counter
 from collections.abc import Iterator, Mapping, MutableMapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
@@ -173,7 +174,7 @@ class Columns:
             ValueError: when no column can hold structures, naming the columns found, or two have the same
                 name.
         """
-        repeated = sorted({name for name in names if name.strip() and list(names).count(name) > 1})
+        repeated = sorted(name for name, count in Counter(names).items() if name.strip() and count > 1)
         if repeated:
             raise ValueError(
                 f"{source} must name each column once, got {', '.join(map(repr, repeated))} twice"
