@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from checkpoint_files import assert_same_state, lightning_file
-from chemeleon2_files import small_vae, write_ours
+from chemeleon2_files import small_ldm, small_vae, write_ours
 from latentite.checkpoint import (
     CheckpointError,
     build_payload,
@@ -22,6 +22,7 @@ from latentite.checkpoint import (
     read_checkpoint,
 )
 from latentite.files import sha256_file
+from latentite.ldm_checkpoint import load_ldm
 from latentite.reconstruct import load_vae
 
 
@@ -348,6 +349,17 @@ def test_building_a_network_for_comparison_draws_no_random_numbers(tmp_path: Pat
     small_vae()
     once = torch.rand(1)
     torch.manual_seed(1)
-    network = network_of(record, small_vae)
+    network = network_of(record.state, small_vae, path)
     assert torch.rand(1).equal(once)
     assert_same_state(network.state_dict(), record.state)
+
+
+def test_a_card_with_a_schedule_beyond_all_memory_is_refused_in_a_sentence(tmp_path: Path) -> None:
+    """Fuzzing: 10^12 steps, in a pair of the right tensors, became an allocation of 8 TB in the sampler."""
+    path = write_ours(tmp_path / "x.ckpt", small_ldm())
+    weights, card_path = export_portable(path, tmp_path / "pair")
+    card = json.loads(card_path.read_text(encoding="utf-8"))
+    card["config"]["diffusion"]["num_steps"] = 10**12
+    card_path.write_text(json.dumps(card), encoding="utf-8")
+    with pytest.raises(ValueError, match="num_steps must be from 1 to 1,000,000, got 1000000000000"):
+        load_ldm(weights)

@@ -6,13 +6,13 @@ Comes before `evaluate_commands.py`.
 from __future__ import annotations
 
 import argparse
-import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from latentite.evaluation.energy_options import EnergyOptions
+    from latentite.files import parse_json
+from latentite.evaluation.energy_options import EnergyOptions
 
 SPLIT_CHOICES = ("train", "val", "test", "all")
 
@@ -161,7 +161,7 @@ def energy_options(arguments: argparse.Namespace) -> EnergyOptions | str:
     from latentite.evaluation.energy_options import EnergyOptions
 
     try:
-        given = json.loads(arguments.potential_arguments or "{}")
+        given = parse_json(arguments.potential_arguments or "{}")
     except ValueError:
         given = None
     if not isinstance(given, dict):

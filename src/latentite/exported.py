@@ -7,7 +7,6 @@ of torch: open only those that you trust. Needs none of the packages that traini
 
 from __future__ import annotations
 
-import json
 import zipfile
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -20,6 +19,7 @@ from torch import Tensor
 
 from latentite.data.canonical import canonicalize_many
 from latentite.dispersion import Dispersion, dispersion_energy
+from latentite.files import parse_json
 
 if TYPE_CHECKING:
     from ase import Atoms
@@ -103,7 +103,7 @@ def load_exported(path: str | Path) -> ExportedPredictor:
         if path.suffix != ".safetensors" and not zipfile.is_zipfile(path):
             raise ValueError("no zip archive")
         model, text = readers[path.suffix](path)
-        card = json.loads(text)
+        card = parse_json(text)
     except (RuntimeError, OSError, ValueError, KeyError) as error:
         raise ValueError(f"{path} must be a model written by `latentite export`, got {error!r}") from error
     if not isinstance(card, dict) or card.get("format") != FORMAT:
@@ -166,6 +166,7 @@ def _read_safetensors(path: Path) -> tuple[Any, str]:
     from safetensors import SafetensorError, safe_open
     from safetensors.torch import load_file
 
+    from latentite.checkpoint import network_of
     from latentite.nn.fidelity_model import FidelityModel
     from latentite.nn.predictor import PropertyPredictor
     from latentite.nn.predictor_config import PredictorConfig
@@ -176,8 +177,11 @@ def _read_safetensors(path: Path) -> tuple[Any, str]:
             text = (handle.metadata() or {})[CARD]
     except SafetensorError as error:
         raise ValueError(str(error)) from error
-    card = json.loads(text)
-    network = PropertyPredictor(from_plain(PredictorConfig, card["config"]))
-    model = FidelityModel(network, card["fidelity_index"])
-    model.load_state_dict(load_file(path))
+    card = parse_json(text)
+    if not isinstance(card, dict):
+        raise ValueError(f"its card must be an object, got {type(card).__name__}")
+    settings, index = from_plain(PredictorConfig, card["config"]), card["fidelity_index"]
+    if type(index) is not int or not 0 <= index < settings.num_fidelities:
+        raise ValueError(f"fidelity_index must be the place of a fidelity, got {index!r}")
+    model = network_of(load_file(path), lambda: FidelityModel(PropertyPredictor(settings), index), path)
     return model.eval(), text

@@ -45,6 +45,19 @@ def replacing(path: str | Path) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
 
 
+def parse_json(text: str | bytes, **arguments: Any) -> Any:
+    """As `json.loads`, of a text that somebody else wrote.
+
+    Raises:
+        json.JSONDecodeError: a `ValueError`; also for thousands of nested brackets, of which Python only says that
+            its own recursion is at an end.
+    """
+    try:
+        return json.loads(text, **arguments)
+    except RecursionError as error:
+        raise json.JSONDecodeError("it nests too deeply", "", 0) from error
+
+
 def write_json(path: str | Path, value: Any) -> None:
     """Writes plain values as indented JSON, atomically. NaN and infinities are kept in Python's spelling."""
     with replacing(path) as temporary:

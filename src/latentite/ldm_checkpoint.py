@@ -44,4 +44,4 @@ def load_ldm(
     if record.stage not in (Stage.LDM, Stage.RL):
         raise CheckpointError(f"{record.path}: expected a {Stage.LDM} checkpoint, got {record.stage}")
     settings = from_plain(LDMStageConfig, record.config)
-    return network_of(record, lambda: LatentDiffusion(settings)).eval(), settings, record
+    return network_of(record.state, lambda: LatentDiffusion(settings), record.path).eval(), settings, record

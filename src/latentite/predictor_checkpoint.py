@@ -29,4 +29,4 @@ def load_predictor(
     """
     record = read_checkpoint(hub.resolve(path_or_name), stage=Stage.PREDICTOR, weights=weights)
     settings = from_plain(PredictorConfig, record.config)
-    return network_of(record, lambda: PropertyPredictor(settings)).eval(), record
+    return network_of(record.state, lambda: PropertyPredictor(settings), record.path).eval(), record

@@ -114,7 +114,7 @@ def load_vae(
     if missing:
         raise CheckpointError(f"{path}: its config must have the key '{missing[0]}', but it is missing")
     config = from_plain(VAEConfig, {name: record.config[name] for name in names})
-    return network_of(record, lambda: CrystalVAE(config)).eval(), record
+    return network_of(record.state, lambda: CrystalVAE(config), record.path).eval(), record
 
 
 @torch.inference_mode()

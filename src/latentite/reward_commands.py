@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 
 if TYPE_CHECKING:
-    from latentite.rewards.contract import RewardReport
+    from latentite.files import parse_json
+from latentite.rewards.contract import RewardReport
 
 
 def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -100,6 +101,6 @@ def _option(text: str) -> tuple[str, Any]:
     if not equals:
         raise ValueError(f"arguments of a reward must be given as key=value, got {text!r}")
     try:
-        return name, json.loads(value)
+        return name, parse_json(value)
     except json.JSONDecodeError:
         return name, value

@@ -284,3 +284,31 @@ def test_a_changed_file_behind_a_path_is_another_fingerprint(cifs: Path, tmp_pat
     before = fingerprint(table)
     (cifs / "007.cif").write_text(cif(6.0))
     assert fingerprint(table) != before
+
+
+def test_an_id_twice_at_the_end_of_a_long_table_is_refused_at_once(cifs: Path, tmp_path: Path) -> None:
+    """Each id was counted in the whole table until the doubled one was met: hours, for 100,000 rows."""
+    rows = "".join(f"m{row},1\n" for row in range(100_000))
+    (tmp_path / "long.csv").write_text(f"id,label\n{rows}m99999,2\n")
+    with pytest.raises(ValueError, match="must have each id once, got 'm99999' twice"):
+        list(read(Labelled(source=cifs, labels=tmp_path / "long.csv")))
+
+
+def test_a_key_twice_at_the_end_of_a_long_json_is_refused_at_once(tmp_path: Path) -> None:
+    entries = "".join(f'"m{row}": 1, ' for row in range(100_000))
+    (tmp_path / "long.json").write_text(f'{{{entries}"m99999": 2}}')
+    with pytest.raises(ValueError, match="the key 'm99999' stands twice"):
+        list(read(tmp_path / "long.json"))
+
+
+def test_json_that_nests_too_deeply_is_refused_in_a_sentence(tmp_path: Path) -> None:
+    """Fuzzing: Python's RecursionError came out, of files, of cells of tables and of records in the cache."""
+    deep = '{"a":' * 100_000
+    (tmp_path / "x.json").write_text(deep)
+    with pytest.raises(ValueError, match="must be JSON, got a text that is not: it nests too deeply"):
+        list(read(tmp_path / "x.json"))
+    with (tmp_path / "x.csv").open("w", newline="") as file:
+        csv.writer(file).writerows([["id", "structure"], ["m1", deep]])
+    [found] = read(tmp_path / "x.csv")
+    assert isinstance(found, Rejection)
+    assert found.reason.startswith("unreadable JSON structure: it nests too deeply")

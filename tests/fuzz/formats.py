@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from fuzz import checkpoint_cases, cif_cases, container_cases, table_cases
+from fuzz import checkpoint_cases, cif_cases, container_cases, label_cases, table_cases
 from fuzz.case import Case, Maker, chance_of
 
 FORMATS: dict[str, tuple[Maker, int]] = {
@@ -18,6 +18,7 @@ FORMATS: dict[str, tuple[Maker, int]] = {
     "ase": (container_cases.make_ase, 6),
     "zip": (container_cases.make_archive, 5),
     "folder": (container_cases.make_folder, 3),
+    "labels": (label_cases.make_labels, 6),
     "checkpoint": (checkpoint_cases.make, 20),
 }
 """By name: what makes a case, and its share of the inputs."""

@@ -80,7 +80,8 @@ def judge_crystals(case: Case, source: Path, out: Path) -> tuple[list[str], dict
     """Builds a data set of a case, as a user does."""
     shares = ["--train-fraction", "1", "--val-fraction", "0", "--test-fraction", "0"]
     whole = ["--max-atoms", "0", "--workers", "1"]
-    outcome = run_command(["data", "build", str(source), "--out", str(out), *whole, *shares, *case.arguments])
+    more = [argument.format(folder=source.parent) for argument in case.arguments]
+    outcome = run_command(["data", "build", str(source), "--out", str(out), *whole, *shares, *more])
     findings = problems_of_words(outcome)
     rejected = _rejected(out / "rejected.csv")
     crystals, labels = _accepted(out / "train.safetensors")
@@ -130,8 +131,9 @@ def _mislabelled(case: Case, labels: dict[str, dict[str, float | None]]) -> list
         return []
     findings = []
     for name, values in labels.items():
-        right, found = case.labels.get(name), values.get("label")
-        if "label" in values and name in case.labels and not _equal(found, right):
+        column = "label" if "label" in values else "target"  # of CGCNN's table without a header
+        right, found = case.labels.get(name), values.get(column)
+        if column in values and name in case.labels and not _equal(found, right):
             findings.append(f"mislabelled: {name} has {found} instead of {right}")
     return findings[:1]
 

@@ -73,7 +73,8 @@ def make_poscar(index: int, chance: random.Random) -> Case:
         case.kind, text = _dressed_poscar(lines, len(symbols), chance)
     if kind == "wrong":
         case.kind, text = _wrong_poscar(lines, len(symbols), chance)
-        case.crystals, case.refused = {}, [ANY]
+        if case.kind != "no kinds" or lines[-1].split()[-1] not in symbols:  # else each atom has its symbol
+            case.crystals, case.refused = {}, [ANY]
     content = text.encode()
     if kind == "damaged":
         case.kind, case.crystals, content = "damaged bytes", {}, damaged(content, chance)

@@ -14,10 +14,12 @@ import numpy as np
 import pytest
 
 from fuzz.case import ANY, Case, chance_of
+from fuzz.cif_text import written
 from fuzz.formats import FORMATS, cases
 from fuzz.parent import Child
 from fuzz.random_crystals import NUM_SETTINGS, random_crystal, setting, smallest_distance
-from fuzz.same_crystal import difference
+from fuzz.same_crystal import difference, unlike
+from fuzz.told import told_by_cif, told_by_poscar
 
 COUNT = 600
 """Inputs of all formats together; some 40 s where a core is free."""
@@ -91,6 +93,31 @@ def test_the_same_crystal_in_another_cell_is_the_same_and_another_origin_choice_
     assert "Å^3 per atom" in str(difference(denser, carbon[0]))
     silicon = (np.where(np.arange(8) < 4, 6, 14), *whole)
     assert "composition" in str(difference(silicon, carbon[0]))
+
+
+def test_a_damaged_file_is_held_against_what_it_still_says_of_itself() -> None:
+    told = 0
+    for index in range(40):
+        chance = chance_of(4, "told", index)
+        crystal = random_crystal(chance)
+        numbers, coords, lattice = crystal.arrays
+        text = written(crystal, chance).text().encode()
+        found = told_by_cif(text)
+        if found is None:
+            continue
+        told += 1
+        shares, volume = found
+        assert unlike(crystal.arrays, shares, volume) is None
+        assert unlike((np.append(numbers, 92), coords, lattice), shares, volume) is not None
+        assert volume is None or unlike((numbers, coords, 1.01 * lattice), shares, volume) is not None
+        assert told_by_cif(text + b"_chemical_formula_sum U1\n") is None  # which of the two is unknown
+    assert told > 10
+    lines = ["x", "2.0", "1 0 0", "0 2 0", "0 0 3", "Na_pv Cl", "1 3", "Direct", *["0 0 0"] * 4]
+    assert told_by_poscar("\n".join(lines).encode()) == ({11: 0.25, 17: 0.75}, pytest.approx(12.0))
+    lines[1] = "-24"
+    assert told_by_poscar("\n".join(lines).encode()) == ({11: 0.25, 17: 0.75}, 6.0)
+    lines[6] = "1 x"
+    assert told_by_poscar("\n".join(lines).encode()) is None
 
 
 WATCHED = """

@@ -23,23 +23,24 @@ from latentite.plain import from_plain
 Network = TypeVar("Network", bound=nn.Module)
 
 
-def network_of(record: CheckpointRecord, build: Callable[[], Network]) -> Network:
-    """The record's network with its weights.
+def network_of(state: Mapping[str, Tensor], build: Callable[[], Network], path: Path) -> Network:
+    """The network of a file, with its weights.
 
     A config from elsewhere may announce any size. So the network is first built on the device "meta", which takes no
     memory, and no further than the file has numbers for it.
 
     Args:
-        record: what was read.
-        build: makes the network of the record's config.
+        state: the file's tensors.
+        build: makes the network of the file's config.
+        path: the file, for errors.
 
     Raises:
         CheckpointError: for a config and tensors that do not fit each other.
     """
-    with torch.device("meta"), _Undrawn(), _no_larger_than(record):
-        require_fit(record.state, build(), record.path)
+    with torch.device("meta"), _Undrawn(), _no_larger_than(state, path):
+        require_fit(state, build(), path)
     network = build()
-    network.load_state_dict(record.state)
+    network.load_state_dict(state)
     return network
 
 
@@ -55,11 +56,11 @@ class _Undrawn(TorchFunctionMode):
 
 
 @contextmanager
-def _no_larger_than(record: CheckpointRecord) -> Iterator[None]:
+def _no_larger_than(state: Mapping[str, Tensor], path: Path) -> Iterator[None]:
     """Inside, building stops at the first parameter for which the file has no numbers."""
-    left = sum(tensor.numel() for tensor in record.state.values())
+    left = sum(tensor.numel() for tensor in state.values())
     too_large = CheckpointError(
-        f"{record.path} does not fit its config: that announces more than the {left:,} numbers of its tensors"
+        f"{path} does not fit its config: that announces more than the {left:,} numbers of its tensors"
     )
 
     def count(module: nn.Module, name: str, parameter: Tensor | None) -> None:

@@ -8,7 +8,6 @@ Comes after `record.py`; `read.py` and `hub/bundle.py` call it.
 from __future__ import annotations
 
 import hashlib
-import json
 import platform
 from collections.abc import Mapping, Sequence
 from enum import StrEnum
@@ -29,7 +28,7 @@ from latentite.checkpoint.record import (
     require_file,
     weights_of,
 )
-from latentite.files import replacing, sha256_file, write_json
+from latentite.files import parse_json, replacing, sha256_file, write_json
 
 
 class Precision(StrEnum):
@@ -188,8 +187,8 @@ def _read_pair(stem: Path, borrowers: Sequence[str]) -> CheckpointRecord:
             raise CheckpointError(f"{other} must have {part.name} beside it; copy both files of the pair")
         require_file(part)
     try:
-        card = json.loads(card_path.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as error:  # the latter of thousands of nested brackets
+        card = parse_json(card_path.read_text(encoding="utf-8"))
+    except ValueError as error:
         raise CheckpointError(
             f"{card_path} is not a checkpoint's card: it is no valid JSON ({error})"
         ) from error

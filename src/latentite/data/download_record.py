@@ -8,7 +8,6 @@ of `sha256sum` in `LATENTITE_DATASETS_SHA256`; then nothing else is taken. Comes
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 import re
@@ -18,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from latentite.download import DownloadError
-from latentite.files import sha256_file, write_json
+from latentite.files import parse_json, sha256_file, write_json
 
 logger = logging.getLogger(__name__)
 
@@ -129,7 +128,7 @@ def check_download(folder: Path, name: str, files: Sequence[str]) -> None:
 
 def _read(folder: Path, name: str, again: str) -> dict[str, Any]:
     try:
-        record = json.loads((folder / RECORD).read_text(encoding="utf-8"))
+        record = parse_json((folder / RECORD).read_text(encoding="utf-8"))
         sums = {file: str(facts["sha256"]) for file, facts in record["files"].items()}
         # Earlier versions have no downloads of their own: then these are the files.
         return {**record, "downloads": record.get("downloads", sums)}

@@ -10,6 +10,7 @@ counted and keep missing labels. Comes after `tables.py`; `folders.py` joins CGC
 from __future__ import annotations
 
 import logging
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -195,7 +196,7 @@ def _table(path: Path, header: Sequence[str], rows: Sequence[Sequence[object]], 
         named = {name: value for name, value in zip(names, values, strict=True) if name.strip()}
         labels.append(to_properties(named))
     if len(set(ids)) < len(ids):
-        twice = next(name for name in ids if ids.count(name) > 1)
+        twice = next(name for name, count in Counter(ids).items() if count > 1)
         raise ValueError(f"{path} must have each id once, got {twice!r} twice")
     return LabelTable(source=str(path), ids=tuple(ids), labels=tuple(labels))
 

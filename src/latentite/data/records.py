@@ -12,6 +12,7 @@ extxyz), `ase_files.py`, `hdf5.py` and `folders.py` fill the records, `label_tab
 from __future__ import annotations
 
 import hashlib
+from collections import Counter
 from collections.abc import Collection, Iterator, Mapping, MutableMapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
@@ -19,7 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from latentite.data.formats import STRUCTURES, Format, format_of
-from latentite.files import impostor, sha256_file
+from latentite.files import impostor, parse_json, sha256_file
 
 if TYPE_CHECKING:
     from ase import Atoms
@@ -188,7 +189,7 @@ class Columns:
             ValueError: when no column can hold structures, naming the columns found, or two have the same name or
                 are one label.
         """
-        repeated = sorted({name for name in names if name.strip() and list(names).count(name) > 1})
+        repeated = sorted(name for name, count in Counter(names).items() if name.strip() and count > 1)
         if repeated:
             raise ValueError(
                 f"{source} must name each column once, got {', '.join(map(repr, repeated))} twice"
@@ -218,10 +219,8 @@ def record_from_cells(
     identifier = id_of(None if columns.id is None else cells.get(columns.id), row)
     payload = cells.get(columns.structure)
     if isinstance(payload, str) and payload.lstrip().startswith("{"):
-        import json
-
         try:
-            payload = json.loads(payload)
+            payload = parse_json(payload)
         except ValueError as error:
             return Rejection(
                 source=source, row=row, id=identifier, reason=f"unreadable JSON structure: {error}"

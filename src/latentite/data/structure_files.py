@@ -6,6 +6,7 @@ Comes after `records.py` and `text_files.py`; `folders.py` reads many of them.
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
@@ -93,7 +94,7 @@ def _frame(source: str, row: int, count: int, body: list[str]) -> Record | Rejec
     identifier = id_of(next((texts[key] for key in ("material_id", "id") if key in texts), None), row)
     if len(texts) != len(pairs):
         names = [key for key, _ in pairs]
-        twice = next(name for name in names if names.count(name) > 1)
+        twice = next(name for name, count in Counter(names).items() if count > 1)
         return rejected(f"unreadable comment line: it has {twice!r} twice", identifier)
     columns = (texts.get("Properties") or "species:S:1:pos:R:3").split(":")[::3]
     if "pos" not in columns or not {"species", "Z"} & set(columns):

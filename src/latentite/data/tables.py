@@ -7,9 +7,9 @@ Nothing in a table is ever evaluated as code.
 from __future__ import annotations
 
 import csv
-import json
 import logging
 import re
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from itertools import chain
@@ -21,6 +21,7 @@ from latentite.data.formats import STRUCTURES, format_of
 from latentite.data.records import Columns, Record, Rejection, has_structures, record_from_cells
 from latentite.data.structure_files import record_of_file
 from latentite.data.text_files import read_lines, read_text
+from latentite.files import parse_json
 
 log = logging.getLogger(__name__)
 
@@ -204,8 +205,8 @@ def read_json(path: Path) -> Iterator[Record | Rejection]:
         return (_json_line(str(path), row, line) for row, line in numbered)
     text = read_text(path)
     try:
-        content = json.loads(text, object_pairs_hook=_object)
-    except (ValueError, RecursionError) as error:
+        content = parse_json(text, object_pairs_hook=_object)
+    except ValueError as error:
         raise ValueError(f"{path} must be JSON, got a text that is not: {error}") from error
     if isinstance(content, dict) and "nextid" in content and "ids" in content:
         return ase_files.read_json_database(path, text)
@@ -223,16 +224,15 @@ def read_json(path: Path) -> Iterator[Record | Rejection]:
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     content = dict(pairs)
     if len(content) != len(pairs):
-        names = [name for name, _ in pairs]
-        twice = next(name for name in names if names.count(name) > 1)
+        twice = next(name for name, count in Counter(name for name, _ in pairs).items() if count > 1)
         raise ValueError(f"the key {twice!r} stands twice in one object")
     return content
 
 
 def _json_line(source: str, row: int, line: str) -> Record | Rejection:
     try:
-        entry = json.loads(line, object_pairs_hook=_object)
-    except (ValueError, RecursionError) as error:
+        entry = parse_json(line, object_pairs_hook=_object)
+    except ValueError as error:
         return Rejection(source=source, row=row, id=str(row), reason=f"unreadable JSON: {error}")
     return _json_entry(source, row, None, entry)
 

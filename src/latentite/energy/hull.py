@@ -20,7 +20,7 @@ from jaxtyping import Float
 
 from latentite.energy.formulas import Composition, formula, parse_formula, reduced
 from latentite.energy.potential import TheoryLevel
-from latentite.files import write_json
+from latentite.files import parse_json, write_json
 
 FORMAT = 2
 """2: the hash covers the level of theory."""
@@ -161,7 +161,7 @@ class Hull:
         """
         text = Path(path).read_text(encoding="utf-8")
         try:
-            value = json.loads(text)
+            value = parse_json(text)
         except json.JSONDecodeError as error:
             raise ValueError(f"{path} must be a hull written by latentite, got no JSON: {error}") from error
         if not isinstance(value, dict) or value.get("latentite.hull") != FORMAT:

@@ -6,7 +6,6 @@ height of the hull there. Comes after `hull.py`.
 
 from __future__ import annotations
 
-import json
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -22,6 +21,7 @@ from latentite.data.records import Value
 from latentite.energy.formulas import Composition, compositions, parse_formula, whole_amounts
 from latentite.energy.hull import Hull
 from latentite.energy.potential import TheoryLevel
+from latentite.files import parse_json
 
 if TYPE_CHECKING:
     from pymatgen.entries.computed_entries import ComputedEntry
@@ -174,7 +174,7 @@ def hull_from_json(path: str | Path, *, theory: TheoryLevel | None = None) -> Hu
     if not Path(path).is_file():
         raise FileNotFoundError(f"a hull was expected at {path}, and there is no such file")
     try:
-        content = json.loads(Path(path).read_text(encoding="utf-8"))
+        content = parse_json(Path(path).read_text(encoding="utf-8"))
     except ValueError as error:
         raise ValueError(f"{path} must be a hull as JSON, got something else: {error}") from error
     if isinstance(content, dict) and "latentite.hull" in content:

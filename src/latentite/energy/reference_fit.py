@@ -6,7 +6,6 @@ after `references.py`, `table.py` and `parallel.py`.
 
 from __future__ import annotations
 
-import json
 import logging
 from collections.abc import Callable
 from dataclasses import replace
@@ -23,7 +22,7 @@ from latentite.energy.reference_terms import NUM_ELEMENTS, ReferenceTerms
 from latentite.energy.references import ElementReferences, check_same_theory, fit_references
 from latentite.energy.relaxation import RelaxCell, RelaxSettings
 from latentite.energy.table import FORMATION_ENERGY, EnergyTable, kept_path, read_rows
-from latentite.files import write_json
+from latentite.files import parse_json, write_json
 
 log = logging.getLogger(__name__)
 
@@ -65,7 +64,7 @@ def table_references(
     path = None if identity is None else kept_path("references", key | {"count": count, "seed": seed})
     if path is not None and path.is_file():
         try:
-            return ElementReferences.from_json(json.loads(path.read_text(encoding="utf-8")))
+            return ElementReferences.from_json(parse_json(path.read_text(encoding="utf-8")))
         except ValueError as error:
             log.warning("element references in the cache are damaged and are fitted again: %s", error)
     rows = read_rows(table)

@@ -33,7 +33,7 @@ from latentite.energy.hull import Hull
 from latentite.energy.hull_sources import ABOVE_HULL, hull_from_crystals, read_energies
 from latentite.energy.parallel import double_batch
 from latentite.energy.potential import TheoryLevel
-from latentite.files import cache_dir, sha256_file, write_json
+from latentite.files import cache_dir, parse_json, sha256_file, write_json
 from latentite.plain import from_plain
 
 log = logging.getLogger(__name__)
@@ -148,7 +148,7 @@ def missing_phases(table: EnergyTable) -> MissingPhases:
     path = kept_path("missing", {"table": table.sha256})
     if path.is_file():
         try:
-            return from_plain(MissingPhases, json.loads(path.read_text(encoding="utf-8")))
+            return from_plain(MissingPhases, parse_json(path.read_text(encoding="utf-8")))
         except ValueError as error:
             log.warning("a count in the cache is damaged and is made again: %s", error)
     missing = _read_table(table)[1]

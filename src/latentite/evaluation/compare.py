@@ -10,7 +10,6 @@ Reads the folders that `report.py` leaves; needs neither structures nor the refe
 from __future__ import annotations
 
 import csv
-import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,7 +19,7 @@ import numpy as np
 from jaxtyping import Float
 
 from latentite.evaluation.resume import read_record
-from latentite.files import replacing, write_json
+from latentite.files import parse_json, replacing, write_json
 from latentite.metrics.rates import Difference, Rate, difference
 
 MUST_AGREE = (
@@ -213,7 +212,7 @@ def _read_summary(folder: Path) -> dict[str, Any]:
             "the same command with --resume goes on with it"
         )
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = parse_json(path.read_text(encoding="utf-8"))
     except ValueError:
         content = None
     if not isinstance(content, dict) or "rates" not in content:

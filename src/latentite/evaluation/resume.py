@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from latentite.evaluation.read import Crystals
-from latentite.files import write_json
+from latentite.files import parse_json, write_json
 
 RECORD = "evaluation.json"
 FORMAT = 1
@@ -45,7 +45,7 @@ def read_record(folder: Path) -> dict[str, Any] | None:
     if not path.is_file():
         return None
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = parse_json(path.read_text(encoding="utf-8"))
     except ValueError:
         content = None
     if not isinstance(content, dict) or content.get("format") != FORMAT:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import csv
 import hashlib
 import io
-import json
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -17,7 +16,7 @@ from typing import Any
 
 from latentite.data.records import Record, Rejection, open_records, to_properties
 from latentite.data.structure_files import record_of_file
-from latentite.files import sha256_file
+from latentite.files import parse_json, sha256_file
 from latentite.sampling.checksums import CHECKSUMS, read_commits, sum_lines
 from latentite.sampling.folder import JOURNAL, MANIFEST, REJECTED, SAMPLES
 
@@ -37,7 +36,7 @@ def find_manifest(folder: Path) -> dict[str, Any] | None:
     if not path.is_file() or not (folder / SAMPLES).is_file():
         return None
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = parse_json(path.read_text(encoding="utf-8"))
     except ValueError:
         content = None
     if isinstance(content, dict) and content.keys() >= _MANIFEST_KEYS:

@@ -23,6 +23,7 @@ from latentite.checkpoint import (
     read_portable,
     write_portable,
 )
+from latentite.files import parse_json
 from latentite.hub.lookup import resolve
 from latentite.plain import from_plain, to_plain
 
@@ -147,7 +148,7 @@ def read_model_card(path: Path, checkpoint: Path) -> ModelCard:
 def _provenance(checkpoint: Path) -> dict[str, Any]:
     """What the run noted in which `RUN/checkpoints/last.ckpt` was trained; empty where it is not known."""
     path = checkpoint.parent.parent / "provenance.json"
-    content = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    content = parse_json(path.read_text(encoding="utf-8")) if path.is_file() else {}
     return content if isinstance(content, dict) else {}
 
 

@@ -5,12 +5,11 @@ Comes after `names.py`.
 
 from __future__ import annotations
 
-import json
 import logging
 from pathlib import Path
 from typing import Any
 
-from latentite.files import cache_dir, impostor, sha256_file, write_json
+from latentite.files import cache_dir, impostor, parse_json, sha256_file, write_json
 from latentite.hub.names import PUBLIC
 from latentite.interop import CONVERSION
 
@@ -67,8 +66,8 @@ def read_record(file: Path) -> dict[str, Any] | None:
 
 def _read_json(path: Path) -> dict[str, Any] | None:
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError):  # the latter of thousands of nested brackets
+        content = parse_json(path.read_text(encoding="utf-8"))
+    except ValueError:
         logger.warning("%s is not valid JSON and is ignored", path)
         return None
     return content if isinstance(content, dict) else None

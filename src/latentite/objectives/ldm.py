@@ -43,6 +43,10 @@ class Compatibility(StrEnum):
     gives the number of steps, and the density of level 0 leaves out the log-variance in training."""
 
 
+MAX_STEPS = 1_000_000
+"""Of a schedule, a table with a row for each; a card from elsewhere may announce any number."""
+
+
 @dataclass(kw_only=True, slots=True)
 class DiffusionConfig:
     """The noising process and what the network says of it. Defaults are Chemeleon2's."""
@@ -63,8 +67,8 @@ class DiffusionConfig:
     compatibility: Compatibility = Compatibility.NONE
 
     def __post_init__(self) -> None:
-        if self.num_steps < 1:
-            raise ValueError(f"num_steps must be at least 1, got {self.num_steps}")
+        if not 1 <= self.num_steps <= MAX_STEPS:
+            raise ValueError(f"num_steps must be from 1 to {MAX_STEPS:,}, got {self.num_steps}")
         if not self.flow_time_std > 0:
             raise ValueError(f"flow_time_std must be positive, got {self.flow_time_std}")
 

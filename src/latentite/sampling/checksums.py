@@ -8,12 +8,13 @@ the folder. Comes before `folder.py`, which writes all of it.
 from __future__ import annotations
 
 import hashlib
-import json
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
+
+from latentite.files import parse_json
 
 if TYPE_CHECKING:
     from hashlib import _Hash
@@ -67,7 +68,7 @@ def read_commits(path: Path) -> tuple[list[Commit], int]:
     commits = []
     for number, line in enumerate(content[:length].splitlines(), start=1):
         try:
-            commits.append(Commit(**json.loads(line)))
+            commits.append(Commit(**parse_json(line)))
         except (ValueError, TypeError) as error:
             raise ValueError(
                 f"{path}, line {number}, must be a line of a run's journal, got something else: the file is "

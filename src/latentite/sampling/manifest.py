@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from latentite import __version__
-from latentite.files import write_json
+from latentite.files import parse_json, write_json
 from latentite.sampling.checksums import Commit, read_commits
 from latentite.sampling.folder import JOURNAL, MANIFEST
 from latentite.sampling.writers import file_stem
@@ -37,7 +37,7 @@ def read_manifest(folder: Path) -> dict[str, Any] | None:
     path = folder / MANIFEST
     if path.is_file():
         try:
-            return dict(json.loads(path.read_text(encoding="utf-8")))
+            return dict(parse_json(path.read_text(encoding="utf-8")))
         except ValueError as error:
             raise ValueError(f"{path} must be the manifest of a sampling run, got no JSON object") from error
     # Hidden files are those that a kill leaves before the manifest has its name.

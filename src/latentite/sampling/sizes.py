@@ -7,7 +7,6 @@ A crystal's number of atoms is drawn from a distribution, by default that of the
 from __future__ import annotations
 
 import csv
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +17,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from latentite.diffusion.noise import crystal_uniforms
+from latentite.files import parse_json
 from latentite.sampling.jobs import Ask, Jobs
 
 _DRAW_ASK, _DRAW_SIZE = 0, 1  # which of a crystal's uniform numbers decides what
@@ -116,7 +116,7 @@ def read_num_atoms(path: Path) -> NumAtoms:
     text = path.read_text(encoding="utf-8")
     try:
         if path.suffix.lower() == ".json":
-            counts = {int(size): float(count) for size, count in json.loads(text).items()}
+            counts = {int(size): float(count) for size, count in parse_json(text).items()}
         else:
             rows = [(int(r["num_atoms"]), float(r["count"])) for r in csv.DictReader(text.splitlines())]
             counts = dict(rows)
