@@ -198,6 +198,20 @@ def test_two_energies_of_one_crystal_are_refused() -> None:
     assert rejection.reason == "two values of energy: -3.0 among the labels, -6.8 of the calculator"
 
 
+@pytest.mark.parametrize("write", [as_trajectory, as_extxyz, as_database("x.db"), None])
+def test_a_crystal_with_two_names_of_one_label_is_rejected(
+    write: Callable[[Path, Sequence[Atoms]], Path] | None, tmp_path: Path
+) -> None:
+    """The label that stood last was once taken for both."""
+    crystals = frames()
+    crystals[1].info |= {"e_above_hull": 0.1, "energy_above_hull": 0.5}
+    first, second, third = read(crystals if write is None else write(tmp_path, crystals))
+    assert isinstance(first, Row)
+    assert isinstance(second, Rejection)
+    assert isinstance(third, Row)
+    assert "'e_above_hull' and 'energy_above_hull', two names of one label" in second.reason
+
+
 def test_arrays_objects_and_names_without_a_value_are_no_labels(tmp_path: Path) -> None:
     """ASE writes None as a name alone, which its reader takes for True, 1.0 as a label."""
     atoms = bulk("NaCl", "rocksalt", a=5.0)

@@ -400,7 +400,7 @@ def test_attached_hydrogens_are_refused_with_and_without_a_formula() -> None:
     assert_refused(hydroxide(sites=sites, columns=columns), "hydrogen attached")
 
 
-@pytest.mark.parametrize("label", ["OH1", "Wat1", "OW1", "O-H1"])
+@pytest.mark.parametrize("label", ["OH1", "Wat1", "OW1", "O-H1", "H2O1"])
 def test_labels_of_groups_of_atoms_are_not_single_atoms(label: str) -> None:
     sites = [("Mg1", "?", "0 0 0"), (label, "?", "0.33333 0.66667 0.2203")]
     assert_refused(hydroxide(*FORMULA, sites=sites), "'H2 Mg O2'")
@@ -447,7 +447,8 @@ def test_a_vacancy_is_called_a_vacancy_and_never_vanadium(name: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["M1", "Ln", "NH4", "CN", "H2O", "OH", "R", "Q", "1", "Nb,Zr", "Fe/Ni", "Fe0.5Ni0.5", "Me"]
+    "name",
+    ["M1", "Ln", "NH4", "CN", "H2O", "OH", "R", "Q", "1", "Nb,Zr", "Fe/Ni", "Fe0.5Ni0.5", "Me", "RE", "TM"],
 )
 def test_what_is_no_element_is_refused_by_its_text(name: str) -> None:
     first, second = (str(error) for error in (refusal(name), refusal(name)))
@@ -473,6 +474,17 @@ def test_an_element_is_read_with_its_charge_in_every_spelling(name: str) -> None
 )
 def test_a_label_names_its_element_where_there_is_no_type_symbol(label: str, number: int) -> None:
     assert read_crystal(salt().replace("Na1 Na", f"{label} ."))[0].tolist() == [number, 17]
+
+
+def test_a_symbol_in_capitals_that_also_names_a_group_needs_the_formula() -> None:
+    """`RE` is rhenium in a file of capitals, and a rare earth elsewhere: it was always rhenium."""
+    sites = [("RE1", "?", "0 0 0"), ("O1", "?", "0.5 0 0")]
+    assert read_crystal(cif("4 4 4 90 90 90", sites, "_chemical_formula_sum 'RE O'"))[0].tolist() == [75, 8]
+    assert_refused(cif("4 4 4 90 90 90", sites), "'RE1'")
+
+
+def test_blanks_around_a_quoted_symbol_are_nothing() -> None:
+    assert read_crystal(salt().replace("Na1 Na", "Na1 'Na '"))[0].tolist() == [11, 17]
 
 
 def test_labels_of_minerals_are_read_where_the_formula_knows_one_reading() -> None:

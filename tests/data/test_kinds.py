@@ -137,6 +137,20 @@ def test_markers_among_names_are_missing_and_names_of_their_own_are_not() -> Non
     assert read_column(["up", "-", "down"]).names == ("up", None, "down")
 
 
+@pytest.mark.parametrize("as_names", [False, True])
+def test_names_that_are_taken_as_missing_are_said_and_counted(as_names: bool) -> None:
+    """A class called `none` once lost its crystals without a word."""
+    column = read_column(["FM", "none", "-", "none", "", None], as_names=as_names)
+    said = [(remark.position, remark.text, remark.words) for remark in column.remarks]
+    assert said == [(1, "none", "2 cells taken as missing"), (2, "-", "1 cell taken as missing")]
+
+
+def test_every_spelling_of_a_missing_label_is_said() -> None:
+    """The ninth kind of marker in a column was once not mentioned."""
+    column = read_column([*MARKERS.split("|"), *NUMBERS])
+    assert {remark.text for remark in column.remarks} == {text.strip() for text in MARKERS.split("|")}
+
+
 @pytest.mark.parametrize(
     "cells", [["1.0 eV", "1.1 eV"], ["1_000", "2_000"], ["300 K", "77 K"], ["1,234.5", "2,000.5"]]
 )

@@ -375,6 +375,16 @@ def test_old_names_of_columns_become_ours(tmp_path: Path) -> None:
     assert row.properties == {"energy_above_hull": "0.1", "space_group": "225"}
 
 
+def test_two_names_of_one_label_in_a_table_are_refused(tmp_path: Path) -> None:
+    """Who asked for `e_above_hull` once got the column `energy_above_hull`, and no word of it."""
+    path = tmp_path / "crystals.csv"
+    header = ["material_id", "e_above_hull", "energy_above_hull", "cif"]
+    with path.open("w", newline="") as handle:
+        csv.writer(handle).writerows([header, ["a", "0.1", "0.5", str(CifWriter(structures()[0]))]])
+    with pytest.raises(ValueError, match="'e_above_hull' and 'energy_above_hull', two names of one label"):
+        rows_of(path)
+
+
 def test_fingerprint_changes_with_any_content(tmp_path: Path) -> None:
     path = write_csv(tmp_path)
     before = fingerprint(path)

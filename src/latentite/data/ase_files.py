@@ -46,13 +46,12 @@ def record_of_atoms(
                 f"two values of {name}: {found[name]} among the labels, {results[name]} of the calculator"
             )
             return Rejection(source=source, row=row, id=identifier, reason=reason)
+    try:
+        properties = to_properties(found | results)
+    except ValueError as error:
+        return Rejection(source=source, row=row, id=identifier, reason=str(error))
     return Record(
-        source=source,
-        row=row,
-        id=identifier,
-        kind=Kind.ATOMS,
-        payload=atoms,
-        properties=to_properties(found | results),
+        source=source, row=row, id=identifier, kind=Kind.ATOMS, payload=atoms, properties=properties
     )
 
 

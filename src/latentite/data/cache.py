@@ -113,7 +113,7 @@ def write_dataset(
     } | {_PROPERTY + name: values for name, values in crystals.properties.items()}
     metadata = dict(notes or {}) | {
         "latentite.dataset": str(FORMAT),
-        "content_hash": dataset.content_hash,
+        "content_hash": content_hash(crystals, dataset.ids, dataset.categories),
         "categories": json.dumps(dataset.categories),
         # safetensors gives the tensors back in its own order; this keeps the order of the properties.
         "properties": json.dumps(list(crystals.properties)),

@@ -31,6 +31,8 @@ _OVERLAP = 0.7
 _DENSITY_RATIO = 1.5
 _ISOTOPES = {"D", "T"}
 _LETTERS = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ\u25a1"
+_GROUPS = re.compile(r"(?:RE|TM)\Z|H[23]O")
+"""Rare earths, transition metals and water, as labels in capitals: rhenium, thulium and hydrogen are written so too."""
 _VACANCIES = {"va", "vac", "vacancy", "vacant", "x", "xx", "du", "dum", "\u25a1"}
 _LENGTHS = tuple(f"_cell_length_{axis}" for axis in "abc")
 _ANGLES = tuple(f"_cell_angle_{angle}" for angle in ("alpha", "beta", "gamma"))
@@ -121,7 +123,8 @@ def _read_sites(block: Block, formula: Formula | None) -> _Sites:
     count = len(block.column(_COORDINATES[0]))
     columns = [_site_column(block, tag, count) for tag in _COORDINATES]
     labels, types, occupancies = (
-        _site_column(block, f"_atom_site_{name}", count) for name in ("label", "type_symbol", "occupancy")
+        [text.strip() for text in _site_column(block, f"_atom_site_{name}", count)]
+        for name in ("label", "type_symbol", "occupancy")
     )
     _refuse_disorder(block)
     coords = np.zeros((count, 3))
@@ -205,8 +208,9 @@ def _element(name: str, label: str, formula: Formula | None) -> str:
         raise ValueError(f"isotope {letters}: the element classes know no isotopes; write it as H")
     whole = letters.title()
     is_one_or_two = len(letters) == 2 and letters.isupper() and set(letters) <= ATOMIC_NUMBER.keys()
+    is_group = _GROUPS.match(letters if len(letters) > 1 else name) is not None
     is_shared = _SHARED_SITE.search(rest) or (name != label and any(mark.isalpha() for mark in rest))
-    if whole in ATOMIC_NUMBER and not is_one_or_two and not is_shared:
+    if whole in ATOMIC_NUMBER and not (is_one_or_two or is_group or is_shared):
         return whole
     readings = [text for text in dict.fromkeys([whole, letters[:2], letters[:1]]) if text in ATOMIC_NUMBER]
     known = [text for text in readings if formula is not None and text in formula.elements]

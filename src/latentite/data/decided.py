@@ -19,7 +19,7 @@ from latentite.data.labels import DecidedLabels
 
 log = logging.getLogger(__name__)
 
-FORMAT = 1
+FORMAT = 2
 """Raised whenever the same cells are decided on in another way."""
 
 

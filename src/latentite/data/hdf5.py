@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from latentite.data.records import Kind, Record, Rejection, Value, id_of, to_properties
+from latentite.data.records import Kind, Record, Rejection, Value, id_of, refuse_two_names, to_properties
 from latentite.files import replacing
 
 if TYPE_CHECKING:
@@ -177,6 +177,7 @@ def _group_rows(path: Path, name: str, group: Mapping[str, Any], h5py: Any) -> I
     }
     id_name = next((key for key in _ID_NAMES if key in labels), None)
     source, count = f"{path}::{name}", len(group["numbers"])
+    refuse_two_names(labels, source)
     read = [*labels.values(), *(group[key] for key in _GEOMETRY if key in group)]
     row_bytes = sum(member.dtype.itemsize * math.prod(member.shape[1:]) for member in read)
     longest = max([_BLOCK, *(member.chunks[0] for member in read if member.chunks)])

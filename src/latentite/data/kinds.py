@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import re
 import unicodedata
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
@@ -239,7 +240,7 @@ class _Reading:
             kinds: dict[str, list[int]] = {}
             for position, text in about.items():
                 kinds.setdefault(text if words.endswith("missing") else "", []).append(position)
-            for positions in list(kinds.values())[:8]:
+            for positions in kinds.values():
                 text, count = about[positions[0]], _cells(len(positions))
                 found.append(Remark(position=positions[0], text=text, words=f"{count} {words}"))
 
@@ -328,10 +329,15 @@ def _names(cells: Sequence[Value]) -> Column:
         others = [text for text in kinds if text not in nothing]
         if others and all(map(_is_formula, others)):
             nothing -= formulas
+    first, counts = {text: texts.index(text) for text in kinds if text in nothing}, Counter(texts)
     return Column(
         kind=ColumnKind.NAMES if set(kinds) - nothing else ColumnKind.EMPTY,
         numbers=np.full(len(cells), np.nan),
         names=tuple(None if not text or text in nothing else text for text in texts),
+        remarks=tuple(
+            Remark(position=position, text=text, words=f"{_cells(counts[text])} taken as missing")
+            for text, position in first.items()
+        ),
     )
 
 

@@ -25,6 +25,7 @@ from latentite.data.records import (
     Value,
     id_of,
     open_records,
+    refuse_two_names,
     to_properties,
 )
 from latentite.data.structure_files import id_of_file
@@ -180,6 +181,7 @@ def _id_column(header: Sequence[str], id_column: str | None) -> str | None:
 
 def _table(path: Path, header: Sequence[str], rows: Sequence[Sequence[object]], column: int) -> LabelTable:
     names = [name for position, name in enumerate(header) if position != column]
+    refuse_two_names(names, str(path))
     ids: list[str] = []
     labels: list[dict[str, Value]] = []
     for number, cells in enumerate(rows):

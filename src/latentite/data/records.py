@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter
-from collections.abc import Iterator, Mapping, MutableMapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, MutableMapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
@@ -125,12 +125,27 @@ def to_value(cell: object) -> Value:
 
 
 def to_properties(labels: Mapping[str, Any]) -> dict[str, Value]:
-    """The labels of one crystal under our names; only single values are labels, no arrays, lists or objects."""
+    """The labels of one crystal under our names; only single values are labels, no arrays, lists or objects.
+
+    Raises:
+        ValueError: when one of them stands there under two names.
+    """
+    refuse_two_names(labels, "a crystal")
     return {
         CANONICAL_NAMES.get(name) or str(name): to_value(value)
         for name, value in labels.items()
         if value is None or isinstance(value, (str, int, float)) or getattr(value, "ndim", None) == 0
     }
+
+
+def refuse_two_names(names: Collection[str], where: str) -> None:
+    """Refuse a label under its own name and under ours: one of the two would be read in place of the other."""
+    for theirs, ours in CANONICAL_NAMES.items():
+        if theirs in names and ours in names:
+            raise ValueError(
+                f"{where} must give each label once, got {theirs!r} and {ours!r}, two names of one label; "
+                "rename or remove one of them"
+            )
 
 
 _NO_ID = frozenset({"", "nan", "None", "none", "null", "<NA>"})  # "NaN" may be the formula of sodium nitride
@@ -171,14 +186,15 @@ class Columns:
         """Choose the columns.
 
         Raises:
-            ValueError: when no column can hold structures, naming the columns found, or two have the same
-                name.
+            ValueError: when no column can hold structures, naming the columns found, or two have the same name or
+                are one label.
         """
         repeated = sorted(name for name, count in Counter(names).items() if name.strip() and count > 1)
         if repeated:
             raise ValueError(
                 f"{source} must name each column once, got {', '.join(map(repr, repeated))} twice"
             )
+        refuse_two_names(names, source)
         lowered = {name.strip().lower(): name for name in reversed(names)}
         structure = next((lowered[key] for key in _STRUCTURE_COLUMNS if key in lowered), None)
         if structure is None:
@@ -190,11 +206,9 @@ class Columns:
         used = {structure, id_column}
         properties: dict[str, str] = {}
         for name in names:
-            ours = CANONICAL_NAMES.get(name, name)
             is_index = not name.strip() or name.startswith("Unnamed:")
-            if name in used or is_index or (ours != name and ours in names):
-                continue
-            properties[name] = ours
+            if name not in used and not is_index:
+                properties[name] = CANONICAL_NAMES.get(name, name)
         return Columns(structure=structure, id=id_column, properties=properties)
 
 
@@ -310,13 +324,18 @@ def _objects(objects: Sequence[Structure | Atoms]) -> Iterator[Record | Rejectio
             )
         labels = dict(item.properties or {})
         identifier = take_id(labels, row)
+        try:
+            properties = to_properties(labels)
+        except ValueError as error:
+            yield Rejection(source="list", row=row, id=identifier, reason=str(error))
+            continue
         yield Record(
             source="list",
             row=row,
             id=identifier,
             kind=Kind.STRUCTURE,
             payload=item,
-            properties=to_properties(labels),
+            properties=properties,
         )
 
 

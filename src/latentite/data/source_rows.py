@@ -33,7 +33,7 @@ from latentite.data.walk import pair, walk
 
 log = logging.getLogger(__name__)
 
-READER_VERSION = 4
+READER_VERSION = 5
 """Raised whenever the same source gives other rows or labels; caches of another version are rebuilt."""
 
 

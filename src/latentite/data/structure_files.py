@@ -99,13 +99,17 @@ def _frame(source: str, row: int, count: int, body: list[str]) -> Record | Rejec
     columns = (texts.get("Properties") or "species:S:1:pos:R:3").split(":")[::3]
     if "pos" not in columns or not {"species", "Z"} & set(columns):
         return rejected("no species and pos among its Properties", identifier)
+    try:
+        properties = _labels(texts)
+    except ValueError as error:
+        return rejected(str(error), identifier)
     return Record(
         source=source,
         row=row,
         id=identifier,
         kind=Kind.EXTXYZ,
         payload="".join([f"{count}\n", *body]),
-        properties=_labels(texts),
+        properties=properties,
     )
 
 
