@@ -363,3 +363,12 @@ def test_a_card_with_a_schedule_beyond_all_memory_is_refused_in_a_sentence(tmp_p
     card_path.write_text(json.dumps(card), encoding="utf-8")
     with pytest.raises(ValueError, match="num_steps must be from 1 to 1,000,000, got 1000000000000"):
         load_ldm(weights)
+
+
+@pytest.mark.parametrize("section", ["config", "data", "stage", "format"])
+def test_an_error_quotes_no_more_than_the_beginning_of_a_long_value(tmp_path: Path, section: str) -> None:
+    path = lightning_file(tmp_path / "x.ckpt", **{section: "A" * 5000})
+    with pytest.raises(CheckpointError) as caught:
+        read_checkpoint(path)
+    assert "'AAAA" in str(caught.value)
+    assert len(str(caught.value)) < 500

@@ -232,7 +232,8 @@ def _name(kind: Any) -> str:
 
 def _show(value: Any) -> str:
     text = repr(value)
-    return f"{text if len(text) <= 60 else text[:57] + '...'} ({type(value).__name__})"
+    short = text if len(text) <= 60 else text[:57] + "..."
+    return short if value is None else f"{short} ({type(value).__name__})"
 
 
 def _is_required(item: Field[Any]) -> bool:

@@ -149,17 +149,17 @@ def check_payload(payload: Any, path: Path) -> Stage:
         raise CheckpointError(f"{path} is not a checkpoint that Latentite wrote (it states no format)")
     if payload["format"] != FORMAT:
         raise CheckpointError(
-            f"{path} has checkpoint format {payload['format']!r}, but latentite {__version__} reads "
+            f"{path} has checkpoint format {payload['format']!r:.80}, but latentite {__version__} reads "
             f"format {FORMAT}; use the version of latentite that wrote it"
         )
     if payload.get("stage") not in list(Stage):
         raise CheckpointError(
-            f"{path}: stage must be one of {', '.join(Stage)}, got {payload.get('stage')!r}"
+            f"{path}: stage must be one of {', '.join(Stage)}, got {payload.get('stage')!r:.80}"
         )
     for section in ("config", "data", "metrics"):
         if not isinstance(payload.get(section), dict):
             raise CheckpointError(
-                f"{path}: its section '{section}' must be a mapping, got {payload.get(section)!r}"
+                f"{path}: its section '{section}' must be a mapping, got {payload.get(section)!r:.80}"
             )
         try:
             plain(payload[section], key=section)
@@ -171,5 +171,5 @@ def check_payload(payload: Any, path: Path) -> Stage:
 def weights_of(value: Any, path: Path) -> Weights:
     """Which weights a file says that it has, or gives to who does not choose."""
     if value not in list(Weights):
-        raise CheckpointError(f"{path}: weights must be one of {', '.join(Weights)}, got {value!r}")
+        raise CheckpointError(f"{path}: weights must be one of {', '.join(Weights)}, got {value!r:.80}")
     return Weights(value)
