@@ -10,9 +10,10 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from latentite.files import parse_json
+
 if TYPE_CHECKING:
-    from latentite.files import parse_json
-from latentite.evaluation.energy_options import EnergyOptions
+    from latentite.evaluation.energy_options import EnergyOptions
 
 SPLIT_CHOICES = ("train", "val", "test", "all")
 

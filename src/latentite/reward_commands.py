@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 
+from latentite.files import parse_json
+
 if TYPE_CHECKING:
-    from latentite.files import parse_json
-from latentite.rewards.contract import RewardReport
+    from latentite.rewards.contract import RewardReport
 
 
 def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:

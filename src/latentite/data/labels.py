@@ -149,8 +149,8 @@ def _said(splits: Mapping[str, SplitLabels], remark: Remark) -> str:
 
 def _refusal(name: str, said: str) -> str:
     return (
-        f"{name} must be numbers, or names none of which looks like one, got {said}; correct or empty this cell, or "
-        f"take all cells of {name} as names: latentite data build --categorical {name}"
+        f"{name} must be numbers, or names none of which looks like one, got {said}; correct or empty this cell (where "
+        f"names are meant, latentite data build --categorical {name} takes all cells of {name} as names)"
     )
 
 
