@@ -188,7 +188,7 @@ _HDF5_CHANGES: dict[str, Any] = {
     "numbers have one axis": _another("numbers", lambda old, chance: old[0]),
     "numbers are true": _another("numbers", lambda old, chance: old > 1),
     "numbers are complex": _another("numbers", lambda old, chance: old.astype(complex)),
-    "numbers are nan": _another("numbers", lambda old, chance: np.where(old > 5, np.nan, old)),
+    "numbers are nan": _another("numbers", lambda old, chance: np.where(old == old.max(), np.nan, old)),
     "coord is nan": _another("coord", lambda old, chance: old * np.nan),
     "coord is complex": _another("coord", lambda old, chance: old.astype(complex)),
     "coord is text": _another("coord", lambda old, chance: old.astype("S9")),
