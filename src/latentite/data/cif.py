@@ -85,8 +85,8 @@ def parse_p1(text: str) -> Arrays | None:
     except (KeyError, ValueError):
         return None
     coords = np.array(columns).T.copy()
-    # Few crystals have such coordinates; a loop over Python floats is cheaper than arrays for those without.
-    if any(0.333 < x < 0.334 or 0.666 < x < 0.667 for column in columns for x in column):
+    # Few crystals have such coordinates; all of these are written with these digits, or with a negative exponent.
+    if "333" in body or "666" in body or "e-" in body or "E-" in body:
         make_ideal(coords)
     a, b, c, alpha, beta, gamma = map(float, cell)
     return np.array(numbers, dtype=np.int64), coords, lattice_matrix((a, b, c), (alpha, beta, gamma))
