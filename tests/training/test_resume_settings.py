@@ -156,6 +156,15 @@ def test_a_cosine_that_has_ended_is_not_stretched_by_a_longer_run(vae, caplog):
     assert "has ended (step 12 of 12): the rate stays at 0 of lr, nothing is learnt" in caplog.text
 
 
+def test_a_run_that_ended_in_its_warm_up_warms_up_on(vae):
+    """Before, it was refused as a cosine that had ended, and each of the settings then offered was refused, too."""
+    short = {"vae_module__scheduler__total_steps": None, "vae_module__scheduler__warmup_steps": 50}
+    done = vae("done", trainer__max_epochs=2, **short)
+    rest = vae("rest", trainer__max_epochs=3, **short, ckpt_path=done.last_path)
+    assert [group["lr"] for group in groups(done)] == pytest.approx([3e-3 * 13 / 51] * len(groups(done)))
+    assert [group["lr"] for group in groups(rest)] == pytest.approx([3e-3 * 19 / 51] * len(groups(rest)))
+
+
 def test_a_refused_run_leaves_no_config_and_no_checkpoint(vae, make_config):
     cosine = {"vae_module__scheduler__total_steps": None}
     done = vae("done", trainer__max_epochs=1, **cosine)

@@ -288,7 +288,9 @@ class ResumedScheduleCallback(Callback):
         if not self.config.falls:
             return
         step, old, now = self.point.steps, self.point.schedule_steps, new.total_steps
-        if old is not None and step >= old and now > old and self.config.total_steps is None:
+        # A run that ended in its warm-up has nothing to stretch: the warm-up goes on where it stood.
+        has_ended = old is not None and self.config.warmup_steps < old <= step < now
+        if has_ended and self.config.total_steps is None:
             raise ValueError(
                 f"the {self.config.name} schedule of ckpt_path has ended (step {step} of {old}), and the longer run "
                 f"would stretch it to {now} steps and raise the rate to {new.factor_at(step):.3g} of lr at once; set "
