@@ -33,7 +33,7 @@ from torch import Tensor
 from latentite import hub
 from latentite.checkpoint import Stage, read_checkpoint, write_portable
 from latentite.config import compose, load
-from latentite.nn.encoders import NUM_ELEMENTS
+from latentite.elements import NUM_ELEMENT_CLASSES
 from latentite.nn.predictor import PredictorInput, PropertyPredictor
 from latentite.nn.vae import CrystalVAE
 from latentite.objectives.predictor import predictor_terms
@@ -111,9 +111,9 @@ def masked(split: CachedInputs, row: str) -> CachedInputs:
     """What a row of the table may see: zeros elsewhere."""
     features = split.inputs.features.clone()
     if row == "composition":
-        features[:, :-NUM_ELEMENTS] = 0.0
+        features[:, :-NUM_ELEMENT_CLASSES] = 0.0
     elif row.endswith("encoder") and "ours" not in row:
-        features[:, -NUM_ELEMENTS:] = 0.0
+        features[:, -NUM_ELEMENT_CLASSES:] = 0.0
     return replace(split, inputs=replace(split.inputs, features=features))
 
 

@@ -15,7 +15,7 @@ ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = ROOT / "src" / "latentite"
 
 ORDER = [
-    {"", "plain", "files", "processes"},
+    {"", "elements", "plain", "files", "processes"},
     {"download", "figures"},
     {"lattice"},
     {"crystal"},

@@ -20,10 +20,10 @@ from latentite import __version__
 from latentite.checkpoint import CheckpointRecord, plain
 from latentite.data.canonical import CANONICAL_VERSION
 from latentite.dispersion import d3bj
+from latentite.elements import NUM_ELEMENT_CLASSES
 from latentite.exported import CARD, FORMAT, SUFFIXES
 from latentite.files import replacing
 from latentite.nn.baselines import Extent
-from latentite.nn.encoders import NUM_ELEMENTS
 from latentite.nn.fidelity_model import FidelityModel
 from latentite.nn.predictor import PropertyPredictor
 
@@ -147,7 +147,7 @@ def _card(
 ) -> dict[str, Any]:
     config = network.config
     has_all = model.baseline.isfinite().all(dim=1)
-    elements = [number for number in range(1, NUM_ELEMENTS) if bool(has_all[number])]
+    elements = [number for number in range(1, NUM_ELEMENT_CLASSES) if bool(has_all[number])]
     return plain(
         {
             "format": FORMAT,

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from latentite.data.canonical import canonicalize_many
 from latentite.dispersion import Dispersion, dispersion_energy
+from latentite.elements import symbol_of
 from latentite.files import parse_json
 
 if TYPE_CHECKING:
@@ -126,8 +127,6 @@ def pad(crystals: Sequence[tuple[np.ndarray, np.ndarray, np.ndarray]]) -> Padded
 
 
 def _arrays(atoms: Atoms, position: int, card: dict[str, Any]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    from ase.data import chemical_symbols
-
     name = f"crystal {position} ({atoms.get_chemical_formula()})"
     cell, positions = np.asarray(atoms.cell, dtype=float), np.asarray(atoms.positions, dtype=float)
     if (
@@ -142,7 +141,7 @@ def _arrays(atoms: Atoms, position: int, card: dict[str, Any]) -> tuple[np.ndarr
     if abs(np.linalg.det(cell)) < 1e-6:
         raise ValueError(f"{name} must have a cell with a volume, got {cell.tolist()}")
     if unknown := sorted(set(atoms.numbers.tolist()) - set(card["elements"])):
-        symbols = ", ".join(chemical_symbols[number] for number in unknown)
+        symbols = ", ".join(symbol_of(number) for number in unknown)
         raise ValueError(
             f"{name}: the model has no baseline for {symbols} at fidelity {card['fidelity']}; "
             "its training split had no such element"

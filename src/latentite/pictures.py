@@ -21,6 +21,7 @@ import torch
 
 from latentite import lattice as lat
 from latentite.crystal import CrystalBatch
+from latentite.elements import symbol_of
 from latentite.figures import EDGE, INK, new_figure, save_figure
 
 if TYPE_CHECKING:
@@ -253,7 +254,7 @@ def _draw(axis: Axes, scene: _Scene, *, half_width: float) -> None:
     if not np.isfinite(scene.points).all():
         axis.text(0.5, 0.5, "not a cell", transform=axis.transAxes, ha="center", color=EDGE, fontsize=9)
         return
-    from ase.data import chemical_symbols, covalent_radii
+    from ase.data import covalent_radii
     from ase.data.colors import jmol_colors
     from matplotlib.collections import PatchCollection
 
@@ -290,7 +291,7 @@ def _draw(axis: Axes, scene: _Scene, *, half_width: float) -> None:
         axis.text(
             x,
             0.02,
-            chemical_symbols[z],
+            symbol_of(z),
             transform=axis.transAxes,
             fontsize=7.5,
             color=INK,

@@ -8,10 +8,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pymatgen.core import Lattice, Structure
 
-from latentite.data.checks import MAX_ATOMIC_NUMBER, Limits, refusals, too_close
+from latentite.data.checks import Limits, refusals, too_close
 from latentite.data.cif import Arrays
-from latentite.nn.encoders import NUM_ELEMENTS
-from latentite.sampling.elements import MAX_ELEMENT
+from latentite.elements import MAX_ATOMIC_NUMBER, NUM_ELEMENT_CLASSES
 
 CUBE = 4.0 * np.eye(3)
 
@@ -111,4 +110,7 @@ def test_distances_of_many_atoms_are_checked_row_by_row() -> None:
 def test_every_element_that_enters_has_a_class_in_the_networks() -> None:
     """Fermium entered, and ended the training at the embedding: class 0 is "unknown", so the last one is 99."""
     assert refusals([crystal([MAX_ATOMIC_NUMBER], [[0, 0, 0]])], Limits()) == [None]
-    assert MAX_ATOMIC_NUMBER == NUM_ELEMENTS - 1 == MAX_ELEMENT
+    assert MAX_ATOMIC_NUMBER == NUM_ELEMENT_CLASSES - 1
+    assert refusals([crystal([NUM_ELEMENT_CLASSES], [[0, 0, 0]])], Limits()) == [
+        "atomic number 100 (Fm) is beyond 99, the last element class"
+    ]

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from pymatgen.core import Lattice, Structure
 from pymatgen.io.cif import CifParser, CifWriter
 
-from latentite.data.cif import ATOMIC_NUMBER, SYMBOLS, Arrays, parse_p1
+from latentite.data.cif import Arrays, parse_p1
 from latentite.data.cif_crystal import read_crystal
 
 ROWS_PER_FILE = 100
@@ -184,10 +184,3 @@ def test_the_formula_of_a_p1_file_is_held_against_its_atoms() -> None:
     for name in ("an atom less", "formula of another", "formula that is none", "other Z"):
         with pytest.raises(ValueError, match="formula"):
             read_crystal(UNUSUAL[name](cif_of(rutile())))
-
-
-def test_symbols_are_those_of_pymatgen() -> None:
-    from pymatgen.core import Element
-
-    assert [Element.from_Z(number).symbol for number in range(1, 119)] == list(SYMBOLS)
-    assert ATOMIC_NUMBER["Fe"] == 26

@@ -19,8 +19,9 @@ from pymatgen.core.structure_matcher import StructureMatcher
 from pymatgen.io.cif import CifParser, CifWriter
 
 from latentite.data import space_groups
-from latentite.data.cif import SYMBOLS, Arrays
+from latentite.data.cif import Arrays
 from latentite.data.cif_crystal import read_crystal
+from latentite.elements import SYMBOLS
 
 SALT = [("Na1", "Na", "0 0 0"), ("Cl1", "Cl", "0.5 0.5 0.5")]
 LAYERED = [("Li1", "Li", "0 0 0"), ("Co1", "Co", "0 0 0.5"), ("O1", "O", "0 0 0.23968")]

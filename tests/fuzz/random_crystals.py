@@ -14,7 +14,7 @@ import numpy as np
 import spglib
 
 from fuzz.case import Arrays
-from latentite.data.cif import SYMBOLS
+from latentite.elements import SYMBOLS
 
 NUM_SETTINGS = 530
 _SPECIAL = (0.0, 0.0, 0.0, 0.5, 0.5, 0.25, 0.75, 0.125, 0.375, 1 / 3, 2 / 3)

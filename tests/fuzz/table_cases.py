@@ -12,7 +12,7 @@ from fuzz.case import ANY, Arrays, Case
 from fuzz.damage import damaged
 from fuzz.random_crystals import random_crystal
 from fuzz.told import told_by_poscar
-from latentite.data.cif import SYMBOLS
+from latentite.elements import SYMBOLS
 
 PLAIN_NUMBERS = ("1.5", "-0.25", "0", "3e-2", "1.0E+1", "+2.5", " 7 ", "007", "1e-12", ".5", "5.", "-0.0")
 MISSING = (

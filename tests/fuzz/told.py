@@ -10,7 +10,7 @@ import re
 
 import numpy as np
 
-from latentite.data.cif import ATOMIC_NUMBER
+from latentite.elements import ATOMIC_NUMBER
 
 Told = tuple[dict[int, float], float | None]
 """Shares of the atoms by atomic number, and the volume per atom (Å^3) where that is told too."""

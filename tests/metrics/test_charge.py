@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 from pymatgen.core import Lattice, Structure
 from pymatgen.core.bond_valence import ELECTRONEG, PRIOR_PROB, BVAnalyzer, calculate_bv_sum
 
-from latentite.data.cif import SYMBOLS, Arrays
+from latentite.data.cif import Arrays
+from latentite.elements import SYMBOLS
 from latentite.match.search import structure_of
 from latentite.metrics.bond_valence import bond_valence_states, bond_valence_sums
 from latentite.metrics.charge import ChargeVerdict, charge_neutrality

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from latentite.data.cif import SYMBOLS
+from latentite.elements import SYMBOLS
 from latentite.metrics.composition import (
     SmactRule,
     has_unknown_element,

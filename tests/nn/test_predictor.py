@@ -10,8 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from latentite.crystal import FIDELITY, CrystalBatch
+from latentite.elements import NUM_ELEMENT_CLASSES
 from latentite.nn.condition_values import Transform
-from latentite.nn.encoders import NUM_ELEMENTS
 from latentite.nn.predictions import interval_miss, read_outputs
 from latentite.nn.predictor import PropertyPredictor
 from latentite.nn.predictor_config import FidelityMode, HeadKind, Pooling, PredictorConfig
@@ -52,11 +52,11 @@ def test_attention_begins_as_the_mean(crystals):
 def test_the_composition_is_pooled_as_shares_or_as_numbers_of_atoms(crystals):
     for pooling, total in (("mean", torch.ones(len(crystals))), ("sum", crystals.num_atoms.float())):
         network = predictor(pooling=pooling, composition=True)
-        found = network.pooled(network.prepare(crystals))[:, -NUM_ELEMENTS:]
+        found = network.pooled(network.prepare(crystals))[:, -NUM_ELEMENT_CLASSES:]
         for row, (numbers, _, _) in zip(
             found * (crystals.num_atoms / total)[:, None], crystals.to_arrays(), strict=True
         ):
-            counts = torch.bincount(torch.from_numpy(numbers), minlength=NUM_ELEMENTS)
+            counts = torch.bincount(torch.from_numpy(numbers), minlength=NUM_ELEMENT_CLASSES)
             torch.testing.assert_close(row, counts.float())
 
 
@@ -67,9 +67,9 @@ def test_heads_see_standardised_features(crystals):
     network.fit_feature_statistics(pooled)
     features = pooled.double().numpy()
     by_hand = features.copy()  # the elements stay shares
-    encoded = features[:, :-NUM_ELEMENTS]
-    by_hand[:, :-NUM_ELEMENTS] = (encoded - encoded.mean(axis=0)) / encoded.std(axis=0)
-    by_hand[:, :-NUM_ELEMENTS] *= 0.25 / encoded.shape[1] ** 0.5
+    encoded = features[:, :-NUM_ELEMENT_CLASSES]
+    by_hand[:, :-NUM_ELEMENT_CLASSES] = (encoded - encoded.mean(axis=0)) / encoded.std(axis=0)
+    by_hand[:, :-NUM_ELEMENT_CLASSES] *= 0.25 / encoded.shape[1] ** 0.5
     wanted = network.proj(torch.from_numpy(by_hand).float())
     torch.testing.assert_close(network(crystals), wanted, atol=1e-4, rtol=1e-4)
     plain = predictor(composition=True)

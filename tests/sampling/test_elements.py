@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tiny_ldm import ALL_CONDITIONS, FLOW, TRAIN_SIZES, tiny_network
 
-from latentite.data.cif import SYMBOLS
+from latentite.elements import SYMBOLS
 from latentite.sampling.asks import build_asks, parse_formula
 from latentite.sampling.chain import SamplingConfig, sample_jobs
 from latentite.sampling.elements import (

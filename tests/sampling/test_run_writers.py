@@ -16,8 +16,9 @@ from pymatgen.core import Composition, Lattice, Structure
 
 from latentite.crystal import CrystalBatch
 from latentite.data.checks import Limits
-from latentite.data.cif import SYMBOLS, Arrays, parse_p1
+from latentite.data.cif import Arrays, parse_p1
 from latentite.data.table import Row, read
+from latentite.elements import SYMBOLS
 from latentite.pictures import reduced_formulas
 from latentite.sampling.checks import geometry_refusals
 from latentite.sampling.writers import (

@@ -11,11 +11,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from latentite.data.cif import SYMBOLS, Arrays
-
-MAX_ATOMIC_NUMBER = 99
-"""The networks have 100 element classes: 0 for "unknown", then hydrogen to einsteinium."""
-
+from latentite.data.cif import Arrays
+from latentite.elements import MAX_ATOMIC_NUMBER, NUM_ELEMENTS, SYMBOLS
 
 MAX_DEFECT = 1e6
 """Orthogonality defect a b c / V of a cell; real ones stay below ten, and at 1e9 rounding keeps a reduction from ever
@@ -113,7 +110,7 @@ def _refusal_without_distances(
         return "coordinates are not finite numbers"
     highest = int(atomic_numbers.max())
     if highest > MAX_ATOMIC_NUMBER:
-        name = SYMBOLS[highest - 1] if highest <= len(SYMBOLS) else "no element"
+        name = SYMBOLS[highest - 1] if highest <= NUM_ELEMENTS else "no element"
         return f"atomic number {highest} ({name}) is beyond {MAX_ATOMIC_NUMBER}, the last element class"
     if int(atomic_numbers.min()) < 1:
         return f"atomic number {int(atomic_numbers.min())} is no element"

@@ -17,20 +17,10 @@ import re
 import numpy as np
 
 from latentite.data.cif_formula import is_content_of_cell
+from latentite.elements import ATOMIC_NUMBER
 
 Arrays = tuple[np.ndarray, np.ndarray, np.ndarray]
 """`(atomic_numbers [atom] int64, frac_coords [atom 3], lattice [3 3])`; row vectors in Å, float64."""
-
-_TABLE = """
-H He Li Be B C N O F Ne Na Mg Al Si P S Cl Ar K Ca Sc Ti V Cr Mn Fe Co Ni Cu Zn Ga Ge As Se Br
-Kr Rb Sr Y Zr Nb Mo Tc Ru Rh Pd Ag Cd In Sn Sb Te I Xe Cs Ba La Ce Pr Nd Pm Sm Eu Gd Tb Dy Ho Er
-Tm Yb Lu Hf Ta W Re Os Ir Pt Au Hg Tl Pb Bi Po At Rn Fr Ra Ac Th Pa U Np Pu Am Cm Bk Cf Es Fm Md
-No Lr Rf Db Sg Bh Hs Mt Ds Rg Cn Nh Fl Mc Lv Ts Og
-"""
-SYMBOLS = tuple(_TABLE.split())
-"""Element symbols; the atomic number is the position plus one."""
-
-ATOMIC_NUMBER = {symbol: number for number, symbol in enumerate(SYMBOLS, start=1)}
 
 _NUMBER = r" +(\d+\.?\d*)\n"
 _HEADER = re.compile(

@@ -18,11 +18,12 @@ from dataclasses import dataclass
 import numpy as np
 
 from latentite.data.checks import too_close
-from latentite.data.cif import ATOMIC_NUMBER, SYMBOLS, Arrays, lattice_matrix, make_ideal
+from latentite.data.cif import Arrays, lattice_matrix, make_ideal
 from latentite.data.cif_formula import Formula
 from latentite.data.cif_symmetry import Symmetry, read_symmetry
 from latentite.data.cif_text import MISSING, Block, number, read_blocks
 from latentite.data.space_groups import Operations
+from latentite.elements import ATOMIC_NUMBER, SYMBOLS
 
 SAME_PLACE = 0.1
 """Å; images of one site nearer than this are one atom on a special position, given with few digits."""

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from latentite.data.cif import SYMBOLS
 from latentite.data.dataset import CrystalDataset
+from latentite.elements import NUM_ELEMENTS, SYMBOLS
 from latentite.files import replacing
 
 if TYPE_CHECKING:
@@ -58,7 +58,7 @@ def describe(splits: Mapping[str, CrystalDataset]) -> DatasetInfo:
     """Count what the splits hold together."""
     sizes = np.concatenate([dataset.crystals.num_atoms.numpy() for dataset in splits.values()])
     per_cell = np.bincount(sizes)
-    elements = np.zeros(len(SYMBOLS) + 1, dtype=np.int64)
+    elements = np.zeros(NUM_ELEMENTS + 1, dtype=np.int64)
     for dataset in splits.values():
         numbers = dataset.crystals.atomic_numbers.numpy()
         pairs = np.unique(dataset.crystals.crystal_index.numpy() * 128 + numbers)
@@ -226,7 +226,7 @@ def table_position(number: int) -> tuple[int, float]:
             return offset + 2, row + 2.5
         if offset < 32:
             return offset - 13, row
-    raise ValueError(f"atomic number must be from 1 to 118, got {number}")
+    raise ValueError(f"atomic number must be from 1 to {NUM_ELEMENTS}, got {number}")
 
 
 def _draw_label(axes: Axes, name: str, values: np.ndarray, label: LabelInfo) -> None:

@@ -19,8 +19,8 @@ from enum import StrEnum
 import numpy as np
 from jaxtyping import Float
 
-from latentite.data.cif import SYMBOLS
 from latentite.data.records import Value
+from latentite.elements import SYMBOLS
 
 
 class ColumnKind(StrEnum):

@@ -14,7 +14,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from latentite.data.cif import ATOMIC_NUMBER, Arrays
+from latentite.data.cif import Arrays
+from latentite.elements import ATOMIC_NUMBER
 
 _NUMBER = re.compile(r"[+-]?(?:\d+\.?\d*|\.\d+)(?:[eEdD][+-]?\d+)?")  # Fortran writes 1.0D+00
 _COUNT = re.compile(r"\+?\d{1,9}")

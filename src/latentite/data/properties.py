@@ -19,7 +19,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 from jaxtyping import Float, Int
 
-from latentite.data.cif import SYMBOLS, Arrays
+from latentite.data.cif import Arrays
+from latentite.elements import COMPOSITION_WIDTH, SYMBOLS
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -31,9 +32,6 @@ logger = logging.getLogger(__name__)
 SYMPREC = 0.1
 """Å; tolerance of the space group. The Materials Project's own value: with it 99.6 % of 900 rows of MP-20 got
 the number in their column `spacegroup.number`, with 0.01 Å, the usual default of the libraries, 98.4 %."""
-
-NUM_ELEMENTS = 100
-"""Length of a composition vector: hydrogen to fermium, as the networks have it."""
 
 GRAMS_PER_CUBIC_CM = 1.66053906660
 """Density of 1 g/mol per Å^3."""
@@ -146,7 +144,7 @@ def space_group_number(
 
 
 def composition_vectors(crystals: CrystalBatch) -> Tensor:
-    """Fraction of the atoms that each element makes up: [crystal, NUM_ELEMENTS], hydrogen in column 0.
+    """Fraction of the atoms that each element makes up: [crystal, COMPOSITION_WIDTH], hydrogen in column 0.
 
     Raises:
         ValueError: for an element beyond fermium.
@@ -155,11 +153,11 @@ def composition_vectors(crystals: CrystalBatch) -> Tensor:
 
     packed = _packed(crystals)
     crystal, numbers, counts = packed.species()
-    if len(numbers) and not 1 <= numbers.min() <= numbers.max() <= NUM_ELEMENTS:
+    if len(numbers) and not 1 <= numbers.min() <= numbers.max() <= COMPOSITION_WIDTH:
         raise ValueError(
-            f"atomic numbers must be 1 to {NUM_ELEMENTS}, got {numbers.min()} to {numbers.max()}"
+            f"atomic numbers must be 1 to {COMPOSITION_WIDTH}, got {numbers.min()} to {numbers.max()}"
         )
-    vectors = torch.zeros(len(packed.num_atoms), NUM_ELEMENTS)
+    vectors = torch.zeros(len(packed.num_atoms), COMPOSITION_WIDTH)
     fractions = counts / packed.num_atoms[crystal]
     vectors[torch.from_numpy(crystal), torch.from_numpy(numbers - 1)] = torch.from_numpy(fractions).float()
     return vectors

@@ -16,8 +16,8 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from latentite.data.canonical import canonicalize_many
-from latentite.data.cif import ATOMIC_NUMBER
 from latentite.data.niggli import multiply
+from latentite.elements import ATOMIC_NUMBER
 
 MAX_ATOMS = 20
 """Larger prototypes are left out."""

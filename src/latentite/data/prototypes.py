@@ -21,7 +21,6 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Float, Int
 
-from latentite.data.cif import ATOMIC_NUMBER, SYMBOLS
 from latentite.data.properties import GRAMS_PER_CUBIC_CM, space_group_number
 from latentite.data.prototype_library import (
     ElementTable,
@@ -32,6 +31,7 @@ from latentite.data.prototype_library import (
     load_species,
 )
 from latentite.data.publish import publishing
+from latentite.elements import ATOMIC_NUMBER, SYMBOLS
 
 logger = logging.getLogger(__name__)
 

@@ -21,11 +21,12 @@ from typing import TYPE_CHECKING, Any, cast
 import numpy as np
 
 from latentite.data.checks import Limits, refusals
-from latentite.data.cif import ATOMIC_NUMBER, Arrays, parse_p1
+from latentite.data.cif import Arrays, parse_p1
 from latentite.data.cif_crystal import read_crystal
 from latentite.data.poscar import parse_poscar
 from latentite.data.records import Kind, Record, Rejection, Source, Value, open_records, words_of
 from latentite.data.walk import pair, walk
+from latentite.elements import ATOMIC_NUMBER
 
 if TYPE_CHECKING:
     from ase import Atoms

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 
 from latentite.crystal import CrystalBatch
-from latentite.data.checks import MAX_ATOMIC_NUMBER
+from latentite.elements import MAX_ATOMIC_NUMBER
 from latentite.energy.potential import EnergyForces, PotentialCard, TheoryLevel
 
 if TYPE_CHECKING:

@@ -11,7 +11,7 @@ from math import gcd
 import numpy as np
 
 from latentite.crystal import CrystalBatch
-from latentite.data.cif import ATOMIC_NUMBER, SYMBOLS
+from latentite.elements import ATOMIC_NUMBER, SYMBOLS
 
 Composition = tuple[tuple[int, int], ...]
 """Atomic numbers and whole amounts of one formula unit, by atomic number: `((8, 1), (12, 1))` for MgO."""

@@ -17,7 +17,7 @@ import torch
 from latentite import lattice as lat
 from latentite.crystal import CrystalBatch
 from latentite.data.checks import Limits, refusals
-from latentite.data.cif import SYMBOLS
+from latentite.elements import symbol_of
 from latentite.energy.neighbours import neighbour_list
 from latentite.energy.potential import PotentialCard
 
@@ -86,8 +86,7 @@ def _element_refusals(crystals: CrystalBatch, card: PotentialCard) -> list[str |
     foreign = torch.isin(crystals.atomic_numbers, known, invert=True).nonzero().flatten()
     owners = crystals.crystal_index[foreign].tolist()
     for owner, number in zip(owners, crystals.atomic_numbers[foreign].tolist(), strict=True):
-        name = SYMBOLS[number - 1] if 1 <= number <= len(SYMBOLS) else f"atomic number {number}"
-        reasons[owner] = reasons[owner] or f"{card.name} does not know the element {name}"
+        reasons[owner] = reasons[owner] or f"{card.name} does not know the element {symbol_of(number)}"
     for empty in (crystals.num_atoms == 0).nonzero().flatten().tolist():
         reasons[empty] = "no atoms"
     return reasons

@@ -15,9 +15,9 @@ import numpy as np
 from jaxtyping import Float
 
 from latentite.crystal import CrystalBatch
-from latentite.data.cif import ATOMIC_NUMBER, SYMBOLS
 from latentite.data.kinds import ColumnKind, Remark, read_column
 from latentite.data.records import Value
+from latentite.elements import ATOMIC_NUMBER, SYMBOLS
 from latentite.energy.formulas import Composition, compositions, parse_formula, whole_amounts
 from latentite.energy.hull import Hull
 from latentite.energy.potential import TheoryLevel

@@ -16,9 +16,10 @@ from jaxtyping import Int
 from torch import Tensor
 
 from latentite.crystal import CrystalBatch
+from latentite.elements import NUM_ELEMENTS
 from latentite.energy.parallel import RelaxHow, relax_many
 from latentite.energy.potential import TheoryLevel
-from latentite.energy.reference_terms import NUM_ELEMENTS, ReferenceTerms
+from latentite.energy.reference_terms import ReferenceTerms
 from latentite.energy.references import ElementReferences, check_same_theory, fit_references
 from latentite.energy.relaxation import RelaxCell, RelaxSettings
 from latentite.energy.table import FORMATION_ENERGY, EnergyTable, kept_path, read_rows

@@ -13,10 +13,9 @@ import torch
 from jaxtyping import Float
 
 from latentite.crystal import CrystalBatch
-from latentite.data.cif import ATOMIC_NUMBER, SYMBOLS
+from latentite.elements import ATOMIC_NUMBER, NUM_ELEMENTS, SYMBOLS
 from latentite.nn.segment import segment_count
 
-NUM_ELEMENTS = len(SYMBOLS)
 _ANIONS = tuple(ATOMIC_NUMBER[s] for s in ["N", "O", "F", "Si", "S", "Cl", "Se", "Br", "Sb", "Te", "I"])
 _U_METALS = tuple(ATOMIC_NUMBER[s] for s in ["V", "Cr", "Mn", "Fe", "Co", "Ni", "Mo", "W"])
 _U_ANIONS = tuple(ATOMIC_NUMBER[s] for s in ["O", "F"])

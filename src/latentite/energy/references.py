@@ -19,9 +19,9 @@ from jaxtyping import Float
 from torch import Tensor
 
 from latentite.crystal import CrystalBatch
-from latentite.data.cif import SYMBOLS
+from latentite.elements import NUM_ELEMENTS, SYMBOLS
 from latentite.energy.potential import TheoryLevel
-from latentite.energy.reference_terms import NUM_ELEMENTS, ReferenceTerms, features
+from latentite.energy.reference_terms import ReferenceTerms, features
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

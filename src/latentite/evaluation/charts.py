@@ -16,9 +16,9 @@ import numpy as np
 from jaxtyping import Float
 
 from latentite.charts import COLOURS
-from latentite.data.cif import SYMBOLS
 from latentite.data.info import table_position
 from latentite.data.properties import SYMPREC
+from latentite.elements import SYMBOLS
 from latentite.evaluation.distributions import element_shares
 from latentite.evaluation.measure import Measured
 from latentite.figures import INK, new_figure

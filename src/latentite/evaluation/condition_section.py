@@ -15,9 +15,9 @@ from typing import Any
 
 import numpy as np
 
-from latentite.data.cif import ATOMIC_NUMBER
 from latentite.data.properties import SYMPREC
 from latentite.data.records import CANONICAL_NAMES
+from latentite.elements import ATOMIC_NUMBER
 from latentite.evaluation.distributions import finite
 from latentite.evaluation.measure import Cell
 from latentite.evaluation.read import Crystals

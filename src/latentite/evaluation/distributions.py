@@ -13,6 +13,7 @@ import numpy as np
 from jaxtyping import Float
 
 from latentite.data.properties import SYMPREC
+from latentite.elements import NUM_ELEMENTS
 from latentite.evaluation.measure import Cell, Measured
 from latentite.evaluation.table import Section, Work
 from latentite.metrics.distributions import entropy_bits, jensen_shannon_bits, wasserstein
@@ -53,7 +54,7 @@ def distribution_section(work: Work, table: Mapping[str, list[Cell]]) -> Section
 
 def element_shares(measured: Measured) -> Float[np.ndarray, "119"]:
     """Share of the structures that contain each element, by atomic number."""
-    counts = np.zeros(119)
+    counts = np.zeros(NUM_ELEMENTS + 1)
     for composition in measured.compositions:
         counts[[number for number, _ in composition]] += 1
     return counts / max(1, len(measured.compositions))

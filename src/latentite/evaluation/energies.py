@@ -15,7 +15,8 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from latentite.data.cif import SYMBOLS, Arrays
+from latentite.data.cif import Arrays
+from latentite.elements import SYMBOLS
 from latentite.energy.displacement import displacement_rmsd, volume_change
 from latentite.energy.formulas import compositions
 from latentite.energy.hull import Hull

@@ -12,8 +12,8 @@ from importlib.metadata import version
 
 import numpy as np
 
-from latentite.data.cif import SYMBOLS
 from latentite.data.properties import derive_rows
+from latentite.elements import SYMBOLS
 from latentite.evaluation.read import Crystals
 from latentite.evaluation.steps import Stage, timed
 from latentite.evaluation.store import ResultStore, namespace

@@ -15,8 +15,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from latentite.elements import NUM_ELEMENT_CLASSES
 from latentite.nn.denoiser import FREQUENCIES, DenoiserConfig
-from latentite.nn.encoders import NUM_ELEMENTS
 from latentite.nn.transformer import TransformerSize
 from latentite.nn.vae import VAEConfig
 
@@ -63,8 +63,8 @@ def vae_modules(config: VAEConfig) -> dict[str, nn.Module]:
     width = config.encoder.d_model
     encoder = named_module(
         ENCODER,
-        {"max_num_elements": NUM_ELEMENTS, "d_model": width, "num_layers": config.encoder.num_layers},
-        atom_type_embedder=nn.Embedding(NUM_ELEMENTS, width),
+        {"max_num_elements": NUM_ELEMENT_CLASSES, "d_model": width, "num_layers": config.encoder.num_layers},
+        atom_type_embedder=nn.Embedding(NUM_ELEMENT_CLASSES, width),
         lattices_embedder=_embedder(9, width),
         frac_coords_embedder=_embedder(3, width),
         transformer=_transformer(config.encoder),
@@ -73,13 +73,13 @@ def vae_modules(config: VAEConfig) -> dict[str, nn.Module]:
     decoder = named_module(
         DECODER,
         {
-            "max_num_elements": NUM_ELEMENTS,
+            "max_num_elements": NUM_ELEMENT_CLASSES,
             "d_model": width,
             "num_layers": config.decoder.num_layers,
             "atom_type_predict": True,
         },
         transformer=_transformer(config.decoder),
-        atom_types_head=nn.Linear(width, NUM_ELEMENTS),
+        atom_types_head=nn.Linear(width, NUM_ELEMENT_CLASSES),
         frac_coords_head=nn.Linear(width, 3, bias=False),
         lattice_head=nn.Linear(width, 6, bias=False),
     )

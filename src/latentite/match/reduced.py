@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
-from latentite.data.cif import SYMBOLS, Arrays
+from latentite.data.cif import Arrays
+from latentite.elements import SYMBOLS
 from latentite.match.settings import MatcherSettings, is_comparable, why_not_comparable
 from latentite.processes import map_in_order
 

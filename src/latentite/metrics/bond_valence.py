@@ -15,7 +15,8 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from latentite.crystal import CrystalBatch
-from latentite.data.cif import SYMBOLS, Arrays
+from latentite.data.cif import Arrays
+from latentite.elements import NUM_ELEMENTS, SYMBOLS
 from latentite.energy.neighbours import neighbour_list
 from latentite.metrics.fingerprints import is_bounded
 from latentite.metrics.oxidation_states import ELECTRONEGATIVE, Options, best_neutral
@@ -121,7 +122,7 @@ def _bond_parameters() -> Float[np.ndarray, "number 3"]:
     """r (Å), c and Pauling electronegativity by atomic number from 0 on; NaN where there is no r and c."""
     from pymatgen.core.bond_valence import BV_PARAMS
 
-    table = np.full((len(SYMBOLS) + 1, 3), np.nan)
+    table = np.full((NUM_ELEMENTS + 1, 3), np.nan)
     for element, parameters in BV_PARAMS.items():
         table[element.Z] = parameters["r"], parameters["c"], element.X
     return table

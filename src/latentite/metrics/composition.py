@@ -23,7 +23,7 @@ from collections.abc import Mapping, Sequence
 from enum import StrEnum
 from functools import cache, lru_cache
 
-from latentite.data.cif import SYMBOLS
+from latentite.elements import SYMBOLS
 from latentite.energy.formulas import Composition, reduced
 
 

@@ -23,8 +23,9 @@ import numpy as np
 from jaxtyping import Bool, Float
 
 from latentite.crystal import CrystalBatch
-from latentite.data.cif import SYMBOLS, Arrays
+from latentite.data.cif import Arrays
 from latentite.data.properties import PackedArrays
+from latentite.elements import NUM_ELEMENTS, SYMBOLS
 from latentite.energy.neighbours import neighbour_list
 
 MAGPIE_PROPERTIES = (
@@ -197,7 +198,7 @@ def _magpie_table() -> Float[np.ndarray, "number property"]:
     """Magpie's properties by atomic number from 0 on."""
     from smact.data_loader import lookup_element_magpie_data
 
-    table = np.full((len(SYMBOLS) + 1, len(MAGPIE_PROPERTIES)), np.nan)
+    table = np.full((NUM_ELEMENTS + 1, len(MAGPIE_PROPERTIES)), np.nan)
     for number, symbol in enumerate(SYMBOLS, start=1):
         row = lookup_element_magpie_data(symbol)
         if row is not None:

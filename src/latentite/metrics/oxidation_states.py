@@ -15,7 +15,7 @@ from functools import cache, lru_cache
 
 import numpy as np
 
-from latentite.data.cif import ATOMIC_NUMBER
+from latentite.elements import ATOMIC_NUMBER
 from latentite.metrics.composition import Composition
 
 ELECTRONEGATIVE = frozenset((1, 5, 6, 7, 8, 9, 14, 15, 16, 17, 33, 34, 35, 51, 52, 53))

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from latentite import lattice as lat
 from latentite.crystal import CrystalBatch
+from latentite.elements import NUM_ELEMENTS
 from latentite.match.reduced import pair_rms
 from latentite.match.settings import LOOSE, STRICT, MatcherSettings
 from latentite.nn.segment import segment_mean, segment_sum
@@ -56,7 +57,7 @@ def atom_errors(original: CrystalBatch, rebuilt: CrystalBatch) -> dict[str, Floa
     lengths, angles = lat.parameters_from_lattice(original.lattice)
     rebuilt_lengths, rebuilt_angles = lat.parameters_from_lattice(rebuilt.lattice)
     counts = [
-        segment_sum(torch.nn.functional.one_hot(b.atomic_numbers, 120).float(), index, count)
+        segment_sum(torch.nn.functional.one_hot(b.atomic_numbers, NUM_ELEMENTS + 1).float(), index, count)
         for b in (original, rebuilt)
     ]
     return {

@@ -11,7 +11,7 @@ from functools import cache
 
 import numpy as np
 
-from latentite.data.cif import SYMBOLS
+from latentite.elements import SYMBOLS
 from latentite.metrics.composition import Composition
 
 

@@ -18,8 +18,9 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from latentite.crystal import FIDELITY, CrystalBatch
+from latentite.elements import NUM_ELEMENTS
 from latentite.nn.baseline_ridge import fit_trimmed
-from latentite.nn.baselines import NUM_ELEMENTS, ElementBaselines, Extent
+from latentite.nn.baselines import ElementBaselines, Extent
 
 Array = np.ndarray
 

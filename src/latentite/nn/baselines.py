@@ -15,11 +15,10 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from latentite.crystal import FIDELITY, CrystalBatch
+from latentite.elements import NUM_ELEMENTS, symbol_of
 from latentite.nn.segment import segment_sum
 
-__all__ = ["FIDELITY", "NUM_ELEMENTS", "ElementBaselines", "Extent"]
-
-NUM_ELEMENTS = 118
+__all__ = ["FIDELITY", "ElementBaselines", "Extent"]
 
 
 class Extent(StrEnum):
@@ -99,8 +98,6 @@ class ElementBaselines(nn.Module):
 
     def missing(self, batch: CrystalBatch, fidelity_index: Int[Tensor, " crystal"]) -> list[str]:
         """A sentence for every element of the batch that lacks a baseline; empty when all have one."""
-        from ase.data import chemical_symbols
-
         owners = fidelity_index[batch.crystal_index]
         pairs = torch.stack([owners, batch.atomic_numbers], dim=1).unique(dim=0)
         is_missing = self.values[pairs[:, 0], :, pairs[:, 1]].isnan()
@@ -108,7 +105,7 @@ class ElementBaselines(nn.Module):
         for row, column in is_missing.nonzero().tolist():
             fidelity, number = pairs[row].tolist()
             sentences.append(
-                f"{chemical_symbols[number]} must have a baseline of {self.targets[column]} at fidelity "
+                f"{symbol_of(number)} must have a baseline of {self.targets[column]} at fidelity "
                 f"{self.fidelities[fidelity]}, got none: no crystal of the training split has this element; "
                 "add one, or leave such crystals out"
             )

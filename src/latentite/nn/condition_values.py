@@ -18,7 +18,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from latentite.crystal import CrystalBatch
-from latentite.nn.encoders import NUM_ELEMENTS
+from latentite.elements import ATOMIC_NUMBER, COMPOSITION_WIDTH
 
 NUM_SPACE_GROUPS = 230
 
@@ -172,7 +172,7 @@ def _value_of(config: ConditionConfig, crystals: CrystalBatch) -> Float[Tensor, 
         return crystals.num_atoms.to(dtype)
     if config.kind is ConditionKind.VOLUME_PER_ATOM:
         return crystals.volume / crystals.num_atoms
-    counts = torch.zeros(len(crystals), NUM_ELEMENTS, dtype=dtype, device=crystals.device)
+    counts = torch.zeros(len(crystals), COMPOSITION_WIDTH, dtype=dtype, device=crystals.device)
     ones = torch.ones(crystals.total_atoms, dtype=dtype, device=crystals.device)
     counts.index_put_((crystals.crystal_index, crystals.atomic_numbers - 1), ones, accumulate=True)
     if config.kind is ConditionKind.CHEMICAL_SYSTEM:
@@ -184,7 +184,7 @@ def request_row(config: ConditionConfig, value: ConditionValue) -> Float[Tensor,
     """A parsed value as the tensor that `condition_values` would give for one crystal."""
     if isinstance(value, int | float):
         return torch.tensor(float(value))
-    row = torch.zeros(NUM_ELEMENTS)
+    row = torch.zeros(COMPOSITION_WIDTH)
     fractions = value if isinstance(value, dict) else dict.fromkeys(value, 1.0)
     for symbol, fraction in fractions.items():
         row[_atomic_number(config, symbol) - 1] = fraction
@@ -322,9 +322,7 @@ def _fractions(value: object, config: ConditionConfig) -> dict[str, float]:
 
 
 def _atomic_number(config: ConditionConfig, symbol: str) -> int:
-    from ase.data import atomic_numbers
-
-    number = int(atomic_numbers.get(symbol, 0))
-    if not 1 <= number <= NUM_ELEMENTS:
+    number = ATOMIC_NUMBER.get(symbol, 0)
+    if not 1 <= number <= COMPOSITION_WIDTH:
         raise ValueError(f"{config.name} must name elements from H to Fm, got '{symbol}'")
     return number

@@ -21,6 +21,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from latentite.crystal import CrystalBatch
+from latentite.elements import COMPOSITION_WIDTH
 from latentite.nn.condition_values import (
     CLASSES,
     NUMBERS,
@@ -31,7 +32,6 @@ from latentite.nn.condition_values import (
     parse_conditions,
     request_row,
 )
-from latentite.nn.encoders import NUM_ELEMENTS
 
 
 class AbsentPlace(StrEnum):
@@ -80,7 +80,7 @@ class ConditionEncoder(nn.Module):
         self.config = config
         self.absent = absent
         self.is_number, self.is_class = config.kind in NUMBERS, config.kind in CLASSES
-        num_inputs = 1 if self.is_number else NUM_ELEMENTS
+        num_inputs = 1 if self.is_number else COMPOSITION_WIDTH
         first = (
             nn.Embedding(config.num_classes, hidden_size)
             if self.is_class
@@ -104,7 +104,7 @@ class ConditionEncoder(nn.Module):
 
     def placeholder(self, num_crystals: int) -> Float[Tensor, "crystal *channel"]:
         """Values that nobody will look at."""
-        shape = () if self.is_number or self.is_class else (NUM_ELEMENTS,)
+        shape = () if self.is_number or self.is_class else (COMPOSITION_WIDTH,)
         return self.null_embed.new_zeros(num_crystals, *shape)
 
     def forward(

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from latentite import lattice as lat
 from latentite.crystal import CrystalBatch
-from latentite.nn.encoders import NUM_ELEMENTS
+from latentite.elements import NUM_ELEMENT_CLASSES
 from latentite.nn.segment import segment_mean
 from latentite.nn.transformer import PackedLayout, Transformer, TransformerSize, index_embedding
 
@@ -103,9 +103,9 @@ class TransformerDecoder(nn.Module):
         self.transformer = Transformer(config)
         num_outputs = 3 if config.coordinate_head is CoordinateHead.LINEAR else 6
         if atom_type_predict:
-            self.atom_types_head = nn.Linear(config.d_model, NUM_ELEMENTS)
+            self.atom_types_head = nn.Linear(config.d_model, NUM_ELEMENT_CLASSES)
         else:
-            self.atom_type_embedder = nn.Embedding(NUM_ELEMENTS, config.d_model)
+            self.atom_type_embedder = nn.Embedding(NUM_ELEMENT_CLASSES, config.d_model)
         self.frac_coords_head = nn.Linear(config.d_model, num_outputs, bias=False)
         self.lattice_head = nn.Linear(config.d_model, 6, bias=False)
         self.atom_type_predict = atom_type_predict

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from latentite import lattice as lat
 from latentite.crystal import CrystalBatch
+from latentite.elements import NUM_ELEMENT_CLASSES
 from latentite.nn.features import (
     EncoderFeatures,
     coordinate_features,
@@ -26,9 +27,6 @@ from latentite.nn.features import (
 )
 from latentite.nn.segment import segment_mean
 from latentite.nn.transformer import PackedLayout, Transformer, TransformerSize, index_embedding
-
-NUM_ELEMENTS = 100
-"""Element classes: class z stands for atomic number z; class 0 for "unknown"."""
 
 
 class EncoderKind(StrEnum):
@@ -67,7 +65,7 @@ class TransformerEncoder(nn.Module):
     def __init__(self, config: EncoderConfig) -> None:
         super().__init__()
         self.config = config
-        self.atom_type_embedder = nn.Embedding(NUM_ELEMENTS, config.d_model)
+        self.atom_type_embedder = nn.Embedding(NUM_ELEMENT_CLASSES, config.d_model)
         self.lattices_embedder = embedder(num_lattice_features(config.features), config.d_model)
         num_inputs = num_coordinate_features(config.features, config.num_frequencies)
         self.frac_coords_embedder = embedder(num_inputs, config.d_model)
@@ -161,7 +159,7 @@ class CSPNetEncoder(nn.Module):
     def __init__(self, config: EncoderConfig) -> None:
         super().__init__()
         self.config = config
-        self.atom_type_embedder = nn.Embedding(NUM_ELEMENTS, config.d_model)
+        self.atom_type_embedder = nn.Embedding(NUM_ELEMENT_CLASSES, config.d_model)
         num_inputs = num_coordinate_features(config.features, config.num_frequencies)
         self.frac_coords_embedder = embedder(num_inputs, config.d_model)
         num_cell = num_lattice_features(EncoderFeatures.FOURIER)

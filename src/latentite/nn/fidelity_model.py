@@ -12,6 +12,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from latentite.crystal import CrystalBatch
+from latentite.elements import NUM_ELEMENTS
 from latentite.nn.baselines import Extent
 from latentite.nn.encoders import EncoderKind
 from latentite.nn.predictions import read_outputs
@@ -67,7 +68,7 @@ class FidelityModel(nn.Module):
         self.network = network.eval().requires_grad_(False)
         self.fidelity = fidelity
         count = len(network.config.targets)
-        table = torch.zeros(119, count, dtype=torch.float64)
+        table = torch.zeros(NUM_ELEMENTS + 1, count, dtype=torch.float64)
         if network.baselines is not None:
             table = network.baselines.values[fidelity].T.clone(memory_format=torch.contiguous_format)
             table[0] = 0.0

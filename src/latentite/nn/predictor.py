@@ -20,9 +20,9 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from latentite.crystal import FIDELITY, CrystalBatch
+from latentite.elements import NUM_ELEMENT_CLASSES
 from latentite.nn.baselines import ElementBaselines, Extent
 from latentite.nn.condition_values import label_statistics
-from latentite.nn.encoders import NUM_ELEMENTS
 from latentite.nn.fidelity_heads import FidelityHeads
 from latentite.nn.predictions import Predictions, read_outputs
 from latentite.nn.predictor_config import Pooling, PredictorConfig
@@ -83,7 +83,7 @@ class PropertyPredictor(nn.Module):
         if self.config.use_encoder_features:
             parts.append(encoded)
         if self.config.composition:
-            elements = torch.arange(NUM_ELEMENTS, device=encoded.device)
+            elements = torch.arange(NUM_ELEMENT_CLASSES, device=encoded.device)
             parts.append((atomic_numbers.unsqueeze(-1) == elements).to(encoded.dtype))
         return torch.cat(parts, dim=-1)
 
@@ -185,9 +185,9 @@ class PropertyPredictor(nn.Module):
         std, mean = torch.std_mean(pooled.double(), dim=0, correction=0)
         std = torch.where(std > SMALLEST_STD, std, 1.0)
         if self.config.composition:
-            std *= math.sqrt(self.config.num_features - NUM_ELEMENTS) / ENCODED_WEIGHT
+            std *= math.sqrt(self.config.num_features - NUM_ELEMENT_CLASSES) / ENCODED_WEIGHT
             # Shares are of one scale already, and a rare element would be stretched most.
-            mean[-NUM_ELEMENTS:], std[-NUM_ELEMENTS:] = 0.0, 1.0
+            mean[-NUM_ELEMENT_CLASSES:], std[-NUM_ELEMENT_CLASSES:] = 0.0, 1.0
         self.feature_mean.copy_(mean)
         self.feature_std.copy_(std)
 

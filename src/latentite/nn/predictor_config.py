@@ -9,9 +9,9 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from itertools import pairwise
 
+from latentite.elements import NUM_ELEMENT_CLASSES
 from latentite.nn.baselines import Extent
 from latentite.nn.condition_values import Transform
-from latentite.nn.encoders import NUM_ELEMENTS
 from latentite.nn.vae import VAEConfig
 
 
@@ -138,7 +138,7 @@ class PredictorConfig:
     def num_features(self) -> int:
         """Width of the pooled vector."""
         width = self.vae.latent_dim + (self.vae.encoder.d_model if self.use_encoder_features else 0)
-        return width + (NUM_ELEMENTS if self.composition else 0)
+        return width + (NUM_ELEMENT_CLASSES if self.composition else 0)
 
     @property
     def hidden_widths(self) -> list[int]:

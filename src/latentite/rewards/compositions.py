@@ -14,8 +14,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from latentite.crystal import CrystalBatch
-from latentite.data.cif import ATOMIC_NUMBER, SYMBOLS
-from latentite.data.properties import NUM_ELEMENTS, composition_vectors
+from latentite.data.properties import composition_vectors
+from latentite.elements import ATOMIC_NUMBER, COMPOSITION_WIDTH, SYMBOLS
 from latentite.energy.formulas import parse_formula
 from latentite.metrics.composition import SmactRule, is_smact_valid, reduced_composition
 
@@ -60,9 +60,9 @@ class TargetComposition:
         """
         composition = parse_formula(formula)
         total = sum(amount for _, amount in composition)
-        self.target = torch.zeros(NUM_ELEMENTS)
-        if composition[-1][0] > NUM_ELEMENTS:
-            last, got = SYMBOLS[NUM_ELEMENTS - 1], SYMBOLS[composition[-1][0] - 1]
+        self.target = torch.zeros(COMPOSITION_WIDTH)
+        if composition[-1][0] > COMPOSITION_WIDTH:
+            last, got = SYMBOLS[COMPOSITION_WIDTH - 1], SYMBOLS[composition[-1][0] - 1]
             raise ValueError(f"formula must have elements from H to {last}, got {got} in {formula!r}")
         for number, amount in composition:
             self.target[number - 1] = amount / total

@@ -9,7 +9,7 @@ from __future__ import annotations
 from enum import StrEnum
 
 from latentite.crystal import CrystalBatch
-from latentite.data.cif import SYMBOLS
+from latentite.elements import SYMBOLS
 from latentite.metrics.composition import reduced_composition
 from latentite.metrics.symmetry import space_groups
 

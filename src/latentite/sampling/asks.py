@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
-from latentite.data.cif import ATOMIC_NUMBER, SYMBOLS
+from latentite.elements import ATOMIC_NUMBER, MAX_ATOMIC_NUMBER, SYMBOLS
 from latentite.nn.condition_values import ConditionKind, ConditionValue, parse_conditions
 from latentite.nn.ldm import LatentDiffusion
 from latentite.sampling.capability import (
@@ -21,7 +21,7 @@ from latentite.sampling.capability import (
     refuse_guidance,
     refuse_sizes,
 )
-from latentite.sampling.elements import MAX_ELEMENT, element_numbers
+from latentite.sampling.elements import element_numbers
 from latentite.sampling.jobs import Ask, ElementRules
 from latentite.sampling.sizes import NumAtoms
 from latentite.sampling.start import Start
@@ -136,7 +136,7 @@ def element_rules(
         return None
     must = element_numbers("elements_required", required or ())
     never = element_numbers("elements_forbidden", forbidden or ())
-    may = range(1, MAX_ELEMENT + 1) if allowed is None else element_numbers("elements_allowed", allowed)
+    may = range(1, MAX_ATOMIC_NUMBER + 1) if allowed is None else element_numbers("elements_allowed", allowed)
     left = tuple(z for z in may if z not in never)
     if not left:
         raise ValueError("elements_allowed must leave an element that is not in elements_forbidden, got none")
@@ -251,10 +251,10 @@ def _start_asks(network: LatentDiffusion, asks: Sequence[Ask], start: Start) -> 
 def _describe(rules: ElementRules) -> str:
     """A label such as "only Li-Fe-O, with Li"."""
     parts = []
-    if rules.allowed is not None and len(rules.allowed) <= MAX_ELEMENT // 2:
+    if rules.allowed is not None and len(rules.allowed) <= MAX_ATOMIC_NUMBER // 2:
         parts.append("only " + "-".join(SYMBOLS[z - 1] for z in rules.allowed))
     elif rules.allowed is not None:
-        never = sorted(set(range(1, MAX_ELEMENT + 1)) - set(rules.allowed))
+        never = sorted(set(range(1, MAX_ATOMIC_NUMBER + 1)) - set(rules.allowed))
         parts.append("without " + "-".join(SYMBOLS[z - 1] for z in never))
     if rules.required:
         parts.append("with " + "-".join(SYMBOLS[z - 1] for z in rules.required))

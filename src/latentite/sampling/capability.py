@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping, Sequence
 
-from latentite.data.cif import SYMBOLS
+from latentite.elements import SYMBOLS
 from latentite.nn.condition_values import ConditionKind, ConditionValue
 from latentite.nn.denoiser import TokenIndex
 from latentite.nn.ldm import LatentDiffusion

@@ -17,12 +17,8 @@ from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
 from latentite.crystal import CrystalBatch
-from latentite.data.cif import ATOMIC_NUMBER, SYMBOLS
-from latentite.nn.encoders import NUM_ELEMENTS
+from latentite.elements import ATOMIC_NUMBER, MAX_ATOMIC_NUMBER, NUM_ELEMENT_CLASSES, NUM_ELEMENTS, SYMBOLS
 from latentite.sampling.jobs import ElementRules, Jobs
-
-MAX_ELEMENT = NUM_ELEMENTS - 1
-"""The largest atomic number that has a class; class 0 is "unknown"."""
 
 _NEVER = -1e9  # log-probability of what a diverged network (NaN) says; finite, so that an assignment exists
 
@@ -38,8 +34,8 @@ def element_numbers(option: str, symbols: Sequence[str] | str) -> tuple[int, ...
     for name in names:
         if name:
             found[name] = ATOMIC_NUMBER.get(name, 0)
-            if not 1 <= found[name] <= MAX_ELEMENT:
-                last = SYMBOLS[MAX_ELEMENT - 1]
+            if not 1 <= found[name] <= MAX_ATOMIC_NUMBER:
+                last = SYMBOLS[MAX_ATOMIC_NUMBER - 1]
                 raise ValueError(f"{option} must name elements from H to {last}, got '{name}'")
     return tuple(sorted(set(found.values())))
 
@@ -103,7 +99,7 @@ def assign_elements(
 
 def allowed_elements(rules: ElementRules | None) -> Bool[np.ndarray, " element"]:
     """True for the classes that an atom may have; never for class 0."""
-    allowed = np.zeros(NUM_ELEMENTS, dtype=bool)
+    allowed = np.zeros(NUM_ELEMENT_CLASSES, dtype=bool)
     if rules is None or rules.allowed is None:
         allowed[1:] = True
     else:

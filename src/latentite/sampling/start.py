@@ -22,9 +22,10 @@ from latentite.crystal import CrystalBatch
 from latentite.data.canonical import canonicalize_with_order
 from latentite.diffusion.noise import CrystalNoise, NoiseStream
 from latentite.diffusion.samplers import AnySchedule, Known, noised, start_level
+from latentite.elements import MAX_ATOMIC_NUMBER
 from latentite.latent import LatentBatch
 from latentite.nn.ldm import LatentDiffusion
-from latentite.sampling.elements import MAX_ELEMENT, element_numbers
+from latentite.sampling.elements import element_numbers
 from latentite.sampling.jobs import Jobs
 
 
@@ -147,9 +148,9 @@ def start_from(
     if not 0.0 < strength <= 1.0:
         raise ValueError(f"strength must be above 0 and at most 1, got {strength}")
     highest = int(structures.atomic_numbers.max())
-    if highest > MAX_ELEMENT:
+    if highest > MAX_ATOMIC_NUMBER:
         raise ValueError(
-            f"elements of a structure to start from must be 1 to {MAX_ELEMENT}, the networks' classes, "
+            f"elements of a structure to start from must be 1 to {MAX_ATOMIC_NUMBER}, the networks' classes, "
             f"got atomic number {highest}"
         )
     arrays, orders = zip(*canonicalize_with_order(structures.to_arrays()), strict=True)

@@ -16,7 +16,8 @@ from functools import reduce
 
 import numpy as np
 
-from latentite.data.cif import SYMBOLS, Arrays, parse_p1
+from latentite.data.cif import Arrays, parse_p1
+from latentite.elements import SYMBOLS
 
 _MAX_EDGE = 1000.0
 """Å; in longer cells two atoms that are well apart can be too close in fractional coordinates for pymatgen."""
