@@ -27,7 +27,6 @@ from scipy.stats import rankdata
 from latentite.crystal import CrystalBatch
 from latentite.data.checks import Limits
 from latentite.data.table import Row, read
-from latentite.energy.formulas import compositions
 from latentite.energy.hull import Hull
 from latentite.energy.hull_sources import hull_from_crystals
 from latentite.energy.parallel import RelaxHow, double_batch, relax_many
@@ -35,6 +34,7 @@ from latentite.energy.reference_fit import matching_terms, spread_sample
 from latentite.energy.references import fit_references
 from latentite.energy.relaxation import RelaxCell, RelaxSettings
 from latentite.energy.table import FORMATION_ENERGY, MATERIALS_PROJECT
+from latentite.formulas import compositions
 
 DATA = Path(__file__).resolve().parents[2] / "shared/data"
 HEIGHT = "energy_above_hull"

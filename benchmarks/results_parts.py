@@ -25,9 +25,9 @@ from latentite.data.named import read_labelled, read_source
 from latentite.energy.potential import TheoryLevel
 from latentite.evaluation.energy_options import EnergyOptions
 from latentite.evaluation.run import evaluate
+from latentite.formulas import reduced_formulas
 from latentite.generate import generate
 from latentite.metrics.regression import regression_metrics
-from latentite.pictures import reduced_formulas
 from latentite.predict import predict_dataset
 from latentite.predictor_checkpoint import load_predictor
 from latentite.reconstruct import load_vae, reconstruct, subset, summary

@@ -18,8 +18,9 @@ import time
 import torch
 
 from latentite.crystal import CrystalBatch
+from latentite.formulas import reduced_composition
 from latentite.ldm_checkpoint import load_ldm
-from latentite.metrics.composition import SmactRule, is_smact_valid, reduced_composition
+from latentite.metrics.composition import SmactRule, is_smact_valid
 from latentite.metrics.reconstruction import LOOSE, reconstruction_table
 from latentite.sampling.batches import size_batches
 from latentite.sampling.chain import SamplingConfig, sample_jobs

@@ -19,6 +19,7 @@ ORDER = [
     {"download", "figures"},
     {"lattice"},
     {"crystal"},
+    {"formulas"},
     {"pictures", "charts"},
     {"curves"},
     {"latent"},

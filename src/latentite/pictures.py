@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import math
 import re
-import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -23,6 +22,7 @@ from latentite import lattice as lat
 from latentite.crystal import CrystalBatch
 from latentite.elements import symbol_of
 from latentite.figures import EDGE, INK, new_figure, save_figure
+from latentite.formulas import reduced_formulas
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -151,22 +151,6 @@ def draw_pairs(
             _draw(axis, scene, half_width=half_width)
             axis.set_title(name, fontsize=8.5, color=INK, pad=3)
     return save_figure(figure, path, dpi)
-
-
-def reduced_formulas(crystals: Crystals) -> list[str]:
-    """Reduced formula of each crystal, electropositive elements first, as pymatgen writes it."""
-    from pymatgen.core import Composition, Element
-
-    formulas = []
-    for numbers, _, _ in _as_batch(crystals).to_arrays():
-        elements, counts = np.unique(numbers, return_counts=True)
-        amounts = {
-            Element.from_Z(int(z)).symbol: int(count) for z, count in zip(elements, counts, strict=True)
-        }
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # noble gases have no electronegativity; the order is only taste
-            formulas.append(Composition(amounts).reduced_formula)
-    return formulas
 
 
 def pretty(formula: str) -> str:

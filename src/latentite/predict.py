@@ -22,10 +22,10 @@ from latentite.crystal import FIDELITY, CrystalBatch
 from latentite.data.dataset import CrystalDataset
 from latentite.data.records import Rejection
 from latentite.files import replacing
+from latentite.formulas import reduced_formulas
 from latentite.metrics.rates import Rate
 from latentite.nn.predictions import Predictions
 from latentite.nn.predictor import PropertyPredictor
-from latentite.pictures import reduced_formulas
 
 Advance = Callable[[int], None]
 """Told how many more crystals are done."""

@@ -41,11 +41,12 @@ from latentite.data.dataset import CrystalDataset
 from latentite.data.records import Rejection
 from latentite.data.sampler import BatchPlan, epoch_batches
 from latentite.files import replacing, write_json
+from latentite.formulas import reduced_formulas
 from latentite.match.settings import LOOSE, STRICT, MatcherSettings, is_comparable
 from latentite.metrics.rates import Rate
 from latentite.metrics.reconstruction import reconstruction_table
 from latentite.nn.vae import CrystalVAE, VAEConfig
-from latentite.pictures import draw_pairs, pretty, reduced_formulas
+from latentite.pictures import draw_pairs, pretty
 from latentite.plain import from_plain
 
 if TYPE_CHECKING:

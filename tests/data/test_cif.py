@@ -17,6 +17,7 @@ from pymatgen.io.cif import CifParser, CifWriter
 
 from latentite.data.cif import Arrays, parse_p1
 from latentite.data.cif_crystal import read_crystal
+from latentite.elements import SYMBOLS
 
 ROWS_PER_FILE = 100
 """Rows compared in each real file; LATENTITE_ALL_ROWS=1 compares all of them (minutes)."""

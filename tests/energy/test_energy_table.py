@@ -16,7 +16,6 @@ from small_crystals import fcc, packed
 from latentite.crystal import CrystalBatch
 from latentite.data.build import BuildOptions, build_dataset
 from latentite.energy import parallel, reference_fit, table
-from latentite.energy.formulas import parse_formula
 from latentite.energy.parallel import RelaxHow, chunks_of
 from latentite.energy.potential import TheoryLevel
 from latentite.energy.reference_fit import matching_terms, spread_sample, table_references
@@ -30,6 +29,7 @@ from latentite.energy.table import (
     read_rows,
     table_hull,
 )
+from latentite.formulas import parse_formula
 
 LJ = TheoryLevel(functional="Lennard-Jones", is_corrected=False)
 HOW = RelaxHow(

@@ -13,7 +13,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from latentite.crystal import CrystalBatch
-from latentite.energy.formulas import Composition, compositions, formula, parse_formula
 from latentite.energy.hull import Hull
 from latentite.energy.hull_sources import (
     hull_from_crystals,
@@ -22,6 +21,7 @@ from latentite.energy.hull_sources import (
     hull_from_table,
 )
 from latentite.energy.potential import TheoryLevel
+from latentite.formulas import Composition, compositions, parse_formula, plain_formula
 
 PBE = TheoryLevel(functional="PBE(+U)", is_corrected=True)
 ELEMENTS = (3, 8, 26, 15)
@@ -48,7 +48,7 @@ def test_it_is_the_phase_diagram_of_pymatgen(seed: int, num_elements: int) -> No
 
     phases = random_phases(seed, 25, num_elements)
     diagram = PhaseDiagram(
-        [PDEntry(PymatgenComposition(formula(c)), e * sum(n for _, n in c)) for c, e in phases]
+        [PDEntry(PymatgenComposition(plain_formula(c)), e * sum(n for _, n in c)) for c, e in phases]
     )
     hull = Hull(phases)
     for composition, _ in random_phases(seed + 1, 12, num_elements):
@@ -56,7 +56,7 @@ def test_it_is_the_phase_diagram_of_pymatgen(seed: int, num_elements: int) -> No
         if query.num_competing == 0 and len(composition) > 1:
             assert query.energy is None  # pymatgen would say 0, the mixture of the elements
             continue
-        name = PymatgenComposition(formula(composition))
+        name = PymatgenComposition(plain_formula(composition))
         assert query.energy == pytest.approx(diagram.get_hull_energy_per_atom(name), abs=1e-9)
         total = sum(share for _, share in query.decomposition)
         assert total == pytest.approx(1.0, abs=1e-9)

@@ -7,12 +7,12 @@ import pytest
 import torch
 
 from latentite.crystal import CrystalBatch
-from latentite.energy.formulas import parse_formula
 from latentite.energy.hull import Hull
 from latentite.energy.potential import TheoryLevel
 from latentite.energy.reference_terms import ReferenceTerms
 from latentite.energy.references import ElementReferences
 from latentite.energy.stability import stability
+from latentite.formulas import parse_formula
 
 PBE = TheoryLevel(functional="PBE(+U)", is_corrected=True)
 

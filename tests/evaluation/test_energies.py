@@ -11,7 +11,6 @@ import pytest
 import torch
 
 from latentite.data.cif import Arrays
-from latentite.energy.formulas import parse_formula
 from latentite.energy.hull import Hull
 from latentite.energy.parallel import RelaxHow
 from latentite.energy.potential import TheoryLevel
@@ -21,6 +20,7 @@ from latentite.energy.relaxation import RelaxCell, RelaxSettings, RelaxStatus
 from latentite.evaluation.energies import Energies, energy_store, measure_energies
 from latentite.evaluation.relaxed_file import write_relaxed
 from latentite.evaluation.store import structure_hash
+from latentite.formulas import parse_formula
 
 LJ = TheoryLevel(functional="Lennard-Jones", is_corrected=False)
 SINGLE = RelaxHow(

@@ -15,10 +15,10 @@ from pymatgen.core.bond_valence import ELECTRONEG, PRIOR_PROB, BVAnalyzer, calcu
 
 from latentite.data.cif import Arrays
 from latentite.elements import SYMBOLS
+from latentite.formulas import reduced_composition
 from latentite.match.search import structure_of
 from latentite.metrics.bond_valence import bond_valence_states, bond_valence_sums
 from latentite.metrics.charge import ChargeVerdict, charge_neutrality
-from latentite.metrics.composition import reduced_composition
 from latentite.metrics.oxidation_states import ELECTRONEGATIVE, best_neutral, charge_plausibility
 
 

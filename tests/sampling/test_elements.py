@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from tiny_ldm import ALL_CONDITIONS, FLOW, TRAIN_SIZES, tiny_network
 
 from latentite.elements import SYMBOLS
-from latentite.sampling.asks import build_asks, parse_formula
+from latentite.sampling.asks import build_asks, formula_unit
 from latentite.sampling.chain import SamplingConfig, sample_jobs
 from latentite.sampling.elements import (
     allowed_elements,
@@ -129,7 +129,7 @@ def test_every_crystal_has_exactly_the_formula(name: str, wanted: list[str]) -> 
     crystals = sample_jobs(NETWORKS[name], FLOW, jobs, seed=0, config=SamplingConfig(steps=2)).crystals
     parts = crystals.atomic_numbers.split(crystals.num_atoms.tolist())
     for index, numbers in enumerate(parts):
-        assert Counter(numbers.tolist()) == Counter(parse_formula(wanted[index // 3]))
+        assert Counter(numbers.tolist()) == Counter(formula_unit(wanted[index // 3]))
     assert bool(fulfilled(crystals, jobs).all())
 
 
@@ -200,5 +200,5 @@ def test_symbols_are_read_from_text_and_sequences() -> None:
 )
 def test_what_is_no_formula_is_refused(formula: str, message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        parse_formula(formula)
-    assert parse_formula("Ca(OH)2") == (1, 1, 8, 8, 20)
+        formula_unit(formula)
+    assert formula_unit("Ca(OH)2") == (1, 1, 8, 8, 20)

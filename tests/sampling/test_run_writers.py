@@ -19,7 +19,7 @@ from latentite.data.checks import Limits
 from latentite.data.cif import Arrays, parse_p1
 from latentite.data.table import Row, read
 from latentite.elements import SYMBOLS
-from latentite.pictures import reduced_formulas
+from latentite.formulas import reduced_formulas
 from latentite.sampling.checks import geometry_refusals
 from latentite.sampling.writers import (
     Sample,

@@ -20,7 +20,7 @@ import numpy as np
 from jaxtyping import Float
 
 from latentite.data.records import Value
-from latentite.elements import SYMBOLS
+from latentite.formulas import is_formula
 
 
 class ColumnKind(StrEnum):
@@ -100,7 +100,6 @@ _quantity = re.compile(
     rf"(?:\([^)]*\)|(?:\u00b1|\+/?-).*|[x\u00d7*][{_BLANKS}]*10.*|[*\u2020\u2021\u00b2\u00b3\u2070-\u2079\u207b]+)?[{_BLANKS}]*"
     rf"(?P<unit>(?:{_UNITS}).*|[^\W\d_]\S*)?\Z"
 ).match
-_formula_part = re.compile(r"([A-Z][a-z]?)[0-9.]*|[()\[\]][0-9.]*")
 _LARGEST = float(np.finfo(np.float32).max)
 _SENTINELS = (-999.0, -9999.0, -99999.0, 999.0, 9999.0, 99999.0)
 
@@ -308,11 +307,6 @@ def _is_quantity(text: str) -> bool:
     return bool(re.search(rf"[.,~<>{_BLANKS}]", number))
 
 
-def _is_formula(text: str) -> bool:
-    rest, symbols = _formula_part.sub("", text), [found for found in _formula_part.findall(text) if found]
-    return not rest and bool(symbols) and all(symbol in SYMBOLS for symbol in symbols)
-
-
 def _names(cells: Sequence[Value]) -> Column:
     """Every cell as a name. In a column of formulas `NaN` and `InF` are compounds, elsewhere nothing."""
     is_number = all(
@@ -325,9 +319,9 @@ def _names(cells: Sequence[Value]) -> Column:
     nothing -= {"Na"}
     if "+" in kinds:
         nothing -= {"-", "\u2212", "\u2013"}
-    if formulas := {text for text in nothing if _is_formula(text)}:
+    if formulas := {text for text in nothing if is_formula(text)}:
         others = [text for text in kinds if text not in nothing]
-        if others and all(map(_is_formula, others)):
+        if others and all(map(is_formula, others)):
             nothing -= formulas
     first, counts = {text: texts.index(text) for text in kinds if text in nothing}, Counter(texts)
     return Column(

@@ -21,6 +21,7 @@ from jaxtyping import Float, Int
 
 from latentite.data.cif import Arrays
 from latentite.elements import COMPOSITION_WIDTH, SYMBOLS
+from latentite.formulas import Composition, alphabetical_formula, chemical_system, reduced
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -214,17 +215,12 @@ def _space_group(crystals: PackedArrays, symprec: float) -> Values:
 
 def _chemical_system(crystals: PackedArrays, symprec: float) -> Values:
     """Symbols in alphabetical order, as in `Fe-Li-O`."""
-    return ["-".join(sorted(symbols)) for symbols, _ in _formulas(crystals)]
+    return [chemical_system(composition) for composition in _compositions(crystals)]
 
 
 def _composition(crystals: PackedArrays, symprec: float) -> Values:
     """Reduced formula, the elements in alphabetical order, as in `FeLiO2`."""
-    result = []
-    for symbols, counts in _formulas(crystals):
-        divisor = int(np.gcd.reduce(counts))
-        pairs = sorted(zip(symbols, [count // divisor for count in counts], strict=True))
-        result.append("".join(symbol + (str(count) if count > 1 else "") for symbol, count in pairs))
-    return result
+    return [alphabetical_formula(composition) for composition in _compositions(crystals)]
 
 
 DERIVED: dict[str, Callable[[PackedArrays, float], Values]] = {
@@ -248,14 +244,12 @@ def _function(name: str) -> Callable[[PackedArrays, float], Values]:
     return function
 
 
-def _formulas(crystals: PackedArrays) -> list[tuple[list[str], list[int]]]:
-    """Symbols and counts of the elements of each crystal."""
+def _compositions(crystals: PackedArrays) -> list[Composition]:
     crystal, numbers, counts = crystals.species()
-    result: list[tuple[list[str], list[int]]] = [([], []) for _ in crystals.num_atoms]
+    result: list[dict[int, int]] = [{} for _ in crystals.num_atoms]
     for owner, number, count in zip(crystal.tolist(), numbers.tolist(), counts.tolist(), strict=True):
-        result[owner][0].append(SYMBOLS[number - 1])
-        result[owner][1].append(count)
-    return result
+        result[owner][number] = count
+    return [reduced(count) for count in result]
 
 
 def _packed(crystals: CrystalBatch) -> PackedArrays:

@@ -32,6 +32,7 @@ from latentite.data.prototype_library import (
 )
 from latentite.data.publish import publishing
 from latentite.elements import ATOMIC_NUMBER, SYMBOLS
+from latentite.formulas import join_amounts
 
 logger = logging.getLogger(__name__)
 
@@ -145,7 +146,7 @@ def compounds(elements: ElementTable) -> Iterator[Compound]:
 def _formula(symbols: tuple[str, ...], counts: Int[np.ndarray, " kind"], elements: ElementTable) -> str:
     reduced = (counts // np.gcd.reduce(counts)).tolist()
     pairs = sorted(zip(symbols, reduced, strict=True), key=lambda pair: elements.electronegativity[pair[0]])
-    return "".join(symbol + (str(count) if count > 1 else "") for symbol, count in pairs)
+    return join_amounts(pairs)
 
 
 def _pymatgen_version() -> str:

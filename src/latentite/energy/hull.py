@@ -18,9 +18,9 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float
 
-from latentite.energy.formulas import Composition, formula, parse_formula, reduced
 from latentite.energy.potential import TheoryLevel
 from latentite.files import parse_json, write_json
+from latentite.formulas import Composition, parse_formula, plain_formula, reduced
 
 FORMAT = 2
 """2: the hash covers the level of theory."""
@@ -55,7 +55,7 @@ class Hull:
         for composition, energy in phases:
             if not np.isfinite(energy):
                 raise ValueError(
-                    f"the formation energy of {formula(composition)} must be finite, got {energy}"
+                    f"the formation energy of {plain_formula(composition)} must be finite, got {energy}"
                 )
             key = reduced(dict(composition))
             lowest[key] = min(energy, lowest.get(key, np.inf))
@@ -143,7 +143,7 @@ class Hull:
 
     def write(self, path: str | Path) -> None:
         """As JSON, atomically."""
-        phases = [[formula(key), energy] for key, energy in self.phases.items()]
+        phases = [[plain_formula(key), energy] for key, energy in self.phases.items()]
         value: dict[str, Any] = {
             "latentite.hull": FORMAT,
             "sha256": self.sha256,

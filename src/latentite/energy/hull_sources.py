@@ -18,10 +18,10 @@ from latentite.crystal import CrystalBatch
 from latentite.data.kinds import ColumnKind, Remark, read_column
 from latentite.data.records import Value
 from latentite.elements import ATOMIC_NUMBER, SYMBOLS
-from latentite.energy.formulas import Composition, compositions, parse_formula, whole_amounts
 from latentite.energy.hull import Hull
 from latentite.energy.potential import TheoryLevel
 from latentite.files import parse_json
+from latentite.formulas import Composition, compositions, parse_formula, whole_amounts
 
 if TYPE_CHECKING:
     from pymatgen.entries.computed_entries import ComputedEntry

@@ -11,9 +11,9 @@ from jaxtyping import Float
 from torch import Tensor
 
 from latentite.crystal import CrystalBatch
-from latentite.energy.formulas import compositions
 from latentite.energy.hull import Hull
 from latentite.energy.references import ElementReferences, check_same_theory
+from latentite.formulas import compositions
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

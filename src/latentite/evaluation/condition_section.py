@@ -22,6 +22,7 @@ from latentite.evaluation.distributions import finite
 from latentite.evaluation.measure import Cell
 from latentite.evaluation.read import Crystals
 from latentite.evaluation.table import Counted, MakeSection, Section, Table, Work
+from latentite.formulas import parse_amounts
 from latentite.metrics.conditional import HitRate, categorical_hit_rate, numeric_hit_rate, numeric_hits
 from latentite.metrics.rates import Rate
 from latentite.nn.condition_values import split_request
@@ -221,16 +222,15 @@ def _named(column: str, hits: list[bool | None], words: str) -> _Judged:
 
 def _compositions(places: Sequence[int], targets: Sequence[str], work: Work) -> _Judged | None:
     """Fractions of the elements; None when a target is no formula."""
-    from pymatgen.core import Composition
-
     try:
-        wanted = [Composition(target).fractional_composition.get_el_amt_dict() for target in targets]
-    except (ValueError, KeyError, TypeError):
+        wanted = [parse_amounts(target) for target in targets]
+    except ValueError:
         return None
     hits: list[bool | None] = []
     for place, target in zip(places, wanted, strict=True):
         total = sum(count for _, count in work.measured.compositions[place])
-        difference = {ATOMIC_NUMBER[symbol]: -float(fraction) for symbol, fraction in target.items()}
+        whole = sum(target.values())
+        difference = {ATOMIC_NUMBER[symbol]: -amount / whole for symbol, amount in target.items()}
         for number, count in work.measured.compositions[place]:
             difference[number] = difference.get(number, 0.0) + count / total
         hits.append(max(map(abs, difference.values())) <= FRACTION_TOLERANCE)

@@ -18,7 +18,6 @@ from torch import Tensor
 from latentite.data.cif import Arrays
 from latentite.elements import SYMBOLS
 from latentite.energy.displacement import displacement_rmsd, volume_change
-from latentite.energy.formulas import compositions
 from latentite.energy.hull import Hull
 from latentite.energy.parallel import Kept, RelaxHow, double_batch, relax_many
 from latentite.energy.potential import PotentialCard
@@ -27,6 +26,7 @@ from latentite.energy.relaxation import RelaxCell, Relaxed, RelaxStatus
 from latentite.energy.stability import Stability, stability
 from latentite.evaluation.measure import Cell
 from latentite.evaluation.store import ResultStore, namespace
+from latentite.formulas import chemical_system, compositions
 
 VERSION = 1
 """Of what is kept; raised whenever the same settings give other values."""
@@ -199,7 +199,7 @@ def _unknown(
         return {}, {}
     for composition in compositions(double_batch(crystals)):
         if hull.query(composition).energy is None:
-            systems["-".join(sorted(SYMBOLS[number - 1] for number, _ in composition))] += 1
+            systems[chemical_system(composition)] += 1
         elements.update(SYMBOLS[number - 1] for number, _ in composition if number not in references.elements)
     return dict(systems.most_common()), dict(elements.most_common())
 

@@ -7,23 +7,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 from importlib.metadata import version
 
 import numpy as np
 
 from latentite.data.properties import derive_rows
-from latentite.elements import SYMBOLS
 from latentite.evaluation.read import Crystals
 from latentite.evaluation.steps import Stage, timed
 from latentite.evaluation.store import ResultStore, namespace
-from latentite.metrics.composition import (
-    Composition,
-    SmactRule,
-    has_unknown_element,
-    is_smact_valid,
-    reduced_composition,
-)
+from latentite.formulas import Composition, reduced_composition, usual_formula
+from latentite.metrics.composition import SmactRule, has_unknown_element, is_smact_valid
 from latentite.metrics.geometry import min_distances, volumes
 from latentite.metrics.supply_risk import supply_risk
 from latentite.metrics.symmetry import SYMPRECS, space_groups
@@ -75,7 +68,7 @@ class Measured:
         """The columns of the table, in its order."""
         risks = [supply_risk(composition) for composition in self.compositions]
         columns: dict[str, list[Cell]] = {
-            "formula": [_usual_formula(composition) for composition in self.compositions],
+            "formula": [usual_formula(composition) for composition in self.compositions],
             "chemical_system": list(self.chemical_systems),
             "num_atoms": self.num_atoms.tolist(),
             "num_elements": [int(count) for count in self.num_elements],
@@ -95,14 +88,6 @@ class Measured:
         columns["hhi_production"] = _cells(np.array([risk[0] for risk in risks]))
         columns["hhi_reserves"] = _cells(np.array([risk[1] for risk in risks]))
         return columns
-
-
-@lru_cache(maxsize=1 << 16)
-def _usual_formula(composition: Composition) -> str:
-    """The reduced formula in the usual order of the elements, as in `LiFePO4`."""
-    from pymatgen.core import Composition as PymatgenComposition
-
-    return PymatgenComposition({SYMBOLS[n - 1]: count for n, count in composition}).reduced_formula
 
 
 def _cells(values: np.ndarray) -> list[Cell]:

@@ -27,8 +27,8 @@ from collections.abc import Sequence
 from enum import StrEnum
 
 from latentite.data.cif import Arrays
+from latentite.formulas import Composition, reduced_composition
 from latentite.metrics.bond_valence import bond_valence_states
-from latentite.metrics.composition import Composition, reduced_composition
 from latentite.metrics.oxidation_states import charge_plausibility, is_metallic
 
 MIN_PLAUSIBILITY = 0.001

@@ -13,18 +13,17 @@ papers is the list of oxidation states:
 
 An element without states in the list (noble gases, Pm, ...) makes a formula invalid under both, as smact does.
 The verdicts equal `smact.screening.smact_validity`, which tries all combinations of states (millions for eight
-elements); here the sums that can be reached are followed instead. Comes after `energy/formulas.py`.
+elements); here the sums that can be reached are followed instead.
 """
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from enum import StrEnum
 from functools import cache, lru_cache
 
 from latentite.elements import SYMBOLS
-from latentite.energy.formulas import Composition, reduced
+from latentite.formulas import Composition
 
 
 class SmactRule(StrEnum):
@@ -32,15 +31,6 @@ class SmactRule(StrEnum):
 
     PAULING = "smact_pauling"
     ICSD24 = "smact_icsd24"
-
-
-def reduced_composition(atomic_numbers: Sequence[int]) -> Composition:
-    """The reduced composition of a list of atoms.
-
-    Raises:
-        ValueError: for no atoms.
-    """
-    return reduced(Counter(atomic_numbers))
 
 
 @lru_cache(maxsize=1 << 18)

@@ -28,9 +28,9 @@ import numpy as np
 from jaxtyping import Bool, Float
 
 from latentite.data.cif import Arrays
+from latentite.formulas import Composition, reduced_composition
 from latentite.match.search import structure_of
 from latentite.match.settings import LOOSE, MatcherSettings, is_comparable
-from latentite.metrics.composition import Composition, reduced_composition
 from latentite.metrics.rates import Rate
 from latentite.processes import map_in_order
 

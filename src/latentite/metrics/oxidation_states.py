@@ -16,7 +16,7 @@ from functools import cache, lru_cache
 import numpy as np
 
 from latentite.elements import ATOMIC_NUMBER
-from latentite.metrics.composition import Composition
+from latentite.formulas import Composition
 
 ELECTRONEGATIVE = frozenset((1, 5, 6, 7, 8, 9, 14, 15, 16, 17, 33, 34, 35, 51, 52, 53))
 """Elements that can be anions in bond valences (O'Keeffe & Brese 1991): H, B, C, N, O, F, Si, P, S, Cl, As, Se, Br,

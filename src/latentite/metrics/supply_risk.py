@@ -12,7 +12,7 @@ from functools import cache
 import numpy as np
 
 from latentite.elements import SYMBOLS
-from latentite.metrics.composition import Composition
+from latentite.formulas import Composition
 
 
 def supply_risk(composition: Composition) -> tuple[float, float]:

@@ -20,6 +20,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from latentite.elements import ATOMIC_NUMBER, SYMBOLS
 from latentite.files import replacing
 from latentite.nn.baseline_fit import BaselineFit
 from latentite.nn.baselines import ElementBaselines, Extent
@@ -99,8 +100,6 @@ def read_baselines(path: str | Path) -> ElementBaselines:
 
 
 def _table(targets: dict[str, Any]) -> ElementBaselines:
-    from ase.data import atomic_numbers
-
     fidelities = list(dict.fromkeys(name for target in targets.values() for name in target["fidelities"]))
     extents = [target["extent"] for target in targets.values()]
     baselines = ElementBaselines(fidelities=fidelities, targets=list(targets), extents=extents)
@@ -109,24 +108,20 @@ def _table(targets: dict[str, Any]) -> ElementBaselines:
             for symbol, value in table["elements"].items():
                 if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
                     raise ValueError(f"{symbol} of {fidelity} must be a finite number, got {value!r}")
-                baselines.values[fidelities.index(fidelity), column, atomic_numbers[symbol]] = value
+                baselines.values[fidelities.index(fidelity), column, ATOMIC_NUMBER[symbol]] = value
     return baselines
 
 
 def _by_symbol(baselines: ElementBaselines, position: int, column: int) -> dict[str, float]:
-    from ase.data import chemical_symbols
-
     values = enumerate(baselines.values[position, column].tolist())
-    return {chemical_symbols[number]: value for number, value in values if not math.isnan(value)}
+    return {SYMBOLS[number - 1]: value for number, value in values if not math.isnan(value)}
 
 
 def _said(fits: Sequence[BaselineFit], fidelity: str, target: str) -> dict[str, Any]:
-    from ase.data import chemical_symbols
-
     for fit in fits:
         if (fit.fidelity, fit.target) == (fidelity, target):
             return {
-                "inherited": [chemical_symbols[number] for number in fit.inherited],
+                "inherited": [SYMBOLS[number - 1] for number in fit.inherited],
                 "num_rows": fit.num_rows,
                 "num_trimmed": fit.num_trimmed,
                 "label_std": fit.label_std,

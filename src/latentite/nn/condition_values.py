@@ -19,6 +19,7 @@ from torch import Tensor
 
 from latentite.crystal import CrystalBatch
 from latentite.elements import ATOMIC_NUMBER, COMPOSITION_WIDTH
+from latentite.formulas import parse_amounts
 
 NUM_SPACE_GROUPS = 230
 
@@ -307,12 +308,9 @@ def _elements(value: object, config: ConditionConfig) -> tuple[str, ...]:
 
 def _fractions(value: object, config: ConditionConfig) -> dict[str, float]:
     """From a formula such as LiFePO4 or amounts such as `{"Li": 1, "O": 2}`; in order of atomic numbers."""
-    from pymatgen.core import Composition
-
     try:
-        composition = Composition(value)
-        amounts = {str(symbol): float(n) for symbol, n in composition.get_el_amt_dict().items()}
-    except (ValueError, TypeError, KeyError) as error:
+        amounts = parse_amounts(value)
+    except ValueError as error:
         raise ValueError(f"{config.name} must be a formula such as LiFePO4, got {value}") from error
     total = sum(amounts.values())
     if not total > 0:

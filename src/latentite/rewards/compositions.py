@@ -16,8 +16,8 @@ from torch import Tensor
 from latentite.crystal import CrystalBatch
 from latentite.data.properties import composition_vectors
 from latentite.elements import ATOMIC_NUMBER, COMPOSITION_WIDTH, SYMBOLS
-from latentite.energy.formulas import parse_formula
-from latentite.metrics.composition import SmactRule, is_smact_valid, reduced_composition
+from latentite.formulas import parse_formula, reduced_composition
+from latentite.metrics.composition import SmactRule, is_smact_valid
 
 if TYPE_CHECKING:
     from pymatgen.core import Structure

@@ -18,10 +18,10 @@ from torch import Tensor
 
 from latentite.crystal import CrystalBatch
 from latentite.data.cif import Arrays
+from latentite.formulas import Composition, reduced_composition
 from latentite.match.descriptor import amd_distances, average_minimum_distances
 from latentite.match.search import find_matches
 from latentite.match.settings import STRICT
-from latentite.metrics.composition import Composition, reduced_composition
 from latentite.processes import count_workers
 from latentite.rewards.duplicates import MemoryStore, unique
 

@@ -10,7 +10,7 @@ from enum import StrEnum
 
 from latentite.crystal import CrystalBatch
 from latentite.elements import SYMBOLS
-from latentite.metrics.composition import reduced_composition
+from latentite.formulas import plain_formula, reduced_composition
 from latentite.metrics.symmetry import space_groups
 
 SYMPREC = 0.1
@@ -34,10 +34,7 @@ def kinds(crystals: CrystalBatch, kind: Kind) -> list[str]:
     compositions = [reduced_composition(numbers.tolist()) for numbers, _, _ in arrays]
     if kind is Kind.CHEMICAL_SYSTEM:
         return ["-".join(SYMBOLS[number - 1] for number, _ in composition) for composition in compositions]
-    formulas = [
-        "".join(f"{SYMBOLS[number - 1]}{count}" for number, count in composition)
-        for composition in compositions
-    ]
+    formulas = [plain_formula(composition) for composition in compositions]
     if kind is Kind.FORMULA:
         return formulas
     groups = space_groups(arrays, symprecs=(SYMPREC,), workers=1)[:, 0]

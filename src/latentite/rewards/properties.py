@@ -15,7 +15,7 @@ from torch import Tensor
 
 from latentite.crystal import CrystalBatch
 from latentite.data.properties import derive
-from latentite.metrics.composition import reduced_composition
+from latentite.formulas import reduced_composition
 from latentite.metrics.supply_risk import supply_risk
 from latentite.metrics.symmetry import space_groups
 from latentite.plain import from_plain

@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from latentite.elements import ATOMIC_NUMBER, MAX_ATOMIC_NUMBER, SYMBOLS
+from latentite.formulas import parse_amounts
 from latentite.nn.condition_values import ConditionKind, ConditionValue, parse_conditions
 from latentite.nn.ldm import LatentDiffusion
 from latentite.sampling.capability import (
@@ -146,17 +147,15 @@ def element_rules(
     return ElementRules(allowed=left if allowed is not None or never else None, required=must)
 
 
-def parse_formula(formula: str) -> tuple[int, ...]:
+def formula_unit(formula: str) -> tuple[int, ...]:
     """Atomic number of every atom of a formula unit, in increasing order.
 
     Raises:
         ValueError: for what is no formula, fractions of atoms, or elements that have no class.
     """
-    from pymatgen.core import Composition
-
     try:
-        amounts = Composition(formula).get_el_amt_dict()
-    except (ValueError, TypeError, KeyError) as error:
+        amounts = parse_amounts(formula)
+    except ValueError as error:
         raise ValueError(f"formula must be written such as LiFePO4, got '{formula}'") from error
     if not amounts or any(amount != int(amount) or amount < 1 for amount in amounts.values()):
         raise ValueError(f"formula must have whole numbers of atoms, such as Li2Fe2O5, got '{formula}'")
@@ -172,7 +171,7 @@ def _formula_asks(
     train_sizes: NumAtoms | None,
 ) -> list[Ask]:
     """One ask for each number of formula units."""
-    unit = parse_formula(formula)
+    unit = formula_unit(formula)
     if units is not None:
         if not units or min(units) < 1:
             raise ValueError(f"formula_units must be 1 or more, got {', '.join(map(str, units)) or 'none'}")

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from latentite.crystal import CrystalBatch
 from latentite.data.cif import parse_p1
-from latentite.pictures import reduced_formulas
+from latentite.formulas import reduced_formulas
 from latentite.sampling.chain import SampledCrystals
 from latentite.sampling.checks import Refusal, RefusalKind, geometry_refusals
 from latentite.sampling.elements import fulfilled
