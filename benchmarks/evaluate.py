@@ -27,7 +27,7 @@ import numpy as np
 import yaml
 
 from latentite.crystal import CrystalBatch
-from latentite.data.cif import Arrays
+from latentite.crystal_arrays import CrystalArrays
 from latentite.data.table import Row, read
 from latentite.evaluation.run import evaluate
 from latentite.rewards.combine import RewardConfig, Rewards
@@ -50,7 +50,7 @@ def cpu_seconds() -> float:
     return sum(os.times()[:4])
 
 
-def rows_of(tables: Sequence[Path]) -> list[Arrays]:
+def rows_of(tables: Sequence[Path]) -> list[CrystalArrays]:
     """Every row of some tables."""
     rows = [row for table in tables for row in read(table) if isinstance(row, Row)]
     return [(row.atomic_numbers, row.frac_coords, row.lattice) for row in rows]

@@ -20,7 +20,7 @@ from pathlib import Path
 
 import numpy as np
 
-from latentite.data.cif import Arrays
+from latentite.crystal_arrays import CrystalArrays
 from latentite.data.properties import derive_rows
 from latentite.data.table import Row, read
 from latentite.evaluation.store import ResultStore, namespace, structure_hash
@@ -34,18 +34,18 @@ SETTINGS = (STRICT, LOOSE)
 NAMES = frozenset(one.name for one in SETTINGS)
 
 
-def real_rows(data: Path) -> list[Arrays]:
+def real_rows(data: Path) -> list[CrystalArrays]:
     """Every row of every table in the folders of real data."""
     rows = [item for table in sorted(data.glob("*/*.csv.gz")) for item in read(table)]
     return [(row.atomic_numbers, row.frac_coords, row.lattice) for row in rows if isinstance(row, Row)]
 
 
-def formulas(crystals: list[Arrays]) -> list[str]:
+def formulas(crystals: list[CrystalArrays]) -> list[str]:
     """Reduced formulas."""
     return [str(row["composition"]) for row in derive_rows(("composition",), crystals)]
 
 
-def disguised(crystal: Arrays, generator: np.random.Generator, *, noise: float, strain: float) -> Arrays:
+def disguised(crystal: CrystalArrays, generator: np.random.Generator, *, noise: float, strain: float) -> CrystalArrays:
     """In another cell, sometimes a supercell, from another origin, in another order; strained and moved (Å)."""
     numbers, coords, lattice = crystal
     shear = np.eye(3)
@@ -64,8 +64,8 @@ def disguised(crystal: Arrays, generator: np.random.Generator, *, noise: float, 
 
 
 def pairs_of(
-    crystals: list[Arrays], count: int, generator: np.random.Generator
-) -> list[tuple[Arrays, Arrays]]:
+    crystals: list[CrystalArrays], count: int, generator: np.random.Generator
+) -> list[tuple[CrystalArrays, CrystalArrays]]:
     """Every pair of real rows of one formula, and `count` rows with disguised copies of all degrees."""
     groups: dict[str, list[int]] = defaultdict(list)
     for place, formula in enumerate(formulas(crystals)):
@@ -211,7 +211,7 @@ def workers(arguments: argparse.Namespace) -> dict[str, object]:
     return {**lines, "equal": found[0] == found[1], **_counts(found[0])}
 
 
-def _one_formula(rows: list[Arrays]) -> list[Arrays]:
+def _one_formula(rows: list[CrystalArrays]) -> list[CrystalArrays]:
     """All rows with two thirds of one element and one third of another, as TiO2."""
     found = []
     for numbers, coords, lattice in rows:

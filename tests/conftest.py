@@ -23,7 +23,7 @@ CHECKED = [f"latentite.{name}" for name in ("lattice", "crystal", "latent", "nn"
 install_import_hook(CHECKED, "beartype.beartype")
 
 from latentite.crystal import CrystalBatch  # noqa: E402
-from latentite.data.cif import Arrays  # noqa: E402
+from latentite.crystal_arrays import CrystalArrays  # noqa: E402
 
 # One thread: the tests' tensors are small, and on a busy machine threads mostly wait for each other.
 torch.set_num_threads(1)
@@ -50,23 +50,23 @@ def shared_data() -> Path:
 
 
 @pytest.fixture
-def rocksalt() -> Arrays:
+def rocksalt() -> CrystalArrays:
     """NaCl, the conventional cell of eight atoms, a = 5.64 Å."""
     sodium = np.array([[0.0, 0.0, 0.0], [0.0, 0.5, 0.5], [0.5, 0.0, 0.5], [0.5, 0.5, 0.0]])
     return np.array([11] * 4 + [17] * 4), np.concatenate([sodium, (sodium + 0.5) % 1.0]), 5.64 * np.eye(3)
 
 
 @pytest.fixture
-def perovskite() -> Arrays:
+def perovskite() -> CrystalArrays:
     """SrTiO3, five atoms, a = 3.905 Å."""
     coords = [[0.5, 0.5, 0.5], [0.0, 0.0, 0.0], [0.5, 0.0, 0.0], [0.0, 0.5, 0.0], [0.0, 0.0, 0.5]]
     return np.array([38, 22, 8, 8, 8]), np.array(coords), 3.905 * np.eye(3)
 
 
-def random_crystals(count: int, *, seed: int = 0, max_atoms: int = 12) -> list[Arrays]:
+def random_crystals(count: int, *, seed: int = 0, max_atoms: int = 12) -> list[CrystalArrays]:
     """Triclinic cells of 1 to `max_atoms` atoms of random elements, 15 Å^3 per atom, none overlapping."""
     generator = np.random.default_rng(seed)
-    crystals: list[Arrays] = []
+    crystals: list[CrystalArrays] = []
     while len(crystals) < count:
         num_atoms = int(generator.integers(1, max_atoms + 1))
         shape = np.eye(3) + 0.25 * generator.uniform(-1.0, 1.0, size=(3, 3))
@@ -92,7 +92,7 @@ def _spread(num_atoms: int, lattice: np.ndarray, generator: np.random.Generator)
 
 
 @pytest.fixture(scope="session")
-def make_random_crystals() -> Callable[..., list[Arrays]]:
+def make_random_crystals() -> Callable[..., list[CrystalArrays]]:
     """`random_crystals`, for tests that want other numbers of them than the fixture `crystals` has."""
     return random_crystals
 

@@ -15,7 +15,7 @@ ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = ROOT / "src" / "latentite"
 
 ORDER = [
-    {"", "elements", "plain", "files", "processes"},
+    {"", "crystal_arrays", "elements", "plain", "files", "processes"},
     {"download", "figures"},
     {"lattice"},
     {"crystal"},

@@ -12,10 +12,10 @@ from matplotlib.image import imread
 
 from latentite import charts, curves, pictures
 from latentite.crystal import CrystalBatch
-from latentite.data.cif import Arrays
+from latentite.crystal_arrays import CrystalArrays
 
 
-def test_border_atoms_are_drawn_on_every_face_edge_and_corner(rocksalt: Arrays) -> None:
+def test_border_atoms_are_drawn_on_every_face_edge_and_corner(rocksalt: CrystalArrays) -> None:
     atoms, coords = pictures._with_border_copies(rocksalt[1])
     # The conventional rocksalt cell as textbooks draw it: 14 sites of one kind, 13 of the other.
     assert sorted(np.unique(rocksalt[0][atoms], return_counts=True)[1].tolist()) == [13, 14]
@@ -23,7 +23,7 @@ def test_border_atoms_are_drawn_on_every_face_edge_and_corner(rocksalt: Arrays) 
     assert coords.max() <= 1.0
 
 
-def test_equal_crystals_in_other_orientations_give_the_same_scene(rocksalt: Arrays) -> None:
+def test_equal_crystals_in_other_orientations_give_the_same_scene(rocksalt: CrystalArrays) -> None:
     numbers, coords, lattice = rocksalt
     rotation = np.linalg.qr(np.random.default_rng(0).normal(size=(3, 3)))[0]
     rotation *= np.sign(np.linalg.det(rotation))
@@ -31,7 +31,7 @@ def test_equal_crystals_in_other_orientations_give_the_same_scene(rocksalt: Arra
     np.testing.assert_allclose(scenes[0].points, scenes[1].points, atol=1e-6)
 
 
-def test_reconstruction_is_drawn_on_the_side_of_the_border_where_its_original_is(rocksalt: Arrays) -> None:
+def test_reconstruction_is_drawn_on_the_side_of_the_border_where_its_original_is(rocksalt: CrystalArrays) -> None:
     numbers, coords, lattice = rocksalt
     shifted = (coords - 0.001) % 1.0  # atoms at 0 are now at 0.999
     original = pictures._scene(numbers, coords, lattice)

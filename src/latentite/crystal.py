@@ -15,6 +15,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from latentite.crystal_arrays import CrystalArrays
 from latentite import lattice as lat
 
 if TYPE_CHECKING:
@@ -156,9 +157,9 @@ class CrystalBatch:
 
     @staticmethod
     def from_arrays(
-        arrays: Sequence[tuple[np.ndarray, np.ndarray, np.ndarray]],
+        arrays: Sequence[CrystalArrays],
     ) -> CrystalBatch:
-        """Pack `(atomic_numbers [atom], frac_coords [atom 3], lattice [3 3])` triples, one per crystal."""
+        """Pack crystals one after the other, rounded to float32."""
         if not arrays:
             return CrystalBatch(
                 atomic_numbers=torch.zeros(0, dtype=torch.long),
@@ -166,12 +167,14 @@ class CrystalBatch:
                 lattice=torch.zeros(0, 3, 3),
                 num_atoms=torch.zeros(0, dtype=torch.long),
             )
-        numbers, coords, lattices = zip(*arrays, strict=True)
+        numbers = np.concatenate([crystal.atomic_numbers for crystal in arrays])
+        coords = np.concatenate([crystal.frac_coords for crystal in arrays])
+        lattice = np.stack([crystal.lattice for crystal in arrays])
         return CrystalBatch(
-            atomic_numbers=torch.from_numpy(np.concatenate(numbers).astype(np.int64)),
-            frac_coords=torch.from_numpy(np.concatenate(coords).astype(np.float32)),
-            lattice=torch.from_numpy(np.stack(lattices).astype(np.float32)),
-            num_atoms=torch.tensor([len(n) for n in numbers], dtype=torch.long),
+            atomic_numbers=torch.from_numpy(numbers.astype(np.int64)),
+            frac_coords=torch.from_numpy(coords.astype(np.float32)),
+            lattice=torch.from_numpy(lattice.astype(np.float32)),
+            num_atoms=torch.tensor([crystal.num_atoms for crystal in arrays], dtype=torch.long),
         )
 
     @staticmethod
@@ -188,25 +191,25 @@ class CrystalBatch:
                     "order it first (pymatgen.transformations.OrderDisorderedStructureTransformation)"
                 )
         return CrystalBatch.from_arrays(
-            [(np.array(s.atomic_numbers), s.frac_coords, s.lattice.matrix) for s in structures]
+            [CrystalArrays(np.array(s.atomic_numbers), s.frac_coords, s.lattice.matrix) for s in structures]
         )
 
     @staticmethod
     def from_atoms(atoms: Sequence[Atoms]) -> CrystalBatch:
         """Pack periodic ASE atoms as they are."""
         return CrystalBatch.from_arrays(
-            [(a.numbers, a.get_scaled_positions(wrap=False), np.asarray(a.cell)) for a in atoms]
+            [CrystalArrays(a.numbers, a.get_scaled_positions(wrap=False), np.asarray(a.cell)) for a in atoms]
         )
 
-    def to_arrays(self) -> list[tuple[np.ndarray, np.ndarray, np.ndarray]]:
-        """`(atomic_numbers, frac_coords, lattice)` per crystal, float64, on the CPU."""
+    def to_arrays(self) -> list[CrystalArrays]:
+        """Each crystal on the CPU, float64."""
         if len(self) == 0:
             return []
         splits = self.num_atoms.cumsum(0)[:-1].cpu().numpy()
         numbers = np.split(self.atomic_numbers.cpu().numpy(), splits)
         coords = np.split(self.frac_coords.detach().cpu().double().numpy(), splits)
         lattices = self.lattice.detach().cpu().double().numpy()
-        return list(zip(numbers, coords, lattices, strict=True))
+        return list(map(CrystalArrays, numbers, coords, lattices))
 
     def to_structures(self) -> list[Structure]:
         """One pymatgen `Structure` per crystal, atoms in order."""
@@ -217,8 +220,8 @@ class CrystalBatch:
             int(z): Composition({Element.from_Z(int(z)): 1}) for z in self.atomic_numbers.unique().tolist()
         }
         return [
-            Structure(Lattice(matrix), [species[z] for z in numbers.tolist()], coords)
-            for numbers, coords, matrix in self.to_arrays()
+            Structure(Lattice(one.lattice), [species[z] for z in one.atomic_numbers.tolist()], one.frac_coords)
+            for one in self.to_arrays()
         ]
 
     def to_atoms(self) -> list[Atoms]:
@@ -226,6 +229,6 @@ class CrystalBatch:
         from ase import Atoms
 
         return [
-            Atoms(numbers=numbers, scaled_positions=coords, cell=matrix, pbc=True)
-            for numbers, coords, matrix in self.to_arrays()
+            Atoms(numbers=one.atomic_numbers, scaled_positions=one.frac_coords, cell=one.lattice, pbc=True)
+            for one in self.to_arrays()
         ]

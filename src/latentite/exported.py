@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from latentite.crystal_arrays import CrystalArrays
 from latentite.data.canonical import canonicalize_many
 from latentite.dispersion import Dispersion, dispersion_energy
 from latentite.elements import symbol_of
@@ -112,21 +113,22 @@ def load_exported(path: str | Path) -> ExportedPredictor:
     return ExportedPredictor(model, card)
 
 
-def pad(crystals: Sequence[tuple[np.ndarray, np.ndarray, np.ndarray]]) -> Padded:
+def pad(crystals: Sequence[CrystalArrays]) -> Padded:
     """What a model takes: atomic number 0 in the slots that smaller crystals leave."""
-    num_slots = max(len(numbers) for numbers, _, _ in crystals)
+    num_slots = max(crystal.num_atoms for crystal in crystals)
     atomic_numbers = torch.zeros(len(crystals), num_slots, dtype=torch.long)
     frac_coords = torch.zeros(len(crystals), num_slots, 3)
-    for row, (numbers, coords, _) in enumerate(crystals):
-        atomic_numbers[row, : len(numbers)] = torch.from_numpy(numbers.astype(np.int64))
-        frac_coords[row, : len(numbers)] = torch.from_numpy(coords.astype(np.float32))
+    for row, crystal in enumerate(crystals):
+        atoms = slice(crystal.num_atoms)
+        atomic_numbers[row, atoms] = torch.from_numpy(crystal.atomic_numbers.astype(np.int64))
+        frac_coords[row, atoms] = torch.from_numpy(crystal.frac_coords.astype(np.float32))
     # 1 - 1e-9 is below one in float64 and one in float32.
     frac_coords = torch.where(frac_coords >= 1.0, frac_coords - 1.0, frac_coords)
-    lattice = torch.from_numpy(np.stack([cell for _, _, cell in crystals]).astype(np.float32))
+    lattice = torch.from_numpy(np.stack([crystal.lattice for crystal in crystals]).astype(np.float32))
     return atomic_numbers, frac_coords, lattice
 
 
-def _arrays(atoms: Atoms, position: int, card: dict[str, Any]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def _arrays(atoms: Atoms, position: int, card: dict[str, Any]) -> CrystalArrays:
     name = f"crystal {position} ({atoms.get_chemical_formula()})"
     cell, positions = np.asarray(atoms.cell, dtype=float), np.asarray(atoms.positions, dtype=float)
     if (
@@ -147,7 +149,7 @@ def _arrays(atoms: Atoms, position: int, card: dict[str, Any]) -> tuple[np.ndarr
             "its training split had no such element"
         )
     coords = np.linalg.solve(cell.T, positions.T).T
-    return np.asarray(atoms.numbers, dtype=np.int64), coords, cell
+    return CrystalArrays(np.asarray(atoms.numbers, dtype=np.int64), coords, cell)
 
 
 def _read_pt2(path: Path) -> tuple[Any, str]:

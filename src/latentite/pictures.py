@@ -20,6 +20,7 @@ import torch
 
 from latentite import lattice as lat
 from latentite.crystal import CrystalBatch
+from latentite.crystal_arrays import CrystalArrays
 from latentite.elements import symbol_of
 from latentite.figures import EDGE, INK, new_figure, save_figure
 from latentite.formulas import reduced_formulas
@@ -87,7 +88,7 @@ def draw_crystals(
     rows = math.ceil(len(batch) / columns)
     figure = new_figure(columns * panel_inches, rows * (panel_inches + 0.42), heading)
     axes = np.atleast_2d(figure.subplots(rows, columns, squeeze=False))
-    scenes = [_scene(*arrays) for arrays in batch.to_arrays()]
+    scenes = [_scene(crystal) for crystal in batch.to_arrays()]
     for number, axis in enumerate(axes.flat):
         axis.set_axis_off()
         if number < len(scenes):
@@ -144,7 +145,7 @@ def draw_pairs(
         frame.set_facecolor("#f5f6f8")
         frame.text(0.5, 0.5, "→", ha="center", va="center", fontsize=13, color=EDGE)
         axes = frame.subplots(1, 2)
-        scenes = [_scene(*original), _scene(*reconstruction, beside=original[1])]
+        scenes = [_scene(original), _scene(reconstruction, beside=original.frac_coords)]
         half_width = _half_width(scenes)
         for axis, scene, name in zip(axes, scenes, (left_titles[number], right_titles[number]), strict=True):
             axis.set_axis_off()
@@ -182,21 +183,19 @@ def _view() -> np.ndarray:
     return to_paper @ tilt @ turn
 
 
-def _scene(
-    numbers: np.ndarray, frac_coords: np.ndarray, lattice: np.ndarray, *, beside: np.ndarray | None = None
-) -> _Scene:
+def _scene(crystal: CrystalArrays, *, beside: np.ndarray | None = None) -> _Scene:
     """Project a crystal, its cell first in standard orientation, so that equal cells look equal.
 
     `beside` has the coordinates of the crystal that it is compared with: each atom is then drawn, and
     repeated on the border, where that one's is, so that 0.999 stands where 0.001 stood.
     """
-    lengths, angles = lat.parameters_from_lattice(torch.from_numpy(lattice))
+    lengths, angles = lat.parameters_from_lattice(torch.from_numpy(crystal.lattice))
     standard = lat.lattice_from_parameters(lengths, angles).numpy()
-    if beside is None or len(beside) != len(numbers):
-        beside = frac_coords
+    if beside is None or len(beside) != crystal.num_atoms:
+        beside = crystal.frac_coords
     atoms, all_coords = _with_border_copies(beside)
-    offset = (frac_coords - beside)[atoms]
-    all_numbers, all_coords = numbers[atoms], all_coords + offset - np.round(offset)
+    offset = (crystal.frac_coords - beside)[atoms]
+    all_numbers, all_coords = crystal.atomic_numbers[atoms], all_coords + offset - np.round(offset)
     corners = np.array([[(i >> 2) & 1, (i >> 1) & 1, i & 1] for i in range(8)], dtype=float)
     centre = np.full(3, 0.5) @ standard
     view = _view()

@@ -17,8 +17,7 @@ from latentite.data.canonical import canonicalize, canonicalize_many
 from latentite.data.cif import parse_p1
 from latentite.data.niggli import TOLERANCE, niggli_transformations, reduced_bases
 
-Arrays = tuple[np.ndarray, np.ndarray, np.ndarray]
-
+from latentite.crystal_arrays import CrystalArrays
 SPECIAL = [0.0, 1 / 2, 1 / 4, 3 / 4, 1 / 3, 2 / 3, 1 / 6, 5 / 6, 1 / 8, 0.12345]
 
 
@@ -36,7 +35,7 @@ def unimodular(generator: np.random.Generator) -> np.ndarray:
     return matrix
 
 
-def other_setting(crystal: Arrays, generator: np.random.Generator, *, noise: float = 0.0) -> Arrays:
+def other_setting(crystal: CrystalArrays, generator: np.random.Generator, *, noise: float = 0.0) -> CrystalArrays:
     """The same crystal: rotated, translated, its atoms permuted, in another cell; noise in Å on the atoms."""
     numbers, coords, lattice = crystal
     change = unimodular(generator)
@@ -48,7 +47,7 @@ def other_setting(crystal: Arrays, generator: np.random.Generator, *, noise: flo
     return numbers[order], new_coords[order], new_lattice
 
 
-def difference(first: Arrays, second: Arrays) -> float:
+def difference(first: CrystalArrays, second: CrystalArrays) -> float:
     """Largest difference in Å of atoms (on the torus) and of cell vectors; infinite if the atoms differ."""
     if not np.array_equal(first[0], second[0]):
         return np.inf
@@ -86,7 +85,7 @@ def lattice_of(kind: str, generator: np.random.Generator) -> np.ndarray:
 KINDS = ["cP", "tP", "oP", "hP", "hR", "mP", "aP", "cF", "cI", "tI", "oF", "oI"]
 
 
-def synthetic(generator: np.random.Generator) -> Arrays:
+def synthetic(generator: np.random.Generator) -> CrystalArrays:
     """Made to be ambiguous: lattice and positions symmetric or nearly so, sometimes a hidden translation."""
     lattice = lattice_of(str(generator.choice(KINDS)), generator)
     strain = generator.choice([0.0, 1e-8, 1e-6, 1e-4, 1e-3])
@@ -103,7 +102,7 @@ def synthetic(generator: np.random.Generator) -> Arrays:
     return generator.choice([8, 26], size=len(coords)), coords, lattice
 
 
-def real_crystals(folder: Path, name: str, split: str, count: int) -> list[Arrays]:
+def real_crystals(folder: Path, name: str, split: str, count: int) -> list[CrystalArrays]:
     """The first rows of a CDVAE-style table."""
     with gzip.open(folder / name / f"{split}.csv.gz", "rt", newline="") as handle:
         crystals = [

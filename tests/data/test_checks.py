@@ -9,13 +9,13 @@ from hypothesis import strategies as st
 from pymatgen.core import Lattice, Structure
 
 from latentite.data.checks import Limits, refusals, too_close
-from latentite.data.cif import Arrays
+from latentite.crystal_arrays import CrystalArrays
 from latentite.elements import MAX_ATOMIC_NUMBER, NUM_ELEMENT_CLASSES
 
 CUBE = 4.0 * np.eye(3)
 
 
-def crystal(numbers: list[int], coords: list[list[float]], lattice: np.ndarray = CUBE) -> Arrays:
+def crystal(numbers: list[int], coords: list[list[float]], lattice: np.ndarray = CUBE) -> CrystalArrays:
     return np.array(numbers), np.array(coords, dtype=float), np.asarray(lattice, dtype=float)
 
 
@@ -45,7 +45,7 @@ GOOD = crystal([55, 17], [[0, 0, 0], [0.5, 0.5, 0.5]])
         (crystal([], np.zeros((0, 3)).tolist()), "no atoms"),
     ],
 )
-def test_each_broken_limit_is_named(broken: Arrays, words: str) -> None:
+def test_each_broken_limit_is_named(broken: CrystalArrays, words: str) -> None:
     reasons = refusals([GOOD, broken, GOOD], Limits(max_atoms=2))
     assert reasons[0] is None
     assert reasons[2] is None

@@ -15,7 +15,8 @@ from hypothesis import strategies as st
 from pymatgen.core import Lattice, Structure
 from pymatgen.io.cif import CifParser, CifWriter
 
-from latentite.data.cif import Arrays, parse_p1
+from latentite.crystal_arrays import CrystalArrays
+from latentite.data.cif import parse_p1
 from latentite.data.cif_crystal import read_crystal
 from latentite.elements import SYMBOLS
 
@@ -45,7 +46,7 @@ def read_by_pymatgen(text: str) -> Structure:
         return CifParser.from_str(text).parse_structures(primitive=False)[0]
 
 
-def assert_same_crystal(arrays: Arrays, structure: Structure) -> None:
+def assert_same_crystal(arrays: CrystalArrays, structure: Structure) -> None:
     """Cell parameters, species and fractional coordinates agree; the order of atoms is free."""
     numbers, coords, matrix = arrays
     lattice = Lattice(matrix)

@@ -19,7 +19,7 @@ from pymatgen.core.structure_matcher import StructureMatcher
 from pymatgen.io.cif import CifParser, CifWriter
 
 from latentite.data import space_groups
-from latentite.data.cif import Arrays
+from latentite.crystal_arrays import CrystalArrays
 from latentite.data.cif_crystal import read_crystal
 from latentite.elements import SYMBOLS
 
@@ -63,7 +63,7 @@ def iron_selenide(origin: str, *tags: str) -> str:
     return cif("3.7734 3.7734 5.5258 90 90 90", IRON_SELENIDE[origin], *tags)
 
 
-def structure_of(arrays: Arrays) -> Structure:
+def structure_of(arrays: CrystalArrays) -> Structure:
     numbers, coords, lattice = arrays
     return Structure(Lattice(lattice), [SYMBOLS[n - 1] for n in numbers], coords)
 

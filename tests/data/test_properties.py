@@ -14,8 +14,7 @@ from latentite.crystal import CrystalBatch
 from latentite.data.cif import parse_p1
 from latentite.data.properties import DERIVED, composition_vectors, derive, derive_rows, space_group_number
 
-Arrays = tuple[np.ndarray, np.ndarray, np.ndarray]
-
+from latentite.crystal_arrays import CrystalArrays
 
 def values(name: str, crystals: CrystalBatch) -> np.ndarray:
     result = derive(name, crystals)
@@ -62,7 +61,7 @@ def test_a_composition_vector_holds_the_fraction_of_every_element(crystals: Crys
         composition_vectors(heavy)
 
 
-def test_space_groups_of_textbook_crystals(rocksalt: Arrays, perovskite: Arrays) -> None:
+def test_space_groups_of_textbook_crystals(rocksalt: CrystalArrays, perovskite: CrystalArrays) -> None:
     crystals = CrystalBatch.from_arrays([rocksalt, perovskite])
     assert values("space_group", crystals).tolist() == [225.0, 221.0]
     shift = np.zeros((5, 3))

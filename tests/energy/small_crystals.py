@@ -6,17 +6,17 @@ import numpy as np
 import torch
 
 from latentite.crystal import CrystalBatch
-from latentite.data.cif import Arrays
+from latentite.crystal_arrays import CrystalArrays
 
 
-def fcc(number: int, length: float, *, rattle: float = 0.0, seed: int = 0) -> Arrays:
+def fcc(number: int, length: float, *, rattle: float = 0.0, seed: int = 0) -> CrystalArrays:
     """Four atoms of one element in a cube (Å), displaced by normal numbers (Å)."""
     coords = np.array([[0.0, 0.0, 0.0], [0.0, 0.5, 0.5], [0.5, 0.0, 0.5], [0.5, 0.5, 0.0]])
     coords = coords + np.random.default_rng(seed).normal(0, rattle, coords.shape) / length
     return np.full(4, number), coords, length * np.eye(3)
 
 
-def packed(arrays: list[Arrays]) -> CrystalBatch:
+def packed(arrays: list[CrystalArrays]) -> CrystalBatch:
     """In float64, which finite differences need."""
     batch = CrystalBatch.from_arrays(arrays)
     return CrystalBatch(

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from latentite.crystal import CrystalBatch
-from latentite.data.cif import Arrays
+from latentite.crystal_arrays import CrystalArrays
 from latentite.energy.contract import check_potential
 
 pytest.importorskip("chgnet", reason="the extra `energy` is not installed")
@@ -25,7 +25,7 @@ def potential() -> CHGNetPotential:
 
 
 @pytest.fixture
-def crystals(rocksalt: Arrays, perovskite: Arrays) -> CrystalBatch:
+def crystals(rocksalt: CrystalArrays, perovskite: CrystalArrays) -> CrystalBatch:
     """Off their minimum, with atoms outside of the cell; the last has no bonds short enough for an angle."""
     rng = np.random.default_rng(0)
     arrays = [

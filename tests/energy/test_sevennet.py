@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from latentite.crystal import CrystalBatch
-from latentite.data.cif import Arrays
+from latentite.crystal_arrays import CrystalArrays
 from latentite.energy import sevennet
 from latentite.energy.contract import check_potential
 from latentite.energy.sevennet import sevennet_potential
@@ -19,7 +19,7 @@ needs_sevenn = pytest.mark.skipif(
 
 
 @needs_sevenn
-def test_it_keeps_the_contract_and_says_what_it_is(rocksalt: Arrays, perovskite: Arrays) -> None:
+def test_it_keeps_the_contract_and_says_what_it_is(rocksalt: CrystalArrays, perovskite: CrystalArrays) -> None:
     rng = np.random.default_rng(0)
     arrays = [
         (n, c + rng.normal(0, 0.02, c.shape), a @ (np.eye(3) + 0.02)) for n, c, a in (rocksalt, perovskite)
@@ -37,7 +37,7 @@ def test_it_keeps_the_contract_and_says_what_it_is(rocksalt: Arrays, perovskite:
 
 
 @needs_sevenn
-def test_rocksalt_keeps_its_energy(rocksalt: Arrays) -> None:
+def test_rocksalt_keeps_its_energy(rocksalt: CrystalArrays) -> None:
     # What the shipped weights (sevenn 0.13) gave when the adapter was written: guards units and the number of atoms.
     energy = sevennet_potential().compute(CrystalBatch.from_arrays([rocksalt])).energy
     assert float(energy[0]) / 8 == pytest.approx(-3.38, abs=0.03)

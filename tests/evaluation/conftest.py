@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 import numpy as np
 import pytest
 
-from latentite.data.cif import Arrays
+from latentite.crystal_arrays import CrystalArrays
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -18,10 +18,10 @@ def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 
 
 @pytest.fixture(scope="session")
-def planted() -> Callable[[int, int], list[Arrays]]:
+def planted() -> Callable[[int, int], list[CrystalArrays]]:
     """So many distinct rock salts, then copies of the first of them with another origin and order of atoms."""
 
-    def make(distinct: int, copies: int) -> list[Arrays]:
+    def make(distinct: int, copies: int) -> list[CrystalArrays]:
         pairs = [(cation, anion) for cation in (3, 11, 19, 37, 55) for anion in (9, 17, 35, 53)]
         cell = np.array([[0.0, 0.5, 0.5], [0.5, 0.0, 0.5], [0.5, 0.5, 0.0]])
         sites, shift = np.array([[0.0, 0.0, 0.0], [0.5, 0.5, 0.5]]), np.array([0.2, 0.7, 0.4])

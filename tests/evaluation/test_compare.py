@@ -14,7 +14,7 @@ from scipy.stats import mannwhitneyu
 import latentite
 from latentite import cli
 from latentite.crystal import CrystalBatch
-from latentite.data.cif import Arrays
+from latentite.crystal_arrays import CrystalArrays
 from latentite.evaluation.compare import compare_runs, write_comparison
 from latentite.metrics.rates import Rate, difference
 
@@ -22,7 +22,7 @@ Runs = tuple[Path, Path]
 
 
 @pytest.fixture(scope="module")
-def runs(tmp_path_factory: pytest.TempPathFactory, planted: Callable[[int, int], list[Arrays]]) -> Runs:
+def runs(tmp_path_factory: pytest.TempPathFactory, planted: Callable[[int, int], list[CrystalArrays]]) -> Runs:
     """Against the same reference: 12 distinct crystals with 2 copies, and 8 with 6."""
     folder = tmp_path_factory.mktemp("runs")
     known = CrystalBatch.from_arrays(planted(3, 0))
@@ -184,7 +184,7 @@ def test_a_damaged_summary_is_named(tmp_path: Path, content: str) -> None:
 
 
 def test_a_folder_called_compare_is_a_source_when_given_as_a_path(
-    planted: Callable[[int, int], list[Arrays]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    planted: Callable[[int, int], list[CrystalArrays]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "compare").mkdir()
     for place, one in enumerate(CrystalBatch.from_arrays(planted(2, 0)).to_structures()):

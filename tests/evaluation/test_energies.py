@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from latentite.data.cif import Arrays
+from latentite.crystal_arrays import CrystalArrays
 from latentite.energy.hull import Hull
 from latentite.energy.parallel import RelaxHow
 from latentite.energy.potential import TheoryLevel
@@ -32,14 +32,14 @@ SINGLE = RelaxHow(
 FULL = replace(SINGLE, settings=RelaxSettings(fmax=1e-3, smax=1e-4))
 
 
-def fcc(numbers: list[int], length: float, *, rattle: float = 0.0, seed: int = 0) -> Arrays:
+def fcc(numbers: list[int], length: float, *, rattle: float = 0.0, seed: int = 0) -> CrystalArrays:
     coords = np.array([[0.0, 0.0, 0.0], [0.0, 0.5, 0.5], [0.5, 0.0, 0.5], [0.5, 0.5, 0.0]])
     coords = coords + np.random.default_rng(seed).normal(0, rattle, coords.shape) / length
     return np.array(numbers), coords, length * np.eye(3)
 
 
 @pytest.fixture
-def crystals() -> list[Arrays]:
+def crystals() -> list[CrystalArrays]:
     """Pure argon, Ar3Kr twice, overlapping atoms, neon and argon, and gold, which nobody has a reference for."""
     overlapping = fcc([18, 18, 18, 36], 4.0)
     return [
@@ -75,7 +75,7 @@ def references() -> ElementReferences:
     )
 
 
-def by_ase(crystal: Arrays) -> float:
+def by_ase(crystal: CrystalArrays) -> float:
     """eV per cell, by the calculator itself."""
     from ase import Atoms
     from ase.calculators.lj import LennardJones
@@ -87,7 +87,7 @@ def by_ase(crystal: Arrays) -> float:
 
 
 def test_each_structure_has_a_number_or_a_reason(
-    crystals: list[Arrays], hull: Hull, references: ElementReferences
+    crystals: list[CrystalArrays], hull: Hull, references: ElementReferences
 ) -> None:
     told: list[int] = []
     result = measure_energies(
@@ -115,7 +115,7 @@ def test_each_structure_has_a_number_or_a_reason(
 
 
 def test_relaxed_numbers_stand_beside_the_raw_ones(
-    crystals: list[Arrays], hull: Hull, references: ElementReferences
+    crystals: list[CrystalArrays], hull: Hull, references: ElementReferences
 ) -> None:
     known: dict[str, Any] = {"hull": hull, "references": references, "workers": 1}
     raw = measure_energies(crystals[:4], how=SINGLE, **known).columns()
@@ -139,7 +139,7 @@ def test_relaxed_numbers_stand_beside_the_raw_ones(
     assert table["relaxed_volume_change"][3] is None
 
 
-def test_a_relaxation_that_failed_has_no_relaxed_number(crystals: list[Arrays]) -> None:
+def test_a_relaxation_that_failed_has_no_relaxed_number(crystals: list[CrystalArrays]) -> None:
     short = replace(FULL, settings=replace(FULL.settings, max_steps=2))
     result = measure_energies(crystals[1:2], how=short, workers=1)
     table = result.columns()
@@ -164,7 +164,7 @@ def same(first: Energies, second: Energies) -> bool:
 
 
 def test_results_do_not_depend_on_workers_and_come_back_from_the_store(
-    crystals: list[Arrays], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    crystals: list[CrystalArrays], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("LATENTITE_CACHE_DIR", str(tmp_path))
     # Chunks of few atoms, so that there are several.
@@ -204,7 +204,7 @@ def test_what_the_potential_failed_on_is_tried_again(tmp_path: Path, monkeypatch
 
 
 def test_levels_of_theory_that_do_not_fit_are_refused_before_any_work(
-    crystals: list[Arrays], hull: Hull, references: ElementReferences
+    crystals: list[CrystalArrays], hull: Hull, references: ElementReferences
 ) -> None:
     with pytest.raises(ValueError, match="need element references"):
         measure_energies(crystals, how=SINGLE, hull=hull)
@@ -222,7 +222,7 @@ def test_levels_of_theory_that_do_not_fit_are_refused_before_any_work(
     assert mixed.columns()["energy_above_hull"][1] is not None
 
 
-def test_the_file_of_relaxed_structures_is_what_ase_reads(crystals: list[Arrays], tmp_path: Path) -> None:
+def test_the_file_of_relaxed_structures_is_what_ase_reads(crystals: list[CrystalArrays], tmp_path: Path) -> None:
     from ase.io import read
 
     broken = (np.array([18, 36]), np.array([[0.0, 0.0, np.nan], [0.5, 0.5, 0.5]]), 4.0 * np.eye(3))

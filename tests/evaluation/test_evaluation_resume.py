@@ -15,11 +15,11 @@ import pytest
 import latentite
 from latentite import cli
 from latentite.crystal import CrystalBatch
-from latentite.data.cif import Arrays
+from latentite.crystal_arrays import CrystalArrays
 from latentite.evaluation import report, sections
 from latentite.metrics import symmetry
 
-Make = Callable[[int, int], list[Arrays]]
+Make = Callable[[int, int], list[CrystalArrays]]
 
 
 @pytest.fixture(autouse=True)

@@ -13,7 +13,7 @@ import torch
 import latentite
 from latentite.checkpoint import Stage, build_payload
 from latentite.crystal import CrystalBatch
-from latentite.data.cif import Arrays
+from latentite.crystal_arrays import CrystalArrays
 from latentite.evaluation import descriptors, feature_section
 from latentite.evaluation.feature_section import published_cutoffs, reference_sample
 from latentite.evaluation.run import Evaluation
@@ -22,10 +22,10 @@ from latentite.nn.decoder import DecoderConfig
 from latentite.nn.encoders import EncoderConfig
 from latentite.nn.vae import CrystalVAE, VAEConfig
 
-Make = Callable[[int, int], list[Arrays]]
+Make = Callable[[int, int], list[CrystalArrays]]
 
 
-def batch(crystals: list[Arrays]) -> CrystalBatch:
+def batch(crystals: list[CrystalArrays]) -> CrystalBatch:
     return CrystalBatch.from_arrays(crystals)
 
 
@@ -37,7 +37,7 @@ def page(result: Evaluation) -> str:
     return next(s.page() for s in result.sections if "features" in s.summary)
 
 
-def dense() -> Arrays:
+def dense() -> CrystalArrays:
     """1 Å^3 in all: no search for neighbours is begun in it."""
     return np.array([3, 9]), np.array([[0.0, 0, 0], [0.5, 0.5, 0.5]]), np.eye(3)
 
@@ -207,7 +207,7 @@ def test_a_crystal_without_canonical_form_has_no_latents_and_the_others_do(
     crystals = planted(4, 0)
     canonicalize_many = descriptors.canonicalize_many
 
-    def refuses(arrays: list[Arrays]) -> list[Arrays]:
+    def refuses(arrays: list[CrystalArrays]) -> list[CrystalArrays]:
         if any(crystals[2][2][0, 1] == lattice[0, 1] for _, _, lattice in arrays):
             raise ValueError("crystal 2 has none")
         return canonicalize_many(arrays)

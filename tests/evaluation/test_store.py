@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from latentite.data.cif import Arrays
+from latentite.crystal_arrays import CrystalArrays
 from latentite.evaluation.store import ResultStore, namespace, structure_hash
 
 
@@ -56,7 +56,7 @@ def test_namespaces_change_with_metric_version_and_settings_only() -> None:
     assert len(others | {first}) == 4
 
 
-def test_the_hash_sees_every_part_of_a_crystal_and_not_how_it_lies_in_memory(rocksalt: Arrays) -> None:
+def test_the_hash_sees_every_part_of_a_crystal_and_not_how_it_lies_in_memory(rocksalt: CrystalArrays) -> None:
     numbers, coords, lattice = rocksalt
     first = structure_hash(rocksalt)
     assert first == structure_hash(

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from latentite.data.cif import Arrays
+from latentite.crystal_arrays import CrystalArrays
 from latentite.match.descriptor import (
     amd_distances,
     average_minimum_distances,
@@ -19,7 +19,7 @@ from latentite.match.descriptor import (
 )
 
 
-def by_brute_force(crystal: Arrays, k: int, reach: int = 7) -> np.ndarray:
+def by_brute_force(crystal: CrystalArrays, k: int, reach: int = 7) -> np.ndarray:
     """All distances to a supercell of (2 reach + 1)^3 cells, sorted."""
     _, coords, lattice = crystal
     steps = np.stack(np.meshgrid(*[np.arange(-reach, reach + 1)] * 3, indexing="ij"), axis=-1).reshape(-1, 3)
@@ -28,7 +28,7 @@ def by_brute_force(crystal: Arrays, k: int, reach: int = 7) -> np.ndarray:
     return np.array(rows)
 
 
-def disguised(crystal: Arrays, seed: int) -> Arrays:
+def disguised(crystal: CrystalArrays, seed: int) -> CrystalArrays:
     """The same crystal, or its mirror image: another cell of it or a supercell, orientation, origin, order."""
     generator = np.random.default_rng(seed)
     numbers, coords, lattice = crystal
@@ -45,14 +45,14 @@ def disguised(crystal: Arrays, seed: int) -> Arrays:
 
 
 def test_distances_equal_those_of_a_large_supercell(
-    make_random_crystals: Callable[..., list[Arrays]],
+    make_random_crystals: Callable[..., list[CrystalArrays]],
 ) -> None:
     crystals = make_random_crystals(6, seed=3, max_atoms=6)
     for crystal, found in zip(crystals, neighbour_distances(crystals, k=60), strict=True):
         np.testing.assert_allclose(found, by_brute_force(crystal, 60), atol=1e-9)
 
 
-def test_rock_salt_has_its_textbook_shells(rocksalt: Arrays) -> None:
+def test_rock_salt_has_its_textbook_shells(rocksalt: CrystalArrays) -> None:
     """6 neighbours at a/2, 12 at a/sqrt 2, 8 at a sqrt 3/2, 6 at a; every atom alike."""
     shells = [0.5] * 6 + [0.5**0.5] * 12 + [0.75**0.5] * 8 + [1.0] * 6
     found = average_minimum_distances([rocksalt], k=32)
@@ -64,7 +64,7 @@ def test_rock_salt_has_its_textbook_shells(rocksalt: Arrays) -> None:
 
 @given(seed=st.integers(0, 2**32 - 1))
 def test_neither_cell_nor_orientation_nor_order_matters(
-    make_random_crystals: Callable[..., list[Arrays]], seed: int
+    make_random_crystals: Callable[..., list[CrystalArrays]], seed: int
 ) -> None:
     crystal = make_random_crystals(1, seed=seed, max_atoms=5)[0]
     other = disguised(crystal, seed)
@@ -75,7 +75,7 @@ def test_neither_cell_nor_orientation_nor_order_matters(
 
 
 @given(seed=st.integers(0, 2**32 - 1))
-def test_small_moves_change_little(make_random_crystals: Callable[..., list[Arrays]], seed: int) -> None:
+def test_small_moves_change_little(make_random_crystals: Callable[..., list[CrystalArrays]], seed: int) -> None:
     """Atoms that move by at most e change each distance, and so AMD and PDD, by at most 2 e."""
     numbers, coords, lattice = make_random_crystals(1, seed=seed, max_atoms=5)[0]
     step = np.random.default_rng(seed).normal(size=coords.shape)
@@ -90,7 +90,7 @@ def test_small_moves_change_little(make_random_crystals: Callable[..., list[Arra
     assert amd - 1e-9 <= pdd <= 0.02 + 1e-9
 
 
-def test_the_batch_does_not_matter(make_random_crystals: Callable[..., list[Arrays]]) -> None:
+def test_the_batch_does_not_matter(make_random_crystals: Callable[..., list[CrystalArrays]]) -> None:
     crystals = make_random_crystals(5, seed=9)
     together = average_minimum_distances(crystals, k=20)
     alone = np.concatenate([average_minimum_distances([one], k=20) for one in crystals])
@@ -98,7 +98,7 @@ def test_the_batch_does_not_matter(make_random_crystals: Callable[..., list[Arra
     assert average_minimum_distances([], k=20).shape == (0, 20)
 
 
-def test_what_has_no_neighbours_is_refused(rocksalt: Arrays) -> None:
+def test_what_has_no_neighbours_is_refused(rocksalt: CrystalArrays) -> None:
     numbers, coords, lattice = rocksalt
     with pytest.raises(ValueError, match="k must be at least 1, got 0"):
         average_minimum_distances([rocksalt], k=0)

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from pymatgen.core import Lattice, Structure
 
-from latentite.data.cif import Arrays
+from latentite.crystal_arrays import CrystalArrays
 from latentite.data.table import Row, read
 from latentite.match import tasks
 from latentite.match.compare import Comparer, fits
@@ -24,7 +24,7 @@ from latentite.match.settings import LOOSE, STRICT, MatcherSettings, why_not_com
 SETTINGS = (STRICT, LOOSE)
 
 
-def arrays(structure: Structure) -> Arrays:
+def arrays(structure: Structure) -> CrystalArrays:
     return np.array(structure.atomic_numbers), structure.frac_coords, structure.lattice.matrix
 
 
@@ -183,7 +183,7 @@ def test_reduced_references_are_kept_bit_for_bit(monkeypatch: pytest.MonkeyPatch
     )
 
 
-def test_a_damaged_value_of_the_store_is_computed_anew(rocksalt: Arrays) -> None:
+def test_a_damaged_value_of_the_store_is_computed_anew(rocksalt: CrystalArrays) -> None:
     store = Kept()
     fresh = reduce_crystals([rocksalt], workers=1)[0]
     for damage in ([[11], [[0.0, 0.0]], []], 3, [[11, 17], [[0.0] * 3] * 2, [[float("nan")] * 3] * 3]):
@@ -194,7 +194,7 @@ def test_a_damaged_value_of_the_store_is_computed_anew(rocksalt: Arrays) -> None
         np.testing.assert_array_equal(found[1], fresh[1])
 
 
-def compared(pairs: Sequence[tuple[Arrays, Arrays]]) -> tuple[int, int]:
+def compared(pairs: Sequence[tuple[CrystalArrays, CrystalArrays]]) -> tuple[int, int]:
     """How many pairs match strictly, and how often the matcher was asked; every verdict is the matcher's."""
     comparer = Comparer(SETTINGS)
     matchers = {one.name: one.build() for one in SETTINGS}
@@ -212,12 +212,12 @@ def compared(pairs: Sequence[tuple[Arrays, Arrays]]) -> tuple[int, int]:
 
 def test_verdicts_of_real_pairs_are_those_of_the_matcher_in_both_orders(shared_data: Path) -> None:
     rows = [row for row in read(shared_data / "mp_20_biternary" / "val.csv.gz") if isinstance(row, Row)]
-    groups: dict[tuple[int, ...], list[Arrays]] = defaultdict(list)
+    groups: dict[tuple[int, ...], list[CrystalArrays]] = defaultdict(list)
     for row in rows:
         key = tuple(sorted(row.atomic_numbers.tolist()))
         groups[key].append((row.atomic_numbers, row.frac_coords, row.lattice))
     alike = [group for group in groups.values() if len(group) > 1 and len(group[0][0]) <= 12]
-    pairs: list[tuple[Arrays, Arrays]] = []
+    pairs: list[tuple[CrystalArrays, CrystalArrays]] = []
     for group in alike[:40]:
         one, two = reduce_crystals(group[:2], workers=1)
         if not isinstance(one, str) and not isinstance(two, str) and len(one[0]) == len(two[0]):
@@ -230,7 +230,7 @@ def test_verdicts_of_real_pairs_are_those_of_the_matcher_in_both_orders(shared_d
 def test_verdicts_of_disguised_pairs_are_those_of_the_matcher() -> None:
     rng = np.random.default_rng(7)
     np.random.seed(7)
-    made: list[Arrays] = []
+    made: list[CrystalArrays] = []
     for _ in range(2):
         for one in prototypes():
             made += [

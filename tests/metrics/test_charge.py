@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from pymatgen.core import Lattice, Structure
 from pymatgen.core.bond_valence import ELECTRONEG, PRIOR_PROB, BVAnalyzer, calculate_bv_sum
 
-from latentite.data.cif import Arrays
+from latentite.crystal_arrays import CrystalArrays
 from latentite.elements import SYMBOLS
 from latentite.formulas import reduced_composition
 from latentite.match.search import structure_of
@@ -26,7 +26,7 @@ def of(**counts: int) -> tuple[tuple[int, int], ...]:
     return reduced_composition([SYMBOLS.index(s) + 1 for s, n in counts.items() for _ in range(n)])
 
 
-def arrays(structure: Structure) -> Arrays:
+def arrays(structure: Structure) -> CrystalArrays:
     return np.array(structure.atomic_numbers), structure.frac_coords, structure.lattice.matrix
 
 
@@ -108,7 +108,7 @@ def test_electronegative_elements_are_pymatgens() -> None:
     assert {element.Z for element in ELECTRONEG} == set(ELECTRONEGATIVE)
 
 
-def test_bond_valence_sums_equal_pymatgens(perovskite: Arrays, rocksalt: Arrays) -> None:
+def test_bond_valence_sums_equal_pymatgens(perovskite: CrystalArrays, rocksalt: CrystalArrays) -> None:
     rutile = Structure.from_spacegroup(
         "P4_2/mnm", Lattice.tetragonal(4.594, 2.959), ["Ti", "O"], [[0, 0, 0], [0.305, 0.305, 0]]
     )
@@ -122,12 +122,12 @@ def test_bond_valence_sums_equal_pymatgens(perovskite: Arrays, rocksalt: Arrays)
         np.testing.assert_allclose(sums, expected, rtol=1e-4)
 
 
-def test_bond_valence_states_of_known_crystals(perovskite: Arrays, rocksalt: Arrays) -> None:
+def test_bond_valence_states_of_known_crystals(perovskite: CrystalArrays, rocksalt: CrystalArrays) -> None:
     states = bond_valence_states([perovskite, rocksalt])
     assert [s.tolist() for s in states if s is not None] == [[2, 4, -2, -2, -2], [1] * 4 + [-1] * 4]
 
 
-def test_states_are_found_wherever_pymatgen_finds_them(perovskite: Arrays) -> None:
+def test_states_are_found_wherever_pymatgen_finds_them(perovskite: CrystalArrays) -> None:
     """The best choice over all atoms includes the choices in which equivalent atoms are equal."""
     families = [(38, 22, 8), (11, 41, 8), (55, 82, 53), (20, 26, 8), (3, 9, 9), (11, 17, 8), (57, 13, 7)]
     analyzer = BVAnalyzer()
@@ -147,10 +147,10 @@ def test_states_are_found_wherever_pymatgen_finds_them(perovskite: Arrays) -> No
     assert found >= 3  # the case compares something
 
 
-def test_verdicts_follow_the_steps(perovskite: Arrays, rocksalt: Arrays) -> None:
+def test_verdicts_follow_the_steps(perovskite: CrystalArrays, rocksalt: CrystalArrays) -> None:
     numbers, coords, lattice = rocksalt
 
-    def salt(first: int, second: int, scale: float = 1.0) -> Arrays:
+    def salt(first: int, second: int, scale: float = 1.0) -> CrystalArrays:
         return np.where(numbers == 11, first, second), coords, lattice * scale
 
     alloy, element = salt(26, 13), salt(6, 6)
@@ -169,7 +169,7 @@ def test_verdicts_follow_the_steps(perovskite: Arrays, rocksalt: Arrays) -> None
     assert [verdict.is_neutral for verdict in found] == [True] * 7 + [False] * 2
 
 
-def test_what_is_no_crystal_is_judged_by_its_composition(rocksalt: Arrays) -> None:
+def test_what_is_no_crystal_is_judged_by_its_composition(rocksalt: CrystalArrays) -> None:
     numbers, coords, lattice = rocksalt
     flat = (numbers, coords, lattice * np.array([1.0, 1.0, 0.0]))
     nan = (numbers, coords * np.nan, lattice)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from pymatgen.core import Lattice
 
-from latentite.data.cif import Arrays
+from latentite.crystal_arrays import CrystalArrays
 from latentite.metrics.crystal_nn import MAX_COORDINATION, MOTIFS, NUM_FEATURES, crystal_nn
 
 MATMINER = """
@@ -45,7 +45,7 @@ def test_fingerprint_equals_matminer() -> None:
     np.testing.assert_allclose(found, [expected.get(label, 0.0) for label in labels()], atol=2e-6)
 
 
-def test_rock_salt_is_octahedral_in_the_small_cell_and_in_the_large_one(rocksalt: Arrays) -> None:
+def test_rock_salt_is_octahedral_in_the_small_cell_and_in_the_large_one(rocksalt: CrystalArrays) -> None:
     primitive = (
         np.array([11, 17]),
         np.array([[0.0, 0.0, 0.0], [0.5, 0.5, 0.5]]),
@@ -57,7 +57,7 @@ def test_rock_salt_is_octahedral_in_the_small_cell_and_in_the_large_one(rocksalt
     assert small[labels().index("octahedral CN_6")] > 0.9
 
 
-def test_what_cannot_be_computed_is_nan_and_keeps_its_place(perovskite: Arrays) -> None:
+def test_what_cannot_be_computed_is_nan_and_keeps_its_place(perovskite: CrystalArrays) -> None:
     numbers, coords, lattice = perovskite
     on_one_site = (numbers, np.zeros((5, 3)), lattice)
     collapsed = (numbers, coords, lattice * 0.1)
@@ -72,7 +72,7 @@ def test_what_cannot_be_computed_is_nan_and_keeps_its_place(perovskite: Arrays) 
     assert all(np.isnan(row).all() or np.isfinite(row).all() for row in rows[2:4])
 
 
-def test_workers_do_not_change_the_result_and_progress_counts_all(perovskite: Arrays) -> None:
+def test_workers_do_not_change_the_result_and_progress_counts_all(perovskite: CrystalArrays) -> None:
     told: list[int] = []
     crystals = [perovskite] * 17
     one = crystal_nn(crystals, workers=1, advance=told.append)

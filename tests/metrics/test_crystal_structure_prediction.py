@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from pymatgen.core.structure_matcher import StructureMatcher
 
-from latentite.data.cif import Arrays
+from latentite.crystal_arrays import CrystalArrays
 from latentite.match.search import structure_of
 from latentite.match.settings import LOOSE, STRICT, MatcherSettings
 from latentite.metrics.crystal_structure_prediction import (
@@ -20,14 +20,14 @@ from latentite.metrics.crystal_structure_prediction import (
 )
 
 
-def disturbed(crystal: Arrays, rng: np.random.Generator, size: float) -> Arrays:
+def disturbed(crystal: CrystalArrays, rng: np.random.Generator, size: float) -> CrystalArrays:
     numbers, coords, lattice = crystal
     return numbers, coords + rng.normal(0, size, coords.shape), lattice
 
 
 @pytest.mark.parametrize("settings", [LOOSE, STRICT])
 def test_distances_equal_the_plain_matcher(
-    settings: MatcherSettings, make_random_crystals: Callable[..., list[Arrays]]
+    settings: MatcherSettings, make_random_crystals: Callable[..., list[CrystalArrays]]
 ) -> None:
     rng = np.random.default_rng(0)
     targets = make_random_crystals(10, max_atoms=6)
@@ -44,7 +44,7 @@ def test_distances_equal_the_plain_matcher(
 
 
 def test_missing_samples_other_compositions_and_collapsed_cells_do_not_match(
-    rocksalt: Arrays, perovskite: Arrays
+    rocksalt: CrystalArrays, perovskite: CrystalArrays
 ) -> None:
     numbers, coords, lattice = rocksalt
     row = [None, perovskite, (numbers, coords, lattice * 0.01), (numbers, coords * np.nan, lattice), rocksalt]
@@ -53,7 +53,7 @@ def test_missing_samples_other_compositions_and_collapsed_cells_do_not_match(
     assert found[0, 4] == pytest.approx(0, abs=1e-6)
 
 
-def test_the_primitive_cell_of_the_target_matches_it(rocksalt: Arrays) -> None:
+def test_the_primitive_cell_of_the_target_matches_it(rocksalt: CrystalArrays) -> None:
     cell = 2.82 * np.array([[0.0, 1, 1], [1, 0, 1], [1, 1, 0]])
     primitive = (np.array([11, 17]), np.array([[0.0, 0.0, 0.0], [0.5, 0.5, 0.5]]), cell)
     assert np.isfinite(sample_distances([rocksalt], [[primitive]], workers=1)).all()
@@ -91,7 +91,7 @@ def test_nothing_matched_and_nothing_there() -> None:
     assert len(reference_distances([], [])) == 0
 
 
-def test_metre_counts_polymorphs_that_were_generated_under_another_name(rocksalt: Arrays) -> None:
+def test_metre_counts_polymorphs_that_were_generated_under_another_name(rocksalt: CrystalArrays) -> None:
     """Two polymorphs, two samples in exchanged order: no pair matches, everyone in the reference is matched."""
     numbers, _, _ = rocksalt
     caesium_type = (np.array([11, 17]), np.array([[0.0] * 3, [0.5] * 3]), 3.4 * np.eye(3))
@@ -108,7 +108,7 @@ def test_metre_counts_polymorphs_that_were_generated_under_another_name(rocksalt
 
 
 def test_workers_do_not_change_the_result_and_progress_counts_all(
-    rocksalt: Arrays, perovskite: Arrays
+    rocksalt: CrystalArrays, perovskite: CrystalArrays
 ) -> None:
     rng = np.random.default_rng(3)
     targets = [rocksalt, perovskite] * 10
@@ -119,7 +119,7 @@ def test_workers_do_not_change_the_result_and_progress_counts_all(
     assert sum(told) == 20
 
 
-def test_nonsense_is_refused(rocksalt: Arrays) -> None:
+def test_nonsense_is_refused(rocksalt: CrystalArrays) -> None:
     with pytest.raises(ValueError, match="equally many samples, got 0 to 1"):
         sample_distances([rocksalt] * 2, [[rocksalt], []])
     with pytest.raises(ValueError, match="samples for each target, got 1 for 2"):

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.spatial.transform import Rotation
 
-from latentite.data.cif import Arrays
+from latentite.crystal_arrays import CrystalArrays
 from latentite.metrics.fingerprints import (
     CUTOFF,
     MAGPIE_PROPERTIES,
@@ -28,13 +28,13 @@ from latentite.metrics.fingerprints import (
 )
 
 
-def random_crystal(rng: np.random.Generator) -> Arrays:
+def random_crystal(rng: np.random.Generator) -> CrystalArrays:
     count = int(rng.integers(1, 6))
     lattice = np.diag(rng.uniform(3.0, 6.0, 3)) + rng.normal(0, 0.5, (3, 3))
     return rng.choice([3, 8, 26, 55], count), rng.random((count, 3)), lattice
 
 
-def supercell(crystal: Arrays, repeats: tuple[int, int, int]) -> Arrays:
+def supercell(crystal: CrystalArrays, repeats: tuple[int, int, int]) -> CrystalArrays:
     numbers, coords, lattice = crystal
     shifts = np.array(list(product(*(range(n) for n in repeats))))
     stacked = ((coords[None] + shifts[:, None]) / repeats).reshape(-1, 3)
@@ -66,7 +66,7 @@ def test_fingerprints_are_the_same_for_every_description_of_a_crystal(
 
 
 def test_crystals_do_not_depend_on_their_neighbours_in_the_list(
-    make_random_crystals: Callable[..., list[Arrays]],
+    make_random_crystals: Callable[..., list[CrystalArrays]],
 ) -> None:
     crystals = make_random_crystals(30)
     together = radial(crystals), magpie(crystals)
@@ -92,7 +92,7 @@ def test_radial_density_of_a_simple_cubic_crystal_is_the_sum_over_its_shells() -
     np.testing.assert_allclose(radial([crystal])[0], expected, atol=1e-6)
 
 
-def test_exchanging_atoms_shows_in_the_polar_part_only(rocksalt: Arrays) -> None:
+def test_exchanging_atoms_shows_in_the_polar_part_only(rocksalt: CrystalArrays) -> None:
     numbers, coords, lattice = rocksalt
     mixed = (numbers[[4, 1, 2, 3, 0, 5, 6, 7]], coords, lattice)
     ordered, disordered = radial([rocksalt, mixed])
@@ -101,7 +101,7 @@ def test_exchanging_atoms_shows_in_the_polar_part_only(rocksalt: Arrays) -> None
     assert np.abs(ordered[half:] - disordered[half:]).max() > 1e-3
 
 
-def test_polar_weights_are_differences_of_electronegativity(rocksalt: Arrays) -> None:
+def test_polar_weights_are_differences_of_electronegativity(rocksalt: CrystalArrays) -> None:
     """In rock salt a neighbour at a / 2 is of the other kind: there the polar density is |3.16 - 0.93| times."""
     row = radial([rocksalt])[0]
     near = int(np.abs(RADII - 2.82).argmin())

@@ -8,11 +8,11 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from latentite.data.cif import Arrays
+from latentite.crystal_arrays import CrystalArrays
 from latentite.metrics.geometry import min_distances, volumes
 
 
-def by_enumeration(crystal: Arrays, reach: int) -> tuple[float, float]:
+def by_enumeration(crystal: CrystalArrays, reach: int) -> tuple[float, float]:
     _, coords, cell = crystal
     shifts = np.array(list(product(range(-reach, reach + 1), repeat=3)))
     wrapped = coords - np.floor(coords)

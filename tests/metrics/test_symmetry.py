@@ -6,16 +6,16 @@ import numpy as np
 import pytest
 from pymatgen.core import Lattice, Structure
 
-from latentite.data.cif import Arrays
+from latentite.crystal_arrays import CrystalArrays
 from latentite.data.properties import space_group_number
 from latentite.metrics.symmetry import SYMPRECS, space_groups
 
 
-def arrays(structure: Structure) -> Arrays:
+def arrays(structure: Structure) -> CrystalArrays:
     return np.array(structure.atomic_numbers), structure.frac_coords, structure.lattice.matrix
 
 
-def known() -> list[Arrays]:
+def known() -> list[CrystalArrays]:
     return [
         arrays(Structure.from_spacegroup("Fm-3m", Lattice.cubic(5.6), ["Na", "Cl"], [[0] * 3, [0.5] * 3])),
         arrays(Structure(Lattice.cubic(4.1), ["Cs", "Cl"], [[0] * 3, [0.5] * 3])),

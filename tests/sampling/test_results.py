@@ -17,7 +17,7 @@ from tiny_ldm import FLOW, tiny_network
 from latentite.checkpoint import Stage
 from latentite.crystal import CrystalBatch
 from latentite.data.cache import write_dataset
-from latentite.data.cif import Arrays
+from latentite.crystal_arrays import CrystalArrays
 from latentite.data.dataset import CrystalDataset
 
 BENCHMARKS = Path(__file__).resolve().parents[2] / "benchmarks"
@@ -33,7 +33,7 @@ def results(monkeypatch: pytest.MonkeyPatch, own_cache: Path) -> ModuleType:
 
 
 @pytest.fixture
-def words(tmp_path: Path, make_random_crystals: Callable[..., list[Arrays]]) -> list[str]:
+def words(tmp_path: Path, make_random_crystals: Callable[..., list[CrystalArrays]]) -> list[str]:
     """The command line: a tiny model, and random crystals in three splits."""
     network = make_usable(tiny_network(FLOW))
     vae = write(tmp_path / "vae.ckpt", network.vae, Stage.VAE, network.config.vae)

@@ -16,7 +16,8 @@ from pymatgen.core import Composition, Lattice, Structure
 
 from latentite.crystal import CrystalBatch
 from latentite.data.checks import Limits
-from latentite.data.cif import Arrays, parse_p1
+from latentite.crystal_arrays import CrystalArrays
+from latentite.data.cif import parse_p1
 from latentite.data.table import Row, read
 from latentite.elements import SYMBOLS
 from latentite.formulas import reduced_formulas
@@ -36,7 +37,7 @@ THIRDS = 7e-5
 """pymatgen moves coordinates within 1e-4 (relative) of 1/3 and 2/3 there."""
 
 
-def usable(crystals: list[Arrays]) -> list[tuple[Arrays, str]]:
+def usable(crystals: list[CrystalArrays]) -> list[tuple[CrystalArrays, str]]:
     """Those that a run would write, with their CIFs."""
     batch = CrystalBatch.from_arrays(crystals)
     kept = []
@@ -49,7 +50,7 @@ def usable(crystals: list[Arrays]) -> list[tuple[Arrays, str]]:
     return kept
 
 
-def assert_pymatgen_reads(arrays: Arrays, text: str) -> None:
+def assert_pymatgen_reads(arrays: CrystalArrays, text: str) -> None:
     """Composition, cell and coordinates come back."""
     numbers, coords, lattice = arrays
     with warnings.catch_warnings():
@@ -73,10 +74,10 @@ def assert_pymatgen_reads(arrays: Arrays, text: str) -> None:
     assert (difference <= np.where(near_thirds, THIRDS, 1e-5)).all()
 
 
-def extreme_crystals(count: int, *, seed: int) -> list[Arrays]:
+def extreme_crystals(count: int, *, seed: int) -> list[CrystalArrays]:
     """Cells from tiny to huge, flat, long and skewed; coordinates at the edges; up to 99 elements."""
     generator = np.random.default_rng(seed)
-    crystals: list[Arrays] = []
+    crystals: list[CrystalArrays] = []
     for number in range(count):
         num_atoms = int(generator.choice([1, 2, 3, 5, 8] if number % 50 else [100]))
         skew = generator.choice([0.05, 0.5, 3.0, 20.0])
@@ -99,7 +100,7 @@ def extreme_crystals(count: int, *, seed: int) -> list[Arrays]:
 
 
 def test_every_cif_that_would_be_written_is_read_back_by_pymatgen(
-    make_random_crystals: Callable[..., list[Arrays]],
+    make_random_crystals: Callable[..., list[CrystalArrays]],
 ) -> None:
     crystals = extreme_crystals(2400, seed=0) + make_random_crystals(100, max_atoms=12)
     kept = usable(crystals)
@@ -139,7 +140,7 @@ def test_what_readers_would_take_for_something_else_is_refused() -> None:
     assert reads_back(cif_text(numbers, near * np.nan, lattice, "HO"), numbers, near, lattice) is not None
 
 
-def sample(arrays: Arrays, **changes: object) -> Sample:
+def sample(arrays: CrystalArrays, **changes: object) -> Sample:
     values: dict[str, object] = {
         "index": 12,
         "attempt": 1,
@@ -153,7 +154,7 @@ def sample(arrays: Arrays, **changes: object) -> Sample:
     return Sample(**(values | changes))  # type: ignore[arg-type]  # plain values
 
 
-def test_extxyz_is_read_by_ase_with_everything_in_its_info(rocksalt: Arrays) -> None:
+def test_extxyz_is_read_by_ase_with_everything_in_its_info(rocksalt: CrystalArrays) -> None:
     found = ase.io.read(io.StringIO(sample_frame(sample(rocksalt, fixed_deviation=0.25))), format="extxyz")
     assert found.numbers.tolist() == rocksalt[0].tolist()
     np.testing.assert_allclose(found.cell.array, rocksalt[2], atol=1e-8)
@@ -170,7 +171,7 @@ def test_extxyz_is_read_by_ase_with_everything_in_its_info(rocksalt: Arrays) -> 
     assert info["conditions"] == "band_gap=2,chemical_system=Na-Cl"
 
 
-def test_json_lines_are_read_by_our_readers_and_by_pymatgen(rocksalt: Arrays, tmp_path) -> None:
+def test_json_lines_are_read_by_our_readers_and_by_pymatgen(rocksalt: CrystalArrays, tmp_path) -> None:
     line = json_line(sample(rocksalt))
     (tmp_path / "structures.jsonl").write_text(line + json_line(sample(rocksalt, index=13)))
     rows = list(read(tmp_path / "structures.jsonl", limits=Limits()))
@@ -183,7 +184,7 @@ def test_json_lines_are_read_by_our_readers_and_by_pymatgen(rocksalt: Arrays, tm
     np.testing.assert_allclose(structure.lattice.matrix, rocksalt[2])
 
 
-def test_a_frame_that_is_not_finite_can_be_written(rocksalt: Arrays) -> None:
+def test_a_frame_that_is_not_finite_can_be_written(rocksalt: CrystalArrays) -> None:
     numbers, coords, lattice = rocksalt
     assert "nan" in extxyz_frame((numbers, coords * np.nan, lattice))
 

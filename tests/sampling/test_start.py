@@ -13,7 +13,7 @@ from latentite import lattice as lat
 from latentite.crystal import CrystalBatch
 from latentite.data.canonical import canonicalize, canonicalize_with_order
 from latentite.data.checks import Limits
-from latentite.data.cif import Arrays
+from latentite.crystal_arrays import CrystalArrays
 from latentite.objectives.ldm import DiffusionConfig
 from latentite.sampling.asks import build_asks
 from latentite.sampling.chain import SamplingConfig, sample_jobs
@@ -32,7 +32,7 @@ def jobs_from(network: object, start: Start, count: int = 6, **options: object) 
     return plan_jobs(range(total), seed=0, sizes=TRAIN_SIZES, asks=asks, num_samples=count)
 
 
-def test_the_order_of_a_canonical_form_leads_back_to_the_input(perovskite: Arrays, rocksalt: Arrays) -> None:
+def test_the_order_of_a_canonical_form_leads_back_to_the_input(perovskite: CrystalArrays, rocksalt: CrystalArrays) -> None:
     generator = np.random.default_rng(0)
     for numbers, coords, lattice in (perovskite, rocksalt):
         shuffle = generator.permutation(len(numbers))
@@ -54,7 +54,7 @@ def test_the_order_of_a_canonical_form_leads_back_to_the_input(perovskite: Array
 
 @BOTH
 def test_a_small_strength_stays_near_the_reconstruction_and_full_strength_forgets_the_start(
-    diffusion: DiffusionConfig, perovskite: Arrays, rocksalt: Arrays
+    diffusion: DiffusionConfig, perovskite: CrystalArrays, rocksalt: CrystalArrays
 ) -> None:
     network = tiny_network(diffusion)
     structures = CrystalBatch.from_arrays([perovskite, (rocksalt[0][:5], rocksalt[1][:5], rocksalt[2])])
@@ -85,7 +85,7 @@ def test_a_small_strength_stays_near_the_reconstruction_and_full_strength_forget
 
 @BOTH
 def test_fixed_atoms_keep_their_latents_and_elements_through_the_change_of_order(
-    diffusion: DiffusionConfig, perovskite: Arrays
+    diffusion: DiffusionConfig, perovskite: CrystalArrays
 ) -> None:
     network = tiny_network(diffusion, ALL_CONDITIONS)
     numbers, coords, lattice = perovskite
@@ -121,7 +121,7 @@ def test_fixed_atoms_keep_their_latents_and_elements_through_the_change_of_order
     assert float(result.fixed_deviation[0]) == pytest.approx(float(worst), abs=1e-5)
 
 
-def test_fixed_species_are_all_atoms_of_an_element(perovskite: Arrays, rocksalt: Arrays) -> None:
+def test_fixed_species_are_all_atoms_of_an_element(perovskite: CrystalArrays, rocksalt: CrystalArrays) -> None:
     network = tiny_network()
     start = start_from(network, CrystalBatch.from_arrays([perovskite]), fix_species="O", strength=0.5)
     assert start.crystals.atomic_numbers[start.fixed[0]].tolist() == [8, 8, 8]
@@ -136,7 +136,7 @@ def test_fixed_species_are_all_atoms_of_an_element(perovskite: Arrays, rocksalt:
         start_from(network, CrystalBatch.from_arrays([perovskite, rocksalt]), fix_species=["O"])
 
 
-def test_draws_of_the_posterior_differ_from_crystal_to_crystal_and_means_do_not(perovskite: Arrays) -> None:
+def test_draws_of_the_posterior_differ_from_crystal_to_crystal_and_means_do_not(perovskite: CrystalArrays) -> None:
     network = tiny_network(FLOW)
     config = SamplingConfig(steps=10)
     for draw in (False, True):
@@ -151,7 +151,7 @@ def test_draws_of_the_posterior_differ_from_crystal_to_crystal_and_means_do_not(
         assert first.allclose(second, atol=1e-4) != draw
 
 
-def test_a_structure_prediction_model_keeps_the_elements_of_its_start(perovskite: Arrays) -> None:
+def test_a_structure_prediction_model_keeps_the_elements_of_its_start(perovskite: CrystalArrays) -> None:
     network = tiny_network(FLOW, ALL_CONDITIONS, atom_type_predict=False)
     config = SamplingConfig(steps=4)
     start = start_from(network, CrystalBatch.from_arrays([perovskite]), strength=0.5, fix_species="Ti")
@@ -168,7 +168,7 @@ def test_a_structure_prediction_model_keeps_the_elements_of_its_start(perovskite
         jobs_from(network, start, formulas=["BaTiO3"])
 
 
-def test_starts_that_cannot_be_are_refused(perovskite: Arrays) -> None:
+def test_starts_that_cannot_be_are_refused(perovskite: CrystalArrays) -> None:
     network = tiny_network()
     structures = CrystalBatch.from_arrays([perovskite])
     for strength in (0.0, 1.1, -0.5, float("nan")):
@@ -195,14 +195,14 @@ def test_starts_that_cannot_be_are_refused(perovskite: Arrays) -> None:
         start.which(Jobs.plain(torch.tensor([4])))
 
 
-def one(coords: list[list[float]], cell: np.ndarray) -> Arrays:
+def one(coords: list[list[float]], cell: np.ndarray) -> CrystalArrays:
     return np.full(len(coords), 14), np.array(coords), cell
 
 
 def test_impossible_crystals_are_refused_with_kind_and_sentence() -> None:
     apart = [[0.0, 0.0, 0.0], [0.5, 0.5, 0.5]]
     flat = 4.0 * np.array([[1.0, 0.0, 0.0], [0.0, 1.0, 0.0], [30.0, 30.0, 0.02]])
-    cases: list[tuple[Arrays, RefusalKind | None, str]] = [
+    cases: list[tuple[CrystalArrays, RefusalKind | None, str]] = [
         (one(apart, 4.0 * np.eye(3)), None, ""),
         (
             one([[0.0, 0.0, 0.0], [0.0, 0.0, 0.05]], 4.0 * np.eye(3)),

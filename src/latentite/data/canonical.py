@@ -19,6 +19,7 @@ from collections.abc import Sequence
 import numpy as np
 from jaxtyping import Float, Int
 
+from latentite.crystal_arrays import CrystalArrays
 from latentite.data.niggli import (
     TOLERANCE,
     ReducedBases,
@@ -31,9 +32,6 @@ from latentite.data.niggli import (
 
 CANONICAL_VERSION = 2
 """Raised whenever the canonical form of any crystal changes; caches made by another version are rebuilt."""
-
-Arrays = tuple[np.ndarray, np.ndarray, np.ndarray]
-"""`(atomic_numbers [atom], frac_coords [atom 3], lattice [3 3])`; row vectors in Å."""
 
 # Generic numbers of the score: no permutation, negation or shear of the axes leaves it unchanged.
 _SHARPNESS = np.array([1.00, 1.37, 0.73])
@@ -48,20 +46,15 @@ _SNAP = 1e-9  # a coordinate this close to 1 is written as 0
 _CHUNK = 1024  # crystals worked on at once: enough to spread numpy's overhead, little enough memory
 
 
-def canonicalize(
-    atomic_numbers: Int[np.ndarray, " atom"],
-    frac_coords: Float[np.ndarray, "atom 3"],
-    lattice: Float[np.ndarray, "3 3"],
-) -> Arrays:
+def canonicalize(crystal: CrystalArrays) -> CrystalArrays:
     """Canonical form of one crystal; `canonicalize_many` of a single one, so the two agree bit for bit.
 
     Args:
-        atomic_numbers: one integer per atom.
-        frac_coords: any real numbers; wrapped here.
-        lattice: row vectors in Å, in any orientation and of either handedness.
+        crystal: its coordinates may be any real numbers (they are wrapped here), its cell in any orientation and
+            of either handedness.
 
     Returns:
-        `(atomic_numbers, frac_coords, lattice)`: atoms sorted by atomic number, then by position; coordinates
+        Atoms sorted by atomic number, then by position; coordinates
         in [0, 1) with one atom of the rarest species (of the lightest such) at the origin; the cell
         right-handed, Niggli-reduced within `TOLERANCE`, oriented as `lattice.lattice_from_parameters` does.
         The number of atoms is kept (no reduction to a primitive cell), and mirror images stay apart.
@@ -69,10 +62,10 @@ def canonicalize(
     Raises:
         ValueError: for a crystal without atoms, with numbers that are not finite, or with a flat cell.
     """
-    return canonicalize_many([(atomic_numbers, frac_coords, lattice)])[0]
+    return canonicalize_many([crystal])[0]
 
 
-def canonicalize_many(crystals: Sequence[Arrays]) -> list[Arrays]:
+def canonicalize_many(crystals: Sequence[CrystalArrays]) -> list[CrystalArrays]:
     """Canonical form of every crystal, in order. Several hundred at a time are much faster than one by one.
 
     Raises:
@@ -81,22 +74,22 @@ def canonicalize_many(crystals: Sequence[Arrays]) -> list[Arrays]:
     return [arrays for arrays, _ in canonicalize_with_order(crystals)]
 
 
-def canonicalize_with_order(crystals: Sequence[Arrays]) -> list[tuple[Arrays, Int[np.ndarray, " atom"]]]:
+def canonicalize_with_order(crystals: Sequence[CrystalArrays]) -> list[tuple[CrystalArrays, Int[np.ndarray, " atom"]]]:
     """As `canonicalize_many`, each with the place that every atom of the canonical form had in the input."""
-    results: list[tuple[Arrays, np.ndarray]] = []
+    results: list[tuple[CrystalArrays, np.ndarray]] = []
     for start in range(0, len(crystals), _CHUNK):
         results += _canonicalize_chunk(crystals[start : start + _CHUNK], start)
     return results
 
 
-def _canonicalize_chunk(crystals: Sequence[Arrays], start: int) -> list[tuple[Arrays, np.ndarray]]:
+def _canonicalize_chunk(crystals: Sequence[CrystalArrays], start: int) -> list[tuple[CrystalArrays, np.ndarray]]:
     """The work of `canonicalize_many` on crystals whose arrays fit in memory; `start` counts those before."""
-    num_atoms = np.array([len(numbers) for numbers, _, _ in crystals])
+    num_atoms = np.array([crystal.num_atoms for crystal in crystals])
     if not num_atoms.all():
         raise ValueError(f"crystal {start + int(num_atoms.argmin())} must have at least one atom, got none")
-    numbers = np.concatenate([numbers for numbers, _, _ in crystals]).astype(np.int64)
-    coords = np.concatenate([coords for _, coords, _ in crystals]).astype(np.float64)
-    lattices = np.stack([lattice for _, _, lattice in crystals]).astype(np.float64)
+    numbers = np.concatenate([crystal.atomic_numbers for crystal in crystals]).astype(np.int64)
+    coords = np.concatenate([crystal.frac_coords for crystal in crystals]).astype(np.float64)
+    lattices = np.stack([crystal.lattice for crystal in crystals]).astype(np.float64)
     crystal_index = np.repeat(np.arange(len(crystals)), num_atoms)
     is_finite = np.isfinite(coords).all(axis=1)
     if not is_finite.all():
@@ -113,7 +106,7 @@ def _canonicalize_chunk(crystals: Sequence[Arrays], start: int) -> list[tuple[Ar
     coords = _wrap(multiply((coords - coords[origins[crystal_index]])[:, None, :], inverse)[:, 0])
     order = _atom_order(numbers, coords, crystal_index)
     edges = np.cumsum(num_atoms)[:-1]
-    canonical = zip(np.split(numbers[order], edges), np.split(coords[order], edges), lattices, strict=True)
+    canonical = map(CrystalArrays, np.split(numbers[order], edges), np.split(coords[order], edges), lattices)
     places = order - np.repeat(np.cumsum(num_atoms) - num_atoms, num_atoms)
     return list(zip(canonical, np.split(places, edges), strict=True))
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from latentite.data.cif import Arrays
+from latentite.crystal_arrays import CrystalArrays
 from latentite.elements import MAX_ATOMIC_NUMBER, NUM_ELEMENTS, SYMBOLS
 
 MAX_DEFECT = 1e6
@@ -46,28 +46,28 @@ class Limits:
             )
 
 
-def refusals(crystals: Sequence[Arrays], limits: Limits) -> list[str | None]:
+def refusals(crystals: Sequence[CrystalArrays], limits: Limits) -> list[str | None]:
     """For each crystal the reason why it breaks the limits, or None.
 
     The cheap checks run one by one in scalar arithmetic; the distances are computed for all crystals with
     the same number of atoms at once.
     """
-    reasons = [_refusal_without_distances(*crystal, limits) for crystal in crystals]
+    reasons = [_refusal_without_distances(crystal, limits) for crystal in crystals]
     if limits.min_distance == 0.0:
         return reasons
     by_count: dict[int, list[int]] = {}
     for position, reason in enumerate(reasons):
         if reason is None:
-            by_count.setdefault(len(crystals[position][0]), []).append(position)
+            by_count.setdefault(crystals[position].num_atoms, []).append(position)
     for count, positions in by_count.items():
         step = max(1, 200_000 // (count * count))  # keeps the arrays of pairs within a few MB, and in cache
         for start in range(0, len(positions), step):
             chunk = positions[start : start + step]
-            coords = np.stack([crystals[p][1] for p in chunk])
-            lattices = np.stack([crystals[p][2] for p in chunk])
+            coords = np.stack([crystals[p].frac_coords for p in chunk])
+            lattices = np.stack([crystals[p].lattice for p in chunk])
             for position, pair in zip(chunk, too_close(coords, lattices, limits.min_distance), strict=True):
                 if pair is not None:
-                    reasons[position] = _describe(pair, crystals[position][0], limits)
+                    reasons[position] = _describe(pair, crystals[position].atomic_numbers, limits)
     return reasons
 
 
@@ -81,15 +81,13 @@ def _describe(pair: tuple[int, int, float], numbers: np.ndarray, limits: Limits)
     return f"{names} are {distance:.3f} Å apart, closer than {limits.min_distance:g} Å"
 
 
-def _refusal_without_distances(
-    atomic_numbers: np.ndarray, frac_coords: np.ndarray, lattice: np.ndarray, limits: Limits
-) -> str | None:
-    count = len(atomic_numbers)
+def _refusal_without_distances(crystal: CrystalArrays, limits: Limits) -> str | None:
+    atomic_numbers, count = crystal.atomic_numbers, crystal.num_atoms
     if count == 0:
         return "no atoms"
     if limits.max_atoms is not None and count > limits.max_atoms:
         return f"{count} atoms, more than the limit of {limits.max_atoms} (max_atoms)"
-    (ax, ay, az), (bx, by, bz), (cx, cy, cz) = lattice.tolist()
+    (ax, ay, az), (bx, by, bz), (cx, cy, cz) = crystal.lattice.tolist()
     volume = abs(ax * (by * cz - bz * cy) + ay * (bz * cx - bx * cz) + az * (bx * cy - by * cx))
     if not math.isfinite(volume):
         return "absurd cell: its vectors are not finite numbers"
@@ -106,7 +104,7 @@ def _refusal_without_distances(
             f"absurd cell: {volume / count:.4g} Å^3 per atom, outside "
             f"{limits.min_volume_per_atom:g} to {limits.max_volume_per_atom:g}"
         )
-    if not math.isfinite(float(frac_coords.sum())):
+    if not math.isfinite(float(crystal.frac_coords.sum())):
         return "coordinates are not finite numbers"
     highest = int(atomic_numbers.max())
     if highest > MAX_ATOMIC_NUMBER:

@@ -16,11 +16,9 @@ import re
 
 import numpy as np
 
+from latentite.crystal_arrays import CrystalArrays
 from latentite.data.cif_formula import is_content_of_cell
 from latentite.elements import ATOMIC_NUMBER
-
-Arrays = tuple[np.ndarray, np.ndarray, np.ndarray]
-"""`(atomic_numbers [atom] int64, frac_coords [atom 3], lattice [3 3])`; row vectors in Å, float64."""
 
 _NUMBER = r" +(\d+\.?\d*)\n"
 _HEADER = re.compile(
@@ -44,7 +42,7 @@ _IDEAL_FRACTIONS = (1 / 3, 2 / 3)
 _IDEAL_TOLERANCE = 1e-4  # CifParser's default frac_tolerance, relative
 
 
-def parse_p1(text: str) -> Arrays | None:
+def parse_p1(text: str) -> CrystalArrays | None:
     """Arrays of a P1 CIF in the exact layout of pymatgen's `CifWriter`, or None for any other text.
 
     Atoms stand in the order of the file; coordinates near 1/3 and 2/3 are made exact as `CifParser` does; the
@@ -79,7 +77,8 @@ def parse_p1(text: str) -> Arrays | None:
     if "333" in body or "666" in body or "e-" in body or "E-" in body:
         make_ideal(coords)
     a, b, c, alpha, beta, gamma = map(float, cell)
-    return np.array(numbers, dtype=np.int64), coords, lattice_matrix((a, b, c), (alpha, beta, gamma))
+    lattice = lattice_matrix((a, b, c), (alpha, beta, gamma))
+    return CrystalArrays(np.array(numbers, dtype=np.int64), coords, lattice)
 
 
 def make_ideal(coords: np.ndarray) -> None:

@@ -18,7 +18,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from latentite.data.checks import too_close
-from latentite.data.cif import Arrays, lattice_matrix, make_ideal
+from latentite.crystal_arrays import CrystalArrays
+from latentite.data.cif import lattice_matrix, make_ideal
 from latentite.data.cif_formula import Formula
 from latentite.data.cif_symmetry import Symmetry, read_symmetry
 from latentite.data.cif_text import MISSING, Block, number, read_blocks
@@ -41,7 +42,7 @@ _MULTIPLICITIES = ("_atom_site_symmetry_multiplicity", "_atom_site_site_symmetry
 _COORDINATES = tuple(f"_atom_site_fract_{axis}" for axis in "xyz")
 
 
-def read_crystal(text: str) -> Arrays:
+def read_crystal(text: str) -> CrystalArrays:
     """The one crystal of a CIF, in the cell of the file.
 
     Raises:
@@ -231,7 +232,7 @@ def _element(name: str, label: str, formula: Formula | None) -> str:
 class _Reading:
     """One crystal that a file can mean."""
 
-    arrays: Arrays
+    arrays: CrystalArrays
     sizes: np.ndarray
     """[site]; how many atoms each site makes."""
 
@@ -244,12 +245,13 @@ def _expand(sites: _Sites, lattice: np.ndarray, operations: Operations) -> _Read
     """
     if operations.is_identity:
         return _Reading(
-            arrays=(sites.numbers, sites.coords, lattice), sizes=np.ones(len(sites.numbers), dtype=int)
+            arrays=CrystalArrays(sites.numbers, sites.coords, lattice), sizes=np.ones(len(sites.numbers), dtype=int)
         )
     images = np.einsum("oij,sj->soi", operations.rotations, sites.coords) + operations.translations
     orbits = [_orbit(of_site, site, lattice) for of_site, site in zip(images, sites.coords, strict=True)]
     sizes = np.array([len(orbit) for orbit in orbits])
-    return _Reading(arrays=(np.repeat(sites.numbers, sizes), np.concatenate(orbits), lattice), sizes=sizes)
+    crystal = CrystalArrays(np.repeat(sites.numbers, sizes), np.concatenate(orbits), lattice)
+    return _Reading(arrays=crystal, sizes=sizes)
 
 
 def _orbit(images: np.ndarray, site: np.ndarray, lattice: np.ndarray) -> np.ndarray:
@@ -271,7 +273,7 @@ def _orbit(images: np.ndarray, site: np.ndarray, lattice: np.ndarray) -> np.ndar
     return (images[chosen] - (offsets[chosen] * is_same[chosen, :, None]).sum(1) / size) % 1.0
 
 
-def _choose(readings: list[_Reading], sites: _Sites, formula: Formula | None, symmetry: Symmetry) -> Arrays:
+def _choose(readings: list[_Reading], sites: _Sites, formula: Formula | None, symmetry: Symmetry) -> CrystalArrays:
     """The one crystal that the file can mean.
 
     Raises:
@@ -312,12 +314,12 @@ def _choose(readings: list[_Reading], sites: _Sites, formula: Formula | None, sy
 
 
 def _counts(reading: _Reading) -> Counter[str]:
-    return Counter(SYMBOLS[number - 1] for number in reading.arrays[0].tolist())
+    return Counter(SYMBOLS[number - 1] for number in reading.arrays.atomic_numbers.tolist())
 
 
 def _has_overlap(reading: _Reading) -> bool:
-    _, coords, lattice = reading.arrays
-    return too_close(coords[None], lattice[None], _OVERLAP)[0] is not None
+    crystal = reading.arrays
+    return too_close(crystal.frac_coords[None], crystal.lattice[None], _OVERLAP)[0] is not None
 
 
 def _are_same(readings: Sequence[_Reading]) -> bool:
@@ -326,8 +328,8 @@ def _are_same(readings: Sequence[_Reading]) -> bool:
     from pymatgen.core.structure_matcher import StructureMatcher
 
     structures = [
-        Structure(Lattice(lattice), [SYMBOLS[number - 1] for number in numbers], coords)
-        for numbers, coords, lattice in (reading.arrays for reading in readings)
+        Structure(Lattice(crystal.lattice), [SYMBOLS[z - 1] for z in crystal.atomic_numbers], crystal.frac_coords)
+        for crystal in (reading.arrays for reading in readings)
     ]
     matcher = StructureMatcher(ltol=0.01, stol=0.01, angle_tol=0.5, scale=False)
     return all(matcher.fit(structures[0], other) for other in structures[1:])

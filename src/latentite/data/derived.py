@@ -16,7 +16,7 @@ from safetensors import SafetensorError, safe_open
 
 from latentite.crystal import CrystalBatch
 from latentite.data.cache import from_bytes, save_tensors, take, to_bytes
-from latentite.data.cif import Arrays
+from latentite.crystal_arrays import CrystalArrays
 from latentite.data.properties import derive_rows
 from latentite.data.records import Value
 from latentite.processes import map_in_order
@@ -78,10 +78,7 @@ def derived_values(
             return values
         except (SafetensorError, ValueError) as error:
             log.warning("%s in the cache is damaged and is made again: %s", path, error)
-    rows = [
-        (numbers, np.asarray(coords, dtype=np.float64), np.asarray(lattice, dtype=np.float64))
-        for numbers, coords, lattice in crystals.to_arrays()
-    ]
+    rows = crystals.to_arrays()
     chunks = [rows[start : start + _CHUNK] for start in range(0, len(rows), _CHUNK)] or [[]]
     parts = map_in_order(partial(_derive, name, symprec), chunks, workers=workers)
     values = [value for part in parts for value in part]
@@ -90,5 +87,5 @@ def derived_values(
     return values
 
 
-def _derive(name: str, symprec: float, crystals: list[Arrays]) -> list[Value]:
+def _derive(name: str, symprec: float, crystals: list[CrystalArrays]) -> list[Value]:
     return [row[name] for row in derive_rows((name,), crystals, symprec=symprec)]

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from latentite.crystal_arrays import CrystalArrays
 from latentite.data.records import Kind, Record, Rejection, Value, id_of, refuse_two_names, to_properties
 from latentite.files import replacing
 
@@ -208,8 +209,8 @@ def _cells(member: Any, block: slice, h5py: Any) -> list[Value]:
     return (member.asstr(errors="replace")[block] if is_text else member[block]).tolist()
 
 
-def _arrays(group: Mapping[str, Any], block: slice) -> list[tuple[np.ndarray, np.ndarray, np.ndarray] | str]:
-    """Atomic numbers, fractional coordinates and lattice of each row, or why it is no crystal."""
+def _arrays(group: Mapping[str, Any], block: slice) -> list[CrystalArrays | str]:
+    """Each row, or why it is no crystal."""
     numbers, coords = group["numbers"][block].astype(np.float64), group["coord"][block].astype(np.float64)
     is_whole = ((numbers == np.floor(numbers)) & (np.abs(numbers) < _LARGEST_NUMBER)).all(1)
     if "cell" not in group:
@@ -222,7 +223,7 @@ def _arrays(group: Mapping[str, Any], block: slice) -> list[tuple[np.ndarray, np
     return [
         "absurd cell: its volume is zero or not a number"
         if not is_cell[k]
-        else (numbers[k].astype(np.int64), fractions[k], lattices[k])
+        else CrystalArrays(numbers[k].astype(np.int64), fractions[k], lattices[k])
         if is_whole[k]
         else "atomic numbers that are no whole numbers"
         for k in range(len(numbers))

@@ -15,7 +15,7 @@ import numpy as np
 
 from latentite.data.canonical import canonicalize_many
 from latentite.data.checks import Limits
-from latentite.data.cif import Arrays
+from latentite.crystal_arrays import CrystalArrays
 from latentite.data.records import Record
 from latentite.data.table import parse_many
 
@@ -54,23 +54,23 @@ def pack(records: list[Record], options: PackOptions) -> Packed:
         empty = np.zeros((0, 3), dtype=np.float32)
         numbers, coords, lattice = np.zeros(0, dtype=np.int64), empty, np.zeros((0, 3, 3), dtype=np.float32)
     else:
-        numbers = np.concatenate([crystal[0] for crystal in crystals]).astype(np.int64)
-        coords = np.concatenate([crystal[1] for crystal in crystals]).astype(np.float32)
-        lattice = np.stack([crystal[2] for crystal in crystals]).astype(np.float32)
+        numbers = np.concatenate([crystal.atomic_numbers for crystal in crystals]).astype(np.int64)
+        coords = np.concatenate([crystal.frac_coords for crystal in crystals]).astype(np.float32)
+        lattice = np.stack([crystal.lattice for crystal in crystals]).astype(np.float32)
         coords[coords >= 1.0] -= 1.0  # 1 - 1e-9 is below one in float64 and one in float32
     return Packed(
         atomic_numbers=numbers,
         frac_coords=coords,
         lattice=lattice,
-        num_atoms=np.array([len(crystal[0]) for crystal in crystals], dtype=np.int64),
+        num_atoms=np.array([crystal.num_atoms for crystal in crystals], dtype=np.int64),
         outcomes=[outcome if isinstance(outcome, str) else None for outcome in outcomes],
     )
 
 
-def _canonicalize(outcomes: list[Arrays | str]) -> list[Arrays | str]:
+def _canonicalize(outcomes: list[CrystalArrays | str]) -> list[CrystalArrays | str]:
     """Canonical forms in place of crystals; one that has none becomes a reason, alone."""
     positions = [position for position, outcome in enumerate(outcomes) if not isinstance(outcome, str)]
-    crystals = [cast("Arrays", outcomes[position]) for position in positions]
+    crystals = [cast("CrystalArrays", outcomes[position]) for position in positions]
     result = list(outcomes)
     try:
         for position, crystal in zip(positions, canonicalize_many(crystals), strict=True):

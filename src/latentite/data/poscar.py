@@ -14,7 +14,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from latentite.data.cif import Arrays
+from latentite.crystal_arrays import CrystalArrays
 from latentite.elements import ATOMIC_NUMBER
 
 _NUMBER = re.compile(r"[+-]?(?:\d+\.?\d*|\.\d+)(?:[eEdD][+-]?\d+)?")  # Fortran writes 1.0D+00
@@ -24,7 +24,7 @@ _LARGEST = 1e9
 _LABEL = re.compile(r"([A-Z][a-z]?)\d*")
 
 
-def parse_poscar(text: str) -> Arrays:
+def parse_poscar(text: str) -> CrystalArrays:
     """Atomic numbers, fractional coordinates and lattice (row vectors, Å) of a POSCAR.
 
     Scaling factors: one positive number scales the lattice vectors and Cartesian positions; one negative number is
@@ -56,10 +56,10 @@ def parse_poscar(text: str) -> Arrays:
         factors = np.array([(-factors[0] / volume) ** (1.0 / 3.0)])
     lattice = vectors * factors
     if not is_cartesian:
-        return numbers, positions, lattice
+        return CrystalArrays(numbers, positions, lattice)
     if not np.isfinite(lattice).all() or abs(np.linalg.det(lattice)) < 1e-6:
         raise ValueError("absurd cell: its volume is zero or not a number")
-    return numbers, np.linalg.solve(lattice.T, (positions * factors).T).T, lattice
+    return CrystalArrays(numbers, np.linalg.solve(lattice.T, (positions * factors).T).T, lattice)
 
 
 def _unreadable(reason: str) -> ValueError:

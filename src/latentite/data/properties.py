@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from jaxtyping import Float, Int
 
-from latentite.data.cif import Arrays
+from latentite.crystal_arrays import CrystalArrays
 from latentite.elements import COMPOSITION_WIDTH, SYMBOLS
 from latentite.formulas import Composition, alphabetical_formula, chemical_system, reduced
 
@@ -86,9 +86,9 @@ def derive(name: str, crystals: CrystalBatch, *, symprec: float = SYMPREC) -> Te
 
 
 def derive_rows(
-    names: Sequence[str], crystals: Sequence[Arrays], *, symprec: float = SYMPREC
+    names: Sequence[str], crystals: Sequence[CrystalArrays], *, symprec: float = SYMPREC
 ) -> list[dict[str, float | str]]:
-    """The named properties of each `(atomic_numbers, frac_coords, lattice)`, one dictionary per crystal.
+    """The named properties of each crystal, one dictionary per crystal.
 
     Raises:
         ValueError: for an unknown name, with near ones suggested.
@@ -97,10 +97,10 @@ def derive_rows(
     if not crystals:
         return []
     packed = PackedArrays(
-        atomic_numbers=np.concatenate([numbers for numbers, _, _ in crystals]),
-        frac_coords=np.concatenate([coords for _, coords, _ in crystals]),
-        lattice=np.stack([lattice for _, _, lattice in crystals]),
-        num_atoms=np.array([len(numbers) for numbers, _, _ in crystals]),
+        atomic_numbers=np.concatenate([crystal.atomic_numbers for crystal in crystals]),
+        frac_coords=np.concatenate([crystal.frac_coords for crystal in crystals]),
+        lattice=np.stack([crystal.lattice for crystal in crystals]),
+        num_atoms=np.array([crystal.num_atoms for crystal in crystals]),
     )
     columns = []
     for function in functions:

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float, Int
 
+from latentite.crystal_arrays import CrystalArrays
 from latentite.data.canonical import canonicalize_many
 from latentite.data.niggli import multiply
 from latentite.elements import ATOMIC_NUMBER
@@ -117,14 +118,14 @@ def load_prototypes() -> list[Prototype]:
         if structure.is_ordered and len(structure) <= MAX_ATOMS:
             entries.append((entry["tags"]["aflow"], structure))
     arrays = canonicalize_many(
-        [(np.array(s.atomic_numbers), s.frac_coords, s.lattice.matrix) for _, s in entries]
+        [CrystalArrays(np.array(s.atomic_numbers), s.frac_coords, s.lattice.matrix) for _, s in entries]
     )
     prototypes: list[Prototype] = []
     seen: dict[tuple[int, ...], list[np.ndarray]] = {}
-    for (name, structure), (numbers, coords, lattice) in zip(entries, arrays, strict=True):
-        kinds = np.unique(numbers, return_inverse=True)[1]
-        distances = _distances(coords, lattice)
-        fingerprint = _fingerprint(kinds, distances, float(np.linalg.det(lattice)))
+    for (name, structure), crystal in zip(entries, arrays, strict=True):
+        kinds = np.unique(crystal.atomic_numbers, return_inverse=True)[1]
+        distances = _distances(crystal.frac_coords, crystal.lattice)
+        fingerprint = _fingerprint(kinds, distances, float(np.linalg.det(crystal.lattice)))
         alike = seen.setdefault(tuple(np.sort(np.bincount(kinds)).tolist()), [])
         if any(np.abs(fingerprint / other - 1.0).max() < _SAME_STRUCTURE for other in alike):
             continue
@@ -136,8 +137,8 @@ def load_prototypes() -> list[Prototype]:
                 elements=elements,
                 charges=_charge_signs(structure, elements),
                 kinds=kinds,
-                frac_coords=coords,
-                lattice=lattice,
+                frac_coords=crystal.frac_coords,
+                lattice=crystal.lattice,
                 nearest=np.stack(
                     [distances[:, kinds == kind].min(axis=(1, 2)) for kind in range(len(elements))], axis=1
                 ),

@@ -21,7 +21,8 @@ from typing import TYPE_CHECKING, Any, cast
 import numpy as np
 
 from latentite.data.checks import Limits, refusals
-from latentite.data.cif import Arrays, parse_p1
+from latentite.crystal_arrays import CrystalArrays
+from latentite.data.cif import parse_p1
 from latentite.data.cif_crystal import read_crystal
 from latentite.data.poscar import parse_poscar
 from latentite.data.records import Kind, Record, Rejection, Source, Value, open_records, words_of
@@ -70,35 +71,35 @@ def parse_rows(records: Iterator[Record | Rejection], limits: Limits) -> Iterato
             if isinstance(item, Rejection):
                 yield item
                 continue
-            record, (numbers, coords, lattice) = item
+            record, crystal = item
             yield Row(
                 source=record.source,
                 row=record.row,
                 id=record.id,
-                atomic_numbers=numbers,
-                frac_coords=coords,
-                lattice=lattice,
+                atomic_numbers=crystal.atomic_numbers,
+                frac_coords=crystal.frac_coords,
+                lattice=crystal.lattice,
                 properties=record.properties,
             )
 
 
-def parse_many(records: Sequence[Record], limits: Limits) -> list[Arrays | str]:
+def parse_many(records: Sequence[Record], limits: Limits) -> list[CrystalArrays | str]:
     """For each record its arrays, or the reason why it is rejected."""
-    outcomes: list[Arrays | str] = []
+    outcomes: list[CrystalArrays | str] = []
     for record in records:
         try:
             outcomes.append(arrays_of(record))
         except ValueError as error:
             outcomes.append(str(error))
     readable = [position for position, outcome in enumerate(outcomes) if not isinstance(outcome, str)]
-    reasons = refusals([cast("Arrays", outcomes[position]) for position in readable], limits)
+    reasons = refusals([cast("CrystalArrays", outcomes[position]) for position in readable], limits)
     for position, reason in zip(readable, reasons, strict=True):
         if reason is not None:
             outcomes[position] = reason
     return outcomes
 
 
-def arrays_of(record: Record) -> Arrays:
+def arrays_of(record: Record) -> CrystalArrays:
     """Arrays of one record, unchecked.
 
     Raises:
@@ -108,7 +109,7 @@ def arrays_of(record: Record) -> Arrays:
         text = cast("str", record.payload)
         return parse_p1(text) or read_crystal(text)
     if record.kind is Kind.ARRAYS:
-        return cast("Arrays", record.payload)
+        return cast("CrystalArrays", record.payload)
     if record.kind is Kind.STRUCTURE:
         return _from_structure(cast("Structure", record.payload))
     if record.kind is Kind.STRUCTURE_DICT:
@@ -142,7 +143,7 @@ def _atoms_from_extxyz(text: str) -> Atoms:
         raise ValueError(f"unreadable extxyz frame: {words_of(error)}") from error
 
 
-def _from_structure(structure: Structure) -> Arrays:
+def _from_structure(structure: Structure) -> CrystalArrays:
     if not structure.is_ordered:
         site = next(site for site in structure if not site.is_ordered)
         raise ValueError(f"partial occupancy: {site.species_string} on one site")
@@ -155,10 +156,11 @@ def _from_structure(structure: Structure) -> Arrays:
         raise ValueError(f"{dummies[0]!r} is no element; give each site an element symbol")
     numbers = [element.Z for element in elements]
     lattice = np.array(structure.lattice.matrix, dtype=np.float64)
-    return np.array(numbers, dtype=np.int64), np.array(structure.frac_coords, dtype=np.float64), lattice
+    coords = np.array(structure.frac_coords, dtype=np.float64)
+    return CrystalArrays(np.array(numbers, dtype=np.int64), coords, lattice)
 
 
-def _from_atoms(atoms: Atoms) -> Arrays:
+def _from_atoms(atoms: Atoms) -> CrystalArrays:
     _check_occupancy(atoms.info.get("occupancy"))
     if not atoms.numbers.all():
         raise ValueError("'X', a placeholder of ASE, is no element")
@@ -168,7 +170,7 @@ def _from_atoms(atoms: Atoms) -> Arrays:
     if not np.isfinite(lattice).all() or abs(np.linalg.det(lattice)) < 1e-6:
         raise ValueError("absurd cell: its volume is zero or not a number")
     coords = np.linalg.solve(lattice.T, np.asarray(atoms.positions, dtype=np.float64).T).T
-    return np.array(atoms.numbers, dtype=np.int64), coords, lattice
+    return CrystalArrays(np.array(atoms.numbers, dtype=np.int64), coords, lattice)
 
 
 def _check_occupancy(occupancy: object) -> None:

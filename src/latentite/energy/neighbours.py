@@ -37,9 +37,9 @@ def neighbour_list(crystals: CrystalBatch, cutoff: float) -> NeighbourList:
     periodic = np.ones(3, dtype=np.int64)
     first, second, images, distances, num_pairs = [], [], [], [], []
     offset = 0
-    for numbers, coords, lattice in crystals.to_arrays():
-        lattice = np.ascontiguousarray(lattice)
-        cart = np.ascontiguousarray(coords @ lattice)
+    for crystal in crystals.to_arrays():
+        lattice = np.ascontiguousarray(crystal.lattice)
+        cart = np.ascontiguousarray(crystal.frac_coords @ lattice)
         i, j, image, distance = find_points_in_spheres(cart, cart, cutoff, periodic, lattice, _SAME)
         is_other = (i != j) | (distance > _SAME)
         first.append(i[is_other] + offset)
@@ -47,7 +47,7 @@ def neighbour_list(crystals: CrystalBatch, cutoff: float) -> NeighbourList:
         images.append(image[is_other])
         distances.append(distance[is_other])
         num_pairs.append(int(is_other.sum()))
-        offset += len(numbers)
+        offset += crystal.num_atoms
     if not first:
         empty = np.zeros(0, dtype=np.int64)
         return NeighbourList(

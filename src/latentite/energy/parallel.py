@@ -19,7 +19,7 @@ import numpy as np
 import torch
 
 from latentite.crystal import CrystalBatch
-from latentite.data.cif import Arrays
+from latentite.crystal_arrays import CrystalArrays
 from latentite.energy.catalogue import identity, potential_by_name
 from latentite.energy.potential import Potential, TheoryLevel
 from latentite.energy.relax import relax
@@ -64,7 +64,7 @@ class RelaxHow:
 
 
 def relax_many(
-    crystals: Sequence[Arrays],
+    crystals: Sequence[CrystalArrays],
     how: RelaxHow,
     *,
     keys: Sequence[str] = (),
@@ -96,7 +96,7 @@ def relax_many(
     chunks = [[k for k in chunk if k not in records] for chunk in chunks_of(crystals)]
     items = [(chunk, [crystals[k] for k in chunk]) for chunk in chunks if chunk]
 
-    def keep(item: tuple[list[int], list[Arrays]], results: list[Record]) -> None:
+    def keep(item: tuple[list[int], list[CrystalArrays]], results: list[Record]) -> None:
         records.update(zip(item[0], results, strict=True))
         if kept is not None:
             final = {keys[k]: records[k] for k in item[0] if _is_final(records[k])}
@@ -114,29 +114,31 @@ def relax_many(
     return _collected([records[k] for k in range(len(crystals))], crystals)
 
 
-def chunks_of(crystals: Sequence[Arrays]) -> list[list[int]]:
+def chunks_of(crystals: Sequence[CrystalArrays]) -> list[list[int]]:
     """Positions of neighbouring crystals, with at most `ATOMS_PER_CHUNK` atoms or a single larger one."""
     chunks: list[list[int]] = []
     size = 0
-    for position, (numbers, _, _) in enumerate(crystals):
-        if not chunks or size + len(numbers) > ATOMS_PER_CHUNK:
+    for position, crystal in enumerate(crystals):
+        if not chunks or size + crystal.num_atoms > ATOMS_PER_CHUNK:
             chunks.append([])
             size = 0
         chunks[-1].append(position)
-        size += len(numbers)
+        size += crystal.num_atoms
     return chunks
 
 
-def double_batch(crystals: Sequence[Arrays]) -> CrystalBatch:
+def double_batch(crystals: Sequence[CrystalArrays]) -> CrystalBatch:
     """A batch in float64; `CrystalBatch.from_arrays` rounds to float32."""
     if not crystals:
         return CrystalBatch.from_arrays([])
-    numbers, coords, lattices = zip(*crystals, strict=True)
+    numbers = np.concatenate([crystal.atomic_numbers for crystal in crystals])
+    coords = np.concatenate([crystal.frac_coords for crystal in crystals])
+    lattice = np.stack([crystal.lattice for crystal in crystals])
     return CrystalBatch(
-        atomic_numbers=torch.from_numpy(np.concatenate(numbers).astype(np.int64)),
-        frac_coords=torch.from_numpy(np.concatenate(coords).astype(np.float64)),
-        lattice=torch.from_numpy(np.stack(lattices).astype(np.float64)),
-        num_atoms=torch.tensor([len(n) for n in numbers]),
+        atomic_numbers=torch.from_numpy(numbers.astype(np.int64)),
+        frac_coords=torch.from_numpy(coords.astype(np.float64)),
+        lattice=torch.from_numpy(lattice.astype(np.float64)),
+        num_atoms=torch.tensor([crystal.num_atoms for crystal in crystals]),
     )
 
 
@@ -156,7 +158,7 @@ def one_thread() -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-def _relax_chunk(how: RelaxHow, item: tuple[list[int], list[Arrays]]) -> list[Record]:
+def _relax_chunk(how: RelaxHow, item: tuple[list[int], list[CrystalArrays]]) -> list[Record]:
     with one_thread():
         return _records(relax(how.load(), double_batch(item[1]), how.settings))
 
@@ -169,13 +171,13 @@ def _is_final(record: Record) -> bool:
 def _records(relaxed: Relaxed) -> list[Record]:
     forces = relaxed.forces.split(relaxed.crystals.num_atoms.tolist())
     records = []
-    for k, (_, coords, lattice) in enumerate(relaxed.crystals.to_arrays()):
+    for k, crystal in enumerate(relaxed.crystals.to_arrays()):
         is_judged = bool(relaxed.is_judged[k])
         has_derivatives = is_judged and bool(relaxed.stress[k].isfinite().all())
         records.append(
             {
-                "frac_coords": coords.tolist(),
-                "lattice": lattice.tolist(),
+                "frac_coords": crystal.frac_coords.tolist(),
+                "lattice": crystal.lattice.tolist(),
                 "start_energy": float(relaxed.start_energy[k]) if is_judged else None,
                 "energy": float(relaxed.energy[k]) if is_judged else None,
                 "forces": forces[k].tolist() if has_derivatives else None,
@@ -188,7 +190,7 @@ def _records(relaxed: Relaxed) -> list[Record]:
     return records
 
 
-def _collected(records: Sequence[Record], crystals: Sequence[Arrays]) -> Relaxed:
+def _collected(records: Sequence[Record], crystals: Sequence[CrystalArrays]) -> Relaxed:
     """The inverse of `_records`."""
 
     def numbers(name: str) -> torch.Tensor:
@@ -202,10 +204,14 @@ def _collected(records: Sequence[Record], crystals: Sequence[Arrays]) -> Relaxed
         )
 
     ends = [
-        (atomic, array(record, "frac_coords", len(atomic), 3), array(record, "lattice", 3, 3))
-        for record, (atomic, _, _) in zip(records, crystals, strict=True)
+        CrystalArrays(
+            crystal.atomic_numbers,
+            array(record, "frac_coords", crystal.num_atoms, 3),
+            array(record, "lattice", 3, 3),
+        )
+        for record, crystal in zip(records, crystals, strict=True)
     ]
-    forces = [array(record, "forces", len(end[0]), 3) for record, end in zip(records, ends, strict=True)]
+    forces = [array(record, "forces", end.num_atoms, 3) for record, end in zip(records, ends, strict=True)]
     stress = [array(record, "stress", 3, 3) for record in records]
     return Relaxed(
         crystals=double_batch(ends),

@@ -24,7 +24,7 @@ from latentite.crystal import CrystalBatch
 from latentite.data.build import split_files
 from latentite.data.cache import read_dataset, read_rejections
 from latentite.data.checks import Limits
-from latentite.data.cif import Arrays
+from latentite.crystal_arrays import CrystalArrays
 from latentite.data.labels import require_numbers
 from latentite.data.records import Value
 from latentite.data.sources import DATASETS, splits_folder
@@ -181,7 +181,7 @@ def kept_path(name: str, key: Mapping[str, Any]) -> Path:
 class _File:
     """Rows of one file, their energies not yet read."""
 
-    crystals: list[Arrays]
+    crystals: list[CrystalArrays]
     cells: dict[str, list[Value]]
     """By property."""
     places: list[str]
@@ -214,7 +214,7 @@ def _read_table(table: EnergyTable) -> tuple[CrystalBatch, MissingPhases]:
 
 
 def _of_rows(path: Path) -> _File:
-    crystals: list[Arrays] = []
+    crystals: list[CrystalArrays] = []
     cells: dict[str, list[Value]] = {name: [] for name in _PROPERTIES}
     places: list[str] = []
     unreadable = 0
@@ -222,7 +222,7 @@ def _of_rows(path: Path) -> _File:
         if isinstance(row, Rejection):
             unreadable += 1
             continue
-        crystals.append((row.atomic_numbers, row.frac_coords, row.lattice))
+        crystals.append(CrystalArrays(row.atomic_numbers, row.frac_coords, row.lattice))
         places.append(f"row {row.row} of {Path(row.source).name or path.name} (id {row.id})")
         for name, column in cells.items():
             column.append(row.properties.get(name))

@@ -18,7 +18,7 @@ import numpy as np
 from jaxtyping import Float
 
 from latentite.data.canonical import canonicalize_many
-from latentite.data.cif import Arrays
+from latentite.crystal_arrays import CrystalArrays
 from latentite.evaluation.kept_rows import kept_rows
 from latentite.evaluation.steps import Stage
 from latentite.evaluation.store import ResultStore, namespace
@@ -34,7 +34,7 @@ _RADIAL_VERSION = _CRYSTAL_NN_VERSION = _LATENTS_VERSION = 1
 Features = Float[np.ndarray, "crystal feature"]
 
 
-def radial_features(arrays: Sequence[Arrays], hashes: Sequence[str], *, stage: Stage, name: str) -> Features:
+def radial_features(arrays: Sequence[CrystalArrays], hashes: Sequence[str], *, stage: Stage, name: str) -> Features:
     """`fingerprints.radial`, about 3 ms a crystal when it is new.
 
     Args:
@@ -55,7 +55,7 @@ def radial_features(arrays: Sequence[Arrays], hashes: Sequence[str], *, stage: S
 
 
 def crystal_nn_features(
-    arrays: Sequence[Arrays], hashes: Sequence[str], *, workers: int | None, stage: Stage, name: str
+    arrays: Sequence[CrystalArrays], hashes: Sequence[str], *, workers: int | None, stage: Stage, name: str
 ) -> Features:
     """`crystal_nn.crystal_nn`, about 0.3 s a crystal when it is new; arguments as in `radial_features`."""
     settings = {"pymatgen-core": version("pymatgen-core")}
@@ -93,7 +93,7 @@ def open_latent_space(name_or_path: str | Path) -> LatentSpace:
 
 
 def latent_rows(
-    arrays: Sequence[Arrays], hashes: Sequence[str], *, space: LatentSpace, stage: Stage, name: str
+    arrays: Sequence[CrystalArrays], hashes: Sequence[str], *, space: LatentSpace, stage: Stage, name: str
 ) -> Features:
     """Pooled latents of the crystals in canonical form; NaN for a cell that has none."""
     from latentite.crystal import CrystalBatch
@@ -101,7 +101,7 @@ def latent_rows(
 
     width = space.network.config.latent_dim
 
-    def compute(block: Sequence[Arrays]) -> Features:
+    def compute(block: Sequence[CrystalArrays]) -> Features:
         rows = np.full((len(block), width), np.nan)
         known = _canonical(block)
         if known:
@@ -113,7 +113,7 @@ def latent_rows(
     return _kept(arrays, hashes, store, compute, width, stage, name)
 
 
-def _canonical(arrays: Sequence[Arrays]) -> dict[int, Arrays]:
+def _canonical(arrays: Sequence[CrystalArrays]) -> dict[int, CrystalArrays]:
     """Canonical forms by position, of those crystals that have one."""
     try:
         return dict(enumerate(canonicalize_many(arrays)))
@@ -125,10 +125,10 @@ def _canonical(arrays: Sequence[Arrays]) -> dict[int, Arrays]:
 
 
 def _kept(
-    arrays: Sequence[Arrays],
+    arrays: Sequence[CrystalArrays],
     hashes: Sequence[str],
     store: ResultStore,
-    compute: Callable[[Sequence[Arrays]], Features],
+    compute: Callable[[Sequence[CrystalArrays]], Features],
     width: int,
     stage: Stage,
     name: str,

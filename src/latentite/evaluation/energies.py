@@ -15,7 +15,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from latentite.data.cif import Arrays
+from latentite.crystal_arrays import CrystalArrays
 from latentite.elements import SYMBOLS
 from latentite.energy.displacement import displacement_rmsd, volume_change
 from latentite.energy.hull import Hull
@@ -111,7 +111,7 @@ class Energies:
 
 
 def measure_energies(
-    crystals: Sequence[Arrays],
+    crystals: Sequence[CrystalArrays],
     *,
     how: RelaxHow,
     hull: Hull | None = None,
@@ -190,7 +190,7 @@ def _check_levels(
 
 
 def _unknown(
-    crystals: Sequence[Arrays], hull: Hull | None, references: ElementReferences | None
+    crystals: Sequence[CrystalArrays], hull: Hull | None, references: ElementReferences | None
 ) -> tuple[dict[str, int], dict[str, int]]:
     """Structures by chemical system that the hull does not know, and by element without reference."""
     systems: Counter[str] = Counter()

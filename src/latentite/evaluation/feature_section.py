@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Bool, Int
 
-from latentite.data.cif import Arrays
+from latentite.crystal_arrays import CrystalArrays
 from latentite.evaluation.descriptors import (
     Features,
     LatentSpace,
@@ -66,7 +66,7 @@ class _Side:
     """Crystals of which features are asked."""
 
     name: str
-    arrays: Sequence[Arrays]
+    arrays: Sequence[CrystalArrays]
     hashes: Sequence[str]
 
 

@@ -117,7 +117,7 @@ def measure(
         derived = derive_rows(_DERIVED, crystals.arrays)
         between, own = min_distances(crystals.arrays)
     with timed(seconds, f"{name}composition"):
-        compositions = [reduced_composition(numbers.tolist()) for numbers, _, _ in crystals.arrays]
+        compositions = [reduced_composition(crystal.atomic_numbers.tolist()) for crystal in crystals.arrays]
     with timed(seconds, f"{name}space groups"):
         groups = _space_groups(crystals, symprecs, workers, lambda count: stage(f"{name}space groups", count))
 
@@ -127,7 +127,7 @@ def measure(
     return Measured(
         formulas=[str(row["composition"]) for row in derived],
         chemical_systems=[str(row["chemical_system"]) for row in derived],
-        num_atoms=np.array([len(numbers) for numbers, _, _ in crystals.arrays], dtype=int),
+        num_atoms=np.array([crystal.num_atoms for crystal in crystals.arrays], dtype=int),
         num_elements=numbers_of("num_elements"),
         volume=volumes(crystals.arrays),
         volume_per_atom=numbers_of("volume_per_atom"),

@@ -19,7 +19,7 @@ from latentite.crystal import CrystalBatch
 from latentite.data.build import split_files
 from latentite.data.cache import read_dataset, read_rejections
 from latentite.data.checks import Limits, refusals
-from latentite.data.cif import Arrays
+from latentite.crystal_arrays import CrystalArrays
 from latentite.data.kinds import read_column
 from latentite.data.labels import unique_ids
 from latentite.data.records import Rejection, Value
@@ -54,7 +54,7 @@ class Crystals:
     sources: tuple[str, ...]
     rows: tuple[int, ...]
     """Position of each within its source, from 0."""
-    arrays: tuple[Arrays, ...]
+    arrays: tuple[CrystalArrays, ...]
     hashes: tuple[str, ...]
     """`structure_hash` of each."""
     rejections: tuple[Rejection, ...]
@@ -161,17 +161,18 @@ def _rows_of_batch(
             source=source,
             row=position,
             id=str(position) if ids is None else ids[position],
-            atomic_numbers=numbers,
-            frac_coords=coords,
-            lattice=lattice,
+            atomic_numbers=crystal.atomic_numbers,
+            frac_coords=crystal.frac_coords,
+            lattice=crystal.lattice,
             properties={name: values[position] for name, values in labels.items()},
         )
-        for position, (numbers, coords, lattice) in enumerate(crystals.to_arrays())
+        for position, crystal in enumerate(crystals.to_arrays())
     ]
 
 
 def _checked(rows: Sequence[Row]) -> list[Row | Rejection]:
-    reasons = refusals([(row.atomic_numbers, row.frac_coords, row.lattice) for row in rows], OPEN_LIMITS)
+    crystals = [CrystalArrays(row.atomic_numbers, row.frac_coords, row.lattice) for row in rows]
+    reasons = refusals(crystals, OPEN_LIMITS)
     return [
         row if reason is None else Rejection(source=row.source, row=row.row, id=row.id, reason=reason)
         for row, reason in zip(rows, reasons, strict=True)
@@ -188,7 +189,7 @@ def _pack(
             rows.append(item)
         else:
             rejections.append(item)
-    arrays = tuple((row.atomic_numbers, row.frac_coords, row.lattice) for row in rows)
+    arrays = tuple(CrystalArrays(row.atomic_numbers, row.frac_coords, row.lattice) for row in rows)
     return Crystals(
         name=name,
         ids=tuple(unique_ids([row.id for row in rows])),

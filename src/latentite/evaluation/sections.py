@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from latentite.data.cif import Arrays
+from latentite.crystal_arrays import CrystalArrays
 from latentite.data.properties import SYMPREC
 from latentite.evaluation.measure import Cell, Measured
 from latentite.evaluation.protocols import MATCHERS, Protocol
@@ -153,7 +153,7 @@ def verdict_section(work: Work, table: Mapping[str, list[Cell]]) -> Section:
 
 
 def stored_matches(
-    work: Work, arrays: Sequence[Arrays], hashes: Sequence[str], *, name: str = "match structures"
+    work: Work, arrays: Sequence[CrystalArrays], hashes: Sequence[str], *, name: str = "match structures"
 ) -> Matches:
     """Verdicts of structures against the reference, from the store when they are known.
 

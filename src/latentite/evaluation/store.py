@@ -25,7 +25,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from latentite.data.cif import Arrays
+from latentite.crystal_arrays import CrystalArrays
 from latentite.files import cache_dir
 
 log = logging.getLogger(__name__)
@@ -39,15 +39,14 @@ _CREATE = "CREATE TABLE IF NOT EXISTS results (hash TEXT PRIMARY KEY, value TEXT
 Answer = TypeVar("Answer")
 
 
-def structure_hash(arrays: Arrays) -> str:
+def structure_hash(arrays: CrystalArrays) -> str:
     """sha256 of a crystal as it stands: atomic numbers, fractional coordinates and lattice (Å), in float64.
 
     Every bit counts, the order of the atoms included: equal hashes mean the same input, not the same crystal.
     """
-    numbers, coords, lattice = arrays
-    digest = hashlib.sha256(len(numbers).to_bytes(8, "little"))
-    digest.update(np.ascontiguousarray(numbers, dtype="<i8").tobytes())
-    for values in (coords, lattice):
+    digest = hashlib.sha256(arrays.num_atoms.to_bytes(8, "little"))
+    digest.update(np.ascontiguousarray(arrays.atomic_numbers, dtype="<i8").tobytes())
+    for values in (arrays.frac_coords, arrays.lattice):
         digest.update((np.ascontiguousarray(values, dtype="<f8") + 0.0).tobytes())  # -0.0 becomes 0.0
     return digest.hexdigest()
 

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 import numpy as np
 from jaxtyping import Float
 
-from latentite.data.cif import Arrays
+from latentite.crystal_arrays import CrystalArrays
 from latentite.data.niggli import integer_inverse, niggli_transformations
 
 NEIGHBOURS = 100
@@ -24,7 +24,7 @@ _AT_ONCE = 2_000_000
 
 
 def average_minimum_distances(
-    crystals: Sequence[Arrays], *, k: int = NEIGHBOURS
+    crystals: Sequence[CrystalArrays], *, k: int = NEIGHBOURS
 ) -> Float[np.ndarray, "crystal neighbour"]:
     """AMD of each crystal, Å: the distance to the first, second, ... k-th neighbour, averaged over the atoms.
 
@@ -41,7 +41,7 @@ def average_minimum_distances(
 
 
 def pointwise_distance_distribution(
-    crystal: Arrays, *, k: int = NEIGHBOURS, tolerance: float = 1e-4
+    crystal: CrystalArrays, *, k: int = NEIGHBOURS, tolerance: float = 1e-4
 ) -> tuple[Float[np.ndarray, " row"], Float[np.ndarray, "row neighbour"]]:
     """PDD of a crystal: weights (their sum is 1) and rows of neighbour distances (Å), in lexicographic order.
 
@@ -94,26 +94,27 @@ def pdd_distance(
     return float(flow.fun)
 
 
-def neighbour_distances(crystals: Sequence[Arrays], *, k: int) -> list[Float[np.ndarray, "atom neighbour"]]:
+def neighbour_distances(crystals: Sequence[CrystalArrays], *, k: int) -> list[Float[np.ndarray, "atom neighbour"]]:
     """For each atom of each crystal the distances (Å) to its k nearest neighbours, ascending.
 
     An atom's own images are neighbours, and so are atoms that coincide with it (at distance 0).
     """
     if k < 1:
         raise ValueError(f"k must be at least 1, got {k}")
-    for position, (_, coords, lattice) in enumerate(crystals):
-        if not len(coords) or not (np.isfinite(coords).all() and np.isfinite(lattice).all()):
+    for position, crystal in enumerate(crystals):
+        is_finite = np.isfinite(crystal.frac_coords).all() and np.isfinite(crystal.lattice).all()
+        if not crystal.num_atoms or not is_finite:
             raise ValueError(
                 f"crystal {position} must have atoms with finite coordinates and a finite lattice"
             )
     if not crystals:
         return []
     # Short vectors keep the box of images small, however skew a cell is given.
-    changes = niggli_transformations(np.array([lattice for _, _, lattice in crystals]))
+    changes = niggli_transformations(np.array([crystal.lattice for crystal in crystals]))
     inverses = integer_inverse(changes)
     return [
-        _nearest(coords @ inverse, change @ lattice, k)
-        for (_, coords, lattice), change, inverse in zip(crystals, changes, inverses, strict=True)
+        _nearest(crystal.frac_coords @ inverse, change @ crystal.lattice, k)
+        for crystal, change, inverse in zip(crystals, changes, inverses, strict=True)
     ]
 
 

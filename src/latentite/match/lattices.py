@@ -13,7 +13,7 @@ from functools import cached_property
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
-from latentite.data.cif import Arrays
+from latentite.crystal_arrays import CrystalArrays
 from latentite.data.niggli import determinant, integer_inverse
 from latentite.match.settings import MatcherSettings
 
@@ -24,11 +24,11 @@ MARGIN = 1e-8
 class Comparable:
     """A reduced crystal with what its comparisons need, made once: volume one, sites by species."""
 
-    def __init__(self, crystal: Arrays) -> None:
-        atomic_numbers, frac_coords, lattice = crystal
+    def __init__(self, crystal: CrystalArrays) -> None:
+        atomic_numbers, lattice = crystal.atomic_numbers, crystal.lattice
         self.crystal = crystal
         self.atomic_numbers = atomic_numbers
-        self.frac_coords = frac_coords
+        self.frac_coords = crystal.frac_coords
         self.basis = lattice / abs(np.linalg.det(lattice)) ** (1.0 / 3.0)
         self.lengths: Float[np.ndarray, " 3"] = np.sqrt((self.basis**2).sum(axis=1))
         unit = self.basis / self.lengths[:, None]

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
-from latentite.data.cif import Arrays
+from latentite.crystal_arrays import CrystalArrays
 from latentite.elements import SYMBOLS
 from latentite.match.settings import MatcherSettings, is_comparable, why_not_comparable
 from latentite.processes import map_in_order
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 _CHUNK = 32
 
-Reduced = Arrays | str
+Reduced = CrystalArrays | str
 """A reduced crystal, or why it has none."""
 
 
@@ -44,16 +44,16 @@ def reduction_settings() -> dict[str, Any]:
     return {"reduction": "niggli, primitive 0.25", "pymatgen-core": version("pymatgen-core")}
 
 
-def structure_of(crystal: Arrays) -> Structure:
+def structure_of(crystal: CrystalArrays) -> Structure:
     """The pymatgen structure of arrays, atoms in order."""
     from pymatgen.core import Lattice, Structure
 
-    numbers, coords, lattice = crystal
-    return Structure(Lattice(lattice), [SYMBOLS[number - 1] for number in numbers.tolist()], coords)
+    symbols = [SYMBOLS[number - 1] for number in crystal.atomic_numbers.tolist()]
+    return Structure(Lattice(crystal.lattice), symbols, crystal.frac_coords)
 
 
 def reduce_crystals(
-    crystals: Sequence[Arrays],
+    crystals: Sequence[CrystalArrays],
     *,
     hashes: Sequence[str] | None = None,
     store: Store | None = None,
@@ -63,7 +63,7 @@ def reduce_crystals(
     """The reduced cell of each crystal, or the reason why there is none.
 
     Args:
-        crystals: `(atomic_numbers, frac_coords, lattice)` each.
+        crystals: in any cell.
         hashes: of their content, when a store is given.
         store: where reduced crystals are kept; a value that is no crystal any more is computed anew.
         workers: processes; None for all cores. They do not change the result.
@@ -104,14 +104,14 @@ def pair_rms(first: Structure, second: Structure, settings: MatcherSettings) -> 
     return None if found is None else float(found[0])
 
 
-def _reduce_chunk(crystals: Sequence[Arrays]) -> list[Reduced]:
+def _reduce_chunk(crystals: Sequence[CrystalArrays]) -> list[Reduced]:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         return [_reduce(crystal) for crystal in crystals]
 
 
-def _reduce(crystal: Arrays) -> Reduced:
-    if (reason := why_not_comparable(*crystal[1:])) is not None:
+def _reduce(crystal: CrystalArrays) -> Reduced:
+    if (reason := why_not_comparable(crystal.frac_coords, crystal.lattice)) is not None:
         return reason
     structure = structure_of(crystal)
     try:
@@ -119,11 +119,14 @@ def _reduce(crystal: Arrays) -> Reduced:
         reduced = niggli.get_primitive_structure()
     except (ValueError, ArithmeticError, IndexError, np.linalg.LinAlgError) as error:
         return f"its cell cannot be reduced: {error or type(error).__name__}"
-    return np.array(reduced.atomic_numbers), np.array(reduced.frac_coords), np.array(reduced.lattice.matrix)
+    numbers, coords = np.array(reduced.atomic_numbers), np.array(reduced.frac_coords)
+    return CrystalArrays(numbers, coords, np.array(reduced.lattice.matrix))
 
 
 def _to_plain(reduced: Reduced) -> Any:
-    return reduced if isinstance(reduced, str) else [values.tolist() for values in reduced]
+    if isinstance(reduced, str):
+        return reduced
+    return [values.tolist() for values in (reduced.atomic_numbers, reduced.frac_coords, reduced.lattice)]
 
 
 def _from_plain(value: Any) -> Reduced | None:
@@ -131,8 +134,11 @@ def _from_plain(value: Any) -> Reduced | None:
         return value
     try:
         numbers, coords, lattice = value
-        crystal = np.array(numbers, dtype=np.int64), np.array(coords, float), np.array(lattice, float)
+        crystal = CrystalArrays(
+            np.array(numbers, dtype=np.int64), np.array(coords, float), np.array(lattice, float)
+        )
     except (TypeError, ValueError):
         return None
-    is_whole = crystal[1].shape == (len(numbers), 3) and crystal[2].shape == (3, 3)
-    return crystal if is_whole and np.isfinite(crystal[1]).all() and np.isfinite(crystal[2]).all() else None
+    is_whole = crystal.frac_coords.shape == (len(numbers), 3) and crystal.lattice.shape == (3, 3)
+    is_finite = np.isfinite(crystal.frac_coords).all() and np.isfinite(crystal.lattice).all()
+    return crystal if is_whole and is_finite else None

@@ -16,7 +16,7 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from latentite.data.cif import Arrays
+from latentite.crystal_arrays import CrystalArrays
 from latentite.data.properties import derive_rows
 from latentite.match.reduced import Reduced, Store, reduce_crystals, structure_of
 from latentite.match.settings import MatcherSettings, why_not_comparable
@@ -48,8 +48,8 @@ class Matches:
 
 
 def find_matches(
-    crystals: Sequence[Arrays],
-    reference: Sequence[Arrays] = (),
+    crystals: Sequence[CrystalArrays],
+    reference: Sequence[CrystalArrays] = (),
     *,
     settings: Sequence[MatcherSettings],
     workers: int | None = None,
@@ -60,7 +60,7 @@ def find_matches(
     """Duplicates among structures, and for each the first structure of a reference that it matches.
 
     Args:
-        crystals: `(atomic_numbers, frac_coords, lattice)` each.
+        crystals: in any cell.
         reference: likewise.
         settings: tolerances; each gives its own verdicts.
         workers: processes; None for all cores. They do not change the result.
@@ -88,7 +88,9 @@ def find_matches(
     failed = _failures(needed, reduced)
     progress.add(len(alone) + len(failed))
     failures = failed | {
-        i: reason for i in alone if (reason := why_not_comparable(*crystals[i][1:])) is not None
+        i: reason
+        for i in alone
+        if (reason := why_not_comparable(crystals[i].frac_coords, crystals[i].lattice)) is not None
     }
 
     queries = _buckets(needed, reduced, formulas)
@@ -109,7 +111,7 @@ def find_matches(
     )
 
 
-def _formulas(crystals: Sequence[Arrays]) -> list[str]:
+def _formulas(crystals: Sequence[CrystalArrays]) -> list[str]:
     return [str(row["composition"]) for row in derive_rows(("composition",), crystals)]
 
 
@@ -125,7 +127,7 @@ def _buckets(
     buckets: dict[Key, Members] = {}
     for position, crystal in zip(positions, reduced, strict=True):
         if not isinstance(crystal, str):
-            key = formulas[position], len(crystal[0])
+            key = formulas[position], crystal.num_atoms
             buckets.setdefault(key, []).append((position, crystal))
     return buckets
 

@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 
-from latentite.data.cif import Arrays
+from latentite.crystal_arrays import CrystalArrays
 from latentite.match.compare import Comparer
 from latentite.match.lattices import Comparable
 from latentite.match.settings import MatcherSettings
@@ -27,7 +27,7 @@ _FEWEST = 8
 
 Key = tuple[str, int]
 """Reduced formula and number of atoms: only crystals that share it are compared."""
-Members = list[tuple[int, Arrays]]
+Members = list[tuple[int, CrystalArrays]]
 """Positions and reduced crystals, in order."""
 
 
@@ -36,10 +36,10 @@ class _Task:
     """Structures of one composition and size, each to be compared with candidates in their order."""
 
     positions: tuple[int, ...]
-    crystals: tuple[Arrays, ...]
+    crystals: tuple[CrystalArrays, ...]
     sought: tuple[frozenset[str], ...]
     """Names of the settings for which each structure needs a verdict."""
-    candidates: tuple[tuple[int, Arrays, frozenset[str]], ...] = ()
+    candidates: tuple[tuple[int, CrystalArrays, frozenset[str]], ...] = ()
     """Position, crystal, and the settings that it counts for."""
     grows: bool = False
     """Whether a structure without a match becomes a candidate for those after it."""
@@ -95,7 +95,7 @@ class Comparisons:
 
     def _walk_blocks(self, members: Members, advance: Callable[[int], None]) -> dict[int, dict[str, int]]:
         found: dict[int, dict[str, int]] = {}
-        distinct: list[tuple[int, Arrays, frozenset[str]]] = []
+        distinct: list[tuple[int, CrystalArrays, frozenset[str]]] = []
         for start in range(0, len(members), _BLOCK):
             block = members[start : start + _BLOCK]
             known = self._run(self._split(block, [self.names] * len(block), tuple(distinct)))
@@ -114,7 +114,7 @@ class Comparisons:
         self,
         members: Members,
         sought: Sequence[frozenset[str]],
-        candidates: tuple[tuple[int, Arrays, frozenset[str]], ...],
+        candidates: tuple[tuple[int, CrystalArrays, frozenset[str]], ...],
     ) -> list[_Task]:
         """Tasks of about `_PAIRS` comparisons."""
         step = max(_PAIRS // max(len(candidates), 1), _FEWEST)
@@ -150,7 +150,7 @@ def _task(
     members: Members,
     sought: Sequence[frozenset[str]],
     *,
-    candidates: tuple[tuple[int, Arrays, frozenset[str]], ...] = (),
+    candidates: tuple[tuple[int, CrystalArrays, frozenset[str]], ...] = (),
     grows: bool = False,
 ) -> _Task:
     return _Task(

@@ -15,7 +15,7 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from latentite.crystal import CrystalBatch
-from latentite.data.cif import Arrays
+from latentite.crystal_arrays import CrystalArrays
 from latentite.elements import NUM_ELEMENTS, SYMBOLS
 from latentite.energy.neighbours import neighbour_list
 from latentite.metrics.fingerprints import is_bounded
@@ -31,7 +31,7 @@ _CHUNK = 256
 
 
 def bond_valence_sums(
-    crystals: Sequence[Arrays], *, distance_scale: float = 1.015
+    crystals: Sequence[CrystalArrays], *, distance_scale: float = 1.015
 ) -> list[Float[np.ndarray, " atom"] | None]:
     """Bond valence sum of every atom, positive for cations; None for a crystal that cannot be asked.
 
@@ -44,12 +44,12 @@ def bond_valence_sums(
     table = _bond_parameters()
     bounded = is_bounded(crystals, _RADIUS)
     usable = [
-        p for p, crystal in enumerate(crystals) if bounded[p] and np.isfinite(table[crystal[0], 0]).all()
+        p for p, crystal in enumerate(crystals) if bounded[p] and np.isfinite(table[crystal.atomic_numbers, 0]).all()
     ]
     for start in range(0, len(usable), _CHUNK):
         chosen = usable[start : start + _CHUNK]
         chunk = [crystals[position] for position in chosen]
-        numbers = np.concatenate([atoms for atoms, _, _ in chunk])
+        numbers = np.concatenate([crystal.atomic_numbers for crystal in chunk])
         pairs = neighbour_list(CrystalBatch.from_arrays(chunk), _RADIUS)
         first, second = numbers[pairs.first], numbers[pairs.second]
         (r1, c1, x1), (r2, c2, x2) = table[first].T, table[second].T
@@ -60,14 +60,14 @@ def bond_valence_sums(
             x1 < x2, 1.0, -1.0
         )
         total = np.bincount(pairs.first, weights=np.where(is_bond, valence, 0.0), minlength=len(numbers))
-        ends = np.cumsum([len(atoms) for atoms, _, _ in chunk])[:-1]
+        ends = np.cumsum([crystal.num_atoms for crystal in chunk])[:-1]
         for position, atoms in zip(chosen, np.split(total, ends), strict=True):
             sums[position] = atoms
     return sums
 
 
 def bond_valence_states(
-    crystals: Sequence[Arrays], *, distance_scale: float = 1.015
+    crystals: Sequence[CrystalArrays], *, distance_scale: float = 1.015
 ) -> list[Int[np.ndarray, " atom"] | None]:
     """The most probable neutral choice of oxidation states, atom by atom; None where there is none.
 
@@ -77,11 +77,12 @@ def bond_valence_states(
     """
     result: list[Int[np.ndarray, " atom"] | None] = []
     sums = bond_valence_sums(crystals, distance_scale=distance_scale)
-    for (numbers, _, _), valences in zip(crystals, sums, strict=True):
+    for crystal, valences in zip(crystals, sums, strict=True):
         if valences is None:
             result.append(None)
             continue
-        options = [_posterior(n, v) for n, v in zip(numbers.tolist(), valences.tolist(), strict=True)]
+        atoms = zip(crystal.atomic_numbers.tolist(), valences.tolist(), strict=True)
+        options = [_posterior(number, valence) for number, valence in atoms]
         best = best_neutral(options) if all(options) else None
         result.append(np.array(best.charges, dtype=int) if best is not None else None)
     return result

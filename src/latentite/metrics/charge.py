@@ -26,7 +26,7 @@ import math
 from collections.abc import Sequence
 from enum import StrEnum
 
-from latentite.data.cif import Arrays
+from latentite.crystal_arrays import CrystalArrays
 from latentite.formulas import Composition, reduced_composition
 from latentite.metrics.bond_valence import bond_valence_states
 from latentite.metrics.oxidation_states import charge_plausibility, is_metallic
@@ -50,14 +50,14 @@ class ChargeVerdict(StrEnum):
         return self in (ChargeVerdict.METAL, ChargeVerdict.BOND_VALENCE, ChargeVerdict.COMPOSITION)
 
 
-def charge_neutrality(crystals: Sequence[Arrays], *, distance_scale: float = 1.015) -> list[ChargeVerdict]:
+def charge_neutrality(crystals: Sequence[CrystalArrays], *, distance_scale: float = 1.015) -> list[ChargeVerdict]:
     """The verdict on each crystal; what is no crystal is judged by its composition.
 
     Args:
         crystals: `(atomic_numbers, frac_coords, lattice)` each.
         distance_scale: distances are multiplied by it; 1.015 is pymatgen's value for PBE cells, 1 for measured ones.
     """
-    compositions = [reduced_composition(numbers.tolist()) for numbers, _, _ in crystals]
+    compositions = [reduced_composition(crystal.atomic_numbers.tolist()) for crystal in crystals]
     verdicts = [_by_composition(composition) for composition in compositions]
     asked = [position for position, verdict in enumerate(verdicts) if verdict is not ChargeVerdict.METAL]
     states = bond_valence_states([crystals[position] for position in asked], distance_scale=distance_scale)

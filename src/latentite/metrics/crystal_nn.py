@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from jaxtyping import Float
 
-from latentite.data.cif import Arrays
+from latentite.crystal_arrays import CrystalArrays
 from latentite.match.search import structure_of
 from latentite.metrics.fingerprints import is_bounded
 from latentite.processes import map_in_order
@@ -58,7 +58,7 @@ _CHUNK = 16
 
 
 def crystal_nn(
-    crystals: Sequence[Arrays],
+    crystals: Sequence[CrystalArrays],
     *,
     workers: int | None = None,
     advance: Callable[[int], None] = lambda count: None,
@@ -78,7 +78,7 @@ def crystal_nn(
     return np.concatenate(done) if done else np.zeros((0, NUM_FEATURES))
 
 
-def _fingerprints(chunk: Sequence[Arrays]) -> np.ndarray:
+def _fingerprints(chunk: Sequence[CrystalArrays]) -> np.ndarray:
     result = np.full((len(chunk), NUM_FEATURES), np.nan)
     for position in np.flatnonzero(is_bounded(chunk, _SEARCH_CUTOFF)).tolist():
         if _most_points(chunk[position]) > _MAX_POINTS:
@@ -95,12 +95,11 @@ def _fingerprints(chunk: Sequence[Arrays]) -> np.ndarray:
     return result
 
 
-def _most_points(crystal: Arrays) -> float:
+def _most_points(crystal: CrystalArrays) -> float:
     """Atoms to be expected in a sphere whose radius is the longest diagonal of the cell."""
-    numbers, _, lattice = crystal
-    diagonals = np.array(list(product((-1, 1), repeat=3))) @ lattice
+    diagonals = np.array(list(product((-1, 1), repeat=3))) @ crystal.lattice
     radius = np.linalg.norm(diagonals, axis=-1).max()
-    return float(len(numbers) * (4.0 / 3.0) * np.pi * radius**3 / abs(np.linalg.det(lattice)))
+    return float(crystal.num_atoms * (4.0 / 3.0) * np.pi * radius**3 / abs(np.linalg.det(crystal.lattice)))
 
 
 def _site_fingerprint(structure: Structure, site: int) -> list[float]:

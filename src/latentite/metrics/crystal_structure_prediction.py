@@ -27,7 +27,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from jaxtyping import Bool, Float
 
-from latentite.data.cif import Arrays
+from latentite.crystal_arrays import CrystalArrays
 from latentite.formulas import Composition, reduced_composition
 from latentite.match.search import structure_of
 from latentite.match.settings import LOOSE, MatcherSettings, is_comparable
@@ -96,8 +96,8 @@ def best_match_rate(best: Float[np.ndarray, " target"], *, stol: float = LOOSE.s
 
 
 def sample_distances(
-    targets: Sequence[Arrays],
-    samples: Sequence[Sequence[Arrays | None]],
+    targets: Sequence[CrystalArrays],
+    samples: Sequence[Sequence[CrystalArrays | None]],
     *,
     settings: MatcherSettings = LOOSE,
     workers: int | None = None,
@@ -129,8 +129,8 @@ def sample_distances(
 
 
 def reference_distances(
-    reference: Sequence[Arrays],
-    generated: Sequence[Arrays],
+    reference: Sequence[CrystalArrays],
+    generated: Sequence[CrystalArrays],
     *,
     settings: MatcherSettings = LOOSE,
     workers: int | None = None,
@@ -141,11 +141,11 @@ def reference_distances(
     All pairs of one reduced composition are compared, at some milliseconds each. Arguments as in
     `sample_distances`.
     """
-    by_composition: dict[Composition, list[Arrays | None]] = {}
+    by_composition: dict[Composition, list[CrystalArrays | None]] = {}
     for crystal in generated:
-        by_composition.setdefault(reduced_composition(crystal[0].tolist()), []).append(crystal)
+        by_composition.setdefault(reduced_composition(crystal.atomic_numbers.tolist()), []).append(crystal)
     tasks = [
-        _Task(target=crystal, generated=by_composition.get(reduced_composition(crystal[0].tolist()), []))
+        _Task(target=crystal, generated=by_composition.get(reduced_composition(crystal.atomic_numbers.tolist()), []))
         for crystal in reference
     ]
     return np.array([_smallest(row[None])[0] for row in _run(tasks, settings, workers, advance)])
@@ -153,8 +153,8 @@ def reference_distances(
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class _Task:
-    target: Arrays
-    generated: list[Arrays | None]
+    target: CrystalArrays
+    generated: list[CrystalArrays | None]
 
 
 def _run(
@@ -178,11 +178,11 @@ def _distances(chunk: Sequence[_Task], *, settings: MatcherSettings) -> list[np.
     matcher = settings.build()
     rows = []
     for task in chunk:
-        composition, target = reduced_composition(task.target[0].tolist()), structure_of(task.target)
+        composition, target = reduced_composition(task.target.atomic_numbers.tolist()), structure_of(task.target)
         row = np.full(len(task.generated), np.nan)
         for position, crystal in enumerate(task.generated):
             # The matcher maps atoms one to one, so another composition never matches.
-            if crystal is not None and reduced_composition(crystal[0].tolist()) == composition:
+            if crystal is not None and reduced_composition(crystal.atomic_numbers.tolist()) == composition:
                 row[position] = _distance(matcher, structure_of(crystal), target)
         rows.append(row)
     return rows

@@ -23,7 +23,7 @@ import numpy as np
 from jaxtyping import Bool, Float
 
 from latentite.crystal import CrystalBatch
-from latentite.data.cif import Arrays
+from latentite.crystal_arrays import CrystalArrays
 from latentite.data.properties import PackedArrays
 from latentite.elements import NUM_ELEMENTS, SYMBOLS
 from latentite.energy.neighbours import neighbour_list
@@ -50,7 +50,7 @@ _PAIRS_AT_ONCE = 200_000
 _MAX_PAIRS = 500_000
 
 
-def magpie(crystals: Sequence[Arrays]) -> Float[np.ndarray, "crystal 132"]:
+def magpie(crystals: Sequence[CrystalArrays]) -> Float[np.ndarray, "crystal 132"]:
     """Magpie's composition fingerprint: every property's six statistics, property by property.
 
     An element that the table does not have (beyond berkelium) takes the mean over the elements that it has.
@@ -82,7 +82,7 @@ def magpie_labels() -> tuple[str, ...]:
     return tuple(f"{name} {statistic}" for name in MAGPIE_PROPERTIES for statistic in MAGPIE_STATISTICS)
 
 
-def radial(crystals: Sequence[Arrays]) -> Float[np.ndarray, "crystal 100"]:
+def radial(crystals: Sequence[CrystalArrays]) -> Float[np.ndarray, "crystal 100"]:
     """Radial density around the atoms, smooth in every coordinate; NaN for what is no crystal.
 
     Around atom i the density (atoms per Å^3) at radius r and its polar counterpart are
@@ -106,7 +106,7 @@ def radial(crystals: Sequence[Arrays]) -> Float[np.ndarray, "crystal 100"]:
     return result
 
 
-def is_bounded(crystals: Sequence[Arrays], cutoff: float) -> Bool[np.ndarray, " crystal"]:
+def is_bounded(crystals: Sequence[CrystalArrays], cutoff: float) -> Bool[np.ndarray, " crystal"]:
     """Whether a search for neighbours within `cutoff` (Å) ends soon, so that nothing generated can stop a run.
 
     Finite numbers, 2 to 2000 Å^3 per atom (diamond has 5.7; `energy/gate.py` asks for as much), lattice planes at least
@@ -147,22 +147,23 @@ def element_property(name: str) -> Float[np.ndarray, " number"]:
     return _magpie_table()[:, MAGPIE_PROPERTIES.index(name)]
 
 
-def _expected_pairs(crystals: Sequence[Arrays], cutoff: float) -> Float[np.ndarray, " crystal"]:
+def _expected_pairs(crystals: Sequence[CrystalArrays], cutoff: float) -> Float[np.ndarray, " crystal"]:
     """Pairs within the cut-off if the density were uniform; infinite for what is no crystal."""
     result = np.full(len(crystals), np.inf)
-    for position, (numbers, coords, lattice) in enumerate(crystals):
-        if not (len(numbers) and np.isfinite(lattice).all() and np.isfinite(coords).all()):
+    for position, crystal in enumerate(crystals):
+        count, lattice = crystal.num_atoms, crystal.lattice
+        if not (count and np.isfinite(lattice).all() and np.isfinite(crystal.frac_coords).all()):
             continue
         volume = abs(float(np.linalg.det(lattice)))
-        if not 2.0 * len(numbers) < volume < 2000.0 * len(numbers):
+        if not 2.0 * count < volume < 2000.0 * count:
             continue
         spacing = 1.0 / np.linalg.norm(np.linalg.inv(lattice), axis=0).max()
         if spacing >= 0.1:
-            result[position] = len(numbers) ** 2 * (4.0 / 3.0) * np.pi * cutoff**3 / volume
+            result[position] = count**2 * (4.0 / 3.0) * np.pi * cutoff**3 / volume
     return result
 
 
-def _radial(crystals: list[Arrays]) -> np.ndarray:
+def _radial(crystals: list[CrystalArrays]) -> np.ndarray:
     from scipy.sparse import csr_array
 
     pairs = neighbour_list(CrystalBatch.from_arrays(crystals), CUTOFF)
@@ -184,12 +185,12 @@ def _radial(crystals: list[Arrays]) -> np.ndarray:
     return np.concatenate(blocks, axis=1)
 
 
-def _pack(crystals: Sequence[Arrays]) -> PackedArrays:
+def _pack(crystals: Sequence[CrystalArrays]) -> PackedArrays:
     return PackedArrays(
-        atomic_numbers=np.concatenate([numbers for numbers, _, _ in crystals]),
-        frac_coords=np.concatenate([coords for _, coords, _ in crystals]),
-        lattice=np.stack([lattice for _, _, lattice in crystals]),
-        num_atoms=np.array([len(numbers) for numbers, _, _ in crystals]),
+        atomic_numbers=np.concatenate([crystal.atomic_numbers for crystal in crystals]),
+        frac_coords=np.concatenate([crystal.frac_coords for crystal in crystals]),
+        lattice=np.stack([crystal.lattice for crystal in crystals]),
+        num_atoms=np.array([crystal.num_atoms for crystal in crystals]),
     )
 
 

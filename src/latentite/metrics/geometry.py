@@ -14,7 +14,7 @@ from itertools import product
 import numpy as np
 from jaxtyping import Float
 
-from latentite.data.cif import Arrays
+from latentite.crystal_arrays import CrystalArrays
 from latentite.data.niggli import integer_inverse, niggli_transformations
 
 _SHIFTS = np.array(list(product((-1, 0, 1), repeat=3)), dtype=float)
@@ -23,13 +23,13 @@ _FLAT = 1e-6
 """Å^3; the reduction of a cell without volume may never come to an end."""
 
 
-def volumes(crystals: Sequence[Arrays]) -> Float[np.ndarray, " crystal"]:
+def volumes(crystals: Sequence[CrystalArrays]) -> Float[np.ndarray, " crystal"]:
     """Å^3 of each cell."""
-    return np.abs(np.linalg.det(np.stack([cell for _, _, cell in crystals]))) if crystals else np.zeros(0)
+    return np.abs(np.linalg.det(np.stack([crystal.lattice for crystal in crystals]))) if crystals else np.zeros(0)
 
 
 def min_distances(
-    crystals: Sequence[Arrays],
+    crystals: Sequence[CrystalArrays],
 ) -> tuple[Float[np.ndarray, " crystal"], Float[np.ndarray, " crystal"]]:
     """Smallest periodic distances (Å): between two atoms (infinite for a single atom), and of an atom to its
     own image. NaN for a cell so flat that it cannot be reduced.
@@ -41,25 +41,25 @@ def min_distances(
     groups: dict[int, list[int]] = {}
     transformations = _transformations(crystals)
     for position in transformations:
-        groups.setdefault(len(crystals[position][0]), []).append(position)
+        groups.setdefault(crystals[position].num_atoms, []).append(position)
     for count, positions in groups.items():
         step = max(1, _NUMBERS_AT_ONCE // (len(_SHIFTS) * count * count))
         for start in range(0, len(positions), step):
             chosen = positions[start : start + step]
             matrices = np.stack([transformations[position] for position in chosen])
-            coords = np.stack([crystals[position][1] for position in chosen]) @ integer_inverse(matrices)
-            lattices = matrices @ np.stack([crystals[position][2] for position in chosen])
+            coords = np.stack([crystals[position].frac_coords for position in chosen]) @ integer_inverse(matrices)
+            lattices = matrices @ np.stack([crystals[position].lattice for position in chosen])
             between[chosen], own[chosen] = _smallest(coords, lattices)
     return between, own
 
 
-def _transformations(crystals: Sequence[Arrays]) -> dict[int, np.ndarray]:
+def _transformations(crystals: Sequence[CrystalArrays]) -> dict[int, np.ndarray]:
     """Integer matrices to the Niggli cell by position, of those that have one."""
     found: dict[int, np.ndarray] = {}
     for position, volume in enumerate(volumes(crystals)):
         if volume > _FLAT:
             with suppress(ValueError):
-                found[position] = niggli_transformations(crystals[position][2][None])[0]
+                found[position] = niggli_transformations(crystals[position].lattice[None])[0]
     return found
 
 

@@ -11,7 +11,7 @@ from functools import partial
 import numpy as np
 from jaxtyping import Float
 
-from latentite.data.cif import Arrays
+from latentite.crystal_arrays import CrystalArrays
 from latentite.data.properties import space_group_number
 from latentite.processes import map_in_order
 
@@ -22,7 +22,7 @@ _CHUNK = 256
 
 
 def space_groups(
-    crystals: Sequence[Arrays],
+    crystals: Sequence[CrystalArrays],
     *,
     symprecs: Sequence[float] = SYMPRECS,
     workers: int | None = None,
@@ -50,6 +50,12 @@ def space_groups(
     return np.concatenate(done) if done else np.zeros((0, len(symprecs)))
 
 
-def _space_groups(chunk: tuple[int, Sequence[Arrays]], *, symprecs: tuple[float, ...]) -> np.ndarray:
-    found = [[space_group_number(*crystal, symprec=symprec) for symprec in symprecs] for crystal in chunk[1]]
+def _space_groups(chunk: tuple[int, Sequence[CrystalArrays]], *, symprecs: tuple[float, ...]) -> np.ndarray:
+    found = [
+        [
+            space_group_number(crystal.atomic_numbers, crystal.frac_coords, crystal.lattice, symprec=symprec)
+            for symprec in symprecs
+        ]
+        for crystal in chunk[1]
+    ]
     return np.array(found, dtype=float)  # None becomes NaN

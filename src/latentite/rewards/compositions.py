@@ -37,7 +37,7 @@ class CompositionValidity:
         self.allow_single_element = allow_single_element
 
     def __call__(self, structures: Sequence[Structure], batch: CrystalBatch) -> Float[Tensor, " crystal"]:
-        compositions = [reduced_composition(numbers.tolist()) for numbers, _, _ in batch.to_arrays()]
+        compositions = [reduced_composition(crystal.atomic_numbers.tolist()) for crystal in batch.to_arrays()]
         return torch.tensor(
             [
                 float((self.allow_single_element or len(c) > 1) and is_smact_valid(c, self.rule))
@@ -86,5 +86,5 @@ class TargetChemicalSystem:
         self.elements = {ATOMIC_NUMBER[symbol] for symbol in symbols}
 
     def __call__(self, structures: Sequence[Structure], batch: CrystalBatch) -> Float[Tensor, " crystal"]:
-        found = [set(numbers.tolist()) for numbers, _, _ in batch.to_arrays()]
+        found = [set(crystal.atomic_numbers.tolist()) for crystal in batch.to_arrays()]
         return torch.tensor([len(e & self.elements) / len(e | self.elements) for e in found])

@@ -17,7 +17,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from latentite.crystal import CrystalBatch
-from latentite.data.cif import Arrays
+from latentite.crystal_arrays import CrystalArrays
 from latentite.formulas import Composition, reduced_composition
 from latentite.match.descriptor import amd_distances, average_minimum_distances
 from latentite.match.search import find_matches
@@ -44,7 +44,7 @@ class CreativityReward:
             ValueError: for less than one, which would only show in every call.
         """
         self.workers = count_workers(workers)
-        self._known: list[Arrays] = []
+        self._known: list[CrystalArrays] = []
         self._by_formula: dict[Composition, list[int]] | None = None
         self._store = MemoryStore()
 
@@ -53,14 +53,15 @@ class CreativityReward:
         self._known = crystals.to_arrays()
         self._by_formula = {}
         self._store = MemoryStore()
-        for position, (numbers, _, _) in enumerate(self._known):
-            self._by_formula.setdefault(reduced_composition(numbers.tolist()), []).append(position)
+        for position, crystal in enumerate(self._known):
+            formula = reduced_composition(crystal.atomic_numbers.tolist())
+            self._by_formula.setdefault(formula, []).append(position)
 
     def __call__(self, structures: Sequence[Structure], batch: CrystalBatch) -> Float[Tensor, " crystal"]:
         if self._by_formula is None:
             raise ValueError("a creativity reward needs set_reference(training crystals) before it is called")
         arrays = batch.to_arrays()
-        formulas = [reduced_composition(numbers.tolist()) for numbers, _, _ in arrays]
+        formulas = [reduced_composition(crystal.atomic_numbers.tolist()) for crystal in arrays]
         places = [place for formula in sorted(set(formulas)) for place in self._by_formula.get(formula, [])]
         found = find_matches(
             arrays,
@@ -83,7 +84,7 @@ class CreativityReward:
         return torch.from_numpy(result)
 
 
-def nearest(crystal: Arrays, others: Sequence[Arrays]) -> float:
+def nearest(crystal: CrystalArrays, others: Sequence[CrystalArrays]) -> float:
     """Smallest AMD distance above 0, Å, at most 1; 0 where there is none."""
     rows = average_minimum_distances([crystal, *others])
     distances = amd_distances(rows[:1], rows[1:])[0]

@@ -21,13 +21,13 @@ from jaxtyping import Float
 from torch import Tensor
 
 from latentite.crystal import CrystalBatch
-from latentite.data.cif import Arrays
+from latentite.crystal_arrays import CrystalArrays
 from latentite.metrics.fingerprints import Scaling, fit_scaling, magpie, radial
 
 if TYPE_CHECKING:
     from pymatgen.core import Structure
 
-FEATURES: dict[str, Callable[[Sequence[Arrays]], np.ndarray]] = {"composition": magpie, "structure": radial}
+FEATURES: dict[str, Callable[[Sequence[CrystalArrays]], np.ndarray]] = {"composition": magpie, "structure": radial}
 _CHUNK = 4096
 
 

@@ -14,7 +14,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from latentite.crystal import CrystalBatch
-from latentite.data.cif import Arrays
+from latentite.crystal_arrays import CrystalArrays
 from latentite.match.search import find_matches
 from latentite.match.settings import STRICT
 
@@ -43,7 +43,7 @@ def unique(duplicate_of: Sequence[int | None]) -> Bool[np.ndarray, " crystal"]:
     return result
 
 
-def unique_among(crystals: Sequence[Arrays]) -> Bool[np.ndarray, " crystal"]:
+def unique_among(crystals: Sequence[CrystalArrays]) -> Bool[np.ndarray, " crystal"]:
     """Whether each crystal has no copy among these, by pymatgen's matcher with its default tolerances."""
     verdicts = find_matches(crystals, settings=[STRICT], workers=1).verdicts[STRICT.name]
     return unique([None if verdict is None else verdict.duplicate_of for verdict in verdicts])

@@ -119,4 +119,4 @@ def _level(text: str | None) -> TheoryLevel | None:
 
 def num_elements(batch: CrystalBatch) -> list[int]:
     """Different elements of each crystal."""
-    return [len(set(numbers.tolist())) for numbers, _, _ in batch.to_arrays()]
+    return [len(set(crystal.atomic_numbers.tolist())) for crystal in batch.to_arrays()]

@@ -31,7 +31,7 @@ class Kind(StrEnum):
 def kinds(crystals: CrystalBatch, kind: Kind) -> list[str]:
     """The kind of each crystal: `Na1Cl1`, `Na-Cl`, `Na1Cl1 225`; elements by atomic number."""
     arrays = crystals.to_arrays()
-    compositions = [reduced_composition(numbers.tolist()) for numbers, _, _ in arrays]
+    compositions = [reduced_composition(crystal.atomic_numbers.tolist()) for crystal in arrays]
     if kind is Kind.CHEMICAL_SYSTEM:
         return ["-".join(SYMBOLS[number - 1] for number, _ in composition) for composition in compositions]
     formulas = [plain_formula(composition) for composition in compositions]

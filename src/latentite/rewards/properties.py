@@ -65,7 +65,7 @@ class SupplyRiskReward:
         self.place = 0 if market == "production" else 1
 
     def __call__(self, structures: Sequence[Structure], batch: CrystalBatch) -> Float[Tensor, " crystal"]:
-        compositions = [reduced_composition(numbers.tolist()) for numbers, _, _ in batch.to_arrays()]
+        compositions = [reduced_composition(crystal.atomic_numbers.tolist()) for crystal in batch.to_arrays()]
         risks = [supply_risk(composition)[self.place] for composition in compositions]
         return -torch.tensor(risks, dtype=torch.float64) / 10_000.0
 

@@ -19,7 +19,7 @@ from jaxtyping import Bool
 from torch import Tensor
 
 from latentite.crystal import CrystalBatch
-from latentite.data.cif import Arrays
+from latentite.crystal_arrays import CrystalArrays
 from latentite.plain import from_plain, to_plain
 from latentite.processes import start_worker
 from latentite.rewards.asking import Answer, ask
@@ -41,7 +41,7 @@ class RewardWorkers:
         names = list(config.named())
         count = min(count, len(names))
         self._shares = [names[worker::count] for worker in range(count)]
-        self._reference: list[Arrays] = []
+        self._reference: list[CrystalArrays] = []
         self._pools: list[ProcessPoolExecutor] = []
 
     def set_reference(self, crystals: CrystalBatch) -> None:
@@ -75,7 +75,7 @@ class RewardWorkers:
             pool.shutdown(wait=True, cancel_futures=True)
         self._pools = []
 
-    def _submit(self, worker: int, arrays: Sequence[Arrays]) -> Future[dict[str, Answer]]:
+    def _submit(self, worker: int, arrays: Sequence[CrystalArrays]) -> Future[dict[str, Answer]]:
         try:
             return self._pools[worker].submit(_answer, self._shares[worker], arrays)
         except BrokenProcessPool as error:  # it died while nobody was waiting for it
@@ -114,7 +114,7 @@ def _start(parent: int) -> None:
     torch.set_num_threads(1)
 
 
-def _prepare(plain: dict[str, Any], names: Sequence[str], reference: Sequence[Arrays]) -> None:
+def _prepare(plain: dict[str, Any], names: Sequence[str], reference: Sequence[CrystalArrays]) -> None:
     config = from_plain(RewardConfig, plain)
     mine = {name: spec for name, spec in config.named().items() if name in names}
     rewards = Rewards.build(RewardConfig(components=mine))
@@ -122,7 +122,7 @@ def _prepare(plain: dict[str, Any], names: Sequence[str], reference: Sequence[Ar
     _here.update({component.name: component.reward for component in rewards.components})
 
 
-def _answer(names: Sequence[str], arrays: Sequence[Arrays]) -> dict[str, Answer]:
+def _answer(names: Sequence[str], arrays: Sequence[CrystalArrays]) -> dict[str, Answer]:
     batch = CrystalBatch.from_arrays(arrays)
     structures = batch.to_structures()
     # What was ready once may fail to be so in a process that is started anew: a file that has gone, no memory.

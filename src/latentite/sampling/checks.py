@@ -61,11 +61,11 @@ def geometry_refusals(crystals: CrystalBatch, limits: GeometryLimits | None = No
     arrays = crystals.to_arrays()
     if not arrays:
         return []
-    lattices = np.stack([lattice for _, _, lattice in arrays])
-    counts = np.array([len(numbers) for numbers, _, _ in arrays])
+    lattices = np.stack([crystal.lattice for crystal in arrays])
+    counts = np.array([crystal.num_atoms for crystal in arrays])
     firsts = np.cumsum(counts) - counts
     is_finite = np.isfinite(lattices).all(axis=(1, 2)) & np.logical_and.reduceat(
-        np.isfinite(np.concatenate([coords for _, coords, _ in arrays])).all(axis=1), firsts
+        np.isfinite(np.concatenate([crystal.frac_coords for crystal in arrays])).all(axis=1), firsts
     )
     safe = np.where(is_finite[:, None, None], lattices, np.eye(3))
     determinants = np.linalg.det(safe)

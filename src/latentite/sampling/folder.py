@@ -180,7 +180,7 @@ class RunFolder:
         rows = []
         for sample in samples:
             name = f"{CIFS}/{file_stem(sample.index, self._total)}.cif" if has_cifs else ""
-            row = [sample.index, sample.formula, len(sample.arrays[0]), sample.ask, sample.conditions]
+            row = [sample.index, sample.formula, sample.arrays.num_atoms, sample.ask, sample.conditions]
             row += [sample.attempt + 1, name, sample.seed]
             rows.append(row if sample.fixed_deviation is None else [*row, f"{sample.fixed_deviation:.6f}"])
             if has_cifs:

@@ -15,6 +15,7 @@ import torch
 
 from latentite.checkpoint import Weights
 from latentite.crystal import CrystalBatch
+from latentite.crystal_arrays import CrystalArrays
 from latentite.data.checks import Limits
 from latentite.data.records import Rejection
 from latentite.data.table import read
@@ -262,7 +263,7 @@ def read_structures(source: str | Path | Sequence[Structure | Atoms]) -> Crystal
             raise ValueError(
                 f"init must hold usable structures, got {item.id} in {item.source}: {item.reason}"
             )
-        found.append((item.atomic_numbers, item.frac_coords, item.lattice))
+        found.append(CrystalArrays(item.atomic_numbers, item.frac_coords, item.lattice))
     if not found:
         raise ValueError(f"init must hold a structure, got none in {source}")
     return CrystalBatch.from_arrays(found)

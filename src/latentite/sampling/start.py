@@ -157,8 +157,8 @@ def start_from(
     crystals = CrystalBatch.from_arrays(arrays)
     species = element_numbers("fix_species", fix_species)
     fixed = [
-        _fixed_atoms(numbers, order, fix_sites, species)
-        for (numbers, _, _), order in zip(arrays, orders, strict=True)
+        _fixed_atoms(crystal.atomic_numbers, order, fix_sites, species)
+        for crystal, order in zip(arrays, orders, strict=True)
     ]
     mask = LatentBatch.token_mask(crystals.num_atoms)
     padded = torch.zeros_like(mask)

@@ -202,8 +202,8 @@ def _judged(jobs: Jobs, found: SampledCrystals) -> tuple[_Usable, list[Refusal |
     formulas = reduced_formulas(crystals)
     cifs = []
     for place, arrays, formula in zip(good, crystals.to_arrays(), formulas, strict=True):
-        text = cif_text(*arrays, formula)
-        if (reason := reads_back(text, *arrays)) is not None:
+        text = cif_text(arrays, formula)
+        if (reason := reads_back(text, arrays)) is not None:
             refusals[place] = Refusal(kind=RefusalKind.UNREADABLE, reason=reason)
         cifs.append(text)
     kept = [number for number, place in enumerate(good) if refusals[place] is None]

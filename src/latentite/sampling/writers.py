@@ -16,7 +16,8 @@ from functools import reduce
 
 import numpy as np
 
-from latentite.data.cif import Arrays, parse_p1
+from latentite.crystal_arrays import CrystalArrays
+from latentite.data.cif import parse_p1
 from latentite.elements import SYMBOLS
 
 _MAX_EDGE = 1000.0
@@ -45,30 +46,28 @@ class Sample:
     """Label of what was asked; empty when nothing in particular."""
     conditions: str
     """What the model was told, as a user would type it."""
-    arrays: Arrays
+    arrays: CrystalArrays
     cif: str
     fixed_deviation: float | None = None
     """Å; with fixed atoms how far the worst of them lies from its place."""
 
 
-def cif_text(atomic_numbers: np.ndarray, frac_coords: np.ndarray, lattice: np.ndarray, formula: str) -> str:
+def cif_text(crystal: CrystalArrays, formula: str) -> str:
     """A P1 CIF in the layout of pymatgen's `CifWriter`, with eight decimals.
 
     Args:
-        atomic_numbers: [atom].
-        frac_coords: [atom 3]; written wrapped into [0, 1).
-        lattice: [3 3], row vectors of a right-handed cell in Å. Its orientation is not part of a CIF, and of a
-            left-handed one the mirror image would be read: `reads_back` says so.
+        crystal: its coordinates are written wrapped into [0, 1). The orientation of its cell is not part of a CIF,
+            and of a left-handed one the mirror image would be read: `reads_back` says so.
         formula: reduced.
     """
-    lengths, angles = _cell(lattice)
-    numbers = atomic_numbers.tolist()
+    lengths, angles = _cell(crystal.lattice)
+    numbers = crystal.atomic_numbers.tolist()
     counts = Counter(SYMBOLS[z - 1] for z in sorted(numbers))
     units = reduce(math.gcd, counts.values())
     total = " ".join(f"{symbol}{count}" for symbol, count in counts.items())
     values = [
         value
-        for place, (z, xyz) in enumerate(zip(numbers, wrapped(frac_coords).tolist(), strict=True))
+        for place, (z, xyz) in enumerate(zip(numbers, wrapped(crystal.frac_coords).tolist(), strict=True))
         for value in (SYMBOLS[z - 1], f"{SYMBOLS[z - 1]}{place}", *xyz)
     ]
     return (
@@ -83,14 +82,12 @@ def cif_text(atomic_numbers: np.ndarray, frac_coords: np.ndarray, lattice: np.nd
         "loop_\n _symmetry_equiv_pos_site_id\n _symmetry_equiv_pos_as_xyz\n  1  'x, y, z'\n"
         "loop_\n _atom_site_type_symbol\n _atom_site_label\n _atom_site_symmetry_multiplicity\n"
         " _atom_site_fract_x\n _atom_site_fract_y\n _atom_site_fract_z\n _atom_site_occupancy\n"
-    ) % (*lengths, *angles, abs(np.linalg.det(lattice))) + (
+    ) % (*lengths, *angles, abs(np.linalg.det(crystal.lattice))) + (
         "  %s  %s  1  %.8f  %.8f  %.8f  1\n" * len(numbers) % tuple(values)
     )
 
 
-def reads_back(
-    text: str, atomic_numbers: np.ndarray, frac_coords: np.ndarray, lattice: np.ndarray
-) -> str | None:
+def reads_back(text: str, crystal: CrystalArrays) -> str | None:
     """Why a CIF would not come back as the crystal that it was written from, or None when it does.
 
     Reads it with the package's own parser, and rules out what pymatgen would take for something else.
@@ -98,10 +95,10 @@ def reads_back(
     found = parse_p1(text)
     if found is None:
         return "the CIF is not in the layout that can be read back"
-    numbers, coords, cell = found
-    if not np.array_equal(numbers, atomic_numbers):
+    coords, cell, lattice = found.frac_coords, found.lattice, crystal.lattice
+    if not np.array_equal(found.atomic_numbers, crystal.atomic_numbers):
         return "the CIF has other elements than the crystal"
-    difference = coords - frac_coords
+    difference = coords - crystal.frac_coords
     if not np.abs(difference - np.round(difference)).max() <= _COORDINATE_ERROR:
         return "coordinates in the CIF differ from the crystal's"
     if np.linalg.det(lattice) < 0.0:
@@ -118,16 +115,15 @@ def reads_back(
 
 
 def extxyz_frame(
-    arrays: Arrays, info: Iterable[tuple[str, str | int | float]] = (), *, is_wrapped: bool = True
+    arrays: CrystalArrays, info: Iterable[tuple[str, str | int | float]] = (), *, is_wrapped: bool = True
 ) -> str:
     """A frame of an extended XYZ file: cell, elements, Cartesian coordinates (Å), and `info` in its comment."""
-    numbers, coords, lattice = arrays
+    coords, lattice = arrays.frac_coords, arrays.lattice
     positions = ((wrapped(coords) if is_wrapped else coords) @ lattice).tolist()
     cell = " ".join(f"{value:.8f}" for value in lattice.ravel().tolist())
     labels = "".join(f" {name}={_quoted(value)}" for name, value in info)
-    values = [
-        value for z, xyz in zip(numbers.tolist(), positions, strict=True) for value in (SYMBOLS[z - 1], *xyz)
-    ]
+    numbers = arrays.atomic_numbers.tolist()
+    values = [value for z, xyz in zip(numbers, positions, strict=True) for value in (SYMBOLS[z - 1], *xyz)]
     return (
         f'{len(numbers)}\nLattice="{cell}" Properties=species:S:1:pos:R:3 pbc="T T T"{labels}\n'
         + "%-2s %.8f %.8f %.8f\n" * len(numbers) % tuple(values)
@@ -141,15 +137,16 @@ def sample_frame(sample: Sample) -> str:
 
 def json_line(sample: Sample) -> str:
     """A sample's line in `structures.jsonl`: its labels, and `structure` as pymatgen's `Structure.as_dict`."""
-    numbers, coords, lattice = sample.arrays
+    crystal = sample.arrays
+    places = np.round(wrapped(crystal.frac_coords), 8).tolist()
     sites = [
         {"species": [{"element": SYMBOLS[z - 1], "occu": 1}], "abc": xyz}
-        for z, xyz in zip(numbers.tolist(), np.round(wrapped(coords), 8).tolist(), strict=True)
+        for z, xyz in zip(crystal.atomic_numbers.tolist(), places, strict=True)
     ]
     structure = {
         "@module": "pymatgen.core.structure",
         "@class": "Structure",
-        "lattice": {"matrix": np.round(lattice, 8).tolist()},
+        "lattice": {"matrix": np.round(crystal.lattice, 8).tolist()},
         "sites": sites,
     }
     return json.dumps({**_labels(sample), "structure": structure}, ensure_ascii=False) + "\n"
