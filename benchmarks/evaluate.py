@@ -53,7 +53,7 @@ def cpu_seconds() -> float:
 def rows_of(tables: Sequence[Path]) -> list[CrystalArrays]:
     """Every row of some tables."""
     rows = [row for table in tables for row in read(table) if isinstance(row, Row)]
-    return [(row.atomic_numbers, row.frac_coords, row.lattice) for row in rows]
+    return [CrystalArrays(row.atomic_numbers, row.frac_coords, row.lattice) for row in rows]
 
 
 def samples(data: Path, count: int, *, seed: int) -> CrystalBatch:

@@ -25,6 +25,7 @@ import torch
 from scipy.stats import rankdata
 
 from latentite.crystal import CrystalBatch
+from latentite.crystal_arrays import CrystalArrays
 from latentite.data.checks import Limits
 from latentite.data.table import Row, read
 from latentite.energy.hull import Hull
@@ -63,7 +64,7 @@ def batch(rows: list[Row]) -> CrystalBatch:
         name: torch.tensor([float(row.properties[name]) for row in rows], dtype=torch.float64)
         for name in (FORMATION_ENERGY, HEIGHT)
     }
-    arrays = [(row.atomic_numbers, row.frac_coords, row.lattice) for row in rows]
+    arrays = [CrystalArrays(row.atomic_numbers, row.frac_coords, row.lattice) for row in rows]
     return double_batch(arrays).with_properties(properties)
 
 

@@ -16,6 +16,7 @@ import tempfile
 import time
 import warnings
 from collections import Counter, defaultdict
+from dataclasses import astuple
 from pathlib import Path
 
 import numpy as np
@@ -37,7 +38,11 @@ NAMES = frozenset(one.name for one in SETTINGS)
 def real_rows(data: Path) -> list[CrystalArrays]:
     """Every row of every table in the folders of real data."""
     rows = [item for table in sorted(data.glob("*/*.csv.gz")) for item in read(table)]
-    return [(row.atomic_numbers, row.frac_coords, row.lattice) for row in rows if isinstance(row, Row)]
+    return [
+        CrystalArrays(row.atomic_numbers, row.frac_coords, row.lattice)
+        for row in rows
+        if isinstance(row, Row)
+    ]
 
 
 def formulas(crystals: list[CrystalArrays]) -> list[str]:
@@ -45,9 +50,11 @@ def formulas(crystals: list[CrystalArrays]) -> list[str]:
     return [str(row["composition"]) for row in derive_rows(("composition",), crystals)]
 
 
-def disguised(crystal: CrystalArrays, generator: np.random.Generator, *, noise: float, strain: float) -> CrystalArrays:
+def disguised(
+    crystal: CrystalArrays, generator: np.random.Generator, *, noise: float, strain: float
+) -> CrystalArrays:
     """In another cell, sometimes a supercell, from another origin, in another order; strained and moved (Å)."""
-    numbers, coords, lattice = crystal
+    numbers, coords, lattice = astuple(crystal)
     shear = np.eye(3)
     shear[0, 1], shear[2, 0] = generator.integers(-1, 2, size=2)
     coords, lattice = coords @ np.linalg.inv(shear), shear @ lattice
@@ -60,7 +67,7 @@ def disguised(crystal: CrystalArrays, generator: np.random.Generator, *, noise: 
         coords + generator.random(3) + noise * generator.normal(size=coords.shape) @ np.linalg.inv(lattice)
     )
     order = generator.permutation(len(numbers))
-    return numbers[order], coords[order], lattice
+    return CrystalArrays(numbers[order], coords[order], lattice)
 
 
 def pairs_of(
@@ -214,7 +221,7 @@ def workers(arguments: argparse.Namespace) -> dict[str, object]:
 def _one_formula(rows: list[CrystalArrays]) -> list[CrystalArrays]:
     """All rows with two thirds of one element and one third of another, as TiO2."""
     found = []
-    for numbers, coords, lattice in rows:
+    for numbers, coords, lattice in map(astuple, rows):
         elements, counts = np.unique(numbers, return_counts=True)
         if len(elements) == 2 and counts.max() == 2 * counts.min():
             found.append((np.where(numbers == elements[counts.argmax()], 8, 22), coords, lattice))

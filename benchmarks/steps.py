@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import json
 import time
+from dataclasses import astuple
 
 import torch
 
@@ -64,7 +65,9 @@ def main() -> None:
         reference = reference or crystals
         table = reconstruction_table(reference, crystals, matchers=(LOOSE,))
         usable = [refusal is None for refusal in geometry_refusals(crystals)]
-        formulas = [reduced_composition(numbers.tolist()) for numbers, _, _ in crystals.to_arrays()]
+        formulas = [
+            reduced_composition(numbers.tolist()) for numbers, _, _ in map(astuple, crystals.to_arrays())
+        ]
         valid = [is_smact_valid(formula, SmactRule.ICSD24) for formula in formulas]
         line = {
             "run": run,

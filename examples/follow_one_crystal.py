@@ -19,6 +19,7 @@ import torch
 from pymatgen.core import Lattice, Structure
 
 from latentite.crystal import CrystalBatch
+from latentite.crystal_arrays import CrystalArrays
 from latentite.data import canonical, table
 from latentite.diffusion.noise import CrystalNoise
 from latentite.diffusion.samplers import noised
@@ -66,8 +67,11 @@ def main(folder: Path) -> Path:
         raise SystemExit(f"the row was rejected: {row.reason}")
     show("1. data/table.py reads the row", row)
 
-    arrays = canonical.canonicalize(row.atomic_numbers, row.frac_coords, row.lattice)
-    show("2. data/canonical.py: the Niggli cell, atoms and origin in order; here its lattice (Å)", arrays[2])
+    arrays = canonical.canonicalize(CrystalArrays(row.atomic_numbers, row.frac_coords, row.lattice))
+    show(
+        "2. data/canonical.py: the Niggli cell, atoms and origin in order; here its lattice (Å)",
+        arrays.lattice,
+    )
 
     batch = CrystalBatch.from_arrays([arrays])
     show("3. crystal.py packs it; a batch may hold thousands", batch)

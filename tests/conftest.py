@@ -53,14 +53,16 @@ def shared_data() -> Path:
 def rocksalt() -> CrystalArrays:
     """NaCl, the conventional cell of eight atoms, a = 5.64 Å."""
     sodium = np.array([[0.0, 0.0, 0.0], [0.0, 0.5, 0.5], [0.5, 0.0, 0.5], [0.5, 0.5, 0.0]])
-    return np.array([11] * 4 + [17] * 4), np.concatenate([sodium, (sodium + 0.5) % 1.0]), 5.64 * np.eye(3)
+    return CrystalArrays(
+        np.array([11] * 4 + [17] * 4), np.concatenate([sodium, (sodium + 0.5) % 1.0]), 5.64 * np.eye(3)
+    )
 
 
 @pytest.fixture
 def perovskite() -> CrystalArrays:
     """SrTiO3, five atoms, a = 3.905 Å."""
     coords = [[0.5, 0.5, 0.5], [0.0, 0.0, 0.0], [0.5, 0.0, 0.0], [0.0, 0.5, 0.0], [0.0, 0.0, 0.5]]
-    return np.array([38, 22, 8, 8, 8]), np.array(coords), 3.905 * np.eye(3)
+    return CrystalArrays(np.array([38, 22, 8, 8, 8]), np.array(coords), 3.905 * np.eye(3))
 
 
 def random_crystals(count: int, *, seed: int = 0, max_atoms: int = 12) -> list[CrystalArrays]:

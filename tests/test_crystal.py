@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import astuple, replace
 
 import numpy as np
 import pytest
@@ -42,10 +42,10 @@ def test_select_equals_a_loop_with_repeats_and_any_order(crystals: CrystalBatch)
     index = torch.tensor([5, 0, 5, 15, 3])
     chosen = batch.select(index)
     arrays = batch.to_arrays()
-    for (numbers, coords, lattice), i in zip(chosen.to_arrays(), index.tolist(), strict=True):
-        np.testing.assert_array_equal(numbers, arrays[i][0])
-        np.testing.assert_array_equal(coords, arrays[i][1])
-        np.testing.assert_array_equal(lattice, arrays[i][2])
+    for (numbers, coords, lattice), i in zip(map(astuple, chosen.to_arrays()), index.tolist(), strict=True):
+        np.testing.assert_array_equal(numbers, arrays[i].atomic_numbers)
+        np.testing.assert_array_equal(coords, arrays[i].frac_coords)
+        np.testing.assert_array_equal(lattice, arrays[i].lattice)
     assert chosen.properties["x"].tolist() == [5.0, 0.0, 5.0, 15.0, 3.0]
     assert chosen.atom_features is not None
     first = chosen.atom_features[chosen.first_atom].squeeze(-1).long()

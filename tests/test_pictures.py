@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import astuple, replace
 from pathlib import Path
 
 import numpy as np
@@ -16,23 +16,25 @@ from latentite.crystal_arrays import CrystalArrays
 
 
 def test_border_atoms_are_drawn_on_every_face_edge_and_corner(rocksalt: CrystalArrays) -> None:
-    atoms, coords = pictures._with_border_copies(rocksalt[1])
+    atoms, coords = pictures._with_border_copies(rocksalt.frac_coords)
     # The conventional rocksalt cell as textbooks draw it: 14 sites of one kind, 13 of the other.
-    assert sorted(np.unique(rocksalt[0][atoms], return_counts=True)[1].tolist()) == [13, 14]
+    assert sorted(np.unique(rocksalt.atomic_numbers[atoms], return_counts=True)[1].tolist()) == [13, 14]
     assert coords.min() >= 0.0
     assert coords.max() <= 1.0
 
 
 def test_equal_crystals_in_other_orientations_give_the_same_scene(rocksalt: CrystalArrays) -> None:
-    numbers, coords, lattice = rocksalt
+    numbers, coords, lattice = astuple(rocksalt)
     rotation = np.linalg.qr(np.random.default_rng(0).normal(size=(3, 3)))[0]
     rotation *= np.sign(np.linalg.det(rotation))
     scenes = [pictures._scene(numbers, coords, cell) for cell in (lattice, lattice @ rotation)]
     np.testing.assert_allclose(scenes[0].points, scenes[1].points, atol=1e-6)
 
 
-def test_reconstruction_is_drawn_on_the_side_of_the_border_where_its_original_is(rocksalt: CrystalArrays) -> None:
-    numbers, coords, lattice = rocksalt
+def test_reconstruction_is_drawn_on_the_side_of_the_border_where_its_original_is(
+    rocksalt: CrystalArrays,
+) -> None:
+    numbers, coords, lattice = astuple(rocksalt)
     shifted = (coords - 0.001) % 1.0  # atoms at 0 are now at 0.999
     original = pictures._scene(numbers, coords, lattice)
     rebuilt = pictures._scene(numbers, shifted, lattice, beside=coords)

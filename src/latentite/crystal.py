@@ -15,8 +15,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from latentite.crystal_arrays import CrystalArrays
 from latentite import lattice as lat
+from latentite.crystal_arrays import CrystalArrays
 
 if TYPE_CHECKING:
     from ase import Atoms
@@ -220,7 +220,9 @@ class CrystalBatch:
             int(z): Composition({Element.from_Z(int(z)): 1}) for z in self.atomic_numbers.unique().tolist()
         }
         return [
-            Structure(Lattice(one.lattice), [species[z] for z in one.atomic_numbers.tolist()], one.frac_coords)
+            Structure(
+                Lattice(one.lattice), [species[z] for z in one.atomic_numbers.tolist()], one.frac_coords
+            )
             for one in self.to_arrays()
         ]
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import gzip
+from dataclasses import astuple
 from pathlib import Path
 
 import numpy as np
@@ -13,11 +14,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from latentite import lattice as lat
+from latentite.crystal_arrays import CrystalArrays
 from latentite.data.canonical import canonicalize, canonicalize_many
 from latentite.data.cif import parse_p1
 from latentite.data.niggli import TOLERANCE, niggli_transformations, reduced_bases
 
-from latentite.crystal_arrays import CrystalArrays
 SPECIAL = [0.0, 1 / 2, 1 / 4, 3 / 4, 1 / 3, 2 / 3, 1 / 6, 5 / 6, 1 / 8, 0.12345]
 
 
@@ -35,25 +36,27 @@ def unimodular(generator: np.random.Generator) -> np.ndarray:
     return matrix
 
 
-def other_setting(crystal: CrystalArrays, generator: np.random.Generator, *, noise: float = 0.0) -> CrystalArrays:
+def other_setting(
+    crystal: CrystalArrays, generator: np.random.Generator, *, noise: float = 0.0
+) -> CrystalArrays:
     """The same crystal: rotated, translated, its atoms permuted, in another cell; noise in Å on the atoms."""
-    numbers, coords, lattice = crystal
+    numbers, coords, lattice = astuple(crystal)
     change = unimodular(generator)
     new_lattice = change @ lattice @ rotation(generator)
     new_coords = coords @ np.linalg.inv(change) + generator.random(3)
     new_coords = new_coords + generator.integers(-2, 3, size=coords.shape)
     new_coords = new_coords + noise * generator.normal(size=coords.shape) @ np.linalg.inv(new_lattice)
     order = generator.permutation(len(numbers))
-    return numbers[order], new_coords[order], new_lattice
+    return CrystalArrays(numbers[order], new_coords[order], new_lattice)
 
 
 def difference(first: CrystalArrays, second: CrystalArrays) -> float:
     """Largest difference in Å of atoms (on the torus) and of cell vectors; infinite if the atoms differ."""
-    if not np.array_equal(first[0], second[0]):
+    if not np.array_equal(first.atomic_numbers, second.atomic_numbers):
         return np.inf
-    wrapped = first[1] - second[1]
+    wrapped = first.frac_coords - second.frac_coords
     wrapped -= np.round(wrapped)
-    return max(np.abs(wrapped @ first[2]).max(), np.abs(first[2] - second[2]).max())
+    return max(np.abs(wrapped @ first.lattice).max(), np.abs(first.lattice - second.lattice).max())
 
 
 def lattice_of(kind: str, generator: np.random.Generator) -> np.ndarray:
@@ -117,7 +120,7 @@ def real_crystals(folder: Path, name: str, split: str, count: int) -> list[Cryst
 def test_every_cell_setting_gives_the_same_canonical_crystal(seed: int) -> None:
     generator = np.random.default_rng(seed)
     crystal = synthetic(generator)
-    assert difference(canonicalize(*crystal), canonicalize(*other_setting(crystal, generator))) < 1e-5
+    assert difference(canonicalize(crystal), canonicalize(other_setting(crystal, generator))) < 1e-5
 
 
 @pytest.mark.parametrize(("name", "count"), [("mp_20_biternary", 500), ("mpts_52", 200)])
@@ -149,7 +152,7 @@ def test_the_matcher_of_pymatgen_sees_no_change(shared_data: Path) -> None:
 def test_many_at_once_and_one_by_one_agree_bit_for_bit() -> None:
     generator = np.random.default_rng(1)
     crystals = [synthetic(generator) for _ in range(40)]
-    for one, many in zip([canonicalize(*c) for c in crystals], canonicalize_many(crystals), strict=True):
+    for one, many in zip([canonicalize(c) for c in crystals], canonicalize_many(crystals), strict=True):
         assert all(np.array_equal(a, b) for a, b in zip(one, many, strict=True))
     assert canonicalize_many([]) == []
 
@@ -157,7 +160,7 @@ def test_many_at_once_and_one_by_one_agree_bit_for_bit() -> None:
 def test_the_input_is_untouched_and_the_types_are_fixed() -> None:
     crystal = synthetic(np.random.default_rng(2))
     copies = [array.copy() for array in crystal]
-    numbers, coords, lattice = canonicalize(*crystal)
+    numbers, coords, lattice = astuple(canonicalize(crystal))
     assert all(np.array_equal(a, b) for a, b in zip(crystal, copies, strict=True))
     assert (numbers.dtype, coords.dtype, lattice.dtype) == (np.int64, np.float64, np.float64)
 
@@ -166,10 +169,10 @@ def test_the_input_is_untouched_and_the_types_are_fixed() -> None:
 def test_the_form_itself(seed: int) -> None:
     """Standard orientation, right-handed, wrapped, sorted by species, a rarest atom at the origin."""
     crystal = synthetic(np.random.default_rng(seed))
-    numbers, coords, lattice = canonicalize(*crystal)
+    numbers, coords, lattice = astuple(canonicalize(crystal))
     lengths, angles = lat.parameters_from_lattice(torch.from_numpy(lattice))
     np.testing.assert_allclose(lattice, lat.lattice_from_parameters(lengths, angles).numpy(), atol=1e-9)
-    assert np.linalg.det(lattice) == pytest.approx(abs(np.linalg.det(crystal[2])))
+    assert np.linalg.det(lattice) == pytest.approx(abs(np.linalg.det(crystal.lattice)))
     assert ((coords >= 0.0) & (coords < 1.0)).all()
     assert (np.diff(numbers) >= 0).all()
     species, counts = np.unique(numbers, return_counts=True)
@@ -184,7 +187,9 @@ def test_a_clear_niggli_cell_equals_moyopys() -> None:
     expected = niggli_transformations(lattices) @ lattices
     is_clear = np.bincount(reduced_bases(expected).owners) == 1
     assert is_clear.sum() > 190
-    found = canonicalize_many([(np.array([1]), np.zeros((1, 3)), lattice) for lattice in lattices])
+    found = canonicalize_many(
+        [CrystalArrays(np.array([1]), np.zeros((1, 3)), lattice) for lattice in lattices]
+    )
     for one, other in zip(expected[is_clear], np.stack([c[2] for c in found])[is_clear], strict=True):
         np.testing.assert_allclose(one @ one.T, other @ other.T, atol=1e-9)
 
@@ -206,7 +211,7 @@ def test_the_known_niggli_cells_come_out() -> None:
     """Hexagonal gives 120 degrees, face-centred 60, body-centred 109.47 (International Tables A, 3.1.3)."""
     for kind, expected in (("hP", [90, 90, 120]), ("cF", [60, 60, 60]), ("cI", [109.4712206] * 3)):
         lattice = lattice_of(kind, np.random.default_rng(5))
-        found = canonicalize(np.array([1]), np.zeros((1, 3)), lattice)[2]
+        found = canonicalize(CrystalArrays(np.array([1]), np.zeros((1, 3)), lattice)).lattice
         angles = lat.parameters_from_lattice(torch.from_numpy(found))[1]
         if kind == "hP":  # c may be longer or shorter than a
             angles = angles.sort().values
@@ -219,35 +224,41 @@ def test_mirror_images_stay_apart_unless_they_are_one_crystal() -> None:
     helix = np.array([[0.225, 0.0, 1 / 3], [0.0, 0.225, 2 / 3], [-0.225, -0.225, 0.0]])
     numbers = np.array([34, 34, 34])
     mirror = np.diag([1.0, 1.0, -1.0])
-    right, left = (canonicalize(numbers, helix, lattice @ m) for m in (np.eye(3), mirror))
+    right, left = (canonicalize(CrystalArrays(numbers, helix, lattice @ m)) for m in (np.eye(3), mirror))
     assert difference(right, left) > 0.1
     # Rock salt equals its mirror image.
     face_centred = 2.82 * np.array([[0.0, 1, 1], [1, 0, 1], [1, 1, 0]])
     salt = (np.array([11, 17]), np.array([[0.0, 0, 0], [0.5, 0.5, 0.5]]))
-    assert difference(canonicalize(*salt, face_centred), canonicalize(*salt, face_centred @ mirror)) < 1e-9
+    assert (
+        difference(
+            canonicalize(CrystalArrays(*salt, face_centred)),
+            canonicalize(CrystalArrays(*salt, face_centred @ mirror)),
+        )
+        < 1e-9
+    )
 
 
 def test_a_number_just_below_one_is_written_as_zero() -> None:
     coords = np.array([[0.0, 0.0, 0.0], [0.5, 0.5, -1e-13]])
-    found = canonicalize(np.array([8, 26]), coords, np.diag([3.0, 4.0, 5.0]))[1]
+    found = canonicalize(CrystalArrays(np.array([8, 26]), coords, np.diag([3.0, 4.0, 5.0]))).frac_coords
     assert found[1].tolist() == [0.5, 0.5, 0.0]
 
 
 def test_an_extremely_skew_cell_is_reduced_too() -> None:
     generator = np.random.default_rng(6)
     for _ in range(20):
-        numbers, coords, lattice = synthetic(generator)
+        numbers, coords, lattice = astuple(synthetic(generator))
         change = np.eye(3)
         while np.abs(change).max() < 1e4:
             change = unimodular(generator) @ change
-        skew = (numbers, coords @ np.linalg.inv(change), change @ lattice)
-        assert difference(canonicalize(numbers, coords, lattice), canonicalize(*skew)) < 1e-4
+        skew = CrystalArrays(numbers, coords @ np.linalg.inv(change), change @ lattice)
+        assert difference(canonicalize(CrystalArrays(numbers, coords, lattice)), canonicalize(skew)) < 1e-4
 
 
 def test_what_has_no_canonical_form_is_refused_by_its_position() -> None:
-    good = (np.array([1]), np.zeros((1, 3)), np.eye(3))
-    flat = (np.array([1]), np.zeros((1, 3)), np.diag([1.0, 1.0, 0.0]))
-    lost = (np.array([1]), np.full((1, 3), np.nan), np.eye(3))
+    good = CrystalArrays(np.array([1]), np.zeros((1, 3)), np.eye(3))
+    flat = CrystalArrays(np.array([1]), np.zeros((1, 3)), np.diag([1.0, 1.0, 0.0]))
+    lost = CrystalArrays(np.array([1]), np.full((1, 3), np.nan), np.eye(3))
     with pytest.raises(ValueError, match="the lattice of crystal 1 cannot be reduced"):
         canonicalize_many([good, flat])
     with pytest.raises(ValueError, match="the coordinates of crystal 2 must be finite"):

@@ -8,15 +8,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pymatgen.core import Lattice, Structure
 
-from latentite.data.checks import Limits, refusals, too_close
 from latentite.crystal_arrays import CrystalArrays
+from latentite.data.checks import Limits, refusals, too_close
 from latentite.elements import MAX_ATOMIC_NUMBER, NUM_ELEMENT_CLASSES
 
 CUBE = 4.0 * np.eye(3)
 
 
 def crystal(numbers: list[int], coords: list[list[float]], lattice: np.ndarray = CUBE) -> CrystalArrays:
-    return np.array(numbers), np.array(coords, dtype=float), np.asarray(lattice, dtype=float)
+    return CrystalArrays(np.array(numbers), np.array(coords, dtype=float), np.asarray(lattice, dtype=float))
 
 
 GOOD = crystal([55, 17], [[0, 0, 0], [0.5, 0.5, 0.5]])

@@ -6,6 +6,7 @@ import csv
 import gzip
 import os
 import warnings
+from dataclasses import astuple
 from pathlib import Path
 
 import numpy as np
@@ -48,7 +49,7 @@ def read_by_pymatgen(text: str) -> Structure:
 
 def assert_same_crystal(arrays: CrystalArrays, structure: Structure) -> None:
     """Cell parameters, species and fractional coordinates agree; the order of atoms is free."""
-    numbers, coords, matrix = arrays
+    numbers, coords, matrix = astuple(arrays)
     lattice = Lattice(matrix)
     np.testing.assert_allclose(lattice.parameters, structure.lattice.parameters, rtol=0, atol=1e-7)
     expected_numbers = np.array(structure.atomic_numbers)
@@ -133,8 +134,8 @@ def test_coordinates_near_thirds_become_exact_as_in_pymatgen() -> None:
     text = cif_of(rutile()).replace("0.30500000", "0.33330000").replace("0.69500000", "0.66670000")
     arrays = parse_p1(text)
     assert arrays is not None
-    assert 1 / 3 in arrays[1]
-    assert 2 / 3 in arrays[1]
+    assert 1 / 3 in arrays.frac_coords
+    assert 2 / 3 in arrays.frac_coords
     assert_same_crystal(arrays, read_by_pymatgen(text))
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import csv
 import gzip
+from dataclasses import astuple
 from pathlib import Path
 
 import numpy as np
@@ -18,8 +19,8 @@ from pymatgen.core import Lattice, Structure
 from pymatgen.core.structure_matcher import StructureMatcher
 from pymatgen.io.cif import CifParser, CifWriter
 
-from latentite.data import space_groups
 from latentite.crystal_arrays import CrystalArrays
+from latentite.data import space_groups
 from latentite.data.cif_crystal import read_crystal
 from latentite.elements import SYMBOLS
 
@@ -64,7 +65,7 @@ def iron_selenide(origin: str, *tags: str) -> str:
 
 
 def structure_of(arrays: CrystalArrays) -> Structure:
-    numbers, coords, lattice = arrays
+    numbers, coords, lattice = astuple(arrays)
     return Structure(Lattice(lattice), [SYMBOLS[n - 1] for n in numbers], coords)
 
 
@@ -319,7 +320,7 @@ def test_real_crystals_with_symmetry_are_those_that_pymatgen_reads(
 def test_coordinates_with_two_digits_stay_on_their_special_position() -> None:
     sites = [("Mg1", "Mg", "0.33 0.67 0.25")]
     text = cif("3.2 3.2 5.2 90 90 120", sites, "_symmetry_space_group_name_H-M 'P 63/m m c'")
-    numbers, coords, _ = read_crystal(text)
+    numbers, coords, _ = astuple(read_crystal(text))
     assert len(numbers) == 2
     np.testing.assert_allclose(coords[0], [1 / 3, 2 / 3, 0.25], atol=1e-9)
     apart = cif("3.2 3.2 5.2 90 90 120", [("Mg1", "Mg", "0.30 0.64 0.25")], "_space_group_IT_number 194")

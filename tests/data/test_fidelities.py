@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from pymatgen.core import Lattice, Structure
 
 from latentite.crystal import CrystalBatch
+from latentite.crystal_arrays import CrystalArrays
 from latentite.data.dataset import CrystalDataset
 from latentite.data.fidelities import FidelityConfig, FidelityPart, SplitBy, join_fidelities, material_key
 from latentite.training.data_config import DataConfig
@@ -25,7 +26,7 @@ def part(given_ids: dict[str, list[str]], value: float = 0.0, name: str = "energ
     """One-atom crystals with these ids; the label is `value` everywhere."""
     splits = {}
     for split, ids in given_ids.items():
-        arrays = [(np.array([3 + len(i) % 5]), np.zeros((1, 3)), 3.0 * np.eye(3)) for i in ids]
+        arrays = [CrystalArrays(np.array([3 + len(i) % 5]), np.zeros((1, 3)), 3.0 * np.eye(3)) for i in ids]
         crystals = CrystalBatch.from_arrays(arrays).with_properties({name: torch.full((len(ids),), value)})
         splits[split] = CrystalDataset(crystals=crystals, ids=tuple(ids), content_hash="x")
     return FidelityPart(splits=splits)

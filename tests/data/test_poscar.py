@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from dataclasses import astuple
 from pathlib import Path
 
 import numpy as np
@@ -31,7 +32,7 @@ Direct
 
 
 def structure_of(text: str) -> Structure:
-    numbers, coords, lattice = parse_poscar(text)
+    numbers, coords, lattice = astuple(parse_poscar(text))
     return Structure(Lattice(lattice), numbers, coords)
 
 
@@ -68,7 +69,7 @@ def test_a_negative_scale_is_the_volume_and_scales_cartesian_positions_by_its_ro
     lines = [" ".join(map(repr, row)) for row in matrix.tolist()]
     mode = "cart" if is_cartesian else "dir"
     text = "\n".join(["x", f"{-volume!r}", *lines, "Fe", "1", mode, " ".join(map(repr, positions.tolist()))])
-    _, found, lattice = parse_poscar(text)
+    _, found, lattice = astuple(parse_poscar(text))
     assert np.isclose(abs(np.linalg.det(lattice)), volume, rtol=1e-9)
     assert np.allclose(lattice, matrix * (volume / abs(np.linalg.det(matrix))) ** (1 / 3), atol=1e-9)
     assert np.allclose(found, coords, atol=1e-9)

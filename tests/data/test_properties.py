@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import gzip
+from dataclasses import astuple
 from pathlib import Path
 
 import numpy as np
@@ -11,10 +12,10 @@ import pytest
 import torch
 
 from latentite.crystal import CrystalBatch
+from latentite.crystal_arrays import CrystalArrays
 from latentite.data.cif import parse_p1
 from latentite.data.properties import DERIVED, composition_vectors, derive, derive_rows, space_group_number
 
-from latentite.crystal_arrays import CrystalArrays
 
 def values(name: str, crystals: CrystalBatch) -> np.ndarray:
     result = derive(name, crystals)
@@ -56,7 +57,7 @@ def test_a_composition_vector_holds_the_fraction_of_every_element(crystals: Crys
         }
         found = {int(place) + 1: float(vector[place]) for place in vector.nonzero().ravel()}
         assert found == pytest.approx(expected)
-    heavy = CrystalBatch.from_arrays([(np.array([101]), np.zeros((1, 3)), 4.0 * np.eye(3))])
+    heavy = CrystalBatch.from_arrays([CrystalArrays(np.array([101]), np.zeros((1, 3)), 4.0 * np.eye(3))])
     with pytest.raises(ValueError, match="atomic numbers must be 1 to 100, got 101"):
         composition_vectors(heavy)
 
@@ -66,9 +67,9 @@ def test_space_groups_of_textbook_crystals(rocksalt: CrystalArrays, perovskite: 
     assert values("space_group", crystals).tolist() == [225.0, 221.0]
     shift = np.zeros((5, 3))
     shift[0, 0] = 0.05  # one atom 0.2 Å off: a polar axis is left
-    moved = (perovskite[0], perovskite[1] + shift, perovskite[2])
-    assert space_group_number(*moved) == 99
-    assert space_group_number(*moved, symprec=0.5) == 221
+    moved = CrystalArrays(perovskite.atomic_numbers, perovskite.frac_coords + shift, perovskite.lattice)
+    assert space_group_number(*astuple(moved)) == 99
+    assert space_group_number(*astuple(moved), symprec=0.5) == 221
 
 
 def test_space_groups_agree_with_moyopy_and_with_the_table(shared_data: Path) -> None:
@@ -77,7 +78,7 @@ def test_space_groups_agree_with_moyopy_and_with_the_table(shared_data: Path) ->
     with gzip.open(shared_data / "mp_20_biternary" / "val.csv.gz", "rt", newline="") as handle:
         rows = [row for row, _ in zip(csv.DictReader(handle), range(200), strict=False)]
     crystals = [parse_p1(row["cif"]) for row in rows]
-    found = [space_group_number(*crystal) for crystal in crystals if crystal is not None]
+    found = [space_group_number(*astuple(crystal)) for crystal in crystals if crystal is not None]
     cells = [Cell(m.tolist(), x.tolist(), z.tolist()) for z, x, m in crystals]
     peers = [MoyoDataset(cell, symprec=0.1).number for cell in cells]
     assert np.mean([one == other for one, other in zip(found, peers, strict=True)]) > 0.98
@@ -87,7 +88,7 @@ def test_space_groups_agree_with_moyopy_and_with_the_table(shared_data: Path) ->
 
 def test_an_element_without_electronegativity_gives_a_missing_value() -> None:
     argon = CrystalBatch.from_arrays(
-        [(np.array([18, 11]), np.array([[0.0] * 3, [0.5] * 3]), 4.0 * np.eye(3))]
+        [CrystalArrays(np.array([18, 11]), np.array([[0.0] * 3, [0.5] * 3]), 4.0 * np.eye(3))]
     )
     assert np.isnan(values("electronegativity_difference", argon)).all()
 

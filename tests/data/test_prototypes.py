@@ -8,6 +8,7 @@ import os
 import subprocess
 import sys
 from collections import Counter
+from dataclasses import astuple
 from pathlib import Path
 
 import numpy as np
@@ -52,10 +53,10 @@ def test_there_are_enough_crystals_and_every_name_is_unique(rows: Rows, crystals
     everything = [row for split in rows.values() for row in split]
     assert len(everything) >= 5000
     assert len({row["material_id"] for row in everything}) == len(everything)
-    sizes = np.array([len(crystal[0]) for crystal in crystals])
+    sizes = np.array([len(crystal.atomic_numbers) for crystal in crystals])
     assert sizes.max() <= 20
     assert len(np.unique(sizes)) >= 15
-    assert len({number for crystal in crystals for number in crystal[0].tolist()}) >= 70
+    assert len({number for crystal in crystals for number in crystal.atomic_numbers.tolist()}) >= 70
 
 
 def test_splits_have_their_shares_and_no_formula_in_common(rows: Rows) -> None:
@@ -70,7 +71,7 @@ def test_no_two_crystals_are_the_same(rows: Rows, crystals: list) -> None:
     """Equal formulas come from different prototypes; their canonical forms differ."""
     ids = [row["material_id"] for split in rows.values() for row in split]
     seen: dict[tuple, list[tuple[np.ndarray, str]]] = {}
-    for (numbers, coords, lattice), name in zip(canonicalize_many(crystals), ids, strict=True):
+    for (numbers, coords, lattice), name in zip(map(astuple, canonicalize_many(crystals)), ids, strict=True):
         numbers_key = tuple(numbers.tolist())
         features = np.concatenate([coords.ravel(), (lattice / len(numbers) ** (1 / 3)).ravel() / 5.0])
         for other, other_name in seen.setdefault(numbers_key, []):
@@ -100,7 +101,7 @@ def test_atoms_keep_their_distance_and_volumes_are_those_of_solids(rows: Rows, c
     assert density.max() < 23.0
     assert volume.min() > 5.0
     assert volume.max() < 70.0
-    for numbers, coords, lattice in crystals[::60]:
+    for numbers, coords, lattice in map(astuple, crystals[::60]):
         structure = Structure(Lattice(lattice), numbers.tolist(), coords)
         for index, number in enumerate(numbers.tolist()):
             for other in structure.get_neighbors(structure[index], 3.0):

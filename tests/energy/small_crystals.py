@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import astuple
+
 import numpy as np
 import torch
 
@@ -21,8 +23,8 @@ def packed(arrays: list[CrystalArrays]) -> CrystalBatch:
     batch = CrystalBatch.from_arrays(arrays)
     return CrystalBatch(
         atomic_numbers=batch.atomic_numbers,
-        frac_coords=torch.from_numpy(np.concatenate([coords for _, coords, _ in arrays])),
-        lattice=torch.from_numpy(np.stack([lattice for _, _, lattice in arrays])),
+        frac_coords=torch.from_numpy(np.concatenate([coords for _, coords, _ in map(astuple, arrays)])),
+        lattice=torch.from_numpy(np.stack([lattice for _, _, lattice in map(astuple, arrays)])),
         num_atoms=batch.num_atoms,
     )
 
@@ -33,8 +35,8 @@ def argon() -> CrystalBatch:
     assert np.linalg.det(skew) < 0
     return packed(
         [
-            (np.array([18]), np.array([[0.3, 0.2, 0.9]]), 2.7 * np.eye(3) + 0.1),
+            CrystalArrays(np.array([18]), np.array([[0.3, 0.2, 0.9]]), 2.7 * np.eye(3) + 0.1),
             fcc(18, 4.1, rattle=0.1),
-            (np.array([18, 36]), np.array([[0.1, 0.0, 0.0], [0.55, 0.5, 0.48]]), skew),
+            CrystalArrays(np.array([18, 36]), np.array([[0.1, 0.0, 0.0], [0.55, 0.5, 0.48]]), skew),
         ]
     )

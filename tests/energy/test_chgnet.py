@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket
+from dataclasses import astuple
 
 import numpy as np
 import pytest
@@ -29,10 +30,12 @@ def crystals(rocksalt: CrystalArrays, perovskite: CrystalArrays) -> CrystalBatch
     """Off their minimum, with atoms outside of the cell; the last has no bonds short enough for an angle."""
     rng = np.random.default_rng(0)
     arrays = [
-        (n, c + rng.normal(0, 0.02, c.shape) + 1.3, a @ (np.eye(3) + 0.03))
-        for n, c, a in (rocksalt, perovskite)
+        CrystalArrays(n, c + rng.normal(0, 0.02, c.shape) + 1.3, a @ (np.eye(3) + 0.03))
+        for n, c, a in map(astuple, (rocksalt, perovskite))
     ]
-    return CrystalBatch.from_arrays([*arrays, (np.array([55]), np.zeros((1, 3)), 5.5 * np.eye(3))])
+    return CrystalBatch.from_arrays(
+        [*arrays, CrystalArrays(np.array([55]), np.zeros((1, 3)), 5.5 * np.eye(3))]
+    )
 
 
 def test_numbers_are_those_of_chgnet_itself(potential: CHGNetPotential, crystals: CrystalBatch) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+from dataclasses import astuple
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from lennard_jones import LennardJones
 from small_crystals import fcc, packed
 
 from latentite.crystal import CrystalBatch
+from latentite.crystal_arrays import CrystalArrays
 from latentite.data.build import BuildOptions, build_dataset
 from latentite.energy import parallel, reference_fit, table
 from latentite.energy.parallel import RelaxHow, chunks_of
@@ -46,7 +48,7 @@ def crystals() -> CrystalBatch:
     rng = np.random.default_rng(0)
     arrays = []
     for k in range(30):
-        _, coords, lattice = fcc(18, 3.9 + 0.01 * k, rattle=0.05, seed=k)
+        _, coords, lattice = astuple(fcc(18, 3.9 + 0.01 * k, rattle=0.05, seed=k))
         arrays.append((rng.choice([10, 18, 36], 4), coords, lattice))
     return packed(arrays)
 
@@ -221,8 +223,8 @@ def test_a_named_data_set_knows_its_level_of_theory(
 def test_the_sample_covers_every_element_and_is_the_seeds() -> None:
     rng = np.random.default_rng(0)
     arrays = [(rng.choice([8, 12, 14], 3), rng.random((3, 3)), 6.0 * np.eye(3)) for _ in range(300)]
-    arrays[77] = (np.array([79, 8]), rng.random((2, 3)), 6.0 * np.eye(3))  # the only gold
-    arrays[78] = (np.array([92, 8]), rng.random((2, 3)), 6.0 * np.eye(3))  # without an energy
+    arrays[77] = CrystalArrays(np.array([79, 8]), rng.random((2, 3)), 6.0 * np.eye(3))  # the only gold
+    arrays[78] = CrystalArrays(np.array([92, 8]), rng.random((2, 3)), 6.0 * np.eye(3))  # without an energy
     energies = torch.zeros(300)
     energies[78] = torch.nan
     crystals = packed(arrays).with_properties({FORMATION_ENERGY: energies})

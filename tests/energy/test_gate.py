@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import astuple
+
 import numpy as np
 import pytest
 from lennard_jones import LennardJones
 from small_crystals import argon, fcc, packed
 
+from latentite.crystal_arrays import CrystalArrays
 from latentite.data.checks import Limits
 from latentite.energy.gate import GateLimits, gate
 
@@ -18,20 +21,23 @@ def test_good_crystals_pass() -> None:
 
 
 def test_each_refusal_names_its_reason_and_leaves_the_others_alone() -> None:
-    numbers, coords, cell = fcc(18, 4.1)
+    numbers, coords, cell = astuple(fcc(18, 4.1))
     flat = np.array([[4.0, 0.0, 0.0], [0.0, 4.0, 0.0], [3.9, 0.4, 0.3]])
     bad = [
-        ((numbers, coords * np.nan, cell), "coordinates are not finite"),
-        ((numbers, coords, cell + np.inf), "vectors are not finite"),
-        ((np.array([18, 8, 18, 18]), coords, cell), "does not know the element O"),
-        ((np.array([18, 120, 18, 18]), coords, cell), "atomic number 120"),
-        ((numbers[:2], np.array([[0.0, 0, 0], [0.05, 0, 0.99]]), cell), "apart, closer than 0.5"),
-        ((numbers, coords, 0.4 * cell), "Å^3 per atom, outside"),
-        ((numbers, coords, flat), "an angle of"),
-        ((numbers[:1], coords[:1], np.diag([0.3, 9.0, 9.0])), "lattice planes 0.3"),
-        ((numbers[:1], coords[:1], np.diag([9.0, 9.0, 9.0])), "without any neighbour within 6"),
-        ((numbers, coords, 0.0 * cell), "absurd cell"),
-        ((numbers[:0], coords[:0], cell), "no atoms"),
+        (CrystalArrays(numbers, coords * np.nan, cell), "coordinates are not finite"),
+        (CrystalArrays(numbers, coords, cell + np.inf), "vectors are not finite"),
+        (CrystalArrays(np.array([18, 8, 18, 18]), coords, cell), "does not know the element O"),
+        (CrystalArrays(np.array([18, 120, 18, 18]), coords, cell), "atomic number 120"),
+        (
+            CrystalArrays(numbers[:2], np.array([[0.0, 0, 0], [0.05, 0, 0.99]]), cell),
+            "apart, closer than 0.5",
+        ),
+        (CrystalArrays(numbers, coords, 0.4 * cell), "Å^3 per atom, outside"),
+        (CrystalArrays(numbers, coords, flat), "an angle of"),
+        (CrystalArrays(numbers[:1], coords[:1], np.diag([0.3, 9.0, 9.0])), "lattice planes 0.3"),
+        (CrystalArrays(numbers[:1], coords[:1], np.diag([9.0, 9.0, 9.0])), "without any neighbour within 6"),
+        (CrystalArrays(numbers, coords, 0.0 * cell), "absurd cell"),
+        (CrystalArrays(numbers[:0], coords[:0], cell), "no atoms"),
     ]
     good = fcc(18, 4.1)
     reasons = gate(packed([item for crystal, _ in bad for item in (good, crystal)] + [good]), CARD)

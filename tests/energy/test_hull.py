@@ -13,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from latentite.crystal import CrystalBatch
+from latentite.crystal_arrays import CrystalArrays
 from latentite.energy.hull import Hull
 from latentite.energy.hull_sources import (
     hull_from_crystals,
@@ -89,7 +90,9 @@ def test_a_system_without_references_is_unknown() -> None:
 
 
 def test_rows_enter_at_the_height_of_the_hull() -> None:
-    sodium_chloride = (np.array([11, 17]), np.array([[0.0, 0, 0], [0.5, 0.5, 0.5]]), 3.5 * np.eye(3))
+    sodium_chloride = CrystalArrays(
+        np.array([11, 17]), np.array([[0.0, 0, 0], [0.5, 0.5, 0.5]]), 3.5 * np.eye(3)
+    )
     properties = {
         "formation_energy_per_atom": torch.tensor([-1.0, -1.5, torch.nan, -1.75]),
         "e_above_hull": torch.tensor([1.0, torch.nan, 0.0, 0.0]),
@@ -219,7 +222,7 @@ def test_compositions_of_a_batch() -> None:
     cell = 9.0 * np.eye(3)
     rng = np.random.default_rng(0)
     batch = CrystalBatch.from_arrays(
-        [(np.array(n), rng.random((len(n), 3)), cell) for n in ([8, 8, 26, 26], [3], [8, 3, 3])]
+        [CrystalArrays(np.array(n), rng.random((len(n), 3)), cell) for n in ([8, 8, 26, 26], [3], [8, 3, 3])]
     )
     assert compositions(batch) == [((8, 1), (26, 1)), ((3, 1),), ((3, 2), (8, 1))]
 

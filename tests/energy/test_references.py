@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import replace
+from dataclasses import astuple, replace
 
 import numpy as np
 import pytest
@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from latentite.crystal import CrystalBatch
+from latentite.crystal_arrays import CrystalArrays
 from latentite.energy.potential import TheoryLevel
 from latentite.energy.reference_terms import ReferenceTerms
 from latentite.energy.references import ElementReferences, check_same_theory, fit_references
@@ -30,7 +31,8 @@ def made(seed: int, count: int) -> tuple[CrystalBatch, Tensor, Tensor]:
     ]
     formation = rng.normal(-1.0, 0.5, count)
     total = [
-        len(n) * e + sum(MU[z] for z in n.tolist()) for (n, _, _), e in zip(arrays, formation, strict=True)
+        len(n) * e + sum(MU[z] for z in n.tolist())
+        for (n, _, _), e in zip(map(astuple, arrays), formation, strict=True)
     ]
     return CrystalBatch.from_arrays(arrays), torch.tensor(total), torch.from_numpy(formation)
 
@@ -52,7 +54,7 @@ def test_the_ridge_is_that_of_the_normal_equations() -> None:
     crystals, total, formation = made(0, 30)
     noisy = formation + torch.from_numpy(np.random.default_rng(5).normal(0, 0.1, 30))
     fit = fit_references(crystals, total, noisy, ridge=0.5, theory=PBE, table_theory=PBE)
-    counts = np.stack([np.bincount(n, minlength=119)[1:] for n, _, _ in crystals.to_arrays()])
+    counts = np.stack([np.bincount(n, minlength=119)[1:] for n, _, _ in map(astuple, crystals.to_arrays())])
     x = (counts / counts.sum(1, keepdims=True))[:, np.array(ELEMENTS) - 1]
     y = (total / crystals.num_atoms - noisy).numpy()
     expected = np.linalg.solve(x.T @ x + 0.5 * np.eye(5), x.T @ y)
@@ -86,7 +88,7 @@ def test_corrections_are_taken_up_by_their_terms() -> None:
     """-0.7 eV per O where O is the anion (in sulphates too), -2.2 eV per Fe in oxides, nothing in sulphides."""
     crystals, total, formation = made(0, 400)
     corrected = []
-    for (numbers, _, _), energy in zip(crystals.to_arrays(), total.tolist(), strict=True):
+    for (numbers, _, _), energy in zip(map(astuple, crystals.to_arrays()), total.tolist(), strict=True):
         is_oxide = 8 in numbers and len(set(numbers.tolist())) > 1
         oxygen, iron, sulphur = ((numbers == z).sum() for z in (8, 26, 16))
         is_sulphide = 16 in numbers and 8 not in numbers and len(set(numbers.tolist())) > 1
@@ -113,7 +115,7 @@ def test_levels_of_theory_are_not_mixed_unless_told(pair: tuple) -> None:
 def test_the_left_out_residual_is_that_of_fits_without_each_row(ridge: float) -> None:
     crystals, total, formation = made(0, 25)
     noisy = formation + torch.from_numpy(np.random.default_rng(5).normal(0, 0.1, 25))
-    gold = CrystalBatch.from_arrays([(np.array([79, 8]), np.zeros((2, 3)), 9.0 * np.eye(3))])
+    gold = CrystalBatch.from_arrays([CrystalArrays(np.array([79, 8]), np.zeros((2, 3)), 9.0 * np.eye(3))])
     crystals = CrystalBatch.concatenate([crystals, gold])  # its only row: without it gold is unknown
     total, noisy = torch.cat([total, torch.tensor([-20.0])]), torch.cat([noisy, torch.tensor([-1.0])])
     known = {"ridge": ridge, "theory": PBE, "table_theory": PBE}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import astuple, dataclass, replace
 
 import numpy as np
 import pytest
@@ -11,6 +11,7 @@ from lennard_jones import LennardJones
 from small_crystals import argon, fcc, packed
 
 from latentite.crystal import CrystalBatch
+from latentite.crystal_arrays import CrystalArrays
 from latentite.energy.potential import EnergyForces, PotentialCard
 from latentite.energy.relax import relax
 from latentite.energy.relaxation import RelaxCell, RelaxSettings, RelaxStatus
@@ -125,13 +126,13 @@ class Moody:
 
 
 def test_each_failure_has_its_reason_and_stops_nobody_else() -> None:
-    numbers, coords, cell = fcc(18, 4.1)
+    numbers, coords, cell = astuple(fcc(18, 4.1))
     crystals = packed(
         [
             fcc(10, 4.0),  # its stress blows it up
             fcc(18, 4.1, rattle=0.05),
             fcc(36, 4.0),  # the potential raises
-            (numbers, 0 * coords, cell),  # all atoms on one site
+            CrystalArrays(numbers, 0 * coords, cell),  # all atoms on one site
             fcc(29, 4.0),  # always pushed, never better
             fcc(18, 4.0, rattle=0.05, seed=5),
         ]

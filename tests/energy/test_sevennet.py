@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+from dataclasses import astuple
 
 import numpy as np
 import pytest
@@ -19,10 +20,13 @@ needs_sevenn = pytest.mark.skipif(
 
 
 @needs_sevenn
-def test_it_keeps_the_contract_and_says_what_it_is(rocksalt: CrystalArrays, perovskite: CrystalArrays) -> None:
+def test_it_keeps_the_contract_and_says_what_it_is(
+    rocksalt: CrystalArrays, perovskite: CrystalArrays
+) -> None:
     rng = np.random.default_rng(0)
     arrays = [
-        (n, c + rng.normal(0, 0.02, c.shape), a @ (np.eye(3) + 0.02)) for n, c, a in (rocksalt, perovskite)
+        CrystalArrays(n, c + rng.normal(0, 0.02, c.shape), a @ (np.eye(3) + 0.02))
+        for n, c, a in map(astuple, (rocksalt, perovskite))
     ]
     potential = sevennet_potential()
     # float32 inside: differences of energies (eV) over 0.02 Å are good to about 1e-3.

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from latentite.crystal import CrystalBatch
+from latentite.crystal_arrays import CrystalArrays
 from latentite.energy.hull import Hull
 from latentite.energy.potential import TheoryLevel
 from latentite.energy.reference_terms import ReferenceTerms
@@ -37,7 +38,7 @@ def references() -> ElementReferences:
 def test_each_row_says_what_is_known(references: ElementReferences) -> None:
     rng = np.random.default_rng(0)
     arrays = [
-        (np.array(n), rng.random((len(n), 3)), 5 * np.eye(3))
+        CrystalArrays(np.array(n), rng.random((len(n), 3)), 5 * np.eye(3))
         for n in ([3, 3, 8], [3, 8], [3, 8], [3, 26], [3, 79])
     ]
     energy = torch.tensor([-15.3, -9.4, torch.nan, -10.0, -5.0], dtype=torch.float64)
@@ -62,7 +63,7 @@ def test_each_row_says_what_is_known(references: ElementReferences) -> None:
 
 
 def test_a_hull_of_another_level_of_theory_is_refused(references: ElementReferences) -> None:
-    crystals = CrystalBatch.from_arrays([(np.array([3, 3, 8]), np.zeros((3, 3)), 5 * np.eye(3))])
+    crystals = CrystalBatch.from_arrays([CrystalArrays(np.array([3, 3, 8]), np.zeros((3, 3)), 5 * np.eye(3))])
     hull = Hull([(parse_formula("Li2O"), -2.0)])
     with pytest.raises(ValueError, match="must be of one level of theory"):
         stability(crystals, torch.tensor([-15.3]), references, hull)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from dataclasses import astuple
 
 import numpy as np
 import pytest
@@ -25,8 +26,13 @@ def planted() -> Callable[[int, int], list[CrystalArrays]]:
         pairs = [(cation, anion) for cation in (3, 11, 19, 37, 55) for anion in (9, 17, 35, 53)]
         cell = np.array([[0.0, 0.5, 0.5], [0.5, 0.0, 0.5], [0.5, 0.5, 0.0]])
         sites, shift = np.array([[0.0, 0.0, 0.0], [0.5, 0.5, 0.5]]), np.array([0.2, 0.7, 0.4])
-        crystals = [(np.array(pair), sites, (4.0 + 0.03 * sum(pair)) * cell) for pair in pairs[:distinct]]
-        moved = [(n[::-1], (sites[::-1] + shift) % 1, c) for n, sites, c in crystals[:copies]]
+        crystals = [
+            CrystalArrays(np.array(pair), sites, (4.0 + 0.03 * sum(pair)) * cell) for pair in pairs[:distinct]
+        ]
+        moved = [
+            CrystalArrays(n[::-1], (sites[::-1] + shift) % 1, c)
+            for n, sites, c in map(astuple, crystals[:copies])
+        ]
         return crystals + moved
 
     return make

@@ -22,7 +22,9 @@ Runs = tuple[Path, Path]
 
 
 @pytest.fixture(scope="module")
-def runs(tmp_path_factory: pytest.TempPathFactory, planted: Callable[[int, int], list[CrystalArrays]]) -> Runs:
+def runs(
+    tmp_path_factory: pytest.TempPathFactory, planted: Callable[[int, int], list[CrystalArrays]]
+) -> Runs:
     """Against the same reference: 12 distinct crystals with 2 copies, and 8 with 6."""
     folder = tmp_path_factory.mktemp("runs")
     known = CrystalBatch.from_arrays(planted(3, 0))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import astuple, replace
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +35,7 @@ FULL = replace(SINGLE, settings=RelaxSettings(fmax=1e-3, smax=1e-4))
 def fcc(numbers: list[int], length: float, *, rattle: float = 0.0, seed: int = 0) -> CrystalArrays:
     coords = np.array([[0.0, 0.0, 0.0], [0.0, 0.5, 0.5], [0.5, 0.0, 0.5], [0.5, 0.5, 0.0]])
     coords = coords + np.random.default_rng(seed).normal(0, rattle, coords.shape) / length
-    return np.array(numbers), coords, length * np.eye(3)
+    return CrystalArrays(np.array(numbers), coords, length * np.eye(3))
 
 
 @pytest.fixture
@@ -80,7 +80,7 @@ def by_ase(crystal: CrystalArrays) -> float:
     from ase import Atoms
     from ase.calculators.lj import LennardJones
 
-    numbers, coords, lattice = crystal
+    numbers, coords, lattice = astuple(crystal)
     atoms = Atoms(numbers=numbers, scaled_positions=coords, cell=lattice, pbc=True)
     atoms.calc = LennardJones(sigma=2.5, epsilon=0.2, rc=6.0)
     return float(atoms.get_potential_energy())
@@ -222,10 +222,14 @@ def test_levels_of_theory_that_do_not_fit_are_refused_before_any_work(
     assert mixed.columns()["energy_above_hull"][1] is not None
 
 
-def test_the_file_of_relaxed_structures_is_what_ase_reads(crystals: list[CrystalArrays], tmp_path: Path) -> None:
+def test_the_file_of_relaxed_structures_is_what_ase_reads(
+    crystals: list[CrystalArrays], tmp_path: Path
+) -> None:
     from ase.io import read
 
-    broken = (np.array([18, 36]), np.array([[0.0, 0.0, np.nan], [0.5, 0.5, 0.5]]), 4.0 * np.eye(3))
+    broken = CrystalArrays(
+        np.array([18, 36]), np.array([[0.0, 0.0, np.nan], [0.5, 0.5, 0.5]]), 4.0 * np.eye(3)
+    )
     result = measure_energies([*crystals[:4], broken], how=FULL, workers=1)
     path = tmp_path / "relaxed.extxyz"
     ids = ["a", "b 2", "c", "d", "e"]

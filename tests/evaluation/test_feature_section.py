@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import astuple
 from pathlib import Path
 
 import numpy as np
@@ -39,7 +40,7 @@ def page(result: Evaluation) -> str:
 
 def dense() -> CrystalArrays:
     """1 Å^3 in all: no search for neighbours is begun in it."""
-    return np.array([3, 9]), np.array([[0.0, 0, 0], [0.5, 0.5, 0.5]]), np.eye(3)
+    return CrystalArrays(np.array([3, 9]), np.array([[0.0, 0, 0], [0.5, 0.5, 0.5]]), np.eye(3))
 
 
 def test_a_set_against_itself_has_no_distance_and_covers_everything(planted: Make) -> None:
@@ -66,7 +67,9 @@ def test_without_a_reference_there_are_no_features(planted: Make) -> None:
 
 def test_the_distance_is_that_of_an_independent_computation_of_all_and_of_valid_ones(planted: Make) -> None:
     crystals = planted(20, 0)
-    overlapping = (crystals[0][0], np.array([[0.0, 0, 0], [0.03, 0, 0]]), crystals[0][2])
+    overlapping = CrystalArrays(
+        crystals[0].atomic_numbers, np.array([[0.0, 0, 0], [0.03, 0, 0]]), crystals[0].lattice
+    )
     generated, reference = [*crystals[:8], overlapping], crystals[8:]
     result = latentite.evaluate(batch(generated), reference=batch(reference), workers=1)
     assert result.table["structure_valid"] == [True] * 8 + [False]
@@ -208,7 +211,7 @@ def test_a_crystal_without_canonical_form_has_no_latents_and_the_others_do(
     canonicalize_many = descriptors.canonicalize_many
 
     def refuses(arrays: list[CrystalArrays]) -> list[CrystalArrays]:
-        if any(crystals[2][2][0, 1] == lattice[0, 1] for _, _, lattice in arrays):
+        if any(crystals[2].lattice[0, 1] == lattice[0, 1] for _, _, lattice in map(astuple, arrays)):
             raise ValueError("crystal 2 has none")
         return canonicalize_many(arrays)
 

@@ -9,6 +9,7 @@ import sqlite3
 import subprocess
 import sys
 import time
+from dataclasses import astuple
 from pathlib import Path
 
 import numpy as np
@@ -57,17 +58,17 @@ def test_namespaces_change_with_metric_version_and_settings_only() -> None:
 
 
 def test_the_hash_sees_every_part_of_a_crystal_and_not_how_it_lies_in_memory(rocksalt: CrystalArrays) -> None:
-    numbers, coords, lattice = rocksalt
+    numbers, coords, lattice = astuple(rocksalt)
     first = structure_hash(rocksalt)
     assert first == structure_hash(
         (numbers.astype(np.int32), np.asfortranarray(coords), np.asfortranarray(lattice))
     )
-    assert first == structure_hash((numbers, np.where(coords == 0, -0.0, coords), lattice))
+    assert first == structure_hash(CrystalArrays(numbers, np.where(coords == 0, -0.0, coords), lattice))
     changed = [
-        (numbers[::-1], coords, lattice),
-        (numbers, np.nextafter(coords, 1), lattice),
-        (numbers, coords, np.nextafter(lattice, 9)),
-        (numbers[:4], coords[:4], lattice),
+        CrystalArrays(numbers[::-1], coords, lattice),
+        CrystalArrays(numbers, np.nextafter(coords, 1), lattice),
+        CrystalArrays(numbers, coords, np.nextafter(lattice, 9)),
+        CrystalArrays(numbers[:4], coords[:4], lattice),
     ]
     assert len({first, *map(structure_hash, changed)}) == 5
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import astuple
 
 import numpy as np
 import pytest
@@ -21,7 +22,7 @@ from latentite.match.descriptor import (
 
 def by_brute_force(crystal: CrystalArrays, k: int, reach: int = 7) -> np.ndarray:
     """All distances to a supercell of (2 reach + 1)^3 cells, sorted."""
-    _, coords, lattice = crystal
+    _, coords, lattice = astuple(crystal)
     steps = np.stack(np.meshgrid(*[np.arange(-reach, reach + 1)] * 3, indexing="ij"), axis=-1).reshape(-1, 3)
     everything = (coords[:, None] + steps).reshape(-1, 3) @ lattice
     rows = [np.sort(np.linalg.norm(everything - centre, axis=1))[1 : k + 1] for centre in coords @ lattice]
@@ -31,7 +32,7 @@ def by_brute_force(crystal: CrystalArrays, k: int, reach: int = 7) -> np.ndarray
 def disguised(crystal: CrystalArrays, seed: int) -> CrystalArrays:
     """The same crystal, or its mirror image: another cell of it or a supercell, orientation, origin, order."""
     generator = np.random.default_rng(seed)
-    numbers, coords, lattice = crystal
+    numbers, coords, lattice = astuple(crystal)
     rotation = np.linalg.qr(generator.normal(size=(3, 3)))[0]
     shear = np.eye(3)
     shear[0, 1], shear[2, 0] = generator.integers(-2, 3, size=2)
@@ -41,7 +42,7 @@ def disguised(crystal: CrystalArrays, seed: int) -> CrystalArrays:
         coords = np.concatenate((coords, coords + np.eye(3)[0])) / (1.0 + np.eye(3)[0])
         numbers, lattice = np.tile(numbers, 2), np.diag((2.0, 1.0, 1.0)) @ lattice
     order = generator.permutation(len(numbers))
-    return numbers[order], coords[order], lattice
+    return CrystalArrays(numbers[order], coords[order], lattice)
 
 
 def test_distances_equal_those_of_a_large_supercell(
@@ -75,13 +76,15 @@ def test_neither_cell_nor_orientation_nor_order_matters(
 
 
 @given(seed=st.integers(0, 2**32 - 1))
-def test_small_moves_change_little(make_random_crystals: Callable[..., list[CrystalArrays]], seed: int) -> None:
+def test_small_moves_change_little(
+    make_random_crystals: Callable[..., list[CrystalArrays]], seed: int
+) -> None:
     """Atoms that move by at most e change each distance, and so AMD and PDD, by at most 2 e."""
-    numbers, coords, lattice = make_random_crystals(1, seed=seed, max_atoms=5)[0]
+    numbers, coords, lattice = astuple(make_random_crystals(1, seed=seed, max_atoms=5)[0])
     step = np.random.default_rng(seed).normal(size=coords.shape)
     step *= 0.01 / np.linalg.norm(step, axis=1, keepdims=True)
-    moved = numbers, coords + step @ np.linalg.inv(lattice), lattice
-    crystal = numbers, coords, lattice
+    moved = CrystalArrays(numbers, coords + step @ np.linalg.inv(lattice), lattice)
+    crystal = CrystalArrays(numbers, coords, lattice)
     amds = average_minimum_distances([crystal, moved], k=30)
     pdd = pdd_distance(
         *(pointwise_distance_distribution(one, k=30, tolerance=0.0) for one in (crystal, moved))
@@ -99,10 +102,10 @@ def test_the_batch_does_not_matter(make_random_crystals: Callable[..., list[Crys
 
 
 def test_what_has_no_neighbours_is_refused(rocksalt: CrystalArrays) -> None:
-    numbers, coords, lattice = rocksalt
+    numbers, coords, lattice = astuple(rocksalt)
     with pytest.raises(ValueError, match="k must be at least 1, got 0"):
         average_minimum_distances([rocksalt], k=0)
     with pytest.raises(ValueError, match="crystal 1 must have atoms"):
-        average_minimum_distances([rocksalt, (numbers, coords * np.nan, lattice)])
+        average_minimum_distances([rocksalt, CrystalArrays(numbers, coords * np.nan, lattice)])
     with pytest.raises(ValueError, match="crystal 0"):
-        average_minimum_distances([(numbers, coords, lattice * [[1.0], [1.0], [0.0]])])
+        average_minimum_distances([CrystalArrays(numbers, coords, lattice * [[1.0], [1.0], [0.0]])])

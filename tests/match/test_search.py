@@ -25,7 +25,7 @@ SETTINGS = (STRICT, LOOSE)
 
 
 def arrays(structure: Structure) -> CrystalArrays:
-    return np.array(structure.atomic_numbers), structure.frac_coords, structure.lattice.matrix
+    return CrystalArrays(np.array(structure.atomic_numbers), structure.frac_coords, structure.lattice.matrix)
 
 
 def prototypes() -> list[Structure]:
@@ -115,13 +115,17 @@ def test_needles_are_not_compared_but_plain_cells_given_skew_are() -> None:
     """An edge of 0.005 Å passes for its volume, and took all memory when two of its formula met in a matcher."""
     numbers, coords = np.array([11, 17]), np.array([[0.0, 0.0, 0.0], [0.5, 0.5, 0.5]])
     thin, long = np.diag([0.005, 1600.0, 10.0]), np.diag([0.5, 0.5, 14_000.0])
-    needles = [(numbers, coords, cell) for cell in (thin, thin * 1.01, long)]
-    for _, _, cell in needles:  # first of all, so that nothing is compared where this fails
+    needles = [CrystalArrays(numbers, coords, cell) for cell in (thin, thin * 1.01, long)]
+    for cell in (
+        needle.lattice for needle in needles
+    ):  # first of all, so that nothing is compared where this fails
         assert "lattice vectors from" in (why_not_comparable(coords, cell) or "")
     cubic = arrays(prototypes()[1])
     shear = np.array([[1.0, 0.0, 0.0], [2000.0, 1.0, 0.0], [0.0, 300.0, 1.0]])
-    skew = (cubic[0], cubic[1] @ np.linalg.inv(shear), shear @ cubic[2])
-    assert why_not_comparable(skew[1], skew[2]) is None
+    skew = CrystalArrays(
+        cubic.atomic_numbers, cubic.frac_coords @ np.linalg.inv(shear), shear @ cubic.lattice
+    )
+    assert why_not_comparable(skew.frac_coords, skew.lattice) is None
     found = find_matches([*needles, cubic, skew], [cubic], settings=(STRICT,), workers=1)
     assert sorted(found.failures) == [0, 1, 2]
     assert [v and v.duplicate_of for v in found.verdicts["strict"]] == [None, None, None, None, 3]
@@ -191,7 +195,7 @@ def test_a_damaged_value_of_the_store_is_computed_anew(rocksalt: CrystalArrays) 
         found = reduce_crystals([rocksalt], hashes=["a"], store=store, workers=1)[0]
         assert not isinstance(found, str)
         assert not isinstance(fresh, str)
-        np.testing.assert_array_equal(found[1], fresh[1])
+        np.testing.assert_array_equal(found.frac_coords, fresh.frac_coords)
 
 
 def compared(pairs: Sequence[tuple[CrystalArrays, CrystalArrays]]) -> tuple[int, int]:
@@ -215,7 +219,7 @@ def test_verdicts_of_real_pairs_are_those_of_the_matcher_in_both_orders(shared_d
     groups: dict[tuple[int, ...], list[CrystalArrays]] = defaultdict(list)
     for row in rows:
         key = tuple(sorted(row.atomic_numbers.tolist()))
-        groups[key].append((row.atomic_numbers, row.frac_coords, row.lattice))
+        groups[key].append(CrystalArrays(row.atomic_numbers, row.frac_coords, row.lattice))
     alike = [group for group in groups.values() if len(group) > 1 and len(group[0][0]) <= 12]
     pairs: list[tuple[CrystalArrays, CrystalArrays]] = []
     for group in alike[:40]:
@@ -253,8 +257,8 @@ def test_a_tie_is_left_to_the_matcher() -> None:
     """A second atom exactly midway between two places of the first crystal may go to either."""
     lattice = np.diag((2.4, 4.0, 6.0))
     numbers = np.array([11, 17, 17])
-    first = numbers, np.array([[0.0, 0.0, 0.0], [0.5, 0.5, 0.4], [0.5, 0.5, 0.6]]), lattice
-    second = numbers, np.array([[0.0, 0.0, 0.0], [0.4, 0.5, 0.5], [0.6, 0.5, 0.5]]), lattice
+    first = CrystalArrays(numbers, np.array([[0.0, 0.0, 0.0], [0.5, 0.5, 0.4], [0.5, 0.5, 0.6]]), lattice)
+    second = CrystalArrays(numbers, np.array([[0.0, 0.0, 0.0], [0.4, 0.5, 0.5], [0.6, 0.5, 0.5]]), lattice)
     assert fits(Comparable(first), Comparable(second), LOOSE) is None
     compared([(first, second), (second, first), (first, first)])
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import warnings
+from dataclasses import astuple
 from itertools import combinations_with_replacement, product
 
 import numpy as np
@@ -27,7 +28,7 @@ def of(**counts: int) -> tuple[tuple[int, int], ...]:
 
 
 def arrays(structure: Structure) -> CrystalArrays:
-    return np.array(structure.atomic_numbers), structure.frac_coords, structure.lattice.matrix
+    return CrystalArrays(np.array(structure.atomic_numbers), structure.frac_coords, structure.lattice.matrix)
 
 
 choices = st.lists(st.tuples(st.integers(-4, 6), st.floats(-9, 0)), min_size=1, max_size=4)
@@ -133,7 +134,9 @@ def test_states_are_found_wherever_pymatgen_finds_them(perovskite: CrystalArrays
     analyzer = BVAnalyzer()
     found = 0
     for a, b, x in families:
-        crystal = (np.array([a, b, x, x, x]), perovskite[1], perovskite[2] * (1.6 if x == 53 else 1.0))
+        crystal = CrystalArrays(
+            np.array([a, b, x, x, x]), perovskite.frac_coords, perovskite.lattice * (1.6 if x == 53 else 1.0)
+        )
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             try:
@@ -148,7 +151,7 @@ def test_states_are_found_wherever_pymatgen_finds_them(perovskite: CrystalArrays
 
 
 def test_verdicts_follow_the_steps(perovskite: CrystalArrays, rocksalt: CrystalArrays) -> None:
-    numbers, coords, lattice = rocksalt
+    numbers, coords, lattice = astuple(rocksalt)
 
     def salt(first: int, second: int, scale: float = 1.0) -> CrystalArrays:
         return np.where(numbers == 11, first, second), coords, lattice * scale
@@ -156,8 +159,12 @@ def test_verdicts_follow_the_steps(perovskite: CrystalArrays, rocksalt: CrystalA
     alloy, element = salt(26, 13), salt(6, 6)
     no_bonds = salt(11, 17, 3.0)  # 8 Å apart: no bond valence speaks, the formula does
     no_sense = salt(11, 3)  # two metals, an alloy too
-    cations = (np.array([11, 19, 8]), np.array([[0, 0, 0], [0.5] * 3, [0.5, 0, 0]]), 4 * np.eye(3))
-    not_neutral = (np.array([11, 17, 17]), np.array([[0, 0, 0], [0.5] * 3, [0.5, 0, 0]]), 4 * np.eye(3))
+    cations = CrystalArrays(
+        np.array([11, 19, 8]), np.array([[0, 0, 0], [0.5] * 3, [0.5, 0, 0]]), 4 * np.eye(3)
+    )
+    not_neutral = CrystalArrays(
+        np.array([11, 17, 17]), np.array([[0, 0, 0], [0.5] * 3, [0.5, 0, 0]]), 4 * np.eye(3)
+    )
     noble = salt(10, 8)
     crystals = [alloy, element, no_sense, rocksalt, perovskite, no_bonds, cations, not_neutral, noble]
     metal, bonds = ChargeVerdict.METAL, ChargeVerdict.BOND_VALENCE
@@ -170,10 +177,10 @@ def test_verdicts_follow_the_steps(perovskite: CrystalArrays, rocksalt: CrystalA
 
 
 def test_what_is_no_crystal_is_judged_by_its_composition(rocksalt: CrystalArrays) -> None:
-    numbers, coords, lattice = rocksalt
-    flat = (numbers, coords, lattice * np.array([1.0, 1.0, 0.0]))
-    nan = (numbers, coords * np.nan, lattice)
-    collapsed = (numbers, coords, lattice * 0.01)
+    numbers, coords, lattice = astuple(rocksalt)
+    flat = CrystalArrays(numbers, coords, lattice * np.array([1.0, 1.0, 0.0]))
+    nan = CrystalArrays(numbers, coords * np.nan, lattice)
+    collapsed = CrystalArrays(numbers, coords, lattice * 0.01)
     assert bond_valence_sums([flat, nan, collapsed]) == [None] * 3
     assert charge_neutrality([flat, nan, collapsed]) == [ChargeVerdict.COMPOSITION] * 3
     assert charge_neutrality([]) == []

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import astuple
+
 import numpy as np
 import pytest
 from pymatgen.core import Lattice
@@ -40,7 +42,7 @@ def test_fingerprint_equals_matminer() -> None:
     pairs = (entry.split(" = ") for entry in MATMINER.replace("\n", " ").strip().split("; "))
     expected = {name: float(value) for name, value in pairs}
     assert expected.keys() <= set(labels())
-    found = crystal_nn([(np.array([30, 16, 8]), coords, lattice)], workers=1)[0]
+    found = crystal_nn([CrystalArrays(np.array([30, 16, 8]), coords, lattice)], workers=1)[0]
     assert len(labels()) == NUM_FEATURES == 61
     np.testing.assert_allclose(found, [expected.get(label, 0.0) for label in labels()], atol=2e-6)
 
@@ -58,12 +60,12 @@ def test_rock_salt_is_octahedral_in_the_small_cell_and_in_the_large_one(rocksalt
 
 
 def test_what_cannot_be_computed_is_nan_and_keeps_its_place(perovskite: CrystalArrays) -> None:
-    numbers, coords, lattice = perovskite
-    on_one_site = (numbers, np.zeros((5, 3)), lattice)
-    collapsed = (numbers, coords, lattice * 0.1)
-    isolated = (np.array([10]), np.zeros((1, 3)), 12.0 * np.eye(3))
+    numbers, coords, lattice = astuple(perovskite)
+    on_one_site = CrystalArrays(numbers, np.zeros((5, 3)), lattice)
+    collapsed = CrystalArrays(numbers, coords, lattice * 0.1)
+    isolated = CrystalArrays(np.array([10]), np.zeros((1, 3)), 12.0 * np.eye(3))
     # Atoms in one corner of a cell of 300 Å: the tessellation would be repeated with millions of points.
-    needle = (numbers, coords * 0.01, np.diag([1.5, 1.5, 300.0]))
+    needle = CrystalArrays(numbers, coords * 0.01, np.diag([1.5, 1.5, 300.0]))
     rows = crystal_nn([collapsed, perovskite, on_one_site, isolated, needle], workers=1)
     assert np.isfinite(rows[1]).all()
     assert np.isnan(rows[[0, 4]]).all()

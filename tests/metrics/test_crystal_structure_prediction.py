@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import astuple
 
 import numpy as np
 import pytest
@@ -21,8 +22,8 @@ from latentite.metrics.crystal_structure_prediction import (
 
 
 def disturbed(crystal: CrystalArrays, rng: np.random.Generator, size: float) -> CrystalArrays:
-    numbers, coords, lattice = crystal
-    return numbers, coords + rng.normal(0, size, coords.shape), lattice
+    numbers, coords, lattice = astuple(crystal)
+    return CrystalArrays(numbers, coords + rng.normal(0, size, coords.shape), lattice)
 
 
 @pytest.mark.parametrize("settings", [LOOSE, STRICT])
@@ -46,8 +47,14 @@ def test_distances_equal_the_plain_matcher(
 def test_missing_samples_other_compositions_and_collapsed_cells_do_not_match(
     rocksalt: CrystalArrays, perovskite: CrystalArrays
 ) -> None:
-    numbers, coords, lattice = rocksalt
-    row = [None, perovskite, (numbers, coords, lattice * 0.01), (numbers, coords * np.nan, lattice), rocksalt]
+    numbers, coords, lattice = astuple(rocksalt)
+    row = [
+        None,
+        perovskite,
+        CrystalArrays(numbers, coords, lattice * 0.01),
+        CrystalArrays(numbers, coords * np.nan, lattice),
+        rocksalt,
+    ]
     found = sample_distances([rocksalt], [row], workers=1)
     assert np.isnan(found[0, :4]).all()
     assert found[0, 4] == pytest.approx(0, abs=1e-6)
@@ -55,7 +62,7 @@ def test_missing_samples_other_compositions_and_collapsed_cells_do_not_match(
 
 def test_the_primitive_cell_of_the_target_matches_it(rocksalt: CrystalArrays) -> None:
     cell = 2.82 * np.array([[0.0, 1, 1], [1, 0, 1], [1, 1, 0]])
-    primitive = (np.array([11, 17]), np.array([[0.0, 0.0, 0.0], [0.5, 0.5, 0.5]]), cell)
+    primitive = CrystalArrays(np.array([11, 17]), np.array([[0.0, 0.0, 0.0], [0.5, 0.5, 0.5]]), cell)
     assert np.isfinite(sample_distances([rocksalt], [[primitive]], workers=1)).all()
 
 
@@ -93,8 +100,8 @@ def test_nothing_matched_and_nothing_there() -> None:
 
 def test_metre_counts_polymorphs_that_were_generated_under_another_name(rocksalt: CrystalArrays) -> None:
     """Two polymorphs, two samples in exchanged order: no pair matches, everyone in the reference is matched."""
-    numbers, _, _ = rocksalt
-    caesium_type = (np.array([11, 17]), np.array([[0.0] * 3, [0.5] * 3]), 3.4 * np.eye(3))
+    numbers, _, _ = astuple(rocksalt)
+    caesium_type = CrystalArrays(np.array([11, 17]), np.array([[0.0] * 3, [0.5] * 3]), 3.4 * np.eye(3))
     assert len(numbers) == 8
     reference, generated = [rocksalt, caesium_type], [caesium_type, rocksalt]
     pairs = sample_distances(reference, [[sample] for sample in generated], workers=1)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable
+from dataclasses import astuple
 from itertools import product
 
 import numpy as np
@@ -35,7 +36,7 @@ def random_crystal(rng: np.random.Generator) -> CrystalArrays:
 
 
 def supercell(crystal: CrystalArrays, repeats: tuple[int, int, int]) -> CrystalArrays:
-    numbers, coords, lattice = crystal
+    numbers, coords, lattice = astuple(crystal)
     shifts = np.array(list(product(*(range(n) for n in repeats))))
     stacked = ((coords[None] + shifts[:, None]) / repeats).reshape(-1, 3)
     return np.tile(numbers, len(shifts)), stacked, lattice * np.array(repeats)[:, None]
@@ -50,7 +51,7 @@ def test_fingerprints_are_the_same_for_every_description_of_a_crystal(
 ) -> None:
     rng = np.random.default_rng(seed)
     crystal = random_crystal(rng)
-    numbers, coords, lattice = supercell(crystal, repeats)
+    numbers, coords, lattice = astuple(supercell(crystal, repeats))
     # Another origin, orientation, order of atoms, another choice of basis vectors, atoms in other cells.
     coords = coords + rng.random(3)
     lattice = lattice @ Rotation.random(random_state=seed).as_matrix()
@@ -59,7 +60,7 @@ def test_fingerprints_are_the_same_for_every_description_of_a_crystal(
     lattice, coords = basis @ lattice, coords @ np.linalg.inv(basis)
     coords = coords + rng.integers(-2, 3, coords.shape)
     order = rng.permutation(len(numbers))
-    other = (numbers[order], coords[order], lattice)
+    other = CrystalArrays(numbers[order], coords[order], lattice)
     np.testing.assert_allclose(magpie([crystal]), magpie([other]), atol=1e-9)
     # Single precision of the positions, seen through Gaussians of 0.25 Å.
     np.testing.assert_allclose(radial([crystal]), radial([other]), atol=2e-4, rtol=1e-3)
@@ -77,7 +78,7 @@ def test_crystals_do_not_depend_on_their_neighbours_in_the_list(
 
 def test_radial_density_of_a_simple_cubic_crystal_is_the_sum_over_its_shells() -> None:
     """Polonium at a = 3 Å: shells by enumeration, one atom, so no spread, and no polar part."""
-    crystal = (np.array([84]), np.zeros((1, 3)), 3.0 * np.eye(3))
+    crystal = CrystalArrays(np.array([84]), np.zeros((1, 3)), 3.0 * np.eye(3))
     shells = Counter(
         round(float(np.linalg.norm(3.0 * np.array(shift))), 9)
         for shift in product(range(-3, 4), repeat=3)
@@ -93,8 +94,8 @@ def test_radial_density_of_a_simple_cubic_crystal_is_the_sum_over_its_shells() -
 
 
 def test_exchanging_atoms_shows_in_the_polar_part_only(rocksalt: CrystalArrays) -> None:
-    numbers, coords, lattice = rocksalt
-    mixed = (numbers[[4, 1, 2, 3, 0, 5, 6, 7]], coords, lattice)
+    numbers, coords, lattice = astuple(rocksalt)
+    mixed = CrystalArrays(numbers[[4, 1, 2, 3, 0, 5, 6, 7]], coords, lattice)
     ordered, disordered = radial([rocksalt, mixed])
     half = 2 * len(RADII)
     np.testing.assert_allclose(ordered[:half], disordered[:half], atol=1e-6)
@@ -110,7 +111,7 @@ def test_polar_weights_are_differences_of_electronegativity(rocksalt: CrystalArr
 
 def test_magpie_of_water_by_hand() -> None:
     """H2O: fractions 2/3 and 1/3, so the mode is hydrogen's."""
-    crystal = (np.array([1, 8, 1]), np.zeros((3, 3)), np.eye(3))
+    crystal = CrystalArrays(np.array([1, 8, 1]), np.zeros((3, 3)), np.eye(3))
     row = dict(zip(magpie_labels(), magpie([crystal])[0], strict=True))
     assert [row[f"Number {s}"] for s in MAGPIE_STATISTICS] == pytest.approx([1, 8, 7, 10 / 3, 28 / 9, 1])
     chi = (2 * 2.20 + 3.44) / 3
@@ -121,9 +122,9 @@ def test_magpie_of_water_by_hand() -> None:
 
 def test_magpie_mode_of_equally_many_is_the_smallest_and_unknown_elements_are_average() -> None:
     labels = magpie_labels()
-    row = magpie([(np.array([17, 11]), np.zeros((2, 3)), np.eye(3))])[0]
+    row = magpie([CrystalArrays(np.array([17, 11]), np.zeros((2, 3)), np.eye(3))])[0]
     assert row[labels.index("Electronegativity mode")] == 0.93
-    oganesson = magpie([(np.array([118]), np.zeros((1, 3)), np.eye(3))])[0]
+    oganesson = magpie([CrystalArrays(np.array([118]), np.zeros((1, 3)), np.eye(3))])[0]
     known = element_property("MeltingT")[1:98]
     assert oganesson[labels.index("MeltingT mean")] == pytest.approx(known.mean())
     assert len(labels) == len(MAGPIE_PROPERTIES) * len(MAGPIE_STATISTICS) == 132
@@ -131,7 +132,7 @@ def test_magpie_mode_of_equally_many_is_the_smallest_and_unknown_elements_are_av
 
 def test_magpie_equals_matminer() -> None:
     """Values of matminer 0.10.1 for SrTiO3, rounded to six digits: every statistic of three properties."""
-    crystal = (np.array([38, 22, 8, 8, 8]), np.zeros((5, 3)), np.eye(3))
+    crystal = CrystalArrays(np.array([38, 22, 8, 8, 8]), np.zeros((5, 3)), np.eye(3))
     row = dict(zip(magpie_labels(), magpie([crystal])[0], strict=True))
     expected = {
         "MendeleevNumber": [8.0, 87.0, 79.0, 62.4, 29.52, 87.0],
@@ -154,8 +155,8 @@ def test_magpie_equals_matminer() -> None:
     ],
 )
 def test_what_is_no_crystal_has_no_radial_fingerprint(lattice: np.ndarray) -> None:
-    good = (np.array([3, 8]), np.array([[0.0] * 3, [0.5] * 3]), 4.0 * np.eye(3))
-    bad = (np.array([3, 8, 8]), np.random.default_rng(0).random((3, 3)), lattice)
+    good = CrystalArrays(np.array([3, 8]), np.array([[0.0] * 3, [0.5] * 3]), 4.0 * np.eye(3))
+    bad = CrystalArrays(np.array([3, 8, 8]), np.random.default_rng(0).random((3, 3)), lattice)
     rows = radial([bad, good])
     assert np.isnan(rows[0]).all()
     assert np.isfinite(rows[1]).all()

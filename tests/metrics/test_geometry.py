@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import astuple
 from itertools import product
 
 import numpy as np
@@ -13,7 +14,7 @@ from latentite.metrics.geometry import min_distances, volumes
 
 
 def by_enumeration(crystal: CrystalArrays, reach: int) -> tuple[float, float]:
-    _, coords, cell = crystal
+    _, coords, cell = astuple(crystal)
     shifts = np.array(list(product(range(-reach, reach + 1), repeat=3)))
     wrapped = coords - np.floor(coords)
     own = np.linalg.norm(shifts[(shifts != 0).any(-1)] @ cell, axis=-1).min()
@@ -51,7 +52,7 @@ def test_crystals_of_all_sizes_keep_their_places() -> None:
 
 
 def test_atoms_on_one_site_are_at_distance_zero_also_across_the_border() -> None:
-    crystal = (np.array([1, 8]), np.array([[0.0, 0.0, 0.0], [1.0, 2.0, -1.0]]), np.eye(3) * 4)
+    crystal = CrystalArrays(np.array([1, 8]), np.array([[0.0, 0.0, 0.0], [1.0, 2.0, -1.0]]), np.eye(3) * 4)
     assert min_distances([crystal])[0][0] == 0.0
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import astuple
+
 import numpy as np
 import pytest
 from pymatgen.core import Lattice, Structure
@@ -12,7 +14,7 @@ from latentite.metrics.symmetry import SYMPRECS, space_groups
 
 
 def arrays(structure: Structure) -> CrystalArrays:
-    return np.array(structure.atomic_numbers), structure.frac_coords, structure.lattice.matrix
+    return CrystalArrays(np.array(structure.atomic_numbers), structure.frac_coords, structure.lattice.matrix)
 
 
 def known() -> list[CrystalArrays]:
@@ -31,17 +33,21 @@ def test_known_crystals_have_their_groups_at_every_tolerance() -> None:
 
 
 def test_a_small_displacement_is_symmetric_at_the_larger_tolerance_only() -> None:
-    numbers, coords, lattice = known()[1]
+    numbers, coords, lattice = astuple(known()[1])
     moved = coords + np.array([[0.0, 0.0, 0.0], [0.0121, 0.0, 0.0]])  # 0.05 Å
-    groups = dict(zip(SYMPRECS, space_groups([(numbers, moved, lattice)], workers=1)[0], strict=True))
+    groups = dict(
+        zip(SYMPRECS, space_groups([CrystalArrays(numbers, moved, lattice)], workers=1)[0], strict=True)
+    )
     assert groups[0.01] == 99
     assert groups[0.1] == groups[0.2] == 221
 
 
 def test_both_libraries_agree_on_known_crystals() -> None:
-    for numbers, coords, lattice in known():
+    for numbers, coords, lattice in map(astuple, known()):
         found = space_group_number(numbers, coords, lattice, symprec=0.1)
-        assert found == space_groups([(numbers, coords, lattice)], symprecs=(0.1,), workers=1)[0, 0]
+        assert (
+            found == space_groups([CrystalArrays(numbers, coords, lattice)], symprecs=(0.1,), workers=1)[0, 0]
+        )
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import astuple
+
 import numpy as np
 import pytest
 import torch
@@ -9,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from latentite.crystal import FIDELITY, CrystalBatch
+from latentite.crystal_arrays import CrystalArrays
 from latentite.nn.baseline_fit import fit_baselines, formula_units
 from latentite.nn.baseline_ridge import PULLS, cross_validated_ridge
 from latentite.nn.baselines import ElementBaselines, Extent
@@ -19,7 +22,9 @@ PLANTED = {3: -1.9, 8: -4.9, 11: -1.3, 17: -1.8, 26: -8.3, 29: -3.7}
 
 def crystals_of(rows: list[list[int]]) -> CrystalBatch:
     """Crystals of these atomic numbers; positions and cells do not matter here."""
-    return CrystalBatch.from_arrays([(np.array(r), np.zeros((len(r), 3)), np.eye(3)) for r in rows])
+    return CrystalBatch.from_arrays(
+        [CrystalArrays(np.array(r), np.zeros((len(r), 3)), np.eye(3)) for r in rows]
+    )
 
 
 def planted(count: int, *, seed: int, numbers: list[int] | None = None) -> tuple[CrystalBatch, torch.Tensor]:
@@ -113,7 +118,9 @@ def test_few_noisy_rows_of_a_second_fidelity_leave_the_reference_nearly_as_it_is
 def test_labels_of_the_same_materials_give_the_change_whatever_their_scatter() -> None:
     batch, total = planted(300, seed=7)
     scatter = 3.0 * torch.randn(300, generator=torch.Generator().manual_seed(8)) * batch.num_atoms
-    change = torch.tensor([float((numbers == 8).sum()) for numbers, _, _ in batch.to_arrays()])  # 1 eV per O
+    change = torch.tensor(
+        [float((numbers == 8).sum()) for numbers, _, _ in map(astuple, batch.to_arrays())]
+    )  # 1 eV per O
     both = CrystalBatch.concatenate([batch, batch.select(torch.arange(60))])
     energy = torch.cat([total + scatter, (total + scatter + change)[:60]])
     code = (torch.arange(360) >= 300).float()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import astuple
 from statistics import NormalDist
 
 import pytest
@@ -54,7 +55,7 @@ def test_the_composition_is_pooled_as_shares_or_as_numbers_of_atoms(crystals):
         network = predictor(pooling=pooling, composition=True)
         found = network.pooled(network.prepare(crystals))[:, -NUM_ELEMENT_CLASSES:]
         for row, (numbers, _, _) in zip(
-            found * (crystals.num_atoms / total)[:, None], crystals.to_arrays(), strict=True
+            found * (crystals.num_atoms / total)[:, None], map(astuple, crystals.to_arrays()), strict=True
         ):
             counts = torch.bincount(torch.from_numpy(numbers), minlength=NUM_ELEMENT_CLASSES)
             torch.testing.assert_close(row, counts.float())

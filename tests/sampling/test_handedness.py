@@ -23,6 +23,7 @@ from test_run_window import ORIGIN, run
 from tiny_checkpoint import fake_draw, write_checkpoint
 
 from latentite.crystal import CrystalBatch
+from latentite.crystal_arrays import CrystalArrays
 from latentite.generate import generate
 from latentite.lattice import lattice_from_parameters
 from latentite.reconstruct import _right_handed
@@ -142,20 +143,20 @@ def test_no_cell_whose_cif_would_be_its_mirror_image_is_usable(
 ) -> None:
     """Whatever a decoder says, lengths below zero and angles that no cell has: what is left agrees with its CIF."""
     cell = lattice_from_parameters(torch.tensor(lengths).double(), torch.tensor(angles).double()).numpy()
-    batch = CrystalBatch.from_arrays([(NUMBERS, HELIX, cell)])
+    batch = CrystalBatch.from_arrays([CrystalArrays(NUMBERS, HELIX, cell)])
     [refusal] = geometry_refusals(batch)
     arrays = batch.to_arrays()[0]
-    text = cif_text(*arrays, "LiFePO") if np.isfinite(cell).all() else ""
-    if refusal is None and reads_back(text, *arrays) is None:
-        written = (arrays[1] % 1.0) @ arrays[2]
+    text = cif_text(arrays, "LiFePO") if np.isfinite(cell).all() else ""
+    if refusal is None and reads_back(text, arrays) is None:
+        written = (arrays.frac_coords % 1.0) @ arrays.lattice
         assert np.sign(chirality(positions_in(text))) == np.sign(chirality(written))
     elif refusal is not None and refusal.kind is RefusalKind.LEFT_HANDED_CELL:
-        assert np.linalg.det(arrays[2]) < 0.0
+        assert np.linalg.det(arrays.lattice) < 0.0
 
 
 def test_a_writer_refuses_a_left_handed_cell_by_itself() -> None:
-    cell = triclinic((-5.1, 6.2, 7.3))
-    reason = reads_back(cif_text(NUMBERS, HELIX, cell, "LiFePO"), NUMBERS, HELIX, cell)
+    crystal = CrystalArrays(NUMBERS, HELIX, triclinic((-5.1, 6.2, 7.3)))
+    reason = reads_back(cif_text(crystal, "LiFePO"), crystal)
     assert (
         reason
         == "the cell is left-handed: the CIF, which has lengths and angles only, holds its mirror image"

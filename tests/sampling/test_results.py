@@ -16,8 +16,8 @@ from tiny_ldm import FLOW, tiny_network
 
 from latentite.checkpoint import Stage
 from latentite.crystal import CrystalBatch
-from latentite.data.cache import write_dataset
 from latentite.crystal_arrays import CrystalArrays
+from latentite.data.cache import write_dataset
 from latentite.data.dataset import CrystalDataset
 
 BENCHMARKS = Path(__file__).resolve().parents[2] / "benchmarks"

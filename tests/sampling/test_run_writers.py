@@ -6,6 +6,7 @@ import io
 import json
 import warnings
 from collections.abc import Callable
+from dataclasses import astuple, replace
 
 import ase.io
 import numpy as np
@@ -15,8 +16,8 @@ from hypothesis import strategies as st
 from pymatgen.core import Composition, Lattice, Structure
 
 from latentite.crystal import CrystalBatch
-from latentite.data.checks import Limits
 from latentite.crystal_arrays import CrystalArrays
+from latentite.data.checks import Limits
 from latentite.data.cif import parse_p1
 from latentite.data.table import Row, read
 from latentite.elements import SYMBOLS
@@ -44,15 +45,15 @@ def usable(crystals: list[CrystalArrays]) -> list[tuple[CrystalArrays, str]]:
     for arrays, formula, refusal in zip(
         batch.to_arrays(), reduced_formulas(batch), geometry_refusals(batch), strict=True
     ):
-        text = cif_text(*arrays, formula)
-        if refusal is None and reads_back(text, *arrays) is None:
+        text = cif_text(arrays, formula)
+        if refusal is None and reads_back(text, arrays) is None:
             kept.append((arrays, text))
     return kept
 
 
 def assert_pymatgen_reads(arrays: CrystalArrays, text: str) -> None:
     """Composition, cell and coordinates come back."""
-    numbers, coords, lattice = arrays
+    numbers, coords, lattice = astuple(arrays)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         found = Structure.from_str(text, fmt="cif")
@@ -95,7 +96,7 @@ def extreme_crystals(count: int, *, seed: int) -> list[CrystalArrays]:
         numbers = (
             generator.permutation(100) % 99 + 1 if is_all else generator.integers(1, 100, size=num_atoms)
         )
-        crystals.append((numbers, coords, lattice))
+        crystals.append(CrystalArrays(numbers, coords, lattice))
     return crystals
 
 
@@ -105,12 +106,15 @@ def test_every_cif_that_would_be_written_is_read_back_by_pymatgen(
     crystals = extreme_crystals(2400, seed=0) + make_random_crystals(100, max_atoms=12)
     kept = usable(crystals)
     assert len(kept) > 1000  # many of the extremes are refused, and rightly
-    assert {len(arrays[0]) for arrays, _ in kept} >= {1, 2, 3, 5, 8}
+    assert {len(arrays.atomic_numbers) for arrays, _ in kept} >= {1, 2, 3, 5, 8}
     for arrays, text in kept:
         assert_pymatgen_reads(arrays, text)
-        numbers, _, lattice = parse_p1(text) or pytest.fail("our own reader does not take it")
-        assert np.array_equal(numbers, arrays[0])
-        assert np.abs(lattice @ lattice.T - arrays[2] @ arrays[2].T).max() <= 1e-5 * (arrays[2] ** 2).sum()
+        numbers, _, lattice = astuple(parse_p1(text) or pytest.fail("our own reader does not take it"))
+        assert np.array_equal(numbers, arrays.atomic_numbers)
+        assert (
+            np.abs(lattice @ lattice.T - arrays.lattice @ arrays.lattice.T).max()
+            <= 1e-5 * (arrays.lattice**2).sum()
+        )
 
 
 def test_a_cell_with_all_elements_comes_back() -> None:
@@ -130,14 +134,13 @@ def test_wrapped_coordinates_are_written_below_one(xyz: list[float]) -> None:
 def test_what_readers_would_take_for_something_else_is_refused() -> None:
     lattice = np.diag([8000.0, 3.0, 3.0])
     near = np.array([[0.0, 0.0, 0.0], [1e-4, 0.0, 0.0]])  # 0.8 Å apart, one site for pymatgen
-    numbers = np.array([1, 8])
-    assert "too close in fractional" in str(
-        reads_back(cif_text(numbers, near, lattice, "HO"), numbers, near, lattice)
-    )
-    other = np.array([8, 1])
-    assert "other elements" in str(reads_back(cif_text(numbers, near, lattice, "HO"), other, near, lattice))
-    assert reads_back("nonsense", numbers, near, lattice) is not None
-    assert reads_back(cif_text(numbers, near * np.nan, lattice, "HO"), numbers, near, lattice) is not None
+    crystal = CrystalArrays(np.array([1, 8]), near, lattice)
+    assert "too close in fractional" in str(reads_back(cif_text(crystal, "HO"), crystal))
+    other = replace(crystal, atomic_numbers=np.array([8, 1]))
+    assert "other elements" in str(reads_back(cif_text(crystal, "HO"), other))
+    assert reads_back("nonsense", crystal) is not None
+    lost = replace(crystal, frac_coords=near * np.nan)
+    assert reads_back(cif_text(lost, "HO"), crystal) is not None
 
 
 def sample(arrays: CrystalArrays, **changes: object) -> Sample:
@@ -156,9 +159,9 @@ def sample(arrays: CrystalArrays, **changes: object) -> Sample:
 
 def test_extxyz_is_read_by_ase_with_everything_in_its_info(rocksalt: CrystalArrays) -> None:
     found = ase.io.read(io.StringIO(sample_frame(sample(rocksalt, fixed_deviation=0.25))), format="extxyz")
-    assert found.numbers.tolist() == rocksalt[0].tolist()
-    np.testing.assert_allclose(found.cell.array, rocksalt[2], atol=1e-8)
-    np.testing.assert_allclose(found.positions, rocksalt[1] @ rocksalt[2], atol=1e-7)
+    assert found.numbers.tolist() == rocksalt.atomic_numbers.tolist()
+    np.testing.assert_allclose(found.cell.array, rocksalt.lattice, atol=1e-8)
+    np.testing.assert_allclose(found.positions, rocksalt.frac_coords @ rocksalt.lattice, atol=1e-7)
     assert found.pbc.all()
     info = found.info
     assert (info["index"], info["attempts"], info["formula"], info["fixed_deviation"]) == (
@@ -177,16 +180,16 @@ def test_json_lines_are_read_by_our_readers_and_by_pymatgen(rocksalt: CrystalArr
     rows = list(read(tmp_path / "structures.jsonl", limits=Limits()))
     assert [row.id for row in rows] == ["12", "13"]
     assert isinstance(rows[0], Row)
-    assert rows[0].atomic_numbers.tolist() == rocksalt[0].tolist()
-    np.testing.assert_allclose(rows[0].frac_coords, rocksalt[1], atol=1e-8)
+    assert rows[0].atomic_numbers.tolist() == rocksalt.atomic_numbers.tolist()
+    np.testing.assert_allclose(rows[0].frac_coords, rocksalt.frac_coords, atol=1e-8)
     structure = Structure.from_dict(json.loads(line)["structure"])
     assert structure.composition.reduced_formula == "NaCl"
-    np.testing.assert_allclose(structure.lattice.matrix, rocksalt[2])
+    np.testing.assert_allclose(structure.lattice.matrix, rocksalt.lattice)
 
 
 def test_a_frame_that_is_not_finite_can_be_written(rocksalt: CrystalArrays) -> None:
-    numbers, coords, lattice = rocksalt
-    assert "nan" in extxyz_frame((numbers, coords * np.nan, lattice))
+    numbers, coords, lattice = astuple(rocksalt)
+    assert "nan" in extxyz_frame(CrystalArrays(numbers, coords * np.nan, lattice))
 
 
 def test_names_of_files_sort_as_their_numbers() -> None:

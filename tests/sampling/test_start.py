@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import astuple, replace
 
 import numpy as np
 import pytest
@@ -11,9 +11,9 @@ from tiny_ldm import ALL_CONDITIONS, DDPM, FLOW, TRAIN_SIZES, tiny_network
 
 from latentite import lattice as lat
 from latentite.crystal import CrystalBatch
+from latentite.crystal_arrays import CrystalArrays
 from latentite.data.canonical import canonicalize, canonicalize_with_order
 from latentite.data.checks import Limits
-from latentite.crystal_arrays import CrystalArrays
 from latentite.objectives.ldm import DiffusionConfig
 from latentite.sampling.asks import build_asks
 from latentite.sampling.chain import SamplingConfig, sample_jobs
@@ -32,23 +32,26 @@ def jobs_from(network: object, start: Start, count: int = 6, **options: object) 
     return plan_jobs(range(total), seed=0, sizes=TRAIN_SIZES, asks=asks, num_samples=count)
 
 
-def test_the_order_of_a_canonical_form_leads_back_to_the_input(perovskite: CrystalArrays, rocksalt: CrystalArrays) -> None:
+def test_the_order_of_a_canonical_form_leads_back_to_the_input(
+    perovskite: CrystalArrays, rocksalt: CrystalArrays
+) -> None:
     generator = np.random.default_rng(0)
-    for numbers, coords, lattice in (perovskite, rocksalt):
+    for numbers, coords, lattice in map(astuple, (perovskite, rocksalt)):
         shuffle = generator.permutation(len(numbers))
         moved = (coords[shuffle] + generator.uniform(size=3)) % 1.0
         # every atom of its own kind, so that only one order is right
         tagged = np.arange(len(numbers)) + 20
-        ((found, _, _), order), _ = canonicalize_with_order(
-            [(tagged, moved, lattice), (numbers, coords, lattice)]
+        (found, order), _ = canonicalize_with_order(
+            [CrystalArrays(tagged, moved, lattice), CrystalArrays(numbers, coords, lattice)]
         )
         assert sorted(order.tolist()) == list(range(len(numbers)))
-        assert tagged[order].tolist() == found.tolist()
-        ((given, _, _), places) = canonicalize_with_order([(numbers[shuffle], moved, lattice)])[0]
+        assert tagged[order].tolist() == found.atomic_numbers.tolist()
+        shuffled = CrystalArrays(numbers[shuffle], moved, lattice)
+        given, places = canonicalize_with_order([shuffled])[0]
         assert (
             numbers[shuffle][places].tolist()
-            == given.tolist()
-            == canonicalize(numbers, coords, lattice)[0].tolist()
+            == given.atomic_numbers.tolist()
+            == canonicalize(CrystalArrays(numbers, coords, lattice)).atomic_numbers.tolist()
         )
 
 
@@ -57,7 +60,9 @@ def test_a_small_strength_stays_near_the_reconstruction_and_full_strength_forget
     diffusion: DiffusionConfig, perovskite: CrystalArrays, rocksalt: CrystalArrays
 ) -> None:
     network = tiny_network(diffusion)
-    structures = CrystalBatch.from_arrays([perovskite, (rocksalt[0][:5], rocksalt[1][:5], rocksalt[2])])
+    structures = CrystalBatch.from_arrays(
+        [perovskite, CrystalArrays(rocksalt.atomic_numbers[:5], rocksalt.frac_coords[:5], rocksalt.lattice)]
+    )
     config = SamplingConfig(steps=20, eta=0.0)
 
     def run(strength: float) -> tuple[CrystalBatch, CrystalBatch]:
@@ -88,19 +93,19 @@ def test_fixed_atoms_keep_their_latents_and_elements_through_the_change_of_order
     diffusion: DiffusionConfig, perovskite: CrystalArrays
 ) -> None:
     network = tiny_network(diffusion, ALL_CONDITIONS)
-    numbers, coords, lattice = perovskite
+    numbers, coords, lattice = astuple(perovskite)
     shuffle = np.array([3, 1, 4, 0, 2])
-    given = (numbers[shuffle], (coords[shuffle] + 0.21) % 1.0, lattice)
+    given = CrystalArrays(numbers[shuffle], (coords[shuffle] + 0.21) % 1.0, lattice)
     structures = CrystalBatch.from_arrays([given])
     start = start_from(network, structures, fix_sites=[1, 4])  # Ti and an O of the input
     kept = start.crystals.atomic_numbers[start.fixed[0]].tolist()
-    assert sorted(kept) == sorted(given[0][[1, 4]].tolist()) == [8, 22]
+    assert sorted(kept) == sorted(given.atomic_numbers[[1, 4]].tolist()) == [8, 22]
     # what is fixed is the very atom: same neighbours, hence the same distance to the other fixed one
     difference = start.crystals.frac_coords[start.fixed[0]].diff(dim=0)
     distance = (lat.wrapped_difference(difference, torch.zeros(1, 3)) @ start.crystals.lattice[0]).norm()
-    wanted = lat.wrapped_difference(torch.tensor(given[1][1]), torch.tensor(given[1][4])) @ torch.tensor(
-        lattice
-    )
+    wanted = lat.wrapped_difference(
+        torch.tensor(given.frac_coords[1]), torch.tensor(given.frac_coords[4])
+    ) @ torch.tensor(lattice)
     assert float(distance) == pytest.approx(float(wanted.norm()), abs=1e-4)
 
     jobs = jobs_from(network, start, formulas=["SrTiO3"])
@@ -121,7 +126,9 @@ def test_fixed_atoms_keep_their_latents_and_elements_through_the_change_of_order
     assert float(result.fixed_deviation[0]) == pytest.approx(float(worst), abs=1e-5)
 
 
-def test_fixed_species_are_all_atoms_of_an_element(perovskite: CrystalArrays, rocksalt: CrystalArrays) -> None:
+def test_fixed_species_are_all_atoms_of_an_element(
+    perovskite: CrystalArrays, rocksalt: CrystalArrays
+) -> None:
     network = tiny_network()
     start = start_from(network, CrystalBatch.from_arrays([perovskite]), fix_species="O", strength=0.5)
     assert start.crystals.atomic_numbers[start.fixed[0]].tolist() == [8, 8, 8]
@@ -136,7 +143,9 @@ def test_fixed_species_are_all_atoms_of_an_element(perovskite: CrystalArrays, ro
         start_from(network, CrystalBatch.from_arrays([perovskite, rocksalt]), fix_species=["O"])
 
 
-def test_draws_of_the_posterior_differ_from_crystal_to_crystal_and_means_do_not(perovskite: CrystalArrays) -> None:
+def test_draws_of_the_posterior_differ_from_crystal_to_crystal_and_means_do_not(
+    perovskite: CrystalArrays,
+) -> None:
     network = tiny_network(FLOW)
     config = SamplingConfig(steps=10)
     for draw in (False, True):

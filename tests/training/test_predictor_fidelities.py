@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import astuple
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +12,7 @@ from tiny_run import assert_same, read
 
 from latentite.config import compose, load
 from latentite.crystal import CrystalBatch
+from latentite.crystal_arrays import CrystalArrays
 from latentite.data.cache import write_dataset
 from latentite.data.dataset import CrystalDataset
 from latentite.predictor_checkpoint import load_predictor
@@ -32,10 +34,11 @@ def write_folder(folder: Path, *, count: int, shift: bool, seed: int = 0, offset
     for _ in range(60):
         numbers = generator.choice(ELEMENTS, size=int(generator.integers(1, 6)))
         lattice = 4.0 * np.eye(3) + 0.2 * generator.normal(size=(3, 3))
-        arrays.append((numbers, generator.random((len(numbers), 3)), lattice))
+        arrays.append(CrystalArrays(numbers, generator.random((len(numbers), 3)), lattice))
     crystals = CrystalBatch.from_arrays(arrays)
     energies = [
-        np.mean([-0.1 * z + (SHIFT[int(z)] if shift else 0.0) for z in numbers]) for numbers, _, _ in arrays
+        np.mean([-0.1 * z + (SHIFT[int(z)] if shift else 0.0) for z in numbers])
+        for numbers, _, _ in map(astuple, arrays)
     ]
     crystals = crystals.with_properties({"energy": torch.tensor(energies, dtype=torch.float32) + offset})
     ranges = {"train": range(count), "val": range(40, 50), "test": range(50, 60)}
@@ -144,7 +147,7 @@ def test_the_log_has_the_rows_that_were_drawn(
 
 
 def test_an_element_without_a_baseline_is_named_before_training(folders: Path, vae_checkpoint: Path) -> None:
-    crystals = CrystalBatch.from_arrays([(np.array([47]), np.zeros((1, 3)), 4.0 * np.eye(3))])
+    crystals = CrystalBatch.from_arrays([CrystalArrays(np.array([47]), np.zeros((1, 3)), 4.0 * np.eye(3))])
     crystals = crystals.with_properties({"energy": torch.ones(1)})
     data = CrystalDataset(crystals=crystals, ids=("m-45",), content_hash="silver")
     write_dataset(folders / "pbe" / "val.safetensors", data)

@@ -14,6 +14,7 @@ from tiny_run import tiny_datamodule, tiny_ldm_config
 
 from latentite.config import compose, load
 from latentite.crystal import CrystalBatch
+from latentite.crystal_arrays import CrystalArrays
 from latentite.data.dataset import CrystalDataset
 from latentite.ldm_checkpoint import load_ldm
 from latentite.nn.condition_values import ConditionKind, Transform
@@ -201,7 +202,7 @@ def test_training_with_conditions_resumes_bit_for_bit(vae_checkpoint: Path, tmp_
 
 def test_conditions_refuse_names_where_they_take_numbers_and_other_classes() -> None:
     """The codes 0, 1, 2, ... of names were once learnt as energies, or as space groups."""
-    crystals = CrystalBatch.from_arrays([(np.array([11]), np.zeros((1, 3)), 3 * np.eye(3))] * 2)
+    crystals = CrystalBatch.from_arrays([CrystalArrays(np.array([11]), np.zeros((1, 3)), 3 * np.eye(3))] * 2)
     labels = {
         name: torch.tensor([torch.nan, 0.0]) for name in ("band_gap", "space_group", "prototype", "hardness")
     }

@@ -74,7 +74,9 @@ def canonicalize_many(crystals: Sequence[CrystalArrays]) -> list[CrystalArrays]:
     return [arrays for arrays, _ in canonicalize_with_order(crystals)]
 
 
-def canonicalize_with_order(crystals: Sequence[CrystalArrays]) -> list[tuple[CrystalArrays, Int[np.ndarray, " atom"]]]:
+def canonicalize_with_order(
+    crystals: Sequence[CrystalArrays],
+) -> list[tuple[CrystalArrays, Int[np.ndarray, " atom"]]]:
     """As `canonicalize_many`, each with the place that every atom of the canonical form had in the input."""
     results: list[tuple[CrystalArrays, np.ndarray]] = []
     for start in range(0, len(crystals), _CHUNK):
@@ -82,7 +84,9 @@ def canonicalize_with_order(crystals: Sequence[CrystalArrays]) -> list[tuple[Cry
     return results
 
 
-def _canonicalize_chunk(crystals: Sequence[CrystalArrays], start: int) -> list[tuple[CrystalArrays, np.ndarray]]:
+def _canonicalize_chunk(
+    crystals: Sequence[CrystalArrays], start: int
+) -> list[tuple[CrystalArrays, np.ndarray]]:
     """The work of `canonicalize_many` on crystals whose arrays fit in memory; `start` counts those before."""
     num_atoms = np.array([crystal.num_atoms for crystal in crystals])
     if not num_atoms.all():

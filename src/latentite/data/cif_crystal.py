@@ -17,8 +17,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from latentite.data.checks import too_close
 from latentite.crystal_arrays import CrystalArrays
+from latentite.data.checks import too_close
 from latentite.data.cif import lattice_matrix, make_ideal
 from latentite.data.cif_formula import Formula
 from latentite.data.cif_symmetry import Symmetry, read_symmetry
@@ -245,7 +245,8 @@ def _expand(sites: _Sites, lattice: np.ndarray, operations: Operations) -> _Read
     """
     if operations.is_identity:
         return _Reading(
-            arrays=CrystalArrays(sites.numbers, sites.coords, lattice), sizes=np.ones(len(sites.numbers), dtype=int)
+            arrays=CrystalArrays(sites.numbers, sites.coords, lattice),
+            sizes=np.ones(len(sites.numbers), dtype=int),
         )
     images = np.einsum("oij,sj->soi", operations.rotations, sites.coords) + operations.translations
     orbits = [_orbit(of_site, site, lattice) for of_site, site in zip(images, sites.coords, strict=True)]
@@ -273,7 +274,9 @@ def _orbit(images: np.ndarray, site: np.ndarray, lattice: np.ndarray) -> np.ndar
     return (images[chosen] - (offsets[chosen] * is_same[chosen, :, None]).sum(1) / size) % 1.0
 
 
-def _choose(readings: list[_Reading], sites: _Sites, formula: Formula | None, symmetry: Symmetry) -> CrystalArrays:
+def _choose(
+    readings: list[_Reading], sites: _Sites, formula: Formula | None, symmetry: Symmetry
+) -> CrystalArrays:
     """The one crystal that the file can mean.
 
     Raises:
@@ -328,7 +331,9 @@ def _are_same(readings: Sequence[_Reading]) -> bool:
     from pymatgen.core.structure_matcher import StructureMatcher
 
     structures = [
-        Structure(Lattice(crystal.lattice), [SYMBOLS[z - 1] for z in crystal.atomic_numbers], crystal.frac_coords)
+        Structure(
+            Lattice(crystal.lattice), [SYMBOLS[z - 1] for z in crystal.atomic_numbers], crystal.frac_coords
+        )
         for crystal in (reading.arrays for reading in readings)
     ]
     matcher = StructureMatcher(ltol=0.01, stol=0.01, angle_tol=0.5, scale=False)

@@ -11,12 +11,11 @@ from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
-import numpy as np
 from safetensors import SafetensorError, safe_open
 
 from latentite.crystal import CrystalBatch
-from latentite.data.cache import from_bytes, save_tensors, take, to_bytes
 from latentite.crystal_arrays import CrystalArrays
+from latentite.data.cache import from_bytes, save_tensors, take, to_bytes
 from latentite.data.properties import derive_rows
 from latentite.data.records import Value
 from latentite.processes import map_in_order

@@ -13,9 +13,9 @@ from typing import cast
 
 import numpy as np
 
+from latentite.crystal_arrays import CrystalArrays
 from latentite.data.canonical import canonicalize_many
 from latentite.data.checks import Limits
-from latentite.crystal_arrays import CrystalArrays
 from latentite.data.records import Record
 from latentite.data.table import parse_many
 

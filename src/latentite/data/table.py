@@ -20,8 +20,8 @@ from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 
-from latentite.data.checks import Limits, refusals
 from latentite.crystal_arrays import CrystalArrays
+from latentite.data.checks import Limits, refusals
 from latentite.data.cif import parse_p1
 from latentite.data.cif_crystal import read_crystal
 from latentite.data.poscar import parse_poscar

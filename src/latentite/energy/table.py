@@ -21,10 +21,10 @@ from typing import Any
 import torch
 
 from latentite.crystal import CrystalBatch
+from latentite.crystal_arrays import CrystalArrays
 from latentite.data.build import split_files
 from latentite.data.cache import read_dataset, read_rejections
 from latentite.data.checks import Limits
-from latentite.crystal_arrays import CrystalArrays
 from latentite.data.labels import require_numbers
 from latentite.data.records import Value
 from latentite.data.sources import DATASETS, splits_folder

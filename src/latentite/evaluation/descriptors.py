@@ -17,8 +17,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 from jaxtyping import Float
 
-from latentite.data.canonical import canonicalize_many
 from latentite.crystal_arrays import CrystalArrays
+from latentite.data.canonical import canonicalize_many
 from latentite.evaluation.kept_rows import kept_rows
 from latentite.evaluation.steps import Stage
 from latentite.evaluation.store import ResultStore, namespace
@@ -34,7 +34,9 @@ _RADIAL_VERSION = _CRYSTAL_NN_VERSION = _LATENTS_VERSION = 1
 Features = Float[np.ndarray, "crystal feature"]
 
 
-def radial_features(arrays: Sequence[CrystalArrays], hashes: Sequence[str], *, stage: Stage, name: str) -> Features:
+def radial_features(
+    arrays: Sequence[CrystalArrays], hashes: Sequence[str], *, stage: Stage, name: str
+) -> Features:
     """`fingerprints.radial`, about 3 ms a crystal when it is new.
 
     Args:

@@ -16,10 +16,10 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from latentite.crystal import CrystalBatch
+from latentite.crystal_arrays import CrystalArrays
 from latentite.data.build import split_files
 from latentite.data.cache import read_dataset, read_rejections
 from latentite.data.checks import Limits, refusals
-from latentite.crystal_arrays import CrystalArrays
 from latentite.data.kinds import read_column
 from latentite.data.labels import unique_ids
 from latentite.data.records import Rejection, Value

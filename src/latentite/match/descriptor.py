@@ -94,7 +94,9 @@ def pdd_distance(
     return float(flow.fun)
 
 
-def neighbour_distances(crystals: Sequence[CrystalArrays], *, k: int) -> list[Float[np.ndarray, "atom neighbour"]]:
+def neighbour_distances(
+    crystals: Sequence[CrystalArrays], *, k: int
+) -> list[Float[np.ndarray, "atom neighbour"]]:
     """For each atom of each crystal the distances (Å) to its k nearest neighbours, ascending.
 
     An atom's own images are neighbours, and so are atoms that coincide with it (at distance 0).

@@ -44,7 +44,9 @@ def bond_valence_sums(
     table = _bond_parameters()
     bounded = is_bounded(crystals, _RADIUS)
     usable = [
-        p for p, crystal in enumerate(crystals) if bounded[p] and np.isfinite(table[crystal.atomic_numbers, 0]).all()
+        p
+        for p, crystal in enumerate(crystals)
+        if bounded[p] and np.isfinite(table[crystal.atomic_numbers, 0]).all()
     ]
     for start in range(0, len(usable), _CHUNK):
         chosen = usable[start : start + _CHUNK]

@@ -50,7 +50,9 @@ class ChargeVerdict(StrEnum):
         return self in (ChargeVerdict.METAL, ChargeVerdict.BOND_VALENCE, ChargeVerdict.COMPOSITION)
 
 
-def charge_neutrality(crystals: Sequence[CrystalArrays], *, distance_scale: float = 1.015) -> list[ChargeVerdict]:
+def charge_neutrality(
+    crystals: Sequence[CrystalArrays], *, distance_scale: float = 1.015
+) -> list[ChargeVerdict]:
     """The verdict on each crystal; what is no crystal is judged by its composition.
 
     Args:

@@ -145,7 +145,10 @@ def reference_distances(
     for crystal in generated:
         by_composition.setdefault(reduced_composition(crystal.atomic_numbers.tolist()), []).append(crystal)
     tasks = [
-        _Task(target=crystal, generated=by_composition.get(reduced_composition(crystal.atomic_numbers.tolist()), []))
+        _Task(
+            target=crystal,
+            generated=by_composition.get(reduced_composition(crystal.atomic_numbers.tolist()), []),
+        )
         for crystal in reference
     ]
     return np.array([_smallest(row[None])[0] for row in _run(tasks, settings, workers, advance)])
@@ -178,7 +181,10 @@ def _distances(chunk: Sequence[_Task], *, settings: MatcherSettings) -> list[np.
     matcher = settings.build()
     rows = []
     for task in chunk:
-        composition, target = reduced_composition(task.target.atomic_numbers.tolist()), structure_of(task.target)
+        composition, target = (
+            reduced_composition(task.target.atomic_numbers.tolist()),
+            structure_of(task.target),
+        )
         row = np.full(len(task.generated), np.nan)
         for position, crystal in enumerate(task.generated):
             # The matcher maps atoms one to one, so another composition never matches.

@@ -25,7 +25,11 @@ _FLAT = 1e-6
 
 def volumes(crystals: Sequence[CrystalArrays]) -> Float[np.ndarray, " crystal"]:
     """Å^3 of each cell."""
-    return np.abs(np.linalg.det(np.stack([crystal.lattice for crystal in crystals]))) if crystals else np.zeros(0)
+    return (
+        np.abs(np.linalg.det(np.stack([crystal.lattice for crystal in crystals])))
+        if crystals
+        else np.zeros(0)
+    )
 
 
 def min_distances(
@@ -47,7 +51,9 @@ def min_distances(
         for start in range(0, len(positions), step):
             chosen = positions[start : start + step]
             matrices = np.stack([transformations[position] for position in chosen])
-            coords = np.stack([crystals[position].frac_coords for position in chosen]) @ integer_inverse(matrices)
+            coords = np.stack([crystals[position].frac_coords for position in chosen]) @ integer_inverse(
+                matrices
+            )
             lattices = matrices @ np.stack([crystals[position].lattice for position in chosen])
             between[chosen], own[chosen] = _smallest(coords, lattices)
     return between, own

@@ -27,7 +27,10 @@ from latentite.metrics.fingerprints import Scaling, fit_scaling, magpie, radial
 if TYPE_CHECKING:
     from pymatgen.core import Structure
 
-FEATURES: dict[str, Callable[[Sequence[CrystalArrays]], np.ndarray]] = {"composition": magpie, "structure": radial}
+FEATURES: dict[str, Callable[[Sequence[CrystalArrays]], np.ndarray]] = {
+    "composition": magpie,
+    "structure": radial,
+}
 _CHUNK = 4096
 
 
