@@ -224,7 +224,9 @@ def _one_formula(rows: list[CrystalArrays]) -> list[CrystalArrays]:
     for numbers, coords, lattice in map(astuple, rows):
         elements, counts = np.unique(numbers, return_counts=True)
         if len(elements) == 2 and counts.max() == 2 * counts.min():
-            found.append((np.where(numbers == elements[counts.argmax()], 8, 22), coords, lattice))
+            found.append(
+                CrystalArrays(np.where(numbers == elements[counts.argmax()], 8, 22), coords, lattice)
+            )
     return found
 
 

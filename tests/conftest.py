@@ -75,7 +75,7 @@ def random_crystals(count: int, *, seed: int = 0, max_atoms: int = 12) -> list[C
         lattice = shape * (15.0 * num_atoms / abs(np.linalg.det(shape))) ** (1.0 / 3.0)
         coords = _spread(num_atoms, lattice, generator)
         if coords is not None:
-            crystals.append((generator.integers(1, 90, size=num_atoms), coords, lattice))
+            crystals.append(CrystalArrays(generator.integers(1, 90, size=num_atoms), coords, lattice))
     return crystals
 
 

@@ -27,17 +27,16 @@ def test_equal_crystals_in_other_orientations_give_the_same_scene(rocksalt: Crys
     numbers, coords, lattice = astuple(rocksalt)
     rotation = np.linalg.qr(np.random.default_rng(0).normal(size=(3, 3)))[0]
     rotation *= np.sign(np.linalg.det(rotation))
-    scenes = [pictures._scene(numbers, coords, cell) for cell in (lattice, lattice @ rotation)]
+    scenes = [pictures._scene(CrystalArrays(numbers, coords, cell)) for cell in (lattice, lattice @ rotation)]
     np.testing.assert_allclose(scenes[0].points, scenes[1].points, atol=1e-6)
 
 
 def test_reconstruction_is_drawn_on_the_side_of_the_border_where_its_original_is(
     rocksalt: CrystalArrays,
 ) -> None:
-    numbers, coords, lattice = astuple(rocksalt)
-    shifted = (coords - 0.001) % 1.0  # atoms at 0 are now at 0.999
-    original = pictures._scene(numbers, coords, lattice)
-    rebuilt = pictures._scene(numbers, shifted, lattice, beside=coords)
+    shifted = (rocksalt.frac_coords - 0.001) % 1.0  # atoms at 0 are now at 0.999
+    original = pictures._scene(rocksalt)
+    rebuilt = pictures._scene(replace(rocksalt, frac_coords=shifted), beside=rocksalt.frac_coords)
     assert np.array_equal(rebuilt.numbers, original.numbers)
     assert np.abs(rebuilt.points - original.points).max() < 0.02  # Å on the paper: 0.001 of a cell of 5.64 Å
 

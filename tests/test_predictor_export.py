@@ -20,6 +20,7 @@ from ase.io import write
 
 from latentite.checkpoint import CheckpointRecord, Stage, Weights
 from latentite.crystal import CrystalBatch
+from latentite.crystal_arrays import CrystalArrays
 from latentite.data.canonical import canonicalize_many
 from latentite.dispersion import Dispersion, d3bj, dispersion_energy
 from latentite.export import export_predictor, plan_dispersion
@@ -89,7 +90,7 @@ def atoms(make_random_crystals) -> list[Atoms]:
 
 def expected(network: PropertyPredictor, atoms: list[Atoms], fidelity: str) -> np.ndarray:
     """[crystal target] of the predictor itself, packed, one batch."""
-    arrays = [(a.numbers, a.get_scaled_positions(wrap=False), np.asarray(a.cell)) for a in atoms]
+    arrays = [CrystalArrays(a.numbers, a.get_scaled_positions(wrap=False), np.asarray(a.cell)) for a in atoms]
     batch = at_fidelity(network, CrystalBatch.from_arrays(canonicalize_many(arrays)), fidelity)
     with torch.no_grad():
         return torch.stack([network.predict(batch)[name] for name in TARGETS], dim=1).double().numpy()
@@ -146,7 +147,7 @@ def test_a_model_of_one_target_has_a_baseline_of_its_own(tmp_path, atoms) -> Non
     before = network.baselines.values.clone()
     export_predictor(network, record, tmp_path / "m.safetensors", format="safetensors", fidelity="HSE")
     torch.testing.assert_close(network.baselines.values, before, equal_nan=True)
-    arrays = [(a.numbers, a.get_scaled_positions(wrap=False), np.asarray(a.cell)) for a in atoms]
+    arrays = [CrystalArrays(a.numbers, a.get_scaled_positions(wrap=False), np.asarray(a.cell)) for a in atoms]
     batch = at_fidelity(network, CrystalBatch.from_arrays(canonicalize_many(arrays)), "HSE")
     found = [row["energy"] for row in load_exported(tmp_path / "m.safetensors").predict(atoms)]
     assert found == pytest.approx(network.predict(batch)["energy"].tolist(), abs=1e-4)

@@ -102,7 +102,7 @@ def synthetic(generator: np.random.Generator) -> CrystalArrays:
         coords = np.concatenate([coords, coords + np.eye(3)[2]]) / [1.0, 1.0, 2.0]
         lattice = lattice * [[1.0], [1.0], [2.0]]
     coords = coords + generator.choice([0.0, 1e-8, 1e-4]) * generator.normal(size=coords.shape)
-    return generator.choice([8, 26], size=len(coords)), coords, lattice
+    return CrystalArrays(generator.choice([8, 26], size=len(coords)), coords, lattice)
 
 
 def real_crystals(folder: Path, name: str, split: str, count: int) -> list[CrystalArrays]:
@@ -143,7 +143,7 @@ def test_the_matcher_of_pymatgen_sees_no_change(shared_data: Path) -> None:
     matcher = StructureMatcher(ltol=0.01, stol=0.01, angle_tol=0.1, primitive_cell=False, scale=False)
     crystals = real_crystals(shared_data, "mp_20_biternary", "test", 30)
     for before, after in zip(crystals, canonicalize_many(crystals), strict=True):
-        structures = [Structure(Lattice(m), z.tolist(), x) for z, x, m in (before, after)]
+        structures = [Structure(Lattice(m), z.tolist(), x) for z, x, m in map(astuple, (before, after))]
         assert matcher.fit(*structures)
         distances = [np.sort(s.distance_matrix, axis=None) for s in structures]
         np.testing.assert_allclose(distances[0], distances[1], atol=1e-6)
@@ -190,7 +190,7 @@ def test_a_clear_niggli_cell_equals_moyopys() -> None:
     found = canonicalize_many(
         [CrystalArrays(np.array([1]), np.zeros((1, 3)), lattice) for lattice in lattices]
     )
-    for one, other in zip(expected[is_clear], np.stack([c[2] for c in found])[is_clear], strict=True):
+    for one, other in zip(expected[is_clear], np.stack([c.lattice for c in found])[is_clear], strict=True):
         np.testing.assert_allclose(one @ one.T, other @ other.T, atol=1e-9)
 
 
@@ -264,4 +264,4 @@ def test_what_has_no_canonical_form_is_refused_by_its_position() -> None:
     with pytest.raises(ValueError, match="the coordinates of crystal 2 must be finite"):
         canonicalize_many([good, good, lost])
     with pytest.raises(ValueError, match="crystal 0 must have at least one atom"):
-        canonicalize_many([(np.zeros(0, dtype=int), np.zeros((0, 3)), np.eye(3))])
+        canonicalize_many([CrystalArrays(np.zeros(0, dtype=int), np.zeros((0, 3)), np.eye(3))])

@@ -79,7 +79,7 @@ def test_space_groups_agree_with_moyopy_and_with_the_table(shared_data: Path) ->
         rows = [row for row, _ in zip(csv.DictReader(handle), range(200), strict=False)]
     crystals = [parse_p1(row["cif"]) for row in rows]
     found = [space_group_number(*astuple(crystal)) for crystal in crystals if crystal is not None]
-    cells = [Cell(m.tolist(), x.tolist(), z.tolist()) for z, x, m in crystals]
+    cells = [Cell(m.tolist(), x.tolist(), z.tolist()) for z, x, m in map(astuple, filter(None, crystals))]
     peers = [MoyoDataset(cell, symprec=0.1).number for cell in cells]
     assert np.mean([one == other for one, other in zip(found, peers, strict=True)]) > 0.98
     table = [int(row["spacegroup.number"]) for row in rows]

@@ -15,7 +15,7 @@ def fcc(number: int, length: float, *, rattle: float = 0.0, seed: int = 0) -> Cr
     """Four atoms of one element in a cube (Å), displaced by normal numbers (Å)."""
     coords = np.array([[0.0, 0.0, 0.0], [0.0, 0.5, 0.5], [0.5, 0.0, 0.5], [0.5, 0.5, 0.0]])
     coords = coords + np.random.default_rng(seed).normal(0, rattle, coords.shape) / length
-    return np.full(4, number), coords, length * np.eye(3)
+    return CrystalArrays(np.full(4, number), coords, length * np.eye(3))
 
 
 def packed(arrays: list[CrystalArrays]) -> CrystalBatch:

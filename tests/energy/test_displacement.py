@@ -20,10 +20,10 @@ CELL = np.array([[4.0, 0.0, 0.0], [0.5, 5.0, 0.0], [0.0, -0.7, 6.0]])
 
 def test_one_atom_that_moves_against_three_at_rest() -> None:
     coords = np.array([[0.0, 0.0, 0.0], [0.5, 0.5, 0.0], [0.5, 0.0, 0.5], [0.0, 0.5, 0.5]])
-    before = packed([(np.full(4, 6), coords, 10.0 * np.eye(3))])
+    before = packed([CrystalArrays(np.full(4, 6), coords, 10.0 * np.eye(3))])
     moved = coords.copy()
     moved[0, 0] = 0.96  # by -0.4 Å through the wall of the cell
-    after = packed([(np.full(4, 6), moved, 10.0 * np.eye(3))])
+    after = packed([CrystalArrays(np.full(4, 6), moved, 10.0 * np.eye(3))])
     # Less the mean of -0.1: one atom by -0.3, three by 0.1.
     expected = math.sqrt((0.3**2 + 3 * 0.1**2) / 4)
     assert float(displacement_rmsd(before, after)) == pytest.approx(expected)

@@ -49,7 +49,7 @@ def crystals() -> CrystalBatch:
     arrays = []
     for k in range(30):
         _, coords, lattice = astuple(fcc(18, 3.9 + 0.01 * k, rattle=0.05, seed=k))
-        arrays.append((rng.choice([10, 18, 36], 4), coords, lattice))
+        arrays.append(CrystalArrays(rng.choice([10, 18, 36], 4), coords, lattice))
     return packed(arrays)
 
 
@@ -222,7 +222,9 @@ def test_a_named_data_set_knows_its_level_of_theory(
 
 def test_the_sample_covers_every_element_and_is_the_seeds() -> None:
     rng = np.random.default_rng(0)
-    arrays = [(rng.choice([8, 12, 14], 3), rng.random((3, 3)), 6.0 * np.eye(3)) for _ in range(300)]
+    arrays = [
+        CrystalArrays(rng.choice([8, 12, 14], 3), rng.random((3, 3)), 6.0 * np.eye(3)) for _ in range(300)
+    ]
     arrays[77] = CrystalArrays(np.array([79, 8]), rng.random((2, 3)), 6.0 * np.eye(3))  # the only gold
     arrays[78] = CrystalArrays(np.array([92, 8]), rng.random((2, 3)), 6.0 * np.eye(3))  # without an energy
     energies = torch.zeros(300)
@@ -248,7 +250,7 @@ def test_terms_for_corrections_only_where_the_potential_lacks_them() -> None:
 def test_chunks_hold_every_crystal_once_and_few_atoms(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(parallel, "ATOMS_PER_CHUNK", 9)
     arrays = [fcc(18, 4.0)] * 5
-    big = (np.full(12, 18), np.zeros((12, 3)), np.eye(3))
+    big = CrystalArrays(np.full(12, 18), np.zeros((12, 3)), np.eye(3))
     assert chunks_of([*arrays[:3], big, *arrays[3:]]) == [[0, 1], [2], [3], [4, 5]]
     assert chunks_of([]) == []
 

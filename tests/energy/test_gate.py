@@ -52,7 +52,7 @@ def test_a_collapsed_cell_is_refused_before_its_neighbours_are_listed(
 ) -> None:
     """20 atoms at 1 Å^3 each once took 30 s and 14.7 GB."""
     rng = np.random.default_rng(0)
-    crystal = (np.full(20, 18), rng.random((20, 3)), 20 ** (1 / 3) * np.eye(3))
+    crystal = CrystalArrays(np.full(20, 18), rng.random((20, 3)), 20 ** (1 / 3) * np.eye(3))
     lax = GateLimits(
         geometry=Limits(max_atoms=None, min_distance=0.0, min_volume_per_atom=0.1), max_pairs=5000
     )

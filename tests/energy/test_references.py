@@ -27,7 +27,8 @@ def made(seed: int, count: int) -> tuple[CrystalBatch, Tensor, Tensor]:
     """Crystals of random composition, their formation energies (eV/atom) and total energies (eV)."""
     rng = np.random.default_rng(seed)
     arrays = [
-        (rng.choice(ELEMENTS, n), rng.random((n, 3)), 9.0 * np.eye(3)) for n in rng.integers(1, 9, count)
+        CrystalArrays(rng.choice(ELEMENTS, n), rng.random((n, 3)), 9.0 * np.eye(3))
+        for n in rng.integers(1, 9, count)
     ]
     formation = rng.normal(-1.0, 0.5, count)
     total = [

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
+from dataclasses import astuple
 from itertools import combinations
 from pathlib import Path
 from typing import Any
@@ -100,7 +101,7 @@ def test_the_number_of_workers_does_not_change_the_result() -> None:
 
 def test_what_is_no_crystal_fails_alone_and_with_its_reason() -> None:
     good = arrays(prototypes()[1])
-    flat = (good[0], good[1], good[2] * 0.1)
+    flat = CrystalArrays(good.atomic_numbers, good.frac_coords, good.lattice * 0.1)
     found = find_matches([flat, good, good], [flat, good], settings=(STRICT,), workers=1)
     assert list(found.failures) == [0]
     assert "Å^3 per atom" in found.failures[0]
@@ -177,7 +178,7 @@ def test_reduced_references_are_kept_bit_for_bit(monkeypatch: pytest.MonkeyPatch
     kept = reduce_crystals(reference, hashes=hashes, store=store, workers=1)
     for one, two, three in zip(fresh, again, kept, strict=True):
         assert not isinstance(one, str)
-        for a, b, c in zip(one, two, three, strict=True):
+        for a, b, c in zip(*map(astuple, (one, two, three)), strict=True):
             np.testing.assert_array_equal(a, b)
             np.testing.assert_array_equal(a, c)
     plain = find_matches(crystals, reference, settings=SETTINGS, workers=1)
@@ -220,11 +221,11 @@ def test_verdicts_of_real_pairs_are_those_of_the_matcher_in_both_orders(shared_d
     for row in rows:
         key = tuple(sorted(row.atomic_numbers.tolist()))
         groups[key].append(CrystalArrays(row.atomic_numbers, row.frac_coords, row.lattice))
-    alike = [group for group in groups.values() if len(group) > 1 and len(group[0][0]) <= 12]
+    alike = [group for group in groups.values() if len(group) > 1 and group[0].num_atoms <= 12]
     pairs: list[tuple[CrystalArrays, CrystalArrays]] = []
     for group in alike[:40]:
         one, two = reduce_crystals(group[:2], workers=1)
-        if not isinstance(one, str) and not isinstance(two, str) and len(one[0]) == len(two[0]):
+        if not isinstance(one, str) and not isinstance(two, str) and one.num_atoms == two.num_atoms:
             pairs += [(one, two), (two, one)]
     matched, asked = compared(pairs)
     assert 0 < matched < len(pairs)
@@ -247,7 +248,7 @@ def test_verdicts_of_disguised_pairs_are_those_of_the_matcher() -> None:
     pairs = [
         (one, other)
         for one, other in combinations(reduced, 2)
-        if sorted(one[0].tolist()) == sorted(other[0].tolist())
+        if sorted(one.atomic_numbers.tolist()) == sorted(other.atomic_numbers.tolist())
     ][:30]
     matched, _ = compared(pairs)
     assert 0 < matched < len(pairs)

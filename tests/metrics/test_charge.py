@@ -154,7 +154,7 @@ def test_verdicts_follow_the_steps(perovskite: CrystalArrays, rocksalt: CrystalA
     numbers, coords, lattice = astuple(rocksalt)
 
     def salt(first: int, second: int, scale: float = 1.0) -> CrystalArrays:
-        return np.where(numbers == 11, first, second), coords, lattice * scale
+        return CrystalArrays(np.where(numbers == 11, first, second), coords, lattice * scale)
 
     alloy, element = salt(26, 13), salt(6, 6)
     no_bonds = salt(11, 17, 3.0)  # 8 Å apart: no bond valence speaks, the formula does

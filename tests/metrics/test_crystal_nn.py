@@ -48,7 +48,7 @@ def test_fingerprint_equals_matminer() -> None:
 
 
 def test_rock_salt_is_octahedral_in_the_small_cell_and_in_the_large_one(rocksalt: CrystalArrays) -> None:
-    primitive = (
+    primitive = CrystalArrays(
         np.array([11, 17]),
         np.array([[0.0, 0.0, 0.0], [0.5, 0.5, 0.5]]),
         2.82 * np.array([[0.0, 1, 1], [1, 0, 1], [1, 1, 0]]),

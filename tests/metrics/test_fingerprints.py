@@ -32,14 +32,14 @@ from latentite.metrics.fingerprints import (
 def random_crystal(rng: np.random.Generator) -> CrystalArrays:
     count = int(rng.integers(1, 6))
     lattice = np.diag(rng.uniform(3.0, 6.0, 3)) + rng.normal(0, 0.5, (3, 3))
-    return rng.choice([3, 8, 26, 55], count), rng.random((count, 3)), lattice
+    return CrystalArrays(rng.choice([3, 8, 26, 55], count), rng.random((count, 3)), lattice)
 
 
 def supercell(crystal: CrystalArrays, repeats: tuple[int, int, int]) -> CrystalArrays:
     numbers, coords, lattice = astuple(crystal)
     shifts = np.array(list(product(*(range(n) for n in repeats))))
     stacked = ((coords[None] + shifts[:, None]) / repeats).reshape(-1, 3)
-    return np.tile(numbers, len(shifts)), stacked, lattice * np.array(repeats)[:, None]
+    return CrystalArrays(np.tile(numbers, len(shifts)), stacked, lattice * np.array(repeats)[:, None])
 
 
 @given(

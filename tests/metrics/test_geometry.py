@@ -33,7 +33,7 @@ def test_distances_are_those_of_all_images_in_any_cell(seed: int, count: int, sk
     cell = np.diag(rng.uniform(2.0, 9.0, 3)) + rng.normal(0, 0.7, (3, 3))
     change = np.eye(3)
     change[0, 1], change[1, 2] = rng.integers(-skew, skew + 1, 2)
-    crystal = (np.full(count, 6), rng.uniform(-1, 2, (count, 3)), change @ cell)
+    crystal = CrystalArrays(np.full(count, 6), rng.uniform(-1, 2, (count, 3)), change @ cell)
     between, own = min_distances([crystal])
     expected = by_enumeration(crystal, reach=9)
     np.testing.assert_allclose([between[0], own[0]], expected, atol=1e-6)
@@ -41,7 +41,9 @@ def test_distances_are_those_of_all_images_in_any_cell(seed: int, count: int, sk
 
 def test_crystals_of_all_sizes_keep_their_places() -> None:
     rng = np.random.default_rng(0)
-    crystals = [(np.full(n, 6), rng.random((n, 3)), np.eye(3) * (3 + n)) for n in (1, 4, 2, 4, 1, 20)]
+    crystals = [
+        CrystalArrays(np.full(n, 6), rng.random((n, 3)), np.eye(3) * (3 + n)) for n in (1, 4, 2, 4, 1, 20)
+    ]
     between, own = min_distances(crystals)
     for position, crystal in enumerate(crystals):
         alone = min_distances([crystal])

@@ -60,7 +60,9 @@ def test_collapsed_and_long_cells_are_searched_to_an_end(
     """moyopy 0.21 searched cells of these shapes without end, and one sample held up a whole evaluation."""
     rng = np.random.default_rng(0)
     crystals = [
-        (np.full(count, 6), rng.random((count, 3)), Lattice.from_parameters(*lengths, 75, 100, 65).matrix)
+        CrystalArrays(
+            np.full(count, 6), rng.random((count, 3)), Lattice.from_parameters(*lengths, 75, 100, 65).matrix
+        )
         for _ in range(5)
     ]
     assert space_groups(crystals, workers=1).shape == (5, len(SYMPRECS))

@@ -10,6 +10,7 @@ import torch
 
 from latentite.cli import main
 from latentite.crystal import CrystalBatch
+from latentite.crystal_arrays import CrystalArrays
 from latentite.data.cache import write_dataset
 from latentite.data.dataset import CrystalDataset
 from latentite.nn.baseline_file import read_baselines, write_baselines
@@ -21,7 +22,7 @@ ENERGIES = {3: -1.9, 8: -4.9, 26: -8.3}
 def planted(count: int, *, seed: int) -> CrystalBatch:
     generator = np.random.default_rng(seed)
     rows = [generator.choice(list(ENERGIES), size=generator.integers(1, 9)) for _ in range(count)]
-    batch = CrystalBatch.from_arrays([(row, np.zeros((len(row), 3)), np.eye(3)) for row in rows])
+    batch = CrystalBatch.from_arrays([CrystalArrays(row, np.zeros((len(row), 3)), np.eye(3)) for row in rows])
     return batch.with_properties(
         {"energy": torch.tensor([sum(ENERGIES[int(n)] for n in row) for row in rows])}
     )

@@ -64,7 +64,7 @@ def chiral_draw(jobs: Jobs, batch_size: int, advance: Advance) -> SampledCrystal
     first = fake_draw()(jobs, batch_size, advance).crystals
     is_negative = first.lattice[:, 0, 0] < 1.0  # the ones that `fake_draw` collapses
     arrays = [
-        (NUMBERS, HELIX, triclinic((-5.1 if negative else 5.1, 6.2, 7.3)))
+        CrystalArrays(NUMBERS, HELIX, triclinic((-5.1 if negative else 5.1, 6.2, 7.3)))
         for negative in is_negative.tolist()
     ]
     return SampledCrystals(crystals=CrystalBatch.from_arrays(arrays))

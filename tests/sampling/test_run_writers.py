@@ -119,7 +119,9 @@ def test_every_cif_that_would_be_written_is_read_back_by_pymatgen(
 
 def test_a_cell_with_all_elements_comes_back() -> None:
     grid = np.stack(np.meshgrid(*[np.arange(5) / 5] * 3, indexing="ij"), axis=-1).reshape(-1, 3)[:99]
-    [(arrays, text)] = usable([(np.random.default_rng(0).permutation(99) + 1, grid, 12.0 * np.eye(3))])
+    [(arrays, text)] = usable(
+        [CrystalArrays(np.random.default_rng(0).permutation(99) + 1, grid, 12.0 * np.eye(3))]
+    )
     assert_pymatgen_reads(arrays, text)
 
 

@@ -205,7 +205,7 @@ def test_starts_that_cannot_be_are_refused(perovskite: CrystalArrays) -> None:
 
 
 def one(coords: list[list[float]], cell: np.ndarray) -> CrystalArrays:
-    return np.full(len(coords), 14), np.array(coords), cell
+    return CrystalArrays(np.full(len(coords), 14), np.array(coords), cell)
 
 
 def test_impossible_crystals_are_refused_with_kind_and_sentence() -> None:

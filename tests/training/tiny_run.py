@@ -9,6 +9,7 @@ import numpy as np
 import torch
 
 from latentite.crystal import CrystalBatch
+from latentite.crystal_arrays import CrystalArrays
 from latentite.data.dataset import CrystalDataset
 from latentite.nn.decoder import DecoderConfig
 from latentite.nn.denoiser import DenoiserConfig, DenoiserSize, TokenIndex
@@ -32,7 +33,9 @@ def tiny_split(count: int, *, seed: int) -> CrystalDataset:
     for _ in range(count):
         num_atoms = int(generator.integers(1, 7))
         lattice = 4.0 * np.eye(3) + 0.3 * generator.normal(size=(3, 3))
-        arrays.append((generator.integers(1, 90, num_atoms), generator.random((num_atoms, 3)), lattice))
+        arrays.append(
+            CrystalArrays(generator.integers(1, 90, num_atoms), generator.random((num_atoms, 3)), lattice)
+        )
     return CrystalDataset(
         crystals=CrystalBatch.from_arrays(arrays),
         ids=tuple(f"{seed}-{i}" for i in range(count)),
