@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 from pymatgen.core.structure_matcher import StructureMatcher
 
 from latentite import lattice as lat
 from latentite.crystal import CrystalBatch
+from latentite.crystal_arrays import CrystalArrays
 from latentite.data.augment import MASK_ELEMENT, AugmentationConfig, NoiseConfig, augment, corrupt
 
 
@@ -37,9 +39,7 @@ def test_every_crystal_has_its_own_shift_and_rotation() -> None:
 
 def test_a_batch_of_one_is_augmented() -> None:
     """Regression: a batch of one crashed the augmentation of Chemeleon2."""
-    batch = CrystalBatch.from_arrays(
-        [(torch.tensor([3]).numpy(), torch.zeros(1, 3).numpy(), 3 * torch.eye(3).numpy())]
-    )
+    batch = CrystalBatch.from_arrays([CrystalArrays(np.array([3]), np.zeros((1, 3)), 3.0 * np.eye(3))])
     assert len(augment(batch, AugmentationConfig(), generator())) == 1
 
 

@@ -327,8 +327,8 @@ def test_formula_keys_are_equal_exactly_for_equal_reduced_formulas(numbers: list
     ]
     keys = formula_keys(CrystalBatch.from_arrays(arrays))
     names = []
-    for atoms, _, _ in arrays:
-        counts = np.bincount(atoms)
+    for crystal in arrays:
+        counts = np.bincount(crystal.atomic_numbers)
         names.append(tuple((counts // np.gcd.reduce(counts)).tolist()) + (0,) * (101 - len(counts)))
     for k, first in enumerate(names):
         for m, second in enumerate(names):

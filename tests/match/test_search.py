@@ -267,7 +267,7 @@ def test_a_tie_is_left_to_the_matcher() -> None:
 def test_the_reference_is_the_first_argument_of_a_matcher_that_is_not_symmetric() -> None:
     """Two lattices of one atom that `fit` takes for the same in one order only (found by trying random ones)."""
     wide, narrow = (
-        (np.array([14]), np.zeros((1, 3)), np.array(rows))
+        CrystalArrays(np.array([14]), np.zeros((1, 3)), np.array(rows))
         for rows in (
             [[3.4, -0.66, 0.77], [0.11, 2.0, 0.44], [0.77, 0.14, 3.0]],
             [[3.01, -0.73, 0.68], [0.12, 2.14, 0.54], [0.64, 0.14, 3.4]],
