@@ -216,7 +216,7 @@ def described(cif: str) -> str:
 
 
 def summary(folder: Path) -> dict[str, Any]:
-    """What `latentite evaluate` writes into `summary.json`, by dotted name, without words, versions, times and paths."""
+    """What `latentite evaluate` writes into `summary.json`, by dotted name, without words, versions and times."""
     with mock.patch.dict(os.environ, {"LATENTITE_CACHE_DIR": str(folder / "cache")}):
         evaluate(EVALUATED, reference=CRYSTALS, out=folder / "report", workers=1)
     found = json.loads((folder / "report" / "summary.json").read_text(encoding="utf-8"))
