@@ -267,22 +267,28 @@ def _short(value: Any) -> Any:
 
 
 def differences(name: str, folder: Path) -> list[str]:
-    """One line for each number of a run that is not the golden one, with its name, its step and both values."""
+    """What differs from a run's golden numbers, earliest steps first: name, step and both values."""
     wanted = json.loads(golden(name).read_text(encoding="utf-8"))
     found = json.loads(text_of(RUNS[name](folder)))
-    lines = [f"{name}: {key} is new, with {found[key]}" for key in sorted(found.keys() - wanted.keys())]
-    lines += [f"{name}: {key} is missing, was {wanted[key]}" for key in sorted(wanted.keys() - found.keys())]
-    for key in sorted(wanted.keys() & found.keys()):
-        lines += [f"{name}: {line}" for line in _different(key, wanted[key], found[key])]
-    return lines
+    lines = [f"{key} is new, with {found[key]}" for key in sorted(found.keys() - wanted.keys())]
+    lines += [f"{key} is missing, was {wanted[key]}" for key in sorted(wanted.keys() - found.keys())]
+    moved = [
+        (step, line)
+        for key in sorted(wanted.keys() & found.keys())
+        for step, line in _moved(key, wanted[key], found[key])
+    ]
+    lines += [line for _, line in sorted(moved, key=lambda one: one[0])]
+    return [f"{name}: {line}" for line in lines]
 
 
-def _different(name: str, wanted: Any, found: Any) -> Iterator[str]:
-    if isinstance(wanted, list) and isinstance(found, list) and len(wanted) == len(found):
+def _moved(name: str, wanted: Any, found: Any, step: int = 0) -> Iterator[tuple[int, str]]:
+    if isinstance(wanted, list) and isinstance(found, list) and len(wanted) == len(found) > 1:
         for place, (one, other) in enumerate(zip(wanted, found, strict=True)):
-            yield from _different(f"{name}, step {place}" if len(wanted) > 1 else name, one, other)
+            yield from _moved(f"{name}, step {place}", one, other, place)
+    elif isinstance(wanted, list) and isinstance(found, list) and len(wanted) == len(found) == 1:
+        yield from _moved(name, wanted[0], found[0], STEPS)  # of the end of the run
     elif isinstance(wanted, float) and isinstance(found, (float, int)):
         if not math.isclose(wanted, found, rel_tol=RELATIVE, abs_tol=ABSOLUTE):
-            yield f"{name}: golden {wanted:.12g}, now {found:.12g} (difference {found - wanted:.2g})"
+            yield step, f"{name}: golden {wanted:.12g}, now {found:.12g} (difference {found - wanted:.2g})"
     elif wanted != found:
-        yield f"{name}: golden {wanted}, now {found}"
+        yield step, f"{name}:\n    golden {wanted}\n    now    {found}"
