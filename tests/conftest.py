@@ -10,12 +10,16 @@ from pathlib import Path
 
 # Threads of OpenMP sleep while they wait: on a busy machine spinning ones took a hundred times longer.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+# A worker has one core, and so has what its tests start: every other thread would wait for another worker's.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import hypothesis
 import numpy as np
 import pytest
 import torch
 from jaxtyping import install_import_hook
+
+import known_skips
 
 # Shapes and dtypes in the annotations of these packages are checked at every call during the tests.
 # The hook acts on modules that are imported later, so it comes before the first import of ours.
@@ -33,6 +37,17 @@ hypothesis.settings.register_profile(
     "ci", deadline=None, max_examples=30, derandomize=True, database=None, print_blob=True
 )
 hypothesis.settings.load_profile("ci" if os.environ.get("CI") else "local")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """In CI an unknown reason to skip fails the run."""
+    known_skips.pytest_configure(config)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Files with slow tests come first, whole: no worker begins a long test when the others have ended."""
+    slow = {item.path for item in items if item.get_closest_marker("slow")}
+    items.sort(key=lambda item: item.path not in slow)
 
 
 def _data_dir() -> Path:

@@ -46,20 +46,3 @@ def test_an_experiment_is_valid_and_opens_with_its_command(experiment):
     lines = (config_dir() / "experiment" / f"{experiment}.yaml").read_text(encoding="utf-8").splitlines()
     assert lines[0] == "# @package _global_"
     assert lines[1].startswith(f"# python src/{config_name(experiment)}.py experiment={experiment}")
-
-
-def test_the_yaml_states_every_setting():
-    """What `--cfg job` prints is complete: no default lives in the code alone."""
-
-    def missing(plain: dict, typed: object, where: str) -> list[str]:
-        gaps = []
-        for name in typed.__dataclass_fields__:
-            value = getattr(typed, name)
-            if name not in plain:
-                gaps.append(where + name)
-            elif hasattr(value, "__dataclass_fields__") and isinstance(plain[name], dict):
-                gaps += missing(plain[name], value, f"{where}{name}.")
-        return gaps
-
-    values = compose("train_vae")
-    assert missing(values, load(TrainVAEConfig, values), "") == ["run_dir"]

@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import hydra
+from hydra.core.config_store import ConfigStore
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
@@ -29,7 +30,7 @@ from hydra.errors import ConfigCompositionException, HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import InterpolationKeyError, OmegaConfBaseException
 
-from latentite.plain import declared, from_plain, is_text
+from latentite.plain import declared, default_values, from_plain, is_text
 
 log = logging.getLogger(__name__)
 
@@ -108,9 +109,9 @@ def compose(config_name: str, overrides: Sequence[str] = ()) -> dict[str, Any]:
     Raises:
         ValueError: in one sentence, if an override does not fit.
     """
-    _register_resolvers()
     GlobalHydra.instance().clear()
     entry = next(entry for entry in STAGES.values() if entry.config_name == config_name)
+    _prepare(entry)
     quoted = with_quotes(entry, overrides)
     try:
         with hydra.initialize_config_dir(str(config_dir()), version_base="1.3"):
@@ -155,7 +156,7 @@ def run_stage(stage: str) -> None:
     Ends the process: 0 when the run finished, or was told to stop and saved; 2 for a mistake of the user.
     """
     entry = STAGES[stage]
-    _register_resolvers()
+    _prepare(entry)
 
     def task(composed: DictConfig) -> None:
         kind, run = entry.load()
@@ -269,6 +270,7 @@ def with_new_keys(entry: StageEntry, arguments: Sequence[str]) -> list[str]:
     """
     places = [i for i, a in enumerate(arguments) if _is_override(a) and not a.startswith("hydra.")]
     found = list(arguments)
+    _prepare(entry)
     try:
         singles = [_first_of_sweep(arguments[i]) for i in places]
         with hydra.initialize_config_dir(str(config_dir()), version_base="1.3"):
@@ -358,8 +360,16 @@ def _to_plain(composed: DictConfig) -> dict[str, Any]:
     return {str(key): value for key, value in values.items()}
 
 
-def _register_resolvers() -> None:
+def _prepare(entry: StageEntry) -> None:
+    """Give hydra what no YAML file holds: the resolver `hub`, and every setting at the default of its dataclass.
+
+    The YAML files begin with these defaults and say only what differs, so that a default is written once.
+    """
+    from latentite.training.settings import EarlyStoppingConfig
+
     OmegaConf.register_new_resolver("hub", _hub, replace=True)
+    for name, kind in ((entry.config_name, entry.load()[0]), ("early_stopping", EarlyStoppingConfig)):
+        ConfigStore.instance().store(name=f"{name}_defaults", node=default_values(kind))
 
 
 def _hub(name: str) -> str:

@@ -32,6 +32,7 @@ def child() -> Iterator[Child]:
         yield started
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("format", sorted(FORMATS))
 def test_no_input_is_read_wrongly_ends_in_a_traceback_hangs_or_touches_anything(
     child: Child, format: str

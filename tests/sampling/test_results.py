@@ -52,6 +52,7 @@ def words(tmp_path: Path, make_random_crystals: Callable[..., list[CrystalArrays
     ]
 
 
+@pytest.mark.slow
 def test_parts_are_measured_once_and_shown(
     results: ModuleType, words: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -61,7 +61,11 @@ def config_of(run_dir: Path, vae: Path | None, **changes: object) -> TrainPredic
     }
     module = PredictorModuleConfig(**settings)
     return TrainPredictorConfig(
-        run_dir=run_dir, trainer=shared.trainer, callbacks=shared.callbacks, predictor_module=module
+        run_dir=run_dir,
+        trainer=shared.trainer,
+        logger=shared.logger,
+        callbacks=shared.callbacks,
+        predictor_module=module,
     )
 
 

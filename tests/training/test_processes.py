@@ -65,6 +65,7 @@ def losses(run_dir: Path, name: str) -> list[float]:
     return [float(row[name]) for row in rows if row.get(name)]
 
 
+@pytest.mark.slow
 def test_sigterm_saves_ends_with_zero_and_says_how_to_resume(data_dir, tmp_path):
     first, rest, whole = (tmp_path / name for name in ("first", "rest", "whole"))
     process = start(data_dir, first, "trainer.max_epochs=100000")
@@ -95,6 +96,7 @@ run_stage("vae")
 """
 
 
+@pytest.mark.slow
 def test_two_processes_train_like_one(data_dir, tmp_path):
     """Data parallel with gloo, without the draws that depend on the process: the same network comes out.
 

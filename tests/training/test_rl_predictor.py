@@ -39,7 +39,11 @@ def predictor(vae_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) ->
         vae_ckpt_path=str(vae_checkpoint), target_conditions=["density", "volume"], ensemble=2
     )
     config = TrainPredictorConfig(
-        run_dir=folder, trainer=shared.trainer, callbacks=shared.callbacks, predictor_module=module
+        run_dir=folder,
+        trainer=shared.trainer,
+        logger=shared.logger,
+        callbacks=shared.callbacks,
+        predictor_module=module,
     )
     splits = {"train": labelled(44, 1), "val": labelled(12, 2)}
     data = CrystalDataModule(DataConfig(name="tiny", batch_size=8), splits=splits)

@@ -59,6 +59,10 @@ def tiny_rl_config(
         num_pictures=0,
     )
     config = TrainRLConfig(
-        run_dir=run_dir, trainer=shared.trainer, callbacks=shared.callbacks, rl_module=module
+        run_dir=run_dir,
+        trainer=shared.trainer,
+        logger=shared.logger,
+        callbacks=shared.callbacks,
+        rl_module=module,
     )
     return changed(config, changes)

@@ -19,7 +19,14 @@ from latentite.training.datamodule import CrystalDataModule, DataConfig
 from latentite.training.ema import EMAConfig
 from latentite.training.ldm_config import LDMModuleConfig
 from latentite.training.optim import OptimizerConfig, SchedulerConfig
-from latentite.training.settings import CallbacksConfig, CheckpointConfig, TrainerConfig
+from latentite.training.settings import (
+    CallbacksConfig,
+    CheckpointConfig,
+    LoggerConfig,
+    TrainerConfig,
+    WandbConfig,
+    WandbMode,
+)
 from latentite.training.stages import TrainLDMConfig, TrainVAEConfig
 from latentite.training.vae import VAEModuleConfig
 
@@ -63,10 +70,17 @@ def tiny_config(run_dir: Path, **changes: object) -> TrainVAEConfig:
     )
     module.noise.ratio = 0.3
     trainer = TrainerConfig(
-        max_epochs=4, accelerator="cpu", devices=1, gradient_clip_val=1.0, log_every_n_steps=1
+        max_epochs=4,
+        accelerator="cpu",
+        gradient_clip_val=1.0,
+        check_val_every_n_epoch=1,
+        log_every_n_steps=1,
     )
+    logger = LoggerConfig(wandb=WandbConfig(mode=WandbMode.DISABLED))
     callbacks = CallbacksConfig(checkpoint=CheckpointConfig(export=False), progress_bar=False)
-    config = TrainVAEConfig(run_dir=run_dir, seed=0, trainer=trainer, callbacks=callbacks, vae_module=module)
+    config = TrainVAEConfig(
+        run_dir=run_dir, trainer=trainer, logger=logger, callbacks=callbacks, vae_module=module
+    )
     return _changed(config, changes)
 
 
@@ -92,7 +106,11 @@ def tiny_ldm_config(
     )
     shared = tiny_config(run_dir)
     config = TrainLDMConfig(
-        run_dir=run_dir, trainer=shared.trainer, callbacks=shared.callbacks, ldm_module=module
+        run_dir=run_dir,
+        trainer=shared.trainer,
+        logger=shared.logger,
+        callbacks=shared.callbacks,
+        ldm_module=module,
     )
     return _changed(config, changes)
 

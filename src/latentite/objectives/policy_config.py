@@ -55,7 +55,7 @@ class StepChoice(StrEnum):
 
 @dataclass(kw_only=True, slots=True)
 class PolicyConfig:
-    """The algorithm: `rl_module.rl_configs`. Defaults are Chemeleon2's."""
+    """The algorithm: `rl_module.rl_configs`. Defaults are Chemeleon2's but for `num_train_steps`."""
 
     algorithm: Algorithm = Algorithm.GRPO
     num_group_samples: int = 64
@@ -83,8 +83,9 @@ class PolicyConfig:
     """How often a rollout is used."""
     num_minibatches: int = 2
     """Optimizer steps per inner epoch."""
-    num_train_steps: int | None = None
-    """Most denoising decisions of a chain that are trained; null: all."""
+    num_train_steps: int | None = 10
+    """Most denoising decisions of a chain that are trained; null: all. With 10 of 50 the reward rises two to three
+    times as fast as with 25 or all (docs/rl.md)."""
     step_choice: StepChoice = StepChoice.RANDOM
     update_tokens: int | None = None
     """Most atoms in one pass of an update: memory and speed, not the result; null: 1024 on a CPU, 8192 elsewhere."""

@@ -48,8 +48,8 @@ class DataConfig:
     """Crystals with more atoms are rejected when a split is built, and left out (counted, said) of one that is."""
     max_crystals: int | None = None
     """Use only the first so many crystals of each split (for trials)."""
-    seed: int = 0
-    """Of the order of the crystals."""
+    seed: int | None = None
+    """Of the order of the crystals; null takes the run's seed, or 0 where there is no run."""
     target_condition: list[str] | str | None = None
     """What the diffusion stage is conditioned on: labels, which are loaded with the crystals, and names such as
     `composition` that are read off the crystals themselves (`training/conditions.py`)."""
@@ -85,7 +85,7 @@ class DataConfig:
                 f"batch_atoms must be at least max_atoms ({self.max_atoms}), got {self.batch_atoms}"
             )
         for key in ("seed", "split_seed"):
-            if getattr(self, key) < 0:
+            if (getattr(self, key) or 0) < 0:
                 raise ValueError(f"{key} must be 0 or more, got {getattr(self, key)}")
         self._check_fidelities()
         if self.data_dir is not None and not self.data_dir.expanduser().is_dir():

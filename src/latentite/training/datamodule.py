@@ -161,7 +161,7 @@ class CrystalDataModule(LightningDataModule):
         draw = None
         if config.fidelity_weights is not None:
             group = crystals.properties[FIDELITY].long()
-            draw = WeightedDraw(group=group, weights=config.fidelity_weights, seed=config.seed)
+            draw = WeightedDraw(group=group, weights=config.fidelity_weights, seed=config.seed or 0)
         plan = self._plan(config.batch_size, shuffle=True)
         self._train_loader = self._loader(self._train_source or crystals, plan, draw)
         if self._position is not None:
@@ -240,7 +240,7 @@ class CrystalDataModule(LightningDataModule):
             batch_atoms=config.batch_atoms or (DEFAULT_BATCH_ATOMS if by_atoms else None),
             bucketed=config.bucketed,
             shuffle=shuffle,
-            seed=config.seed if shuffle else 0,
+            seed=config.seed or 0 if shuffle else 0,
         )
 
     def _loader(self, source: BatchSource, plan: BatchPlan, draw: WeightedDraw | None = None) -> BatchLoader:

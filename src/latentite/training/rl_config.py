@@ -25,7 +25,7 @@ class RLModuleConfig:
     """Processes in which rewards are computed while the next rollout is drawn; 0: here, and nothing overlaps."""
     replay: ReplayConfig | None = None
     """The best trajectories so far are trained on again; null: off."""
-    sampling: SamplingConfig = field(default_factory=SamplingConfig)
+    sampling: SamplingConfig = field(default_factory=lambda: SamplingConfig(steps=50, batch_size=512))
     """The chain; its batch size bounds the memory of a rollout."""
     lora: LoraConfig | None = None
     """Train low-rank adapters of the denoiser instead of all weights."""

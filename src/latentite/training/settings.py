@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import copy
 import re
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from enum import StrEnum
 from pathlib import Path
 from typing import Any, TypeVar
@@ -57,14 +57,15 @@ class TrainerConfig:
     max_time: str | int | None = None
     """Wall-clock limit of this invocation, `HH:MM:SS`, `DD:HH:MM:SS` or seconds; then validate, save, end."""
     accelerator: str = "auto"
-    devices: int | str | list[int] = "auto"
+    devices: int | str | list[int] = 1
+    """Processes of this machine, one for each device; -1: one for every device that there is."""
     num_nodes: int = 1
     strategy: str = "auto"
     precision: Precision = Precision.FP32
-    gradient_clip_val: float | None = None
+    gradient_clip_val: float | None = 10.0
     """Largest norm of the gradient; null: no clipping."""
     accumulate_grad_batches: int = 1
-    check_val_every_n_epoch: int | None = 1
+    check_val_every_n_epoch: int | None = 50
     val_check_interval: int | float | None = None
     """Validate every so many batches (whole number) or fraction of an epoch, instead of at its end."""
     limit_train_batches: int | float | None = None
@@ -118,7 +119,7 @@ class TrainerConfig:
 class WandbConfig:
     """Weights & Biases. Without an API key `online` becomes `offline` by itself; `WANDB_MODE` overrides."""
 
-    mode: WandbMode = WandbMode.DISABLED
+    mode: WandbMode = WandbMode.ONLINE
     project: str = "latentite"
     name: str | None = None
     """Of the run; null takes the task and the time."""
@@ -210,6 +211,8 @@ class RunConfig:
 
     def __post_init__(self) -> None:
         check_seed(self.seed)
+        if self.data.seed is None:
+            self.data = replace(self.data, seed=self.seed)
         if self.ckpt_path is not None and not self.ckpt_path.is_file():
             raise ValueError(f"ckpt_path must be an existing checkpoint file, got {str(self.ckpt_path)!r}")
 

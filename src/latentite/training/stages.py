@@ -9,6 +9,7 @@ from dataclasses import dataclass, field, replace
 
 from latentite.checkpoint import Stage
 from latentite.training.conditions import check_conditions
+from latentite.training.data_config import DataConfig
 from latentite.training.datamodule import CrystalDataModule
 from latentite.training.fit import FitResult, fit
 from latentite.training.ldm_config import LDMModuleConfig
@@ -18,7 +19,15 @@ from latentite.training.predictor_settings import PredictorModuleConfig
 from latentite.training.predictor_start import build_predictor_module, plan_predictor, wanted_targets
 from latentite.training.rl_config import RLModuleConfig
 from latentite.training.rl_start import build_rl_module, plan_rl
-from latentite.training.settings import Precision, RunConfig, with_sections
+from latentite.training.settings import (
+    CallbacksConfig,
+    CheckpointConfig,
+    MonitorMode,
+    Precision,
+    RunConfig,
+    TrainerConfig,
+    with_sections,
+)
 from latentite.training.vae import VAEModuleConfig, VAETrainingModule
 
 
@@ -26,6 +35,7 @@ from latentite.training.vae import VAEModuleConfig, VAETrainingModule
 class TrainVAEConfig(RunConfig):
     """A run of stage 1."""
 
+    task_name: str = "train_vae"
     vae_module: VAEModuleConfig = field(default_factory=VAEModuleConfig)
 
 
@@ -46,6 +56,7 @@ def train_vae(config: TrainVAEConfig, *, datamodule: CrystalDataModule | None = 
 class TrainLDMConfig(RunConfig):
     """A run of stage 2."""
 
+    task_name: str = "train_ldm"
     ldm_module: LDMModuleConfig = field(default_factory=LDMModuleConfig)
 
     def __post_init__(self) -> None:
@@ -74,8 +85,27 @@ def train_ldm(config: TrainLDMConfig, *, datamodule: CrystalDataModule | None = 
 
 @dataclass(kw_only=True, slots=True)
 class TrainRLConfig(RunConfig):
-    """A run of stage 3."""
+    """A run of stage 3. An epoch is `trainer.limit_train_batches` rollouts of `data.batch_size` prompts."""
 
+    task_name: str = "train_rl"
+    data: DataConfig = field(  # not bucketed: a rollout is a fair draw of sizes
+        default_factory=lambda: DataConfig(batch_size=5, eval_batch_size=128, bucketed=False)
+    )
+    trainer: TrainerConfig = field(
+        default_factory=lambda: TrainerConfig(
+            max_epochs=100,
+            limit_train_batches=10,
+            limit_val_batches=1,
+            check_val_every_n_epoch=1,
+            gradient_clip_val=1.0,
+            log_every_n_steps=1,
+        )
+    )
+    callbacks: CallbacksConfig = field(
+        default_factory=lambda: CallbacksConfig(
+            checkpoint=CheckpointConfig(monitor="val/reward", mode=MonitorMode.MAX)
+        )
+    )
     rl_module: RLModuleConfig
 
     def __post_init__(self) -> None:
@@ -121,6 +151,7 @@ def train_rl(config: TrainRLConfig, *, datamodule: CrystalDataModule | None = No
 class TrainPredictorConfig(RunConfig):
     """A run of stage 4."""
 
+    task_name: str = "train_predictor"
     predictor_module: PredictorModuleConfig
 
 
