@@ -1,7 +1,4 @@
-"""Charts of numbers: histograms, parity, calibration. Off screen, written atomically.
-
-Comes after `figures.py`; `curves.py` draws trainings in the same style, `pictures.py` crystals.
-"""
+"""Charts of numbers: histograms, parity, calibration. Off screen, written atomically."""
 
 from __future__ import annotations
 

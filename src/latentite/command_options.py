@@ -1,7 +1,4 @@
-"""Options and the progress bar that commands about trained models share.
-
-Comes before `reconstruct_commands.py` and `predict_commands.py`.
-"""
+"""Options and the progress bar that commands about trained models share."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """`CrystalBatch`: many crystals, packed atom by atom. The first file to read.
 
-Every stage speaks this type: readers fill it, the VAE encodes it and decodes to it, the writers turn it
-into pymatgen structures, ASE atoms and CIFs. Comes after `lattice.py` and before `latent.py`.
+Every stage speaks this type: readers fill it, the VAE encodes it and decodes to it, the writers turn it into pymatgen
+structures, ASE atoms and CIFs.
 """
 
 from __future__ import annotations

@@ -1,7 +1,4 @@
-"""Trainings as curves: losses and rates, or rewards, of a run's `metrics.csv`.
-
-Comes after `charts.py`, whose style it shares; the demo draws one picture per stage.
-"""
+"""Trainings as curves: losses and rates, or rewards, of a run's `metrics.csv`."""
 
 from __future__ import annotations
 

@@ -2,10 +2,9 @@
 
 Makes the embedded dataset (once; then it is cached), trains a small VAE, a property predictor on its encoder and a
 small latent diffusion model with the same code as every other run, sends unseen test crystals through the first,
-predicts their densities with the second, fine-tunes the third towards denser crystals, samples new crystals from it as
-it was before, or from the bundled weights where there are any (a few minutes do not make a good model), and leaves
-reports and pictures. Comes after `training/`, `reconstruct.py` and `generate.py`; `demo_length.py` fits the trainings
-to the machine, `demo_rl.py` is the reinforcement learning, `demo_commands.py` the command line.
+predicts their densities with the second, fine-tunes the third towards denser crystals, samples new crystals from it
+as it was before, or from the bundled weights where there are any (a few minutes do not make a good model), and leaves
+reports and pictures.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """How long the trainings of the demo last: steps and number format chosen for the machine at hand.
 
-A few steps of a throw-away network are timed, in fp32 and in bf16, so that a schedule ends with the time that
-was wished for. Comes after `training/`; `demo.py` calls it once per stage.
+A few steps of a throw-away network are timed, in fp32 and in bf16, so that a schedule ends with the time that was
+wished for.
 """
 
 from __future__ import annotations

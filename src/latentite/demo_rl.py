@@ -1,7 +1,6 @@
 """The demo's stage of reinforcement learning: its own small model, fine-tuned towards denser crystals.
 
-Crystals of the same seeds are drawn before and after, judged by the reward that was trained. Comes after `training/`
-and `generate.py`; `demo.py` calls it.
+Crystals of the same seeds are drawn before and after, judged by the reward that was trained.
 """
 
 from __future__ import annotations

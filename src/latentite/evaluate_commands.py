@@ -1,7 +1,4 @@
-"""`latentite evaluate`: the command line of `evaluation/run.py`, called by `cli.py`.
-
-Comes after `evaluate_options.py`.
-"""
+"""`latentite evaluate`: the command line of `evaluation/run.py`, called by `cli.py`."""
 
 from __future__ import annotations
 

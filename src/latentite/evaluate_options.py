@@ -1,7 +1,4 @@
-"""Options of `latentite evaluate`, and what they become.
-
-Comes before `evaluate_commands.py`.
-"""
+"""Options of `latentite evaluate`, and what they become."""
 
 from __future__ import annotations
 

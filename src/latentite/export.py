@@ -1,8 +1,4 @@
-"""A trained predictor at one fidelity as one file that runs elsewhere: `latentite export`.
-
-Comes after `predictor_checkpoint.py` and `nn/fidelity_model.py`; `exported.py` reads what is written here, and
-`export_commands.py` is the command line.
-"""
+"""A trained predictor at one fidelity as one file that runs elsewhere: `latentite export`."""
 
 from __future__ import annotations
 

@@ -1,8 +1,7 @@
 """New crystals from a trained latent diffusion model: `latentite.generate(...)`, the same as `latentite sample`.
 
 Crystal i of a run is a function of the checkpoint, the options and (seed, i), not of batch size, shard or
-interruptions. What an option means is checked before anything is sampled or written. Comes after `sampling/`;
-`sample_commands.py` is its command line.
+interruptions. What an option means is checked before anything is sampled or written.
 """
 
 from __future__ import annotations

@@ -1,7 +1,6 @@
 """`LatentBatch`: the latent vectors of many crystals, padded to one length with a mask.
 
-What the diffusion stage learns to generate. Comes after `crystal.py`; `nn/vae.py` gives packed latents per
-atom, `LatentBatch.from_packed` pads them, `packed` takes them back to the decoder.
+What the diffusion stage learns to generate.
 """
 
 from __future__ import annotations

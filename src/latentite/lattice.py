@@ -3,8 +3,6 @@
 Conventions, kept everywhere: a lattice is a matrix whose rows are the cell vectors in Å (as in
 pymatgen), fractional coordinates are row vectors, `cart = frac @ lattice`. Angles are in degrees at
 public borders; functions that take or give radians say so in their name or docstring.
-
-Comes before `crystal.py`; imports nothing of ours.
 """
 
 from __future__ import annotations

@@ -1,6 +1,5 @@
 """The network of a latent diffusion checkpoint: ready to sample from, or to be fine-tuned.
 
-Comes after `checkpoint/` and `hub/`, which read the file, and `nn/ldm.py`, which is what is in it.
 Sampling and training load their models here.
 """
 

@@ -1,8 +1,7 @@
 """Pictures of crystals: unit cells drawn with matplotlib, alone or an original beside its reconstruction.
 
-The drawing is our own light projection: balls shaded by concentric discs, two-coloured sticks for short
-unlike contacts, the cell's edges, and copies of the atoms that lie on its border, all painted from back to
-front. Comes after `crystal.py` and `figures.py`; charts of numbers are in `charts.py`.
+The drawing is our own light projection: balls shaded by concentric discs, two-coloured sticks for short unlike
+contacts, the cell's edges, and copies of the atoms that lie on its border, all painted from back to front.
 """
 
 from __future__ import annotations

@@ -1,8 +1,7 @@
 """Properties of any structures from a trained predictor: `latentite predict`.
 
 `predict_dataset` does the work in memory; `write_predictions` writes one row per structure of the source, those that
-could not be predicted included, with the reason. Comes after `predictor_checkpoint.py` and `data/named.py`;
-`predict_commands.py` is its command line.
+could not be predicted included, with the reason.
 """
 
 from __future__ import annotations

@@ -1,7 +1,4 @@
-"""The network of a predictor's checkpoint: ready to predict with, or to go on training.
-
-Comes after `checkpoint/` and `hub/`, which find and read the file, and `nn/predictor.py`, which is what is in it.
-"""
+"""The network of a predictor's checkpoint: ready to predict with, or to go on training."""
 
 from __future__ import annotations
 

@@ -7,9 +7,6 @@
     summary.json       rates (numerator, denominator, 95 % interval), means, provenance
     reconstructions.png
     cifs/              <id>_original.cif and <id>_reconstructed.cif
-
-Comes after `checkpoint/`, `data/build.py` and `metrics/reconstruction.py`; `reconstruct_commands.py` is its
-command line.
 """
 
 from __future__ import annotations

@@ -1,9 +1,8 @@
 """The denoising chain as a Markov decision process: `Chain`, and `Rollout`, what one walk along it leaves.
 
-A state is a crystal's noisy latent with its level, an action is the next latent, and the policy is the Gaussian of
-a stochastic sampler's step (Black et al. 2023, arXiv 2305.13301, section 4; Liu et al. 2025, arXiv 2505.05470 for
-flows). Comes after `diffusion/`, whose steps it calls with one level per crystal; `objectives/policy.py` makes a
-loss of the transitions, `training/rl.py` drives both.
+A state is a crystal's noisy latent with its level, an action is the next latent, and the policy is the Gaussian of a
+stochastic sampler's step (Black et al. 2023, arXiv 2305.13301, section 4; Liu et al. 2025, arXiv 2505.05470 for
+flows).
 """
 
 from __future__ import annotations

@@ -11,8 +11,7 @@ A `.ckpt` has Lightning's own keys, the raw weights in `state_dict` under the pr
                   "ema": {parameter name without prefix: tensor} or None,
                   "default_weights": "raw" or "ema", where it is not the EMA if there is one}
 
-Comes after `plain.py` and `files.py`; `hub/` finds the files. What others use is named here; the files of this
-folder say the rest.
+What others use is named here; the files of this folder say the rest.
 """
 
 from latentite.checkpoint.lightning_file import read_training_state

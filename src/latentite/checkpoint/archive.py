@@ -1,7 +1,7 @@
 """Whether a `.ckpt` is a whole zip file as torch writes it: looked at from outside, before anything in it is read.
 
 Torch maps the numbers of a file into memory and does not check them, so one flipped bit would be another weight; here
-every byte is held against the checksums of the zip. Comes after `record.py`; `lightning_file.py` calls it.
+every byte is held against the checksums of the zip.
 """
 
 from __future__ import annotations

@@ -1,7 +1,4 @@
-"""A `.ckpt` as a record, read without executing anything in it.
-
-Comes after `archive.py`; `read.py` calls it.
-"""
+"""A `.ckpt` as a record, read without executing anything in it."""
 
 from __future__ import annotations
 

@@ -1,7 +1,4 @@
-"""A record's tensors and the network that they are for.
-
-Comes after `record.py`.
-"""
+"""A record's tensors and the network that they are for."""
 
 from __future__ import annotations
 

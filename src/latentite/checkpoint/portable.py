@@ -2,7 +2,6 @@
 
 Matrices may be stored in half precision; whoever reads gets float32. A tensor that another pair in the same folder
 holds already, bit for bit, may be borrowed: the card names it, and the other pair by its hash.
-Comes after `record.py`; `read.py` and `hub/bundle.py` call it.
 """
 
 from __future__ import annotations

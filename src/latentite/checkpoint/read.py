@@ -1,7 +1,4 @@
-"""Any checkpoint to its record, and a `.ckpt` to the portable pair.
-
-Comes after `lightning_file.py` and `portable.py`, which know the two forms.
-"""
+"""Any checkpoint to its record, and a `.ckpt` to the portable pair."""
 
 from __future__ import annotations
 

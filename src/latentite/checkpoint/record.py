@@ -1,7 +1,4 @@
-"""The content of a checkpoint: stage, weights, config; what training adds to a file, and what every file must state.
-
-Comes first in this folder.
-"""
+"""The content of a checkpoint: stage, weights, config; what training adds to a file, and what every file must state."""
 
 from __future__ import annotations
 

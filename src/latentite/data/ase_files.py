@@ -4,8 +4,6 @@ The labels of an `Atoms` are the single values of its `info` (of a database: its
 results of its calculator under ASE's names: `energy` is the total energy of the cell in eV. The same atoms have the
 same ids and labels in every one of these, and in extxyz. Nothing is unpickled: trajectories are ASE's own binary
 format, databases JSON in tables.
-
-Comes after `records.py`, which calls it.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Precomputed per-atom features of a foundation model, for the alignment loss of the VAE.
 
-Compute them for `dataset.crystals.to_structures()`, whose atoms stand in the order of the data set, and keep
-them with `write_atom_features`; `data.atom_features_path` names the folder. Comes after `dataset.py`.
+Compute them for `dataset.crystals.to_structures()`, whose atoms stand in the order of the data set, and keep them
+with `write_atom_features`; `data.atom_features_path` names the folder.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Augmentation and corruption of a batch, drawn per crystal, on the batch's own device.
 
-Comes after `sampler.py` and before the encoder. The systems before us drew one rotation and one translation
-for a whole batch; here every crystal has its own (see `lattice.random_rotations`).
+The systems before us drew one rotation and one translation for a whole batch; here every crystal has its own (see
+`lattice.random_rotations`).
 """
 
 from __future__ import annotations

@@ -7,8 +7,6 @@ nothing stale is ever served. Crystals, the cells of all their columns, and what
 files of their own: other labels of the same source need no crystal to be parsed again.
 
 `build_dataset` divides one source and writes a folder that `load_splits` reads.
-
-Comes after `source_rows.py`, `labels.py` and `splits.py`; `commands.py` and the data module come after it.
 """
 
 from __future__ import annotations

@@ -1,7 +1,4 @@
-"""Options of `latentite data build` and `csv-to-dataset`, and what they become.
-
-Comes before `commands.py`.
-"""
+"""Options of `latentite data build` and `csv-to-dataset`, and what they become."""
 
 from __future__ import annotations
 

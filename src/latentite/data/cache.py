@@ -4,8 +4,6 @@ A file holds the tensors of a `CrystalDataset`, its ids and rejections as JSON b
 the header. It is written under a temporary name and renamed, so a file with the right name is always whole;
 two writers of the same file write the same bytes, and the last one wins. What is read is held against the hashes that
 were written with it, so that a file that a disk or a copy has damaged is refused.
-
-Comes after `dataset.py`; `cells.py` keeps labels in the same way, `build.py` decides what a file is called.
 """
 
 from __future__ import annotations

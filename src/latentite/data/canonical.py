@@ -6,10 +6,9 @@ unique: a cubic lattice has 24 equivalent right-handed Niggli bases, every atom 
 origin, and relaxed cells are nearly but not exactly symmetric (a and b differ by 1e-6 Å; an angle is
 90.0001 degrees), so that a reducer's choice, or a comparison of rounded numbers, flips with noise.
 
-The way out here: enumerate all bases that are reduced within a tolerance and all origins, give every pair
-one smooth generic score, and keep the highest. Where the choice is close, either the two candidates are
-nearly the same crystal, and it does not matter, or a generic function has two equal values by accident.
-Nothing is rounded. Comes after `table.py` (which reads rows) and before `cache.py` (which stores them).
+The way out here: enumerate all bases that are reduced within a tolerance and all origins, give every pair one smooth
+generic score, and keep the highest. Where the choice is close, either the two candidates are nearly the same crystal,
+and it does not matter, or a generic function has two equal values by accident. Nothing is rounded.
 """
 
 from __future__ import annotations

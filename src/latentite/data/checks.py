@@ -1,7 +1,4 @@
-"""What a crystal must be to enter a dataset: limits, and the sentence said when one is broken.
-
-Comes after `cif.py` and before `table.py`, which calls `refusal` for every crystal that it reads.
-"""
+"""What a crystal must be to enter a dataset: limits, and the sentence said when one is broken."""
 
 from __future__ import annotations
 

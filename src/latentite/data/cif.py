@@ -5,8 +5,6 @@ reads only the exact layout of `CifWriter` without symmetry; at anything else (a
 symmetry, occupancy other than 1, charges, isotopes, uncertainties in brackets, several blocks, a formula that its
 atoms do not have) it returns None, and `cif_crystal.py` reads the file or says why not. Tests hold the two, and
 pymatgen, equal on real rows.
-
-Comes before `cif_crystal.py` and `table.py`; knows nothing of rows, limits or properties.
 """
 
 from __future__ import annotations

@@ -4,8 +4,6 @@ Everything that `cif.parse_p1` leaves comes here. What is not understood is refu
 element, symmetry that names no space group, a formula that its atoms do not have. Where the symmetry has several
 readings (two origins), the operations decide, else formula and Z, else atoms on top of each other or a density that is
 half as much again as the other's; where none of these does, the file is refused.
-
-Comes after `cif.py`, `cif_symmetry.py` and `checks.py`, before `table.py`.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """A CIF's own formula, held against the atoms of its sites.
 
 `_chemical_formula_sum` times `_cell_formula_units_Z` is the content of the cell: hydrogen that was never located, an
-unread lithium, a wrong choice of origin show there. Comes before `cif.py` and `cif_crystal.py`.
+unread lithium, a wrong choice of origin show there.
 """
 
 from __future__ import annotations

@@ -4,8 +4,6 @@ A file names its space group in up to six ways and may list the operations. List
 the names are looked up, and each setting that all of them allow and that fits the cell is one reading; `cif_crystal.py`
 chooses between several by the atoms. Symmetry that is named but not understood is refused, never taken as P1: that is
 only what the file calls so, or a file that says nothing at all.
-
-Comes after `cif_text.py` and `space_groups.py`.
 """
 
 from __future__ import annotations

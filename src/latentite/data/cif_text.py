@@ -3,8 +3,6 @@
 Strict where a reader could be led astray: a text field that never ends, a loop that is cut off, a value too many
 after a tag that matters. Tags are brought to one form, so that `_cell.length_a` of DDLm, `_CELL_LENGTH_A` and
 `_cell_length_a` are the same.
-
-Comes before `cif_symmetry.py` and `cif.py`, which understand the values; knows nothing of crystals.
 """
 
 from __future__ import annotations

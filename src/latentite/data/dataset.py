@@ -1,8 +1,4 @@
-"""`CrystalDataset`: a whole split in memory, with the names that tensors cannot hold.
-
-Comes after `table.py`, `canonical.py` and `cache.py` (which fill and store it) and before `sampler.py`
-(which says which crystals make a batch).
-"""
+"""`CrystalDataset`: a whole split in memory, with the names that tensors cannot hold."""
 
 from __future__ import annotations
 

@@ -1,7 +1,4 @@
-"""Labels that were decided on, kept in the cache: who asks for what was asked for before has them at once.
-
-Comes after `labels.py`; `build.py` names the file by the sources of all splits and the request.
-"""
+"""Labels that were decided on, kept in the cache: who asks for what was asked for before has them at once."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """Properties computed from the crystals of a data set: in several processes, and kept beside the crystals.
 
-The crystals as they are stored are what they are computed from, so that they are the same whether a data set was
-just read or comes from the cache. Comes after `properties.py` and `cache.py`; `build.py` calls it.
+The crystals as they are stored are what they are computed from, so that they are the same whether a data set was just
+read or comes from the cache.
 """
 
 from __future__ import annotations

@@ -3,7 +3,7 @@
 None of the makers of these data sets publishes checksums that we know of, and made-up ones would protect nobody. So
 the first download is taken on trust, which is said; its sha256 is recorded beside it, and what is used later must
 still have it. Who has a checksum of her own (of a colleague's download, or from a mirror) names a file in the format
-of `sha256sum` in `LATENTITE_DATASETS_SHA256`; then nothing else is taken. Comes before `sources.py`.
+of `sha256sum` in `LATENTITE_DATASETS_SHA256`; then nothing else is taken.
 """
 
 from __future__ import annotations

@@ -1,10 +1,8 @@
 """Labels of several levels of theory (fidelities) as one data set, divided so that nothing leaks.
 
 Each fidelity is a source of its own; together they make rows of (crystal, fidelity), with the property `fidelity`
-saying which. A material, known by its id, is in the same split at every fidelity: where given splits disagree it
-goes to the safer one (test before val before train), and where none is given its id decides. Comes after
-`build.py`; `fidelity_sources.py` reads the parts, `sampler.py` draws rows by the weights of their fidelities, and
-the data module of `training/` serves them.
+saying which. A material, known by its id, is in the same split at every fidelity: where given splits disagree it goes
+to the safer one (test before val before train), and where none is given its id decides.
 """
 
 from __future__ import annotations

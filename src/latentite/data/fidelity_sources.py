@@ -1,7 +1,4 @@
-"""The rows of one fidelity, from wherever its config says, under our names.
-
-Comes after `build.py` and `fidelities.py`, which joins what is read here.
-"""
+"""The rows of one fidelity, from wherever its config says, under our names."""
 
 from __future__ import annotations
 

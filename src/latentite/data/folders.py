@@ -3,8 +3,6 @@
 A folder with CIF or POSCAR files gives one record for each of them, and a rejection for everything else that might
 hold crystals (tables beside them, formats that are not read, links that lead nowhere). A folder of tables gives their
 rows. What cannot hold crystals (`is_no_source`) is left out and said in one line.
-
-Comes after `structure_files.py` and `label_table.py`; `records.py` calls it.
 """
 
 from __future__ import annotations

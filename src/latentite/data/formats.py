@@ -1,7 +1,4 @@
-"""What a file holds, told by its name: the formats that are read, and the compressions that they may be in.
-
-Comes before the readers; `records.open_records` and `folders.py` choose by it.
-"""
+"""What a file holds, told by its name: the formats that are read, and the compressions that they may be in."""
 
 from __future__ import annotations
 

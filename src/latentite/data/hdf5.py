@@ -6,8 +6,7 @@
     /028/energy   [row]       and any other dataset of one number or text per row: a property
     /028/id       [row]       text, optional (or material_id)
 
-Datasets of other shapes (`forces` [row 28 3], ...) are no labels of a crystal and are left alone. Comes after
-`records.py`, which calls `read_hdf5`; needs h5py (`pip install 'latentite[hdf5]'`).
+Datasets of other shapes (`forces` [row 28 3], ...) are no labels of a crystal and are left alone.
 """
 
 from __future__ import annotations

@@ -1,7 +1,4 @@
-"""What is in a dataset: counts, elements, atoms per cell, labels; as a table and as a picture.
-
-Comes after `build.py`; `commands.py` prints it for `latentite data info`.
-"""
+"""What is in a dataset: counts, elements, atoms per cell, labels; as a table and as a picture."""
 
 from __future__ import annotations
 

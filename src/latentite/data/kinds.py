@@ -3,8 +3,6 @@
 A cell keeps the text of its source until the cells of all splits of a data set are known. Then `read_column` decides
 once for the whole column, so that one odd cell can neither turn numbers into classes nor mean something else in
 another file. What is not understood is a problem with its place and text, never a guess.
-
-Comes after `records.py`; `labels.py` calls it for data sets, `energy/table.py` for hulls, evaluation for its tables.
 """
 
 from __future__ import annotations

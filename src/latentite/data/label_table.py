@@ -4,7 +4,7 @@
 
 An id of the table is that of a crystal, or the name of its file with or without folder and ending. Ids that the
 source does not have are rejections (`a label without a crystal`), and crystals that the table does not have are
-counted and keep missing labels. Comes after `tables.py`; `folders.py` joins CGCNN's `id_prop.csv` the same way.
+counted and keep missing labels.
 """
 
 from __future__ import annotations

@@ -1,8 +1,7 @@
 """Property columns of a data set: numbers with NaN for missing labels, names as integer codes.
 
 What a column is, is decided once for all splits of a data set (`kinds.py`); what is asked for is there or refused,
-what is not asked for is listed with why it was left. Comes after `cells.py`; `build.py` calls it when the crystals of
-all splits are known, and when the splits of one dataset are brought together.
+what is not asked for is listed with why it was left.
 """
 
 from __future__ import annotations

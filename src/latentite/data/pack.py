@@ -2,8 +2,6 @@
 
 The work that `build.py` sends along `walk`, to several processes if there are some; so this module does not
 import torch, and worker processes start light.
-
-Comes after `table.py` and `canonical.py`, before `build.py`.
 """
 
 from __future__ import annotations

@@ -3,8 +3,6 @@
 The format is the one of VASP 5 and 6 (https://www.vasp.at/wiki/index.php/POSCAR). pymatgen's reader is not used:
 it multiplies Cartesian positions by a negative scale, which is a volume, and takes a missing line `Direct`, a count
 that disagrees with the lines of positions or a token `0.5-0.3` without a word.
-
-Comes after `cif.py` and before `table.py`; knows nothing of rows, limits or properties.
 """
 
 from __future__ import annotations

@@ -1,7 +1,4 @@
-"""The progress bar of reading: rows done and rows per second, on a terminal only.
-
-Used by `build.py`.
-"""
+"""The progress bar of reading: rows done and rows per second, on a terminal only."""
 
 from __future__ import annotations
 

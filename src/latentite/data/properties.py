@@ -1,8 +1,7 @@
 """Properties computed from the crystals themselves, on demand: density, space group, chemical system, ...
 
-`derive` serves batches of tensors; `derive_rows` serves the worker processes of `derived.py`, which do without
-torch. Both run the same functions on packed arrays. Comes after `canonical.py`; used by `derived.py` and by
-evaluation.
+`derive` serves batches of tensors; `derive_rows` serves the worker processes of `derived.py`, which do without torch.
+Both run the same functions on packed arrays.
 """
 
 from __future__ import annotations

@@ -5,8 +5,6 @@ ions that data-mined substitution finds most probable, for elements and intermet
 that stand for each other most readily. The volume is predicted by data-mined lattice scaling (bond lengths
 from a table). Labels are computed from the crystal. Nothing is random: the same versions of pymatgen give the
 same bytes. These crystals are for learning, demonstration and tests; none has been relaxed.
-
-Comes after `prototype_library.py` (the tables) and before `sources.py` (which resolves the name).
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""A folder that appears all at once or not at all. Used by `prototypes.py` and `sources.py`."""
+"""A folder that appears all at once or not at all."""
 
 from __future__ import annotations
 

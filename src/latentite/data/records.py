@@ -3,10 +3,6 @@
 Opening is cheap and sequential, parsing is dear and parallel: so this module cuts a source into `Record`s
 (text or objects with their id and properties), and `table.parse` makes arrays of them, in other processes if
 wanted.
-
-Comes after `checks.py` and `formats.py`; `tables.py` (CSV, Parquet, JSON), `structure_files.py` (CIF, POSCAR,
-extxyz), `ase_files.py`, `hdf5.py` and `folders.py` fill the records, `label_table.py` adds labels to them;
-`table.py` reads them.
 """
 
 from __future__ import annotations

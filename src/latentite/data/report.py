@@ -1,7 +1,4 @@
-"""What a build leaves beside its splits: a summary, `dataset.json`, and `rejected.csv`.
-
-Used by `build.py`; `commands.py` prints the summary.
-"""
+"""What a build leaves beside its splits: a summary, `dataset.json`, and `rejected.csv`."""
 
 from __future__ import annotations
 

@@ -1,7 +1,6 @@
 """Which crystals make a batch: by count or by atoms, bucketed by size, the same for every run of a seed.
 
-A plan is a function of (seed, epoch) alone, so resuming needs no state. Comes after `dataset.py`; the data
-module of `training/` walks the plan and selects from tensors, without worker processes.
+A plan is a function of (seed, epoch) alone, so resuming needs no state.
 """
 
 from __future__ import annotations

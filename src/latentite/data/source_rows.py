@@ -1,8 +1,7 @@
 """What one source holds: its crystals, the cells of its columns, its rejected rows; read, or taken from the cache.
 
 Crystals and cells lie in files of their own, under a name that changes with all that they depend on: other labels of
-the same source need no crystal to be parsed again. Comes after `pack.py` and `cells.py`; `build.py` decides on the
-columns and makes datasets of it.
+the same source need no crystal to be parsed again.
 """
 
 from __future__ import annotations

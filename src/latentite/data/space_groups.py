@@ -3,8 +3,6 @@
 spglib's database holds 530 settings of the 230 groups (Seto's list): Hall symbols, Hermann-Mauguin symbols and
 choices of axes and origin. `named` finds those that a Hermann-Mauguin symbol can mean, in any of the spellings in
 use; several remain where the symbol leaves the origin or the axes open, none where the symbol is not understood.
-
-Comes before `cif_symmetry.py`.
 """
 
 from __future__ import annotations

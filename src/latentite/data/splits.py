@@ -3,8 +3,6 @@
 Crystals of one reduced formula go into one split by default, because polymorphs and duplicates on both sides
 make a test easier than it should be (arXiv 2509.12178). Ready-made train, val and test files are kept as
 they are.
-
-Comes after `labels.py` and before `build.py`, which calls `divide`.
 """
 
 from __future__ import annotations

@@ -1,7 +1,4 @@
-"""Files of text that hold crystals and nothing else, to records: a CIF or POSCAR, the frames of an extxyz file.
-
-Comes after `records.py` and `text_files.py`; `folders.py` reads many of them.
-"""
+"""Files of text that hold crystals and nothing else, to records: a CIF or POSCAR, the frames of an extxyz file."""
 
 from __future__ import annotations
 

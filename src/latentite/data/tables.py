@@ -1,7 +1,6 @@
 """Tables of crystals to records: CSV, Parquet, JSON (also one object per line); CSV and JSON may be compressed.
 
-The column `cif` holds CIF texts, or, in a CSV, the paths of files. Comes after `records.py` and `text_files.py`.
-Nothing in a table is ever evaluated as code.
+The column `cif` holds CIF texts, or, in a CSV, the paths of files. Nothing in a table is ever evaluated as code.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Text files as people have them: plain or compressed, UTF-8 or not, and never more of them than memory holds.
 
 What is not plain UTF-8 is said in one line. A file that unpacks to hundreds of times its size, or whose line never
-ends, is refused. Comes after `formats.py`, before the readers of text formats.
+ends, is refused.
 """
 
 from __future__ import annotations

@@ -4,8 +4,7 @@
 under way; `pair` puts every row beside what became of it. Whatever reads crystals (training, evaluation,
 prediction, starts of samples, hulls) goes this way, so that a row is nowhere lost or taken for its neighbour.
 
-Comes after `records.py`; `table.py` makes rows this way and `pack.py` packed arrays. Does not import torch:
-worker processes start light.
+Does not import torch: worker processes start light.
 """
 
 from __future__ import annotations

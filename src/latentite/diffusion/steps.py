@@ -1,8 +1,7 @@
 """One sampling step of each method, as a distribution over the next state.
 
-Pure functions of (network output, state, level): `samplers.py` loops over them, and reinforcement learning
-calls the same ones with one level per crystal to get log-probabilities under new weights. Comes after
-`schedule.py`.
+Pure functions of (network output, state, level): `samplers.py` loops over them, and reinforcement learning calls the
+same ones with one level per crystal to get log-probabilities under new weights.
 """
 
 from __future__ import annotations

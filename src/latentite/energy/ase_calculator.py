@@ -1,8 +1,7 @@
 """Any ASE calculator as a potential, named by its import path; so MACE, ORB, SevenNet and MatterSim work where
 a user has them.
 
-Comes after `potential.py`. ASE computes one crystal after the other; what it refuses becomes a failure of
-that crystal alone.
+ASE computes one crystal after the other; what it refuses becomes a failure of that crystal alone.
 """
 
 from __future__ import annotations

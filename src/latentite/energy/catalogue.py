@@ -1,7 +1,4 @@
-"""Potentials by the name that a user types: those with an adapter here, or any ASE calculator by import path.
-
-Comes after the adapters and before `parallel.py`.
-"""
+"""Potentials by the name that a user types: those with an adapter here, or any ASE calculator by import path."""
 
 from __future__ import annotations
 

@@ -1,10 +1,9 @@
 """CHGNet as a potential, batched, from the weights in its own wheel; never touches the network.
 
-Deng et al. 2023, Nature Machine Intelligence 5, 1031. The package is the extra `energy`; only its network is
-used: the graph of a whole batch is made here at once (theirs is made crystal by crystal, bond by bond, which
-takes as long as the network itself), the weights are read without unpickling, and the derivatives are taken
-without the second-order graph that only training needs. Tests hold the numbers equal to its own
-`predict_structure`. Comes after `neighbours.py`.
+Deng et al. 2023, Nature Machine Intelligence 5, 1031. The package is the extra `energy`; only its network is used:
+the graph of a whole batch is made here at once (theirs is made crystal by crystal, bond by bond, which takes as long
+as the network itself), the weights are read without unpickling, and the derivatives are taken without the
+second-order graph that only training needs. Tests hold the numbers equal to its own `predict_structure`.
 """
 
 from __future__ import annotations

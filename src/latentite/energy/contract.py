@@ -1,7 +1,6 @@
 """`check_potential`: whether a potential keeps what the protocol promises; for anyone's own adapter.
 
-Comes after `potential.py`. Numbers are compared with a tolerance that the caller chooses, since potentials
-compute in float32 or float64.
+Numbers are compared with a tolerance that the caller chooses, since potentials compute in float32 or float64.
 """
 
 from __future__ import annotations

@@ -1,7 +1,4 @@
-"""How far a relaxation has moved a crystal: atoms and cell.
-
-Comes after `relax.py`; the evaluation reports both.
-"""
+"""How far a relaxation has moved a crystal: atoms and cell."""
 
 from __future__ import annotations
 

@@ -1,10 +1,9 @@
 """FIRE steps for many crystals at once, each with its own clock.
 
-FIRE is Bitzek et al. 2006, PRL 97, 170201, with the constants of ASE and its bound on the length of a step. The
-cell moves by strains: a step multiplies it with exp(strain), and the force on the strain is -volume * stress,
-divided by the number of atoms so that one time step suits cell and atoms (as in ASE's `FrechetCellFilter`, of
-which this is the form whose reference is always the present cell). Comes before `relax.py`, which decides who
-flies and for how long.
+FIRE is Bitzek et al. 2006, PRL 97, 170201, with the constants of ASE and its bound on the length of a step. The cell
+moves by strains: a step multiplies it with exp(strain), and the force on the strain is -volume * stress, divided by
+the number of atoms so that one time step suits cell and atoms (as in ASE's `FrechetCellFilter`, of which this is the
+form whose reference is always the present cell).
 """
 
 from __future__ import annotations

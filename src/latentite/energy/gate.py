@@ -1,8 +1,8 @@
 """What no potential is asked: refusals with a reason, before every computation.
 
-A learned potential answers for anything, and what it says of a structure far from its training means nothing:
-two atoms on one site score nearly as well as the real crystal, and one collapsed cell can cost half a minute
-and 15 GB of neighbours. Comes after `potential.py`; `relax.py` asks again at each step.
+A learned potential answers for anything, and what it says of a structure far from its training means nothing: two
+atoms on one site score nearly as well as the real crystal, and one collapsed cell can cost half a minute and 15 GB of
+neighbours.
 """
 
 from __future__ import annotations

@@ -1,9 +1,8 @@
 """Energy above hull: how far a crystal lies above the best mixture of its competing phases.
 
 `hull_sources.py` builds one from a table or from entries. A query is a linear programme over the phases of its
-chemical system: minimise sum_i w_i E_i subject to sum_i w_i x_i = x, w_i >= 0, with compositions x and energies E
-per atom; equal to pymatgen's `PhaseDiagram`. What lies below the hull gets a negative number. Comes after
-`references.py`, which makes formation energies of a potential's total energies.
+chemical system: minimise sum_i w_i E_i subject to sum_i w_i x_i = x, w_i >= 0, with compositions x and energies E per
+atom; equal to pymatgen's `PhaseDiagram`. What lies below the hull gets a negative number.
 """
 
 from __future__ import annotations

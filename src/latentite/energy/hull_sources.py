@@ -1,7 +1,7 @@
 """Hulls of what users have: crystals with formation energies, CSV tables, pymatgen entries, JSON files.
 
 In a table the elements stand at 0 and each row at its formation energy minus its energy above hull, which is the
-height of the hull there. Comes after `hull.py`.
+height of the hull there.
 """
 
 from __future__ import annotations

@@ -1,8 +1,7 @@
 """Energies and relaxations of many crystals: in several one-thread processes, what is known already left out.
 
-The crystals are cut into chunks that depend on nothing but their order and sizes, so that the number of workers
-does not change a bit of the result, and what is finished is kept chunk by chunk. Comes after `relax.py` and
-`catalogue.py`; the evaluation uses it.
+The crystals are cut into chunks that depend on nothing but their order and sizes, so that the number of workers does
+not change a bit of the result, and what is finished is kept chunk by chunk.
 """
 
 from __future__ import annotations

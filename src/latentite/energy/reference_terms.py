@@ -1,7 +1,4 @@
-"""What the difference between a potential's energies and a table's is made of: the columns of the fit.
-
-Comes before `references.py`, which fits and uses them.
-"""
+"""What the difference between a potential's energies and a table's is made of: the columns of the fit."""
 
 from __future__ import annotations
 

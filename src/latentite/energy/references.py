@@ -1,11 +1,10 @@
 """Element references: from a potential's total energies to formation energies that a table's hull can judge.
 
-A potential gives total energies, a table formation energies; between them stands one reference energy per
-element, fitted by ridge least squares on rows of the table: E_potential - E_formation = sum_i x_i mu_i. Where the
-potential predicts uncorrected energies and the table holds corrected ones, the difference also depends on what an
-element does in the compound; further terms take that up, as MP2020 does it (Wang et al. 2021, Sci. Rep. 11,
-15496): one per anion and one per transition metal in oxides and fluorides. Comes after
-`reference_terms.py`; `table.py` fits them on a table, and `stability.py` uses them.
+A potential gives total energies, a table formation energies; between them stands one reference energy per element,
+fitted by ridge least squares on rows of the table: E_potential - E_formation = sum_i x_i mu_i. Where the potential
+predicts uncorrected energies and the table holds corrected ones, the difference also depends on what an element does
+in the compound; further terms take that up, as MP2020 does it (Wang et al. 2021, Sci. Rep. 11, 15496): one per anion
+and one per transition metal in oxides and fluorides.
 """
 
 from __future__ import annotations

@@ -1,8 +1,7 @@
 """Relaxation of many crystals at once, each with its own end.
 
 A crystal that has converged, or that has failed (exploded, stalled, over its budget of steps, refused by the
-potential), leaves the batch with its reason, and the next one takes its place. Comes after `fire.py`, which
-makes the steps, and `gate.py`, which is asked before every evaluation.
+potential), leaves the batch with its reason, and the next one takes its place.
 """
 
 from __future__ import annotations

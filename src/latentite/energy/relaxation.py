@@ -1,7 +1,4 @@
-"""What a relaxation is asked and what it leaves: settings, ways to end, results.
-
-Comes after `gate.py` and before `relax.py`, which does the work.
-"""
+"""What a relaxation is asked and what it leaves: settings, ways to end, results."""
 
 from __future__ import annotations
 

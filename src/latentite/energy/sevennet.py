@@ -1,7 +1,7 @@
 """7net-0 (SevenNet) as a potential, from the weights in its own wheel; never touches the network.
 
-Park et al. 2024, J. Chem. Theory Comput. 20, 4857; trained on the energies of MPtrj as VASP gave them, without
-the corrections of MP2020. It is the extra `sevennet`. Comes after `ase_calculator.py`, which does the work.
+Park et al. 2024, J. Chem. Theory Comput. 20, 4857; trained on the energies of MPtrj as VASP gave them, without the
+corrections of MP2020. It is the extra `sevennet`.
 """
 
 from __future__ import annotations

@@ -4,7 +4,7 @@
     hull = table_hull(table)
     references = table_references(table, RelaxHow(potential="chgnet"))  # of `reference_fit.py`
 
-What is made of a table is kept in the cache under its content. Comes after `hull_sources.py`.
+What is made of a table is kept in the cache under its content.
 """
 
 from __future__ import annotations

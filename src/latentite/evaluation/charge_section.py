@@ -1,7 +1,6 @@
 """The section of charges: can the atoms carry plausible oxidation states that add up to zero, and why.
 
-Before the section of validity, as a protocol may ask it. Comes after `table.py` and `metrics/charge.py`; `run.py`
-lists it.
+Before the section of validity, as a protocol may ask it.
 """
 
 from __future__ import annotations

@@ -1,7 +1,6 @@
 """Charts of an evaluation, generated against reference, as SVG text for a page.
 
-Shares, not counts, so that a thousand samples can stand beside a data set of any size. Comes after `run.py` and
-`figures.py`; `page.py` puts them together.
+Shares, not counts, so that a thousand samples can stand beside a data set of any size.
 """
 
 from __future__ import annotations

@@ -3,8 +3,7 @@
     found = compare_runs("report_a", "report_b")
     print(found.rates[0].difference)
 
-Reads the folders that `report.py` leaves; needs neither structures nor the reference again. Comes after
-`report.py`; `compare_page.py` makes the page.
+Reads the folders that `report.py` leaves; needs neither structures nor the reference again.
 """
 
 from __future__ import annotations

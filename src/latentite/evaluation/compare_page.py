@@ -1,4 +1,4 @@
-"""A comparison as one HTML page: no script, no network. Comes after `compare.py` and `page.py`."""
+"""A comparison as one HTML page: no script, no network."""
 
 from __future__ import annotations
 

@@ -2,7 +2,7 @@
 
 A folder of `latentite sample` says what each crystal was asked: values of the model's conditions, and a formula where
 atoms were dealt out. Each is held against the column of the table that measures the same; what no column measures is
-named. Comes after `metrics/conditional.py` and `energy_section.py`, whose columns it may need; `plan.py` lists it.
+named.
 """
 
 from __future__ import annotations

@@ -1,8 +1,7 @@
 """Features of the crystals of an evaluation, each kept in the store by the crystal that it belongs to.
 
 Fingerprints need no network (`metrics/fingerprints.py`, `metrics/crystal_nn.py`), latents need a VAE. A crystal of
-which there is none has a row of NaN. Comes after `kept_rows.py` and `latent_features.py`; `feature_section.py`
-compares the features of two sides.
+which there is none has a row of NaN.
 """
 
 from __future__ import annotations

@@ -1,7 +1,4 @@
-"""The section of distributions: entropies of what was generated, and how far it is from the reference.
-
-Comes after `table.py` and `metrics/distributions.py`; `run.py` lists it.
-"""
+"""The section of distributions: entropies of what was generated, and how far it is from the reference."""
 
 from __future__ import annotations
 

@@ -1,8 +1,7 @@
 """Energies of an evaluation: as submitted and relaxed side by side, each gap with its reason.
 
 Every structure has a number or a failure: what the gate refuses, what explodes, stalls or uses up its steps on the
-way to its minimum has no relaxed number, and what the hull does not know has no energy above it. Comes after
-`energy/`; `run.py` makes it part of the table, `relaxed_file.py` writes the relaxed structures.
+way to its minimum has no relaxed number, and what the hull does not know has no energy above it.
 """
 
 from __future__ import annotations

@@ -1,7 +1,4 @@
-"""What is asked of energies: which potential, what may move, what competes. Checked before anything heavy.
-
-Comes after `energy/`; `energy_section.py` does it, `plan.py` decides on it.
-"""
+"""What is asked of energies: which potential, what may move, what competes. Checked before anything heavy."""
 
 from __future__ import annotations
 

@@ -1,7 +1,4 @@
-"""What the report's page says of energies: a histogram, how relaxations ended, what the hull does not know.
-
-Comes before `energy_section.py`, which calls it.
-"""
+"""What the report's page says of energies: a histogram, how relaxations ended, what the hull does not know."""
 
 from __future__ import annotations
 

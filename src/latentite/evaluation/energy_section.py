@@ -3,8 +3,7 @@
 `stable` is at most 0, `metastable` at most 0.1 eV/atom above the hull of this potential, this table and these element
 references, all named in the summary. SUN is stable, unique and novel; MSUN the same with metastable, in both
 conventions: `msun` includes the stable ones, `msun_exclusive` does not. Names that begin with `relaxed_` are of the
-relaxed structures, which are compared anew with each other and with the reference. Comes after `energy_summary.py` and
-`sections.py`; `plan.py` lists it when a potential is asked for.
+relaxed structures, which are compared anew with each other and with the reference.
 """
 
 from __future__ import annotations

@@ -1,7 +1,4 @@
-"""What `summary.json` says of energies, and what they are compared with.
-
-Comes after `energies.py` and `energy_options.py`; `energy_section.py` calls it.
-"""
+"""What `summary.json` says of energies, and what they are compared with."""
 
 from __future__ import annotations
 

@@ -1,7 +1,4 @@
-"""What the report's page says of features: distances, diversity and coverage with their rulers.
-
-Comes before `feature_section.py`, which calls it.
-"""
+"""What the report's page says of features: distances, diversity and coverage with their rulers."""
 
 from __future__ import annotations
 

@@ -2,9 +2,9 @@
 
 The descriptors are `fingerprints.radial` (structure) and `magpie` (composition), each number standardised by the
 reference. Distances and diversity take both together, clipped at `CLIP` standard deviations: of 900 real test
-crystals a single one lies 100 deviations out in one number, and alone makes most of a Fréchet distance. Coverage takes
-them apart and not clipped. A VAE's pooled latents are a second space, CrystalNN and `CDVAE_CUTOFFS` a second
-coverage; both are asked for. Comes after `descriptors.py`; `plan.py` lists it when there is a reference.
+crystals a single one lies 100 deviations out in one number, and alone makes most of a Fréchet distance. Coverage
+takes them apart and not clipped. A VAE's pooled latents are a second space, CrystalNN and `CDVAE_CUTOFFS` a second
+coverage; both are asked for.
 """
 
 from __future__ import annotations

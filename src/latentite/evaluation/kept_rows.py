@@ -1,7 +1,4 @@
-"""Rows of numbers that are slow to find, kept block by block: what was done before an interruption is not redone.
-
-Comes after `store.py`; `descriptors.py` and `prediction_section.py` keep theirs with it.
-"""
+"""Rows of numbers that are slow to find, kept block by block: what was done before an interruption is not redone."""
 
 from __future__ import annotations
 

@@ -1,7 +1,6 @@
 """One vector per crystal from a trained VAE: the mean of its atoms' latents.
 
-The feature space of Fréchet distances and diversity in which Chemeleon2 measures too. Comes after `nn/vae.py`;
-`metrics/frechet.py` and `metrics/diversity.py` take the vectors.
+The feature space of Fréchet distances and diversity in which Chemeleon2 measures too.
 """
 
 from __future__ import annotations

@@ -1,7 +1,4 @@
-"""What is measured of each structure alone: cell, density, distances, SMACT, symmetry, supply risk.
-
-Comes after `read.py` and `metrics/`; `run.py` measures the source and the reference alike.
-"""
+"""What is measured of each structure alone: cell, density, distances, SMACT, symmetry, supply risk."""
 
 from __future__ import annotations
 

@@ -1,7 +1,4 @@
-"""The report as one HTML page: no script, no network, every picture inside the file.
-
-Comes after `charts.py` and `run.py`; `report.py` writes it.
-"""
+"""The report as one HTML page: no script, no network, every picture inside the file."""
 
 from __future__ import annotations
 

@@ -1,7 +1,6 @@
 """Which optional sections an evaluation has: energies, CrystalNN, latents, conditions, targets.
 
-Everything that a user can get wrong is refused here, before anything heavy. Comes after the files of these sections;
-`run.py` follows the plan.
+Everything that a user can get wrong is refused here, before anything heavy.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What page and terminal say of predicted structures. Comes before `prediction_section.py`, whose summary it shows."""
+"""What page and terminal say of predicted structures."""
 
 from __future__ import annotations
 

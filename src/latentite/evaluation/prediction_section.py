@@ -3,8 +3,7 @@
 Targets are crystals whose structures are known. The samples of a target are those of its reduced formula, in their
 order; k = 1 looks at the first, "any" at all of them. Targets of one formula (polymorphs) share its samples, so that
 the rate of "any" over all pairs is METRe at once, and its corrected RMSE cRMSE (arXiv 2509.12178). A target without
-samples is not matched. Comes after `metrics/crystal_structure_prediction.py`; `plan.py` lists it when targets are
-given.
+samples is not matched.
 """
 
 from __future__ import annotations

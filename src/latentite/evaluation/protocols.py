@@ -7,10 +7,9 @@ the terminal, the page and `summary.json` repeat.
 MatterGen compares by default with a matcher for disordered structures: elements whose radii differ by at most 0.3 and
 whose electronegativities by at most 1 may stand for each other. How it relabels sites, which radii and
 electronegativities it takes, and how it scales is not fixed by these two numbers, and a rule made up here would give
-numbers that only look like its own. So `mattergen` takes the ordered matcher, which that system offers too. At
-equal tolerances, what matches under it also matches where elements may be exchanged besides: `unique`, `novel` and SUN
-are to be read as upper bounds.
-Comes after `match/` and `metrics/`.
+numbers that only look like its own. So `mattergen` takes the ordered matcher, which that system offers too. At equal
+tolerances, what matches under it also matches where elements may be exchanged besides: `unique`, `novel` and SUN are
+to be read as upper bounds.
 """
 
 from __future__ import annotations

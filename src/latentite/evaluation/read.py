@@ -1,7 +1,7 @@
 """What is evaluated, and what it is held against: any source to crystals as they are, nothing cleaned away.
 
-Unlike a dataset, an evaluation must see overlapping atoms and collapsed cells; so the limits are open, and only
-what is no crystal at all becomes a failure. Comes after `data/`, before `run.py`.
+Unlike a dataset, an evaluation must see overlapping atoms and collapsed cells; so the limits are open, and only what
+is no crystal at all becomes a failure.
 """
 
 from __future__ import annotations

@@ -1,7 +1,4 @@
-"""`relaxed.extxyz`: the structures that a relaxation left, with energies, forces and stresses.
-
-Comes after `energies.py`.
-"""
+"""`relaxed.extxyz`: the structures that a relaxation left, with energies, forces and stresses."""
 
 from __future__ import annotations
 

@@ -1,13 +1,13 @@
 """The folder that an evaluation leaves.
 
+Its files:
+
     evaluation.json  what is evaluated and how, and whether it is finished (`resume.py`, which writes it)
     structures.csv   one row per structure, every metric; an empty cell is a metric that gave nothing
     failed.csv       source, row, id, step and reason of every failure
     summary.json     every rate with numerator, denominator and interval; settings, hashes, versions
     report.html      one page for people, self-contained (`page.py`)
     relaxed.extxyz   with `relax`: geometry, energy, forces, stress and steps of each structure
-
-Comes after `run.py`, which calls it.
 """
 
 from __future__ import annotations

@@ -1,7 +1,6 @@
 """`evaluation.json`: what is evaluated in a folder and how, and whether an evaluation may go on there.
 
 Results themselves are in the store (`store.py`); this file makes sure that they are used for the same question.
-Comes after `read.py`; `run.py` keeps it.
 """
 
 from __future__ import annotations

@@ -5,8 +5,7 @@
     print(result.rates["unique"])
 
 In = scored + failed. A structure that one metric fails on keeps the others: that cell stays empty, the failure is
-listed with its reason, and the rate's denominator leaves it out and says so. Comes after `sections.py`;
-`report.py` writes what is found.
+listed with its reason, and the rate's denominator leaves it out and says so.
 """
 
 from __future__ import annotations

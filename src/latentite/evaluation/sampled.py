@@ -1,7 +1,7 @@
 """A folder of `latentite sample` as a source: the structures of that run, and what each was asked to be.
 
-Recognised by its manifest. What else lies in it (tables of attempts, trajectories, files after the last commit)
-is no structure of the run. Comes after `sampling/folder.py`; `read.py` calls it.
+Recognised by its manifest. What else lies in it (tables of attempts, trajectories, files after the last commit) is no
+structure of the run.
 """
 
 from __future__ import annotations

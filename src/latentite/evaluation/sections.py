@@ -1,6 +1,6 @@
 """The sections that every evaluation has: what came in, structure, composition, symmetry, matches, verdicts.
 
-Each is a function as `table.py` describes. Comes after `table.py` and `match/`; `run.py` lists them.
+Each is a function as `table.py` describes.
 """
 
 from __future__ import annotations

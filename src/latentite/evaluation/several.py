@@ -1,7 +1,7 @@
 """Several sources as one: parts of a sampled run, runs, files, in the order given.
 
 Nothing of what was asked is lost: every attempt that a run was asked for stays counted, with its conditions. Parts of
-one run give what the merged run gives. Comes after `read.py`; `run.py` calls it.
+one run give what the merged run gives.
 """
 
 from __future__ import annotations

@@ -1,7 +1,4 @@
-"""What the steps of an evaluation share: how they tell of their progress, and how their time is taken.
-
-Comes first in this folder; imports nothing of ours.
-"""
+"""What the steps of an evaluation share: how they tell of their progress, and how their time is taken."""
 
 from __future__ import annotations
 

@@ -4,9 +4,8 @@
     found = store.get_many(hashes)
     store.put_many({hash: 225})
 
-A convenience that must never cost an evaluation: a damaged file is set aside, and where the cache cannot be read
-or written every result simply counts as unknown, with one warning. Comes after `files.py`; `read.py` makes the
-hashes, `measure.py` and `sections.py` keep what is slow.
+A convenience that must never cost an evaluation: a damaged file is set aside, and where the cache cannot be read or
+written every result simply counts as unknown, with one warning.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """What a section of an evaluation is, and how sections become one table, its rates and its failures.
 
-A section is a function of what is evaluated (`Work`) and of the columns so far; it gives new columns, says which
-of them are counted, and what it adds to the summary and the page. A new group of metrics is one such function in
-the list `SECTIONS` of `run.py`. Comes after `measure.py`, before `sections.py`.
+A section is a function of what is evaluated (`Work`) and of the columns so far; it gives new columns, says which of
+them are counted, and what it adds to the summary and the page. A new group of metrics is one such function in the
+list `SECTIONS` of `run.py`.
 """
 
 from __future__ import annotations

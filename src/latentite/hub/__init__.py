@@ -1,11 +1,9 @@
 """Names of checkpoints and the files behind them: what is bundled, what is cached, what can be downloaded.
 
-`resolve` is what `${hub:NAME}` in a configuration and NAME on the command line mean. It looks, in this
-order, for a file at that path; for a bundled checkpoint (`ckpts/NAME.safetensors` or `.ckpt`); in the
-download cache; and on the Hugging Face hub. Names are exact. A Chemeleon2 checkpoint, public or not, is
-converted once, without executing anything in it, and its conversion is what is given. Comes after `download.py`
-and `interop/convert.py`; `checkpoint/` reads what is found here, `bundle.py` writes what is bundled,
-`hub_commands.py` is the command line. What others use is named here.
+`resolve` is what `${hub:NAME}` in a configuration and NAME on the command line mean. It looks, in this order, for a
+file at that path; for a bundled checkpoint (`ckpts/NAME.safetensors` or `.ckpt`); in the download cache; and on the
+Hugging Face hub. Names are exact. A Chemeleon2 checkpoint, public or not, is converted once, without executing
+anything in it, and its conversion is what is given. What others use is named here.
 """
 
 from latentite.download import Patience

@@ -1,7 +1,4 @@
-"""A trained checkpoint to a pair that travels with the repository: half precision, with a card for people.
-
-Comes after `lookup.py`; `hub_commands.py` is its command line.
-"""
+"""A trained checkpoint to a pair that travels with the repository: half precision, with a card for people."""
 
 from __future__ import annotations
 

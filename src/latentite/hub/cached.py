@@ -1,7 +1,4 @@
-"""Files of the cache, each with a record beside it: where they lie, what is known of them, whether they are whole.
-
-Comes after `names.py`.
-"""
+"""Files of the cache, each with a record beside it: where they lie, what is known of them, whether they are whole."""
 
 from __future__ import annotations
 

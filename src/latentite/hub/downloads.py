@@ -1,7 +1,4 @@
-"""A public checkpoint into the cache.
-
-Comes after `cached.py`.
-"""
+"""A public checkpoint into the cache."""
 
 from __future__ import annotations
 

@@ -1,7 +1,4 @@
-"""From a name or path to a file in our format, the list of names, and whether a file is still what it was.
-
-Comes after `downloads.py`.
-"""
+"""From a name or path to a file in our format, the list of names, and whether a file is still what it was."""
 
 from __future__ import annotations
 

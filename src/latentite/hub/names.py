@@ -1,7 +1,4 @@
-"""Which names there are: the public checkpoints, those in the `ckpts` folders, and what a mistyped one may mean.
-
-Comes first in this folder.
-"""
+"""Which names there are: the public checkpoints, those in the `ckpts` folders, and what a mistyped one may mean."""
 
 from __future__ import annotations
 

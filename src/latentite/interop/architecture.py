@@ -1,7 +1,4 @@
-"""Our configs from Chemeleon2's: tensor shapes, pickled modules and hyperparameters in, dataclasses out.
-
-Comes after `records.py`; `chemeleon2.py` reads a whole file with it.
-"""
+"""Our configs from Chemeleon2's: tensor shapes, pickled modules and hyperparameters in, dataclasses out."""
 
 from __future__ import annotations
 

@@ -6,8 +6,6 @@ ours already, but for `latent_std`, which is one number there and one per channe
 equal results: the layout of the denoiser's output, with the spacing of DDIM (`Compatibility.CHEMELEON2`), and the
 VAE's GELU, which was trained in its tanh form but is exact wherever torch's fast path for inference runs, hence
 in all latents that the public models were trained and sampled with.
-
-Comes after `tensors.py`; `convert.py` writes what is imported here.
 """
 
 from __future__ import annotations

@@ -1,7 +1,4 @@
-"""What a network of ours must be for Chemeleon2 to have it too, every unmet demand in one sentence.
-
-Comes after `architecture.py`; `export.py` asks.
-"""
+"""What a network of ours must be for Chemeleon2 to have it too, every unmet demand in one sentence."""
 
 from __future__ import annotations
 

@@ -2,8 +2,7 @@
 
 Possible for a VAE, a latent diffusion model or a predictor whose parts that project has; others are refused with the
 setting that stands in the way. What the file says of training (loss weights, optimizer) is what an imported
-checkpoint brought along, else that project's defaults. Comes after `modules.py` and `demands.py`;
-`hub_commands.py` is its command line.
+checkpoint brought along, else that project's defaults.
 """
 
 from __future__ import annotations

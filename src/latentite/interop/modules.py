@@ -1,7 +1,7 @@
 """Chemeleon2's modules as its checkpoints pickle them: trees of torch's modules under that project's class names.
 
 Its hyperparameters hold whole modules, so a file that the project can load must have them. Only names, sizes and
-weights matter: the classes made here compute nothing, and in the file they are names. Comes before `export.py`.
+weights matter: the classes made here compute nothing, and in the file they are names.
 """
 
 from __future__ import annotations

@@ -1,10 +1,9 @@
 """A torch checkpoint of classes that are not ours, read without importing or calling any of them.
 
-Such a file is a zip of one pickle and the numbers of its tensors. A pickle is a small program that names
-classes and calls them; here every name that is not a plain container becomes a `Record`, which only remembers
-what it was given, and a tensor a `StoredTensor`, whose numbers are read when they are asked for. A name that no
-checkpoint needs and that could do something (all of the standard library but a few classes) is refused before
-anything is made of it. Needs nothing of ours; `chemeleon2.py` comes after.
+Such a file is a zip of one pickle and the numbers of its tensors. A pickle is a small program that names classes and
+calls them; here every name that is not a plain container becomes a `Record`, which only remembers what it was given,
+and a tensor a `StoredTensor`, whose numbers are read when they are asked for. A name that no checkpoint needs and
+that could do something (all of the standard library but a few classes) is refused before anything is made of it.
 """
 
 from __future__ import annotations

@@ -1,7 +1,4 @@
-"""What becomes of a foreign pickle: records of its objects, places of its tensors, and which names are harmless.
-
-Needs nothing of ours; `pickled.py`, which comes after, reads a file into these.
-"""
+"""What becomes of a foreign pickle: records of its objects, places of its tensors, and which names are harmless."""
 
 from __future__ import annotations
 

@@ -1,7 +1,4 @@
-"""A Chemeleon2 file's tensors by our names: raw and averaged weights, and statistics that are tensors here only.
-
-Comes after `pickled.py` and `architecture.py`; `chemeleon2.py` puts a whole checkpoint together.
-"""
+"""A Chemeleon2 file's tensors by our names: raw and averaged weights, and statistics that are tensors here only."""
 
 from __future__ import annotations
 

@@ -12,8 +12,6 @@ with volumes scaled to one, and each verdict is one of three:
   whose translations has it gives none, whatever its tie breaks and its fractional tolerances, which are wider.
 - yes, where one candidate's cheapest pairing is unique, lies within those balls and stays below stol.
 - unknown: ties (symmetric crystals have them), values at a threshold within rounding. The caller asks the matcher.
-
-Comes after `lattices.py`; used by `search.py`.
 """
 
 from __future__ import annotations

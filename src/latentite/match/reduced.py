@@ -2,8 +2,7 @@
 
 pymatgen's matcher reduces both structures anew at each call, which takes longer than the comparison itself. What is
 reduced here is bit for bit what it would use, so that it can be asked with `skip_structure_reduction=True`. Those of
-a reference can be kept between runs in any store of plain values by hash. Comes after `settings.py`; before
-`compare.py` and `search.py`.
+a reference can be kept between runs in any store of plain values by hash.
 """
 
 from __future__ import annotations

@@ -6,8 +6,6 @@ first test), nor those with different numbers of atoms in their reduced primitiv
 matcher asks for a one-to-one mapping). Each structure is reduced once (`reduced.py`), and pairs are compared on
 arrays (`compare.py`). `fit` is not symmetric; here the earlier or the reference structure is always its first
 argument.
-
-Comes after `tasks.py`; `evaluation/` makes columns of the verdicts.
 """
 
 from __future__ import annotations

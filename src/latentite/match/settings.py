@@ -1,7 +1,4 @@
-"""Tolerances of pymatgen's `StructureMatcher` by name, and what can be compared at all.
-
-Comes before `search.py` (many structures against many) and `metrics/reconstruction.py` (pairs).
-"""
+"""Tolerances of pymatgen's `StructureMatcher` by name, and what can be compared at all."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
 """Comparisons of many reduced crystals in several processes: tasks, and how duplicates are walked through.
 
-Duplicates are sequential by nature: a structure is compared with the distinct ones before it. Many structures of
-one composition are walked in blocks: all of a block against the distinct ones so far, in parallel, then those
-that are left among each other. Comes after `compare.py`; before `search.py`.
+Duplicates are sequential by nature: a structure is compared with the distinct ones before it. Many structures of one
+composition are walked in blocks: all of a block against the distinct ones so far, in parallel, then those that are
+left among each other.
 """
 
 from __future__ import annotations

@@ -2,7 +2,7 @@
 
 Bond valence sums by O'Keeffe & Brese 1991 (J. Am. Chem. Soc. 113, 3226), with the parameters and the statistics of
 the ICSD that pymatgen ships; the posterior of each state is that of pymatgen's `BVAnalyzer`, the search for the best
-neutral choice is our own. Comes after `oxidation_states.py` and `fingerprints.py`.
+neutral choice is our own.
 """
 
 from __future__ import annotations

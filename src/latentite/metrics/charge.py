@@ -15,9 +15,9 @@ occurrences in the ICSD that pymatgen ships, over states other than 0; (b) `BVAn
 combinations of states of symmetry-distinct atoms, gives equivalent atoms equal states and counts each class of atoms
 once; here the best neutral choice over all atoms is found exactly and in bounded time, and equivalent atoms may
 differ, so that mixed valence (LiTi2O4) is neutral in step 2 already; (c) METAL is decided by the elements, not by
-bond sums within 4 Å. So the rates of the two are not the same number. On the 512 non-metallic test crystals of
-MP-20 (two or three elements) step 2 finds neutral states for all 382 for which `BVAnalyzer` does (the same ones for
-347), and for 41 more. Comes after `bond_valence.py` and `oxidation_states.py`.
+bond sums within 4 Å. So the rates of the two are not the same number. On the 512 non-metallic test crystals of MP-20
+(two or three elements) step 2 finds neutral states for all 382 for which `BVAnalyzer` does (the same ones for 347),
+and for 41 more.
 """
 
 from __future__ import annotations

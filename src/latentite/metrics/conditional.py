@@ -2,7 +2,7 @@
 
 A structure whose achieved value is not known (no potential ran, no space group was found, ...) is counted twice over:
 as unknown, and as a miss in the strict rate, so that a model cannot gain by making structures that cannot be
-measured. The other rate leaves the unknown ones out. Comes after `rates.py`.
+measured. The other rate leaves the unknown ones out.
 """
 
 from __future__ import annotations

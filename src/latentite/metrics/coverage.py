@@ -14,7 +14,7 @@ CDVAE's fingerprints are the mean over atoms of matminer's CrystalNN site finger
 composition fingerprint, standardised by the training set (`fingerprints.fit_scaling`); `crystal_nn.py` and
 `fingerprints.magpie` compute both, equal to matminer's. `CDVAE_CUTOFFS` belong to these; what is left of a difference
 is the scaling, which CDVAE has as a table of constants. With any other pair of fingerprints, `fingerprints.radial`
-among them, take `calibrated_cutoffs`: then the numbers must not be put beside CDVAE's. Comes after `rates.py`.
+among them, take `calibrated_cutoffs`: then the numbers must not be put beside CDVAE's.
 """
 
 from __future__ import annotations

@@ -4,8 +4,6 @@ For each atom, the weights that CrystalNN (Zimmermann & Jain 2020, RSC Adv. 10, 
 1 to 24, and each weight times the order parameters of that number's usual motifs: 61 numbers, those of matminer's
 `CrystalNNFingerprint.from_preset("ops")`. A crystal has their mean over its atoms, as CDVAE takes it. It costs about
 a quarter of a second per crystal of ten atoms, so it is asked for on its own; `fingerprints.radial` is the quick one.
-
-Comes after `processes.py` and `fingerprints.py`; `coverage.py` uses it.
 """
 
 from __future__ import annotations

@@ -12,7 +12,7 @@ everything generated. Both give normalised RMS distances, which the other functi
 
 The verdict is that of `StructureMatcher.get_rms_dist(generated, target)`, as in the code of the CDVAE family. It is
 more generous than `fit`, on which uniqueness and novelty rest: it asks for a mean square displacement below `stol`,
-`fit` for every displacement below it. Comes after `match/settings.py`, `composition.py` and `rates.py`.
+`fit` for every displacement below it.
 """
 
 from __future__ import annotations

@@ -1,7 +1,4 @@
-"""How far the distribution of a property among generated crystals is from that of the data.
-
-Comes before `evaluation/`; imports nothing of ours.
-"""
+"""How far the distribution of a property among generated crystals is from that of the data."""
 
 from __future__ import annotations
 

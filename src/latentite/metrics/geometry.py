@@ -1,8 +1,8 @@
 """Structure validity: no two atoms too close, and a cell that is not flat.
 
-CDVAE (Xie et al. 2022, arXiv 2110.06197, section 5.2 and its code) calls a structure valid when the smallest
-distance between two atoms is at least 0.5 Å and the volume of the cell at least 0.1 Å^3. It leaves out the
-distance of an atom to its own periodic images; `min_distances` gives both numbers. Comes after `data/`.
+CDVAE (Xie et al. 2022, arXiv 2110.06197, section 5.2 and its code) calls a structure valid when the smallest distance
+between two atoms is at least 0.5 Å and the volume of the cell at least 0.1 Å^3. It leaves out the distance of an atom
+to its own periodic images; `min_distances` gives both numbers.
 """
 
 from __future__ import annotations

@@ -2,8 +2,7 @@
 
 Frequencies of states are the occurrences in the ICSD that pymatgen ships (`PRIOR_PROB` of its bond valence module).
 `best_neutral` finds the best among all choices in bounded time; `bond_valence.py` uses it for single atoms, and
-`charge.py` makes verdicts of both. Comes after `composition.py`, whose SMACT rule differs: other lists,
-one state per element, and anions more electronegative than cations.
+`charge.py` makes verdicts of both.
 """
 
 from __future__ import annotations

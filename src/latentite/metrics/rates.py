@@ -1,7 +1,4 @@
-"""Rates that carry their numerator, their denominator and an interval.
-
-Used by every report of the package; imports nothing of ours.
-"""
+"""Rates that carry their numerator, their denominator and an interval."""
 
 from __future__ import annotations
 

@@ -1,9 +1,8 @@
 """How well a decoded crystal is the crystal that was encoded: a plain table with one row per crystal.
 
-Numbers that compare atom by atom trust the order of atoms (the decoder keeps it); the match rate trusts
-nothing: pymatgen's `StructureMatcher` (Ong et al. 2013) tries cells, origins and orders itself. A common
-shift of all atoms is no error of a crystal, so the coordinate error is given both as it is and with the
-best common shift removed. Comes after `nn/vae.py`.
+Numbers that compare atom by atom trust the order of atoms (the decoder keeps it); the match rate trusts nothing:
+pymatgen's `StructureMatcher` (Ong et al. 2013) tries cells, origins and orders itself. A common shift of all atoms is
+no error of a crystal, so the coordinate error is given both as it is and with the best common shift removed.
 """
 
 from __future__ import annotations

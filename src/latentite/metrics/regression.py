@@ -1,7 +1,4 @@
-"""How well properties are predicted: errors of numbers, accuracy of classes, coverage of intervals.
-
-Comes after `rates.py`; `training/predictor.py` reports them.
-"""
+"""How well properties are predicted: errors of numbers, accuracy of classes, coverage of intervals."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
 """Supply risk: how concentrated the market of a compound's elements is.
 
-The Herfindahl-Hirschman index (0 to 10,000) of an element's production and of its reserves by country, as
-tabulated by Gaultois et al. 2013 (Chem. Mater. 25, 2911); that of a compound is the mean over its elements,
-weighted by mass. The table ships with smact. Comes after `data/`.
+The Herfindahl-Hirschman index (0 to 10,000) of an element's production and of its reserves by country, as tabulated
+by Gaultois et al. 2013 (Chem. Mater. 25, 2911); that of a compound is the mean over its elements, weighted by mass.
+The table ships with smact.
 """
 
 from __future__ import annotations

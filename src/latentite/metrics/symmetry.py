@@ -1,6 +1,6 @@
 """Space groups at several tolerances: a crystal that is symmetric only at 0.1 Å is not symmetric yet.
 
-The search is that of `data/properties.py`. Comes after `processes.py`.
+The search is that of `data/properties.py`.
 """
 
 from __future__ import annotations

@@ -1,9 +1,8 @@
 """LoRA: fine-tune a frozen network through small additions to its linear layers (Hu et al. 2022).
 
 An own implementation, not the `peft` package, because public names must not change: an adapted layer keeps its
-`weight` and `bias` under their names and gains `lora.down.weight` and `lora.up.weight`, so checkpoints of the
-base fit before and after. Comes after `denoiser.py`, whose fused projection of queries, keys and values it can
-adapt as well.
+`weight` and `bias` under their names and gains `lora.down.weight` and `lora.up.weight`, so checkpoints of the base
+fit before and after.
 
     names = add_lora(denoiser, LoraConfig())       # everything else is frozen from here on
     ...train...

@@ -1,5 +1,7 @@
 """Element baselines as YAML (`sae.yaml`): values by symbol, unit, extent, and where they come from.
 
+Such a file:
+
     format: 1
     reference: PBE
     provenance: {source: ..., sha256: ..., ...}
@@ -9,8 +11,6 @@
         unit: eV
         fidelities:
           PBE: {elements: {H: -3.39, O: -4.94}, inherited: [], num_rows: 812, num_trimmed: 32, residual_mae: 0.21, ...}
-
-Comes after `baseline_fit.py`; `baseline_commands.py` writes such files, and whoever wants given baselines reads them.
 """
 
 from __future__ import annotations

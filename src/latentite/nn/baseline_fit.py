@@ -2,9 +2,9 @@
 
 Ridge least squares of totals per formula unit on the numbers of atoms of each element, as self-atomic energies are
 fitted for potentials; the rows with the largest residuals on either side are left out of a second fit. Every fidelity
-but the reference is pulled towards the reference's values, as strongly as cross-validation finds best: few rows do not
-say much about many elements, and what they seem to say the network would have to take back. An element that a
-fidelity never saw has exactly those values. Comes after `baseline_ridge.py`; `baseline_file.py` writes what comes out.
+but the reference is pulled towards the reference's values, as strongly as cross-validation finds best: few rows do
+not say much about many elements, and what they seem to say the network would have to take back. An element that a
+fidelity never saw has exactly those values.
 """
 
 from __future__ import annotations

@@ -1,7 +1,4 @@
-"""Trimmed ridge regression of labels on the numbers of atoms of each element.
-
-Comes after `baselines.py`; `baseline_fit.py` says which labels of which fidelity are fitted.
-"""
+"""Trimmed ridge regression of labels on the numbers of atoms of each element."""
 
 from __future__ import annotations
 

@@ -1,8 +1,7 @@
 """`ConditionModule`: what was asked of a crystal as one vector, added to the denoiser's embedding of time.
 
-Each condition has its own encoder and its own learned vector for "absent", so a model trained with random
-hiding can be given any subset of its conditions. A missing label is "absent", never a dropped row. Comes after
-`condition_values.py`, which declares and reads the conditions; `denoiser.py` takes the vector.
+Each condition has its own encoder and its own learned vector for "absent", so a model trained with random hiding can
+be given any subset of its conditions. A missing label is "absent", never a dropped row.
 
 Departures from Chemeleon2: an absent condition is a vector of its own, which no value can equal, unless
 `AbsentPlace.INPUT` is asked for; every condition is hidden for itself as well as all together; labels that

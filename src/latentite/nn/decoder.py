@@ -1,7 +1,6 @@
 """Decoder of the VAE: one latent vector per atom in, elements, coordinates and cell out.
 
-Comes after `transformer.py`; `vae.py` joins it to an encoder. `DecodedCrystals` stands between the decoder's
-raw numbers and a `CrystalBatch`.
+`DecodedCrystals` stands between the decoder's raw numbers and a `CrystalBatch`.
 """
 
 from __future__ import annotations

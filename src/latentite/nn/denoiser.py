@@ -1,8 +1,7 @@
 """Denoiser: a diffusion transformer (DiT, Peebles & Xie 2023, adaLN-Zero) over the latent tokens of crystals.
 
-Tokens stay packed through every linear layer, as in the VAE; only attention sees a padded view, so what a
-crystal gets depends neither on the padding nor on the crystals beside it. Comes after `token_layout.py`;
-`conditions.py` makes the vectors that it is conditioned on, `diffusion/` calls it at every noise level.
+Tokens stay packed through every linear layer, as in the VAE; only attention sees a padded view, so what a crystal
+gets depends neither on the padding nor on the crystals beside it.
 
 Departures from the paper: no patches; the place of a token is its atom's place in the crystal, told in one of
 three ways; queries and keys are normalised by choice; the condition is a vector from outside.

@@ -1,7 +1,7 @@
 """Encoders of the VAE: a crystal in, one feature vector per atom out.
 
-`TransformerEncoder` lets every atom attend to every other; `CSPNetEncoder` passes messages along periodic
-differences of fractional coordinates. Comes after `transformer.py` and `features.py`, before `vae.py`.
+`TransformerEncoder` lets every atom attend to every other; `CSPNetEncoder` passes messages along periodic differences
+of fractional coordinates.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """How an encoder sees coordinates and cell: the numbers that go into its first layers.
 
-`plain` gives the raw numbers that the public checkpoints were trained on; `fourier` gives periodic functions
-of the coordinates and a cell description that no rotation changes. Comes before `encoders.py`.
+`plain` gives the raw numbers that the public checkpoints were trained on; `fourier` gives periodic functions of the
+coordinates and a cell description that no rotation changes.
 """
 
 from __future__ import annotations

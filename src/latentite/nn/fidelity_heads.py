@@ -1,7 +1,4 @@
-"""What several fidelities (levels of theory) do not share: small heads on a common trunk, or one vector each.
-
-Comes after `predictor_config.py`; `predictor.py` has one `FidelityHeads` where there is more than one fidelity.
-"""
+"""What several fidelities (levels of theory) do not share: small heads on a common trunk, or one vector each."""
 
 from __future__ import annotations
 

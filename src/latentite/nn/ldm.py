@@ -1,8 +1,8 @@
 """The latent diffusion model: a frozen VAE, the statistics of its latents, a denoiser, and its conditions.
 
-Everything that sampling needs travels together, so that a checkpoint of this stage stands alone. Follow one
-crystal: `CrystalBatch` -> `encode` -> normalised `LatentBatch` -> noise and `denoiser` (see `diffusion/`) ->
-`decode` -> `DecodedCrystals`. Comes after `vae.py` and `denoiser.py`; `objectives/ldm.py` trains it.
+Everything that sampling needs travels together, so that a checkpoint of this stage stands alone. Follow one crystal:
+`CrystalBatch` -> `encode` -> normalised `LatentBatch` -> noise and `denoiser` (see `diffusion/`) -> `decode` ->
+`DecodedCrystals`.
 """
 
 from __future__ import annotations

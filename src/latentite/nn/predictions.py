@@ -1,8 +1,4 @@
-"""What the outputs of a predictor mean: values and uncertainties in the unit of the labels, probabilities of classes.
-
-Comes after `predictor_config.py`; `predictor.py` calls `read_outputs`, `objectives/predictor.py` and the calibration
-of a run use the parts.
-"""
+"""Outputs of a predictor as values and uncertainties in the unit of the labels, probabilities of classes."""
 
 from __future__ import annotations
 

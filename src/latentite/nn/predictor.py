@@ -6,8 +6,7 @@ its heads turn into normalised outputs. At a fidelity f, a numeric target is
     y_f = b_f(composition) + m + s (g(h) + d_f(h))
 
 with b_f an element baseline, m and s the mean and spread of the training labels less their baselines, g the
-reference's head and d_f that of the fidelity. Comes after `vae.py`, `predictor_config.py` and `fidelity_heads.py`;
-`predictions.py` reads the outputs.
+reference's head and d_f that of the fidelity.
 """
 
 from __future__ import annotations

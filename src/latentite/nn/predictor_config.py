@@ -1,6 +1,6 @@
 """What a property predictor is: its targets, its pooling, its heads, its fidelities.
 
-`PredictorConfig` is all that a checkpoint needs to build the network again. Comes before `predictor.py`.
+`PredictorConfig` is all that a checkpoint needs to build the network again.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
 """Segment operations: many atoms to one crystal, in one place.
 
-The native torch functions are the reference: they need nothing to be installed, run on every device and
-have fast backward passes. `torch_scatter` is an optional accelerator behind an explicit switch
-(`use_torch_scatter(True)` or the environment variable `LATENTITE_SCATTER=1`); a parity test holds the two
-together, and `benchmarks/segment.py` says which is faster. Comes before the networks of this folder.
+The native torch functions are the reference: they need nothing to be installed, run on every device and have fast
+backward passes. `torch_scatter` is an optional accelerator behind an explicit switch (`use_torch_scatter(True)` or
+the environment variable `LATENTITE_SCATTER=1`); a parity test holds the two together, and `benchmarks/segment.py`
+says which is faster.
 """
 
 from __future__ import annotations

@@ -1,7 +1,4 @@
-"""`TokenLayout`: where packed latent tokens sit, and how a value per crystal meets its rows.
-
-Comes after `transformer.py`, whose `PackedLayout` it holds, and before `denoiser.py`.
-"""
+"""`TokenLayout`: where packed latent tokens sit, and how a value per crystal meets its rows."""
 
 from __future__ import annotations
 

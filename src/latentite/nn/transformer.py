@@ -1,8 +1,8 @@
 """A pre-norm transformer over packed crystals: the trunk of the VAE's encoder and decoder.
 
-Tokens (atoms) stay packed through every linear layer, where nearly all the work is; only attention sees a
-padded view, so a batch of mixed sizes wastes almost nothing. Tensor names follow
-`torch.nn.TransformerEncoder`, so public checkpoints fit. Comes before `encoders.py` and `decoder.py`.
+Tokens (atoms) stay packed through every linear layer, where nearly all the work is; only attention sees a padded
+view, so a batch of mixed sizes wastes almost nothing. Tensor names follow `torch.nn.TransformerEncoder`, so public
+checkpoints fit.
 """
 
 from __future__ import annotations

@@ -1,8 +1,7 @@
 """The crystal VAE: an encoder, a small Gaussian latent per atom, and a decoder.
 
-Follow one crystal: `CrystalBatch` -> `encode` -> `Posterior` (mean and log-variance per atom) -> `sample` ->
-`decode` -> `DecodedCrystals` -> `to_crystals` -> `CrystalBatch`. Comes after `encoders.py` and `decoder.py`;
-`objectives/vae.py` trains it.
+Follow one crystal: `CrystalBatch` -> `encode` -> `Posterior` (mean and log-variance per atom) -> `sample` -> `decode`
+-> `DecodedCrystals` -> `to_crystals` -> `CrystalBatch`.
 """
 
 from __future__ import annotations

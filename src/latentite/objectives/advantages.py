@@ -1,7 +1,4 @@
-"""From rewards to advantages: the only place where rewards of different crystals are compared with each other.
-
-Comes before `policy.py`, whose config says which baseline.
-"""
+"""From rewards to advantages: the only place where rewards of different crystals are compared with each other."""
 
 from __future__ import annotations
 

@@ -1,7 +1,6 @@
 """Gaussian policies per crystal: log-ratio, divergence and entropy of one step's distributions.
 
-All count the entries that are real and have noise, and sum over a crystal's tokens and channels or take their
-mean. Comes after `diffusion/steps.py`, which makes the moments; `policy.py` puts a loss together.
+All count the entries that are real and have noise, and sum over a crystal's tokens and channels or take their mean.
 """
 
 from __future__ import annotations

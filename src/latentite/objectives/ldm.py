@@ -1,7 +1,4 @@
-"""The diffusion stage's objective: one noise level per crystal, one `LossTerms`.
-
-Comes after `nn/ldm.py` and `diffusion/loss.py`; `training/ldm.py` calls it once per step.
-"""
+"""The diffusion stage's objective: one noise level per crystal, one `LossTerms`."""
 
 from __future__ import annotations
 

@@ -31,8 +31,6 @@ PPO:
 8. No value network and no GAE: the baseline is a running mean and scale of the rewards.
 REINFORCE (with the baseline of Kool et al. 2019):
 9. With several minibatches the later ones are slightly off-policy and not corrected; one inner epoch only.
-
-Comes after `policy_config.py`, `gaussian.py` and `advantages.py`; `training/rl.py` calls it.
 """
 
 from __future__ import annotations

@@ -1,7 +1,4 @@
-"""Settings of the policy's objective: algorithm, baseline, what is drawn and what of it is trained.
-
-Comes before `policy.py`, which says what they mean.
-"""
+"""Settings of the policy's objective: algorithm, baseline, what is drawn and what of it is trained."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """The predictor's objective: a masked mean per target and fidelity, weighted over those that are present.
 
 A missing label (NaN) is replaced before anything is computed with it, so that nothing of it reaches a value or a
-gradient. Comes after `nn/predictor.py`; `training/predictor.py` calls it once per step.
+gradient.
 """
 
 from __future__ import annotations

@@ -1,7 +1,6 @@
 """The VAE's objective: reconstruction and KL, term by term.
 
-`L = w_e CE(elements) + w_l |dl|^2 + w_a |da|^2 + w_x |dx|^2 + w_KL KL + w_fa L_fa`. Comes after `nn/vae.py`;
-`training/vae.py` calls it once per step.
+`L = w_e CE(elements) + w_l |dl|^2 + w_a |da|^2 + w_x |dx|^2 + w_KL KL + w_fa L_fa`.
 """
 
 from __future__ import annotations

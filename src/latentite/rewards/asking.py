@@ -1,7 +1,4 @@
-"""One component asked for its rewards: whatever a user's code does, an answer comes back.
-
-Comes after `options.py` and `protocol.py`; `combine.py` asks in this process, `workers.py` in others.
-"""
+"""One component asked for its rewards: whatever a user's code does, an answer comes back."""
 
 from __future__ import annotations
 

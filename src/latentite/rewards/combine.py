@@ -1,8 +1,4 @@
-"""Several rewards as one: weights, one normalisation each, floors for what fails; everything counted.
-
-Comes after `asking.py` and `target.py`; `training/rl.py` calls it once per rollout, `workers.py` is the same in
-processes of their own.
-"""
+"""Several rewards as one: weights, one normalisation each, floors for what fails; everything counted."""
 
 from __future__ import annotations
 

@@ -1,7 +1,4 @@
-"""Rewards of what a crystal is made of: SMACT validity, a target composition, a chemical system.
-
-Comes after `protocol.py` and `metrics/composition.py`.
-"""
+"""Rewards of what a crystal is made of: SMACT validity, a target composition, a chemical system."""
 
 from __future__ import annotations
 

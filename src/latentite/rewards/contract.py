@@ -1,7 +1,4 @@
-"""`check_reward`: whether a reward keeps what the protocol promises; `latentite reward check` runs it.
-
-Comes after `protocol.py`.
-"""
+"""`check_reward`: whether a reward keeps what the protocol promises; `latentite reward check` runs it."""
 
 from __future__ import annotations
 

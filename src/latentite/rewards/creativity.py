@@ -3,7 +3,7 @@
 Chemeleon2's rule: 1 for a crystal that is unique and novel, 0 for one that is neither, else the smallest distance
 above 0 (AMD, k = 100) to the crystals of its formula, Å. Departures: all of a group of duplicates are not unique
 (there, all but the first), so that order does not matter; the distance counts as 1 Å at most, so that nothing is
-worth more than unique and novel. Comes after `duplicates.py` and `match/descriptor.py`.
+worth more than unique and novel.
 """
 
 from __future__ import annotations

@@ -7,7 +7,6 @@ equation 5, the biased estimate) with the cubic kernel k(x, y) = (x.y / d + 1)^3
 
 and crystal i is rewarded with MMD^2(S without i) - MMD^2(S): positive where leaving it out takes the batch further
 away. The last term cancels and is never computed. Features are fingerprints, standardised over the reference.
-Comes after `metrics/fingerprints.py`.
 """
 
 from __future__ import annotations

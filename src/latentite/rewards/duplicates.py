@@ -1,7 +1,4 @@
-"""Copies within a rollout: who has one, and what it still earns.
-
-Comes after `match/search.py`; `creativity.py` and `combine.py` use it.
-"""
+"""Copies within a rollout: who has one, and what it still earns."""
 
 from __future__ import annotations
 

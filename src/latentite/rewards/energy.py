@@ -1,8 +1,8 @@
 """Stability: minus the energy above hull, with guards against what a policy would find to exploit.
 
 A potential answers for anything, and a hull with few phases calls everything stable. So nothing is paid (NaN, the
-component's floor) for a crystal that the potential's gate refuses, that lies deeper below the hull than real ones
-do, or whose chemical system has too few competing phases. Comes after `energy/`.
+component's floor) for a crystal that the potential's gate refuses, that lies deeper below the hull than real ones do,
+or whose chemical system has too few competing phases.
 """
 
 from __future__ import annotations

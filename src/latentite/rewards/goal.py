@@ -1,7 +1,4 @@
-"""`Goal`: what is wanted of a number, and how far a value is from it. Properties of all kinds are rewarded by it.
-
-Comes after `protocol.py`.
-"""
+"""`Goal`: what is wanted of a number, and how far a value is from it. Properties of all kinds are rewarded by it."""
 
 from __future__ import annotations
 

@@ -1,7 +1,6 @@
 """What counts as the same kind of crystal over a whole run, as a word that can be counted and stored.
 
-Coarser and cheaper than the matcher of `duplicates.py`, which compares the crystals of one rollout. Comes after
-`metrics/`; `diversity_filter.py` and the replay of training use it.
+Coarser and cheaper than the matcher of `duplicates.py`, which compares the crystals of one rollout.
 """
 
 from __future__ import annotations

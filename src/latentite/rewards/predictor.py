@@ -2,7 +2,7 @@
 
 A predictor knows crystals like those that it was trained on, and a policy will leave them for wherever it errs most:
 `floor` and `cap` of the component bound what a prediction can earn, `max_std` pays nothing where an ensemble does not
-agree. Comes after `goal.py` and `predictor_checkpoint.py`.
+agree.
 """
 
 from __future__ import annotations

@@ -1,7 +1,4 @@
-"""Rewards of what can be read off a crystal: density, volume, elements, symmetry, supply risk.
-
-Comes after `goal.py`; the numbers are those of `data/properties.py` and `metrics/`.
-"""
+"""Rewards of what can be read off a crystal: density, volume, elements, symmetry, supply risk."""
 
 from __future__ import annotations
 

@@ -1,7 +1,6 @@
 """Objects by name: `package.module.Class`, or `path/to/my_reward.py:MyReward` for a file anywhere.
 
-What users name runs with their rights, as any script of theirs. Comes before `protocol.py`; `combine.py` builds
-the rewards of a run here.
+What users name runs with their rights, as any script of theirs.
 """
 
 from __future__ import annotations

@@ -1,8 +1,7 @@
 """Rewards in processes of their own, so that they overlap what the trainer does meanwhile.
 
 Each component lives in one process for the length of a run, with its state and its caches, so that the number of
-processes cannot matter; crystals are not divided, because a reward may compare them. Comes after `combine.py`, whose
-`Rewards` has the same calls; `training/rl.py` uses the one or the other.
+processes cannot matter; crystals are not divided, because a reward may compare them.
 """
 
 from __future__ import annotations

@@ -1,7 +1,6 @@
 """From what a user asks (conditions, formulas, elements, structures) to asks, checked against the model.
 
-What a model cannot do is refused here, before anything is sampled. Comes after `capability.py`; `sizes.plan_jobs`
-deals the asks out to the crystals of a run.
+What a model cannot do is refused here, before anything is sampled.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Jobs into batches of similar sizes, so that little is padded. Comes after `jobs.py`; `chain.py` uses it."""
+"""Jobs into batches of similar sizes, so that little is padded."""
 
 from __future__ import annotations
 

@@ -1,7 +1,4 @@
-"""What a model can be asked: refusals in one sentence, before anything is sampled.
-
-Comes after `jobs.py` and `sizes.py`; `asks.py` calls every function here.
-"""
+"""What a model can be asked: refusals in one sentence, before anything is sampled."""
 
 from __future__ import annotations
 

@@ -1,11 +1,10 @@
 """The chain from noise to crystals: jobs in, crystals out, on whatever device the network is.
 
-Crystal i of a run owns a seed that is a function of (run seed, i, attempt); its noise, its number of atoms and
-what is asked of it depend on nothing else. So neither the batch size nor the order nor what else is sampled
-matters: exactly for the noise and the plan, and within rounding for the network, whose matrix products may be
-summed in another order for another batch (tests hold it to 1e-4 Å with the same elements; the same call on the
-same machine gives the same bits). Comes after `batches.py`, `elements.py` and `start.py`; `generate.py` and the
-run's files are built on it.
+Crystal i of a run owns a seed that is a function of (run seed, i, attempt); its noise, its number of atoms and what
+is asked of it depend on nothing else. So neither the batch size nor the order nor what else is sampled matters:
+exactly for the noise and the plan, and within rounding for the network, whose matrix products may be summed in
+another order for another batch (tests hold it to 1e-4 Å with the same elements; the same call on the same machine
+gives the same bits).
 """
 
 from __future__ import annotations

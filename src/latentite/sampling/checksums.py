@@ -2,7 +2,7 @@
 
 Every line of the journal has length and sha256 of each file that grows, up to there; one of these files,
 `SHA256SUMS`, has the sha256 of every file of its own (CIFs, trajectories). So whoever trusts the journal can trust
-the folder. Comes before `folder.py`, which writes all of it.
+the folder.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Elements that keep what was asked: an exact composition, or rules, by optimal assignment of the decoder's logits.
 
-Everything holds by construction, whatever the network says; among all choices that keep the rules, the most
-likely one is taken. Comes after `jobs.py`; `chain.py` calls `choose_elements` when it decodes.
+Everything holds by construction, whatever the network says; among all choices that keep the rules, the most likely
+one is taken.
 """
 
 from __future__ import annotations

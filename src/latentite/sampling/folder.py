@@ -10,9 +10,9 @@
     trajectories/        with --trajectory
     SHA256SUMS           of every file in the folders, as `sha256sum --check` reads it
 
-A window counts once its line stands in the journal, which is written after everything else is on the disk. What
-lies behind the last line is cut off when the run is resumed; what lies before it must be what was written
-(`checksums.py`). Comes after `window.py` and `checksums.py`; `run.py` fills it, `merge.py` joins several.
+A window counts once its line stands in the journal, which is written after everything else is on the disk. What lies
+behind the last line is cut off when the run is resumed; what lies before it must be what was written
+(`checksums.py`).
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """What each crystal of a run is asked to be.
 
-A run is a list of jobs, one per crystal: its index in the run, the attempt, its number of atoms, and what is
-asked of it. A job says everything that the result depends on besides the network and the run's seed, so jobs
-can be cut into batches, shards and resumed parts at will. Comes first in `sampling/`.
+A run is a list of jobs, one per crystal: its index in the run, the attempt, its number of atoms, and what is asked of
+it. A job says everything that the result depends on besides the network and the run's seed, so jobs can be cut into
+batches, shards and resumed parts at will.
 """
 
 from __future__ import annotations

@@ -1,7 +1,4 @@
-"""`manifest.json`: where the structures of a folder come from, and whether a run may go on there.
-
-Comes after `folder.py`; `run.py` keeps it up to date.
-"""
+"""`manifest.json`: where the structures of a folder come from, and whether a run may go on there."""
 
 from __future__ import annotations
 

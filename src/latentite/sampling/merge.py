@@ -1,8 +1,7 @@
 """The folders of a run that was sampled in parts, joined into the folder of the whole run: `latentite sample merge`.
 
 What is joined is what the parts have committed, window by window, so that the files are those of the run without
-parts. Nothing is dropped or sampled: gaps, doubles, other requests and damage are refused. Comes after `folder.py`
-and `manifest.py`; `sample_commands.py` calls it.
+parts. Nothing is dropped or sampled: gaps, doubles, other requests and damage are refused.
 """
 
 from __future__ import annotations

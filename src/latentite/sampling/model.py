@@ -1,7 +1,4 @@
-"""A checkpoint and what is asked of it, made into a run; everything that it cannot do is refused here.
-
-Comes after `asks.py`, `start.py` and `options.py`; `generate.py` starts the run.
-"""
+"""A checkpoint and what is asked of it, made into a run; everything that it cannot do is refused here."""
 
 from __future__ import annotations
 

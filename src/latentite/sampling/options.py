@@ -1,7 +1,4 @@
-"""The options of a run as users type them, and as typed values, with one sentence for each mistake.
-
-Comes after `chain.py` and `folder.py`; `model.py` makes a run of them.
-"""
+"""The options of a run as users type them, and as typed values, with one sentence for each mistake."""
 
 from __future__ import annotations
 

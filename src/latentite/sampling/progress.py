@@ -1,7 +1,4 @@
-"""How far a sampling run is, in structures per second: a bar on a terminal, else a line per window.
-
-Used by `run.py`.
-"""
+"""How far a sampling run is, in structures per second: a bar on a terminal, else a line per window."""
 
 from __future__ import annotations
 

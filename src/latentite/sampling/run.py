@@ -1,7 +1,6 @@
 """A sampling run: window after window, into a folder or into memory.
 
-Into a folder, the memory that is used does not grow with the run. Comes after `window.py`, `folder.py` and
-`manifest.py`; `generate.py` makes the `Run` of what a user asks.
+Into a folder, the memory that is used does not grow with the run.
 """
 
 from __future__ import annotations

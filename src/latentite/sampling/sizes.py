@@ -1,7 +1,7 @@
 """How many atoms each crystal of a run has, and the plan of a run.
 
-A crystal's number of atoms is drawn from a distribution, by default that of the training set, as a function of
-(run seed, index) alone. Comes after `jobs.py`; `chain.py` samples what is planned here.
+A crystal's number of atoms is drawn from a distribution, by default that of the training set, as a function of (run
+seed, index) alone.
 """
 
 from __future__ import annotations

@@ -1,10 +1,9 @@
 """Start from known structures: noise them part of the way and denoise, or keep some of their atoms (inpainting).
 
-The structures are brought to the canonical form that the networks were trained on, which moves the origin and
-sorts the atoms; what is fixed is named by the order of the input and carried over. Fixed means: an atom's latent
-is given at every noise level and its element is kept exactly. Its coordinates and the cell come from the
-decoder, which sees all atoms, so they may move a little: `deviation` says how far. Comes after `elements.py`;
-`chain.py` asks for `rows`.
+The structures are brought to the canonical form that the networks were trained on, which moves the origin and sorts
+the atoms; what is fixed is named by the order of the input and carried over. Fixed means: an atom's latent is given
+at every noise level and its element is kept exactly. Its coordinates and the cell come from the decoder, which sees
+all atoms, so they may move a little: `deviation` says how far.
 """
 
 from __future__ import annotations

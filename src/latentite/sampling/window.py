@@ -1,8 +1,7 @@
 """One window of a run: consecutive crystals, each sampled again until it is usable.
 
-A run is cut into windows at fixed multiples, so that a shard and a resumed run sample the same batches as a run
-that was never cut. Crystal i is the first usable attempt of (seed, i, 0), (seed, i, 1), ...; nothing else decides.
-Comes after `chain.py` (the draw) and `writers.py`; `run.py` walks the windows.
+A run is cut into windows at fixed multiples, so that a shard and a resumed run sample the same batches as a run that
+was never cut. Crystal i is the first usable attempt of (seed, i, 0), (seed, i, 1), ...; nothing else decides.
 """
 
 from __future__ import annotations

@@ -1,8 +1,7 @@
 """Sampled crystals as text: CIF, extxyz, JSON lines.
 
 `cif_text` writes the layout of pymatgen's `CifWriter` about twenty times faster, and `reads_back` makes sure of every
-text before it becomes a file. Comes after `checks.py`; `window.py`
-makes the samples, `folder.py` keeps the files.
+text before it becomes a file.
 """
 
 from __future__ import annotations

@@ -1,7 +1,6 @@
 """Which conditions a run trains: `data.target_condition` names them, `condition_module` says how.
 
-`resolve_conditions` joins the two with what the data say of each name into the network's own
-`ConditionModuleConfig`. Comes before `datamodule.py`; `ldm_start.py` calls it.
+`resolve_conditions` joins the two with what the data say of each name into the network's own `ConditionModuleConfig`.
 """
 
 from __future__ import annotations

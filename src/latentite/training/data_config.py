@@ -1,7 +1,4 @@
-"""`DataConfig`: the settings `data.*` of every training stage.
-
-Comes before `data_loading.py`, which reads what they name, and `datamodule.py`, which serves it.
-"""
+"""`DataConfig`: the settings `data.*` of every training stage."""
 
 from __future__ import annotations
 

@@ -1,7 +1,4 @@
-"""From `DataConfig` to the splits that it names, with their labels, features and counts.
-
-Comes after `data_config.py` and before `datamodule.py`.
-"""
+"""From `DataConfig` to the splits that it names, with their labels, features and counts."""
 
 from __future__ import annotations
 

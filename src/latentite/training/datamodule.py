@@ -1,7 +1,7 @@
 """`CrystalDataModule`: the splits of a data set in memory, served as `CrystalBatch` objects.
 
-No worker processes: a split lies in memory as tensors, `data/sampler.py` says which crystals make a batch,
-and `CrystalBatch.select` picks them out. Comes after `data_loading.py`; `training/fit.py` hands it to the trainer.
+No worker processes: a split lies in memory as tensors, `data/sampler.py` says which crystals make a batch, and
+`CrystalBatch.select` picks them out.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """Exponential moving average of the weights: what is validated, saved for use, and resumed exactly.
 
-`WeightAverage` is plain torch; `EMACallback` keeps one for the module's `network`. The averaged weights stand
-in the network during every validation and lie in the checkpoint under `latentite` -> `ema`, by parameter
-name, so that everything downstream loads what was measured. Comes before `training/callbacks.py`.
+`WeightAverage` is plain torch; `EMACallback` keeps one for the module's `network`. The averaged weights stand in the
+network during every validation and lie in the checkpoint under `latentite` -> `ema`, by parameter name, so that
+everything downstream loads what was measured.
 """
 
 from __future__ import annotations

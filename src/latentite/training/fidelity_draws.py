@@ -1,7 +1,4 @@
-"""How many rows of each fidelity training took, beside how many it was asked for: a line in the log of a run.
-
-Comes after `datamodule.py` and `reduce.py`; `predictor.py` counts with it.
-"""
+"""How many rows of each fidelity training took, beside how many it was asked for: a line in the log of a run."""
 
 from __future__ import annotations
 

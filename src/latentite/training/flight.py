@@ -1,7 +1,6 @@
 """A rollout on its way from the policy that drew it to the updates that it allows.
 
 Where rewards overlap the next rollout, one is always under way; a checkpoint carries it, so that resuming is exact.
-Comes after `rollouts.py`, `gather.py` and `rl_update.py`; `rl.py` keeps them.
 """
 
 from __future__ import annotations

@@ -1,7 +1,4 @@
-"""Pictures of crystals during a run: a file in its folder, and the picture to loggers that take pictures.
-
-Comes after `pictures.py`; the modules call it in validation.
-"""
+"""Pictures of crystals during a run: a file in its folder, and the picture to loggers that take pictures."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """Rewards of one rollout over several processes: judged once, all crystals together, in one order.
 
 Rewards compare crystals with each other (duplicates, diversity, normalisation), so that no process could judge its
-own alone. Comes after `rewards/` and `rollouts.py`; `rl.py` calls it.
+own alone.
 """
 
 from __future__ import annotations

@@ -1,8 +1,7 @@
 """The training set as posteriors of the frozen VAE: encoded once, kept on the device, drawn from in every step.
 
-`encode_split` encodes augmented copies of the whole split; `CachedLatents` then stands in for the crystals as
-the source of training batches (`BatchLoader` asks it for `num_atoms` and `select`). Comes after
-`datamodule.py`; `ldm.py` uses it, also for the statistics of the latents.
+`encode_split` encodes augmented copies of the whole split; `CachedLatents` then stands in for the crystals as the
+source of training batches (`BatchLoader` asks it for `num_atoms` and `select`).
 """
 
 from __future__ import annotations

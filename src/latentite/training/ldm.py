@@ -1,6 +1,6 @@
 """Stage 2: the Lightning module that trains a denoiser in a frozen VAE's latent space.
 
-The maths is in `objectives/ldm.py`. Comes after `ldm_config.py` and `module.py`; `fit.py` drives it.
+The maths is in `objectives/ldm.py`.
 """
 
 from __future__ import annotations

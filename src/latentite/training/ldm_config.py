@@ -1,4 +1,4 @@
-"""Settings of the second stage: the `ldm_module` group. Comes before `ldm.py`."""
+"""Settings of the second stage: the `ldm_module` group."""
 
 from __future__ import annotations
 

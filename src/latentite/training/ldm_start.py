@@ -1,8 +1,7 @@
 """The network that a run of the diffusion stage starts from: new in a VAE's latent space, or a trained base.
 
-Fine-tuning takes VAE, latent statistics, denoiser and diffusion process from the base. Conditions may be added
-to an unconditional base, or are those that it has. Comes after `ldm.py`; `stages.py` calls `plan_network` and,
-when the run is seeded, `build_module`.
+Fine-tuning takes VAE, latent statistics, denoiser and diffusion process from the base. Conditions may be added to an
+unconditional base, or are those that it has.
 """
 
 from __future__ import annotations

@@ -1,7 +1,4 @@
-"""What the Lightning modules of all stages share: seeded draws, the training step, the optimizer.
-
-Comes after `optim.py` and `reduce.py`; `vae.py` and `ldm.py` fill in their objective.
-"""
+"""What the Lightning modules of all stages share: seeded draws, the training step, the optimizer."""
 
 from __future__ import annotations
 

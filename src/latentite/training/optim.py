@@ -1,9 +1,9 @@
 """Optimizers and learning-rate schedules, from two small configs.
 
-Both take only history from a checkpoint (moments, steps, what a plateau has seen): rate, betas, decay and shape of the
-schedule are always those of the config, so that a resumed run does what its config says. torch's own restore the
+Both take only history from a checkpoint (moments, steps, what a plateau has seen): rate, betas, decay and shape of
+the schedule are always those of the config, so that a resumed run does what its config says. torch's own restore the
 settings as well. Every stage's Lightning module calls `configure` in `configure_optimizers`; nothing else here knows
-Lightning. Comes before `training/vae.py`; `training/fit.py` drives both.
+Lightning.
 """
 
 from __future__ import annotations

@@ -1,7 +1,6 @@
 """Stage 4: the Lightning module that trains a property predictor on a VAE's encoder.
 
-The maths is in `objectives/predictor.py`; `predictor_rows.py` measures a whole split. Comes after `module.py`;
-`fit.py` drives it.
+The maths is in `objectives/predictor.py`; `predictor_rows.py` measures a whole split.
 """
 
 from __future__ import annotations

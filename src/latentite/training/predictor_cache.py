@@ -1,7 +1,6 @@
 """A split as what a frozen encoder says of it: encoded once, kept on the device.
 
-`CachedInputs` stands in for the crystals as the source of training batches. Comes after `latent_cache.py`, whose
-batches it has; `predictor.py` uses it.
+`CachedInputs` stands in for the crystals as the source of training batches.
 """
 
 from __future__ import annotations

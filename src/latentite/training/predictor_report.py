@@ -1,11 +1,11 @@
 """What a predictor's run leaves beside its checkpoints: errors, tables and figures of validation and test.
 
+Its files:
+
     predictor_report.json          every metric of both splits, and the checkpoint that was measured
     predictions_{val,test}.csv     label, prediction and uncertainty of every crystal
     parity_{val,test}.png          a panel per target (and fidelity)
     calibration_{val,test}.png     observed against nominal coverage, where the uncertainty is known
-
-Comes after `predictor_rows.py`; `predictor.py` calls it in validation and at the end.
 """
 
 from __future__ import annotations

@@ -1,8 +1,4 @@
-"""A whole split as the predictor sees it: raw outputs beside labels, and what they amount to.
-
-Comes after `objectives/predictor.py` and `metrics/regression.py`; `predictor.py` measures validation with it,
-`predictor_report.py` the end of a run.
-"""
+"""A whole split as the predictor sees it: raw outputs beside labels, and what they amount to."""
 
 from __future__ import annotations
 

@@ -1,7 +1,4 @@
-"""Settings of the predictor stage: the `predictor_module` group.
-
-Comes before `predictor.py`.
-"""
+"""Settings of the predictor stage: the `predictor_module` group."""
 
 from __future__ import annotations
 

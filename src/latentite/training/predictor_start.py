@@ -1,8 +1,7 @@
 """The network that a predictor's run starts from: new on a VAE's encoder, or a trained predictor.
 
-A trained one brings its VAE, targets, statistics and heads; fidelities may be added, which begin at the values of
-the reference. Comes after `predictor.py`; `stages.py` calls `plan_predictor` and, when the run is seeded,
-`build_predictor_module`.
+A trained one brings its VAE, targets, statistics and heads; fidelities may be added, which begin at the values of the
+reference.
 """
 
 from __future__ import annotations

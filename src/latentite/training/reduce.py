@@ -1,4 +1,4 @@
-"""Losses over several processes: one loss whatever the deal of crystals. Used by every stage's module."""
+"""Losses over several processes: one loss whatever the deal of crystals."""
 
 from __future__ import annotations
 

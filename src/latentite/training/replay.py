@@ -1,8 +1,7 @@
 """The best trajectories of a run so far, to be trained on again: a bounded memory that a checkpoint carries.
 
-Each kind of crystal is there once, by its best; what is too old or no longer better than the policy is left out.
-Comes after `rl_update.py`, whose `Lesson` it adds to; `rl.py` owns one. What is sound about it is said in
-`objectives/policy.py`, departure 6.
+Each kind of crystal is there once, by its best; what is too old or no longer better than the policy is left out. What
+is sound about it is said in `objectives/policy.py`, departure 6.
 """
 
 from __future__ import annotations

@@ -1,8 +1,7 @@
 """Going on from a checkpoint: whether it fits, what is different from now on, and whether anything is left to do.
 
 Every setting of a resumed run is in force. What differs from the checkpoint's is said, one line each; what cannot be
-taken over is refused by name, before the run leaves anything. Comes after `resume_point.py` and `optim.py`; `fit.py`
-asks.
+taken over is refused by name, before the run leaves anything.
 """
 
 from __future__ import annotations

@@ -1,8 +1,7 @@
 """Where a checkpoint stands: how far its run is trained, and with what.
 
 Checkpoints carry what resuming asks for, and nothing else does, under `latentite_run`: the settings in force, and
-what the checkpoints that the run started from weigh. Of older ones less is known. Comes after `checkpointing.py`;
-`resume.py` judges.
+what the checkpoints that the run started from weigh. Of older ones less is known.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Settings of the third stage: the `rl_module` group. Comes before `rl.py`."""
+"""Settings of the third stage: the `rl_module` group."""
 
 from __future__ import annotations
 

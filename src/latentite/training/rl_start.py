@@ -1,7 +1,4 @@
-"""What a run of the reinforcement learning stage starts from: a base, its frozen copy, and the rewards.
-
-Comes after `rl.py`; `stages.py` calls `plan_rl` and, when the run is seeded, `build_rl_module`.
-"""
+"""What a run of the reinforcement learning stage starts from: a base, its frozen copy, and the rewards."""
 
 from __future__ import annotations
 

@@ -1,8 +1,7 @@
 """One rollout made into optimizer steps: minibatches of crystals, their decisions flattened into large passes.
 
 Rows are (denoising step, crystal) pairs. Those of a minibatch are sorted by size and cut into passes of at most
-`update_tokens` atoms, whose gradients add up; so memory is bounded and padding is nearly none. Comes after
-`objectives/policy.py` and `rollouts.py`; `rl.py` calls it.
+`update_tokens` atoms, whose gradients add up; so memory is bounded and padding is nearly none.
 """
 
 from __future__ import annotations

@@ -2,7 +2,6 @@
 
 A prompt is a crystal of the data: its number of atoms and its conditions are asked, and for a structure-prediction
 model its elements. Crystal i of a rollout owns a seed of its own, so that neither batches nor processes matter.
-Comes after `sampling/chain.py`; `rl.py` calls it.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Settings that all training stages share: trainer, loggers, callbacks, and the run itself.
 
-Each stage's config extends `RunConfig` with its module's section. No Lightning here, so that a wrong setting
-is refused before anything heavy is imported. Comes before `training/fit.py`.
+Each stage's config extends `RunConfig` with its module's section. No Lightning here, so that a wrong setting is
+refused before anything heavy is imported.
 """
 
 from __future__ import annotations

@@ -1,7 +1,4 @@
-"""One config and one function per training stage: typed settings in, a fitted run out.
-
-Comes after `fit.py`; `config.py` fills the configs from YAML and calls the functions.
-"""
+"""One config and one function per training stage: typed settings in, a fitted run out."""
 
 from __future__ import annotations
 

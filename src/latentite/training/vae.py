@@ -1,7 +1,4 @@
-"""Stage 1: the Lightning module that trains a `CrystalVAE`. The maths is in `objectives/vae.py`.
-
-Comes after `module.py`; `fit.py` drives it.
-"""
+"""Stage 1: the Lightning module that trains a `CrystalVAE`. The maths is in `objectives/vae.py`."""
 
 from __future__ import annotations
 
