@@ -30,8 +30,8 @@ from typing import Any
 
 import yaml
 
-from latentite.curves import read_metrics
-from latentite.files import write_json
+from latentite.base.files import write_json
+from latentite.draw.curves import read_metrics
 
 ROOT = Path(__file__).resolve().parents[1]
 KEYS = {"stage": str, "common": list, "metrics": list, "recipes": dict}

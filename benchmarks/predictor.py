@@ -31,20 +31,20 @@ import torch
 from torch import Tensor
 
 from latentite import hub
+from latentite.base.plain import to_plain
 from latentite.checkpoint import Stage, read_checkpoint, write_portable
 from latentite.config import compose, load
 from latentite.elements import NUM_ELEMENT_CLASSES
 from latentite.nn.predictor import PredictorInput, PropertyPredictor
 from latentite.nn.vae import CrystalVAE
 from latentite.objectives.predictor import predictor_terms
-from latentite.plain import to_plain
+from latentite.predictor.cache import CachedInputs, encode_inputs
+from latentite.predictor.settings import PredictorModuleConfig
+from latentite.predictor.start import build_predictor_module, plan_predictor
+from latentite.stages import TrainPredictorConfig
 from latentite.training.datamodule import CrystalDataModule
 from latentite.training.latent_cache import CachedBatch
 from latentite.training.optim import build_optimizer, build_scheduler
-from latentite.training.predictor_cache import CachedInputs, encode_inputs
-from latentite.training.predictor_settings import PredictorModuleConfig
-from latentite.training.predictor_start import build_predictor_module, plan_predictor
-from latentite.training.stages import TrainPredictorConfig
 
 TARGETS = {
     "formation_energy_per_atom": "mp_20_biternary/predictor_formation_energy",

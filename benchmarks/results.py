@@ -31,8 +31,8 @@ from results_page import write_page
 from results_parts import NEEDS, PARTS, QUICK, SIZES, Setup, Sizes
 
 from latentite import __version__, hub
+from latentite.base.files import sha256_file, write_json
 from latentite.energy.catalogue import parse_theory
-from latentite.files import sha256_file, write_json
 from latentite.training.provenance import git_commit
 
 ROLES = {

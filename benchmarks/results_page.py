@@ -25,9 +25,9 @@ from results_tables import (
     samples,
 )
 
-from latentite.charts import COLOURS
-from latentite.figures import INK, new_figure, save_figure
-from latentite.files import replacing
+from latentite.base.files import replacing
+from latentite.draw.charts import COLOURS
+from latentite.draw.figures import INK, new_figure, save_figure
 
 TEMPLATE = """# Results
 

@@ -24,13 +24,13 @@ from latentite.data.build import BuildOptions
 from latentite.data.named import read_labelled, read_source
 from latentite.energy.potential import TheoryLevel
 from latentite.evaluation.energy_options import EnergyOptions
+from latentite.evaluation.reconstruct import load_vae, reconstruct, subset, summary
 from latentite.evaluation.run import evaluate
 from latentite.formulas import reduced_formulas
 from latentite.generate import generate
 from latentite.metrics.regression import regression_metrics
-from latentite.predict import predict_dataset
+from latentite.predictor.predict import predict_dataset
 from latentite.predictor_checkpoint import load_predictor
-from latentite.reconstruct import load_vae, reconstruct, subset, summary
 
 CONDITION, ASKED, TOLERANCE = "formation_energy_per_atom", (-3.0, -2.0, -1.0, 0.0), 0.2
 """What the conditional model is asked for, and how near counts as a hit, in eV/atom."""

@@ -4,7 +4,7 @@
     python benchmarks/rl.py --size S --timed-steps 4          # the same crystals, 4 of the 50 steps timed
     python benchmarks/rl.py --size mini --group 16 --steps 10
 
-A step is what `training/rl.py` does without its rewards, on random weights: a rollout (DDIM, eta 1) and one inner
+A step is what `rl/module.py` does without its rewards, on random weights: a rollout (DDIM, eta 1) and one inner
 epoch of two minibatches with the reference's pass for KL. Model FLOPs are those of `denoiser.py`: a rollout is one
 forward pass per step, an update four per trained decision (forward, twice that backward, reference). Everything else
 counts as nothing, padding among it.
@@ -25,14 +25,14 @@ from denoiser import forward_flops
 from ldm import random_network, second_stage_parser
 from vae import matrix_rate, mp_20_like, timed
 
+from latentite.generators.latent.chain import SamplingConfig
 from latentite.nn.denoiser import DenoiserSize
 from latentite.objectives.ldm import DiffusionConfig
-from latentite.objectives.policy import choose_steps
-from latentite.objectives.policy_config import PolicyConfig
-from latentite.rollout import Rollout
-from latentite.sampling.chain import SamplingConfig
-from latentite.training.rl_update import Learner, Lesson, minibatches
-from latentite.training.rollouts import Policy, Prompts, build_chain, collect
+from latentite.rl.policy import choose_steps
+from latentite.rl.policy_config import PolicyConfig
+from latentite.rl.rollout import Rollout
+from latentite.rl.rollouts import Policy, Prompts, build_chain, collect
+from latentite.rl.update import Learner, Lesson, minibatches
 
 
 def measure(

@@ -19,12 +19,12 @@ from vae import mp_20_like
 
 from latentite.data.sampler import padding_waste
 from latentite.diffusion.samplers import SamplerKind
+from latentite.generators.jobs import Jobs
+from latentite.generators.latent.batches import size_batches
+from latentite.generators.latent.chain import Precision, SamplingConfig, sample_jobs
 from latentite.nn.denoiser import DenoiserSize
 from latentite.objectives.ldm import DiffusionConfig
-from latentite.sampling.batches import size_batches
-from latentite.sampling.chain import Precision, SamplingConfig, sample_jobs
 from latentite.sampling.checks import geometry_refusals
-from latentite.sampling.jobs import Jobs
 
 
 class Stopwatch:

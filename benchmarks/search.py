@@ -33,11 +33,11 @@ import numpy as np
 import yaml
 from compare_recipes import ROOT, last_values, run_once, table
 
+from latentite.base.files import write_json
 from latentite.energy.catalogue import parse_theory
 from latentite.energy.relaxation import RelaxCell
 from latentite.evaluation.energy_options import EnergyOptions
 from latentite.evaluation.run import evaluate
-from latentite.files import write_json
 from latentite.generate import generate
 
 TOP = {"vae", "ldm", "recipes"}

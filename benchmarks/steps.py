@@ -20,14 +20,14 @@ import torch
 
 from latentite.crystal import CrystalBatch
 from latentite.formulas import reduced_composition
+from latentite.generators.jobs import Jobs
+from latentite.generators.latent.batches import size_batches
+from latentite.generators.latent.chain import SamplingConfig, sample_jobs
+from latentite.generators.sizes import plan_jobs, training_sizes
 from latentite.ldm_checkpoint import load_ldm
 from latentite.metrics.composition import SmactRule, is_smact_valid
 from latentite.metrics.reconstruction import LOOSE, reconstruction_table
-from latentite.sampling.batches import size_batches
-from latentite.sampling.chain import SamplingConfig, sample_jobs
 from latentite.sampling.checks import geometry_refusals
-from latentite.sampling.jobs import Jobs
-from latentite.sampling.sizes import plan_jobs, training_sizes
 
 
 def main() -> None:

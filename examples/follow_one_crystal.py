@@ -20,18 +20,19 @@ from pymatgen.core import Lattice, Structure
 
 from latentite.crystal import CrystalBatch
 from latentite.crystal_arrays import CrystalArrays
-from latentite.data import canonical, table
+from latentite.data import canonical
+from latentite.data.readers import table
 from latentite.diffusion.noise import CrystalNoise
 from latentite.diffusion.samplers import noised
 from latentite.diffusion.schedule import FlowSchedule
+from latentite.generators.jobs import Jobs
+from latentite.generators.latent.chain import sample_jobs
 from latentite.nn.decoder import DecoderConfig
 from latentite.nn.denoiser import DenoiserConfig, DenoiserSize, TokenIndex
 from latentite.nn.encoders import EncoderConfig
 from latentite.nn.ldm import LatentDiffusion, LDMConfig
 from latentite.nn.vae import CrystalVAE, VAEConfig
 from latentite.objectives.ldm import DiffusionConfig, DiffusionKind
-from latentite.sampling.chain import sample_jobs
-from latentite.sampling.jobs import Jobs
 
 
 def show(place: str, thing: object) -> None:
@@ -65,7 +66,7 @@ def main(folder: Path) -> Path:
     row = next(iter(table.read(folder / "crystals.csv", limits=table.Limits(max_atoms=20))))
     if not isinstance(row, table.Row):
         raise SystemExit(f"the row was rejected: {row.reason}")
-    show("1. data/table.py reads the row", row)
+    show("1. data/readers/table.py reads the row", row)
 
     arrays = canonical.canonicalize(CrystalArrays(row.atomic_numbers, row.frac_coords, row.lattice))
     show(
@@ -118,7 +119,7 @@ def main(folder: Path) -> Path:
 
     flow = DiffusionConfig(kind=DiffusionKind.FLOW)
     sampled = sample_jobs(network, flow, Jobs.plain(batch.num_atoms), seed=0).crystals
-    show("11. sampling/chain.py walks from pure noise to a new crystal", sampled)
+    show("11. generators/latent/chain.py walks from pure noise to a new crystal", sampled)
 
     path = folder / "sampled.cif"
     sampled.to_structures()[0].to(filename=str(path), fmt="cif")

@@ -15,6 +15,7 @@ from torch import nn
 
 from checkpoint_files import Head, TinyConfig, assert_same_state, lightning_file, tiny_network
 from latentite import checkpoint
+from latentite.base.files import sha256_file
 from latentite.checkpoint import (
     CheckpointError,
     Stage,
@@ -27,7 +28,6 @@ from latentite.checkpoint import (
     read_checkpoint,
     read_portable,
 )
-from latentite.files import sha256_file
 
 
 def test_a_lightning_file_gives_its_record(tmp_path: Path) -> None:

@@ -14,6 +14,7 @@ import torch
 
 from checkpoint_files import assert_same_state, lightning_file
 from chemeleon2_files import small_ldm, small_vae, write_ours
+from latentite.base.files import sha256_file
 from latentite.checkpoint import (
     CheckpointError,
     build_payload,
@@ -21,9 +22,8 @@ from latentite.checkpoint import (
     network_of,
     read_checkpoint,
 )
-from latentite.files import sha256_file
+from latentite.evaluation.reconstruct import load_vae
 from latentite.ldm_checkpoint import load_ldm
-from latentite.reconstruct import load_vae
 
 
 class Malicious:

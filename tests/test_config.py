@@ -23,7 +23,7 @@ from latentite.config import (
     with_new_keys,
     with_quotes,
 )
-from latentite.training.stages import TrainVAEConfig
+from latentite.stages import TrainVAEConfig
 
 ROOT = config_dir().parent
 

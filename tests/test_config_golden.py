@@ -11,7 +11,7 @@ sys.path.insert(0, str(Path(__file__).parent / "golden"))
 from update import GOLDEN, config_name, experiments, resolved, stage
 
 from latentite.config import STAGES, compose, config_dir, load
-from latentite.training.stages import TrainVAEConfig
+from latentite.stages import TrainVAEConfig
 
 EXPERIMENTS = experiments()
 REQUIRED = {

@@ -9,18 +9,18 @@ from typing import Any
 import pytest
 import yaml
 
+from latentite.base.plain import default_values
+from latentite.commands.sample import register
 from latentite.config import STAGES, compose, config_dir, load
+from latentite.generators.latent.chain import SamplingConfig
 from latentite.nn.predictor_config import PredictorConfig
-from latentite.plain import default_values
+from latentite.predictor.settings import PredictorModuleConfig
 from latentite.rewards.combine import RewardConfig
-from latentite.sample_commands import register
-from latentite.sampling.chain import SamplingConfig
+from latentite.rl.config import RLModuleConfig
 from latentite.sampling.options import GenerateConfig
+from latentite.stages import TrainLDMConfig, TrainPredictorConfig, TrainRLConfig, TrainVAEConfig
 from latentite.training.ldm_config import LDMModuleConfig
-from latentite.training.predictor_settings import PredictorModuleConfig
-from latentite.training.rl_config import RLModuleConfig
 from latentite.training.settings import EarlyStoppingConfig, RunConfig
-from latentite.training.stages import TrainLDMConfig, TrainPredictorConfig, TrainRLConfig, TrainVAEConfig
 
 SYMMETRY = {"symmetry": {"_target_": "latentite.rewards.properties.SymmetryReward"}}
 SHORTEST: dict[str, tuple[RunConfig, list[str]]] = {

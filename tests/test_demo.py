@@ -10,11 +10,14 @@ from pathlib import Path
 import pytest
 import torch
 
-from latentite import cli, demo, demo_length, demo_rl, hub
+from latentite import cli, hub
 from latentite.checkpoint import read_checkpoint
 from latentite.crystal import CrystalBatch
 from latentite.data.cache import write_dataset
 from latentite.data.dataset import CrystalDataset
+from latentite.demo import length as demo_length
+from latentite.demo import rl as demo_rl
+from latentite.demo import run as demo
 from latentite.training.datamodule import CrystalDataModule
 from latentite.training.fit import FitResult, RunStatus
 from latentite.training.settings import Precision

@@ -91,7 +91,7 @@ def test_elements_and_formulas_are_light_to_import() -> None:
 
 
 def test_sampling_draws_no_picture_to_write_a_formula() -> None:
-    code = "import sys, latentite.sampling.window; print('latentite.pictures' in sys.modules)"
+    code = "import sys, latentite.sampling.window; print('latentite.draw.cells' in sys.modules)"
     done = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=True
     )

@@ -10,9 +10,10 @@ import pytest
 import torch
 from matplotlib.image import imread
 
-from latentite import charts, curves, pictures
 from latentite.crystal import CrystalBatch
 from latentite.crystal_arrays import CrystalArrays
+from latentite.draw import cells as pictures
+from latentite.draw import charts, curves
 
 
 def test_border_atoms_are_drawn_on_every_face_edge_and_corner(rocksalt: CrystalArrays) -> None:

@@ -9,13 +9,13 @@ import pytest
 import torch
 
 from latentite import cli
+from latentite.base.plain import from_plain
 from latentite.checkpoint import PAYLOAD_KEY, Stage, build_payload
 from latentite.crystal import CrystalBatch
 from latentite.data.dataset import CrystalDataset
 from latentite.nn.predictor import PropertyPredictor
 from latentite.nn.predictor_config import PredictorConfig
-from latentite.plain import from_plain
-from latentite.predict import predict_dataset
+from latentite.predictor.predict import predict_dataset
 
 SIZE = {"d_model": 16, "num_heads": 2, "dim_feedforward": 32, "num_layers": 1}
 SETTINGS = {

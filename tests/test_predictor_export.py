@@ -18,17 +18,17 @@ import torch
 from ase import Atoms
 from ase.io import write
 
+from latentite.base.plain import from_plain, to_plain
 from latentite.checkpoint import CheckpointRecord, Stage, Weights
 from latentite.crystal import CrystalBatch
 from latentite.crystal_arrays import CrystalArrays
 from latentite.data.canonical import canonicalize_many
-from latentite.dispersion import Dispersion, d3bj, dispersion_energy
-from latentite.export import export_predictor, plan_dispersion
-from latentite.exported import SUFFIXES, load_exported
+from latentite.energy.dispersion import Dispersion, d3bj, dispersion_energy
 from latentite.nn.predictor import PropertyPredictor
 from latentite.nn.predictor_config import PredictorConfig
-from latentite.plain import from_plain, to_plain
-from latentite.predict import at_fidelity
+from latentite.predictor.export import export_predictor, plan_dispersion
+from latentite.predictor.exported import SUFFIXES, load_exported
+from latentite.predictor.predict import at_fidelity
 
 SIZE = {"d_model": 16, "num_heads": 2, "dim_feedforward": 32, "num_layers": 1}
 TARGETS = ["energy", "energy_per_atom", "band_gap"]
@@ -163,7 +163,7 @@ class Block:
 sys.meta_path.insert(0, Block())
 import json
 from ase.io import read
-from latentite.exported import load_exported
+from latentite.predictor.exported import load_exported
 crystal = read(sys.argv[2])
 print(json.dumps([load_exported(path).predict(crystal) for path in sys.argv[1].split(",")]))
 """

@@ -15,11 +15,11 @@ from pymatgen.core import Structure
 from latentite.checkpoint import PAYLOAD_KEY, CheckpointError, Stage, build_payload
 from latentite.crystal import CrystalBatch
 from latentite.data.dataset import CrystalDataset
-from latentite.data.records import Rejection
+from latentite.data.readers.records import Rejection
+from latentite.evaluation.reconstruct import file_stems, load_vae, rebuild, reconstruct, write_report
 from latentite.nn.decoder import DecoderConfig
 from latentite.nn.encoders import EncoderConfig
 from latentite.nn.vae import CrystalVAE, VAEConfig
-from latentite.reconstruct import file_stems, load_vae, rebuild, reconstruct, write_report
 
 SIZE = {"d_model": 16, "num_heads": 2, "dim_feedforward": 32, "num_layers": 1}
 

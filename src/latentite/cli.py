@@ -50,20 +50,20 @@ _CHILD = "LATENTITE_TRAIN_STAGE"
 """The stage, for the further processes of a distributed run: Lightning passes them the overrides only."""
 
 GROUPS = {
-    "demo": ("latentite.demo_commands", "train every stage on embedded crystals and show what comes out"),
-    "data": ("latentite.data.commands", "datasets: build from your files, convert to HDF5, look into one"),
+    "demo": ("latentite.commands.demo", "train every stage on embedded crystals and show what comes out"),
+    "data": ("latentite.commands.data", "datasets: build from your files, convert to HDF5, look into one"),
     "train": (None, "train a stage: latentite train vae|ldm|rl|predictor [key=value ...]"),
-    "vae": ("latentite.reconstruct_commands", "a trained VAE at work: rebuild crystals"),
+    "vae": ("latentite.commands.reconstruct", "a trained VAE at work: rebuild crystals"),
     "predict": (
-        "latentite.predict_commands",
+        "latentite.commands.predict",
         "predict properties of any structures with a trained predictor",
     ),
-    "sample": ("latentite.sample_commands", "sample new crystals from a trained latent diffusion model"),
-    "reward": ("latentite.reward_commands", "rewards of reinforcement learning: check one of your own"),
-    "evaluate": ("latentite.evaluate_commands", "measure any set of structures against a reference"),
-    "export": ("latentite.export_commands", "a predictor at one fidelity as one file that runs elsewhere"),
-    "baseline": ("latentite.baseline_commands", "element baselines of a property: fit"),
-    "hub": ("latentite.hub_commands", "named checkpoints: list, download, verify, export, bundle"),
+    "sample": ("latentite.commands.sample", "sample new crystals from a trained latent diffusion model"),
+    "reward": ("latentite.commands.reward", "rewards of reinforcement learning: check one of your own"),
+    "evaluate": ("latentite.commands.evaluate", "measure any set of structures against a reference"),
+    "export": ("latentite.commands.export", "a predictor at one fidelity as one file that runs elsewhere"),
+    "baseline": ("latentite.commands.baseline", "element baselines of a property: fit"),
+    "hub": ("latentite.commands.hub", "named checkpoints: list, download, verify, export, bundle"),
 }
 """Groups of commands: the module whose `register` adds them, and a line of help."""
 
@@ -109,7 +109,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def csv_to_dataset(argv: Sequence[str] | None = None) -> int:
     """The command `csv-to-dataset`."""
-    from latentite.data import commands
+    from latentite.commands import data as commands
 
     return _run(lambda: commands.csv_to_dataset(argv))
 

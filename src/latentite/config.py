@@ -30,7 +30,7 @@ from hydra.errors import ConfigCompositionException, HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import InterpolationKeyError, OmegaConfBaseException
 
-from latentite.plain import declared, default_values, from_plain, is_text
+from latentite.base.plain import declared, default_values, from_plain, is_text
 
 log = logging.getLogger(__name__)
 
@@ -58,25 +58,25 @@ class StageEntry:
 
 
 def _vae() -> tuple[type[Any], Callable[[Any], Any]]:
-    from latentite.training.stages import TrainVAEConfig, train_vae
+    from latentite.stages import TrainVAEConfig, train_vae
 
     return TrainVAEConfig, train_vae
 
 
 def _ldm() -> tuple[type[Any], Callable[[Any], Any]]:
-    from latentite.training.stages import TrainLDMConfig, train_ldm
+    from latentite.stages import TrainLDMConfig, train_ldm
 
     return TrainLDMConfig, train_ldm
 
 
 def _rl() -> tuple[type[Any], Callable[[Any], Any]]:
-    from latentite.training.stages import TrainRLConfig, train_rl
+    from latentite.stages import TrainRLConfig, train_rl
 
     return TrainRLConfig, train_rl
 
 
 def _predictor() -> tuple[type[Any], Callable[[Any], Any]]:
-    from latentite.training.stages import TrainPredictorConfig, train_predictor
+    from latentite.stages import TrainPredictorConfig, train_predictor
 
     return TrainPredictorConfig, train_predictor
 

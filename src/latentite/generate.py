@@ -14,9 +14,9 @@ from types import ModuleType
 from typing import Any
 
 from latentite.crystal import CrystalBatch
+from latentite.generators.jobs import Jobs
 from latentite.hub import DEFAULT_LDM
 from latentite.sampling.folder import Counts
-from latentite.sampling.jobs import Jobs
 from latentite.sampling.model import Model, plain_settings
 from latentite.sampling.options import GenerateConfig, parse_shard, resolve_device
 from latentite.sampling.run import Origin, refuse_folder, run_in_memory, run_to_folder

@@ -8,6 +8,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from latentite import hub
+from latentite.base.plain import from_plain
 from latentite.checkpoint import (
     CheckpointError,
     CheckpointRecord,
@@ -19,7 +20,6 @@ from latentite.checkpoint import (
 )
 from latentite.nn.ldm import LatentDiffusion
 from latentite.objectives.ldm import LDMStageConfig
-from latentite.plain import from_plain
 
 
 def load_ldm(

@@ -5,10 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 
 from latentite import hub
+from latentite.base.plain import from_plain
 from latentite.checkpoint import CheckpointRecord, Stage, Weights, network_of, read_checkpoint
 from latentite.nn.predictor import PropertyPredictor
 from latentite.nn.predictor_config import PredictorConfig
-from latentite.plain import from_plain
 
 
 def load_predictor(

@@ -107,7 +107,7 @@ def test_cache_is_used_and_a_changed_row_or_option_invalidates_it(
 def test_processes_give_bit_for_bit_what_one_process_gives(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from latentite.data import walk
+    from latentite.data.readers import walk
 
     monkeypatch.setattr(walk, "CHUNK", 7)
     monkeypatch.setattr(walk, "_WORTH_A_POOL", 7)

@@ -16,7 +16,7 @@ import torch
 from latentite.crystal import CrystalBatch
 from latentite.data.cache import content_hash, read_dataset, read_notes, read_rejections, write_dataset
 from latentite.data.dataset import CrystalDataset
-from latentite.data.records import Rejection
+from latentite.data.readers.records import Rejection
 
 
 @pytest.fixture
@@ -108,13 +108,13 @@ import torch
 from latentite.crystal import CrystalBatch
 from latentite.data.cache import write_dataset
 from latentite.data.dataset import CrystalDataset
-import latentite.files
+import latentite.base.files
 
 def hang(*_):
     print("written", flush=True)
     time.sleep(600)
 
-latentite.files.os.replace = hang
+latentite.base.files.os.replace = hang
 crystals = CrystalBatch.from_arrays([])
 write_dataset(sys.argv[1], CrystalDataset(crystals=crystals, ids=(), content_hash="x"))
 """

@@ -16,8 +16,8 @@ from hypothesis import strategies as st
 from latentite import lattice as lat
 from latentite.crystal_arrays import CrystalArrays
 from latentite.data.canonical import canonicalize, canonicalize_many
-from latentite.data.cif import parse_p1
 from latentite.data.niggli import TOLERANCE, niggli_transformations, reduced_bases
+from latentite.data.readers.cif import parse_p1
 
 SPECIAL = [0.0, 1 / 2, 1 / 4, 3 / 4, 1 / 3, 2 / 3, 1 / 6, 5 / 6, 1 / 8, 0.12345]
 

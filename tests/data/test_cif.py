@@ -17,8 +17,8 @@ from pymatgen.core import Lattice, Structure
 from pymatgen.io.cif import CifParser, CifWriter
 
 from latentite.crystal_arrays import CrystalArrays
-from latentite.data.cif import parse_p1
-from latentite.data.cif_crystal import read_crystal
+from latentite.data.readers.cif import parse_p1
+from latentite.data.readers.cif_crystal import read_crystal
 from latentite.elements import SYMBOLS
 
 ROWS_PER_FILE = 100

@@ -20,8 +20,8 @@ from pymatgen.core.structure_matcher import StructureMatcher
 from pymatgen.io.cif import CifParser, CifWriter
 
 from latentite.crystal_arrays import CrystalArrays
-from latentite.data import space_groups
-from latentite.data.cif_crystal import read_crystal
+from latentite.data.readers import space_groups
+from latentite.data.readers.cif_crystal import read_crystal
 from latentite.elements import SYMBOLS
 
 SALT = [("Na1", "Na", "0 0 0"), ("Cl1", "Cl", "0.5 0.5 0.5")]

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from latentite.data.cif_text import number, read_blocks
+from latentite.data.readers.cif_text import number, read_blocks
 
 
 def test_a_text_field_with_a_data_line_inside_is_no_block() -> None:

@@ -19,12 +19,12 @@ from pymatgen.core import Lattice, Structure
 from pymatgen.io.cif import CifWriter
 
 from latentite.cli import main
-from latentite.data import folders
 from latentite.data.build import build_dataset
-from latentite.data.formats import Format, format_of, without_endings
 from latentite.data.named import read_source
-from latentite.data.records import fingerprint
-from latentite.data.table import Rejection, Row, read
+from latentite.data.readers import folders
+from latentite.data.readers.formats import Format, format_of, without_endings
+from latentite.data.readers.records import fingerprint
+from latentite.data.readers.table import Rejection, Row, read
 from latentite.evaluation.read import read_crystals
 
 

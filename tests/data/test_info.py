@@ -13,8 +13,8 @@ from pymatgen.core import Element, Lattice, Structure
 from pymatgen.io.cif import CifWriter
 from rich.console import Console
 
+from latentite.commands import data as commands
 from latentite.crystal import CrystalBatch
-from latentite.data import commands
 from latentite.data.dataset import CrystalDataset
 from latentite.data.info import describe, draw, table_position, tables
 

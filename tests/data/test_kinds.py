@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from latentite.data.kinds import ColumnKind, read_column
-from latentite.data.records import Value
+from latentite.data.readers.records import Value
 
 MARKERS = (
     "NaN|nan| NAN |-nan|NA|N/A|n/a|#N/A|NULL|null|None|<NA>|<na>|-|--| - |\u2013|\u2014|#DIV/0!|"

@@ -18,9 +18,9 @@ from pymatgen.io.cif import CifWriter
 from latentite.cli import main
 from latentite.data.build import build_dataset, build_split, load_splits
 from latentite.data.cache import read_dataset
-from latentite.data.label_table import LabelTable, join
-from latentite.data.records import Kind, Labelled, Record, Rejection, fingerprint
-from latentite.data.table import Row, read
+from latentite.data.readers.label_table import LabelTable, join
+from latentite.data.readers.records import Kind, Labelled, Record, Rejection, fingerprint
+from latentite.data.readers.table import Row, read
 from latentite.evaluation.read import read_crystals
 
 ALL = {"train": 1.0, "val": 0.0, "test": 0.0}

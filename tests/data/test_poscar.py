@@ -15,8 +15,8 @@ from hypothesis import strategies as st
 from pymatgen.core import Lattice, Structure
 from pymatgen.io.vasp import Poscar
 
-from latentite.data.poscar import parse_poscar
-from latentite.data.table import Rejection, Row, read
+from latentite.data.readers.poscar import parse_poscar
+from latentite.data.readers.table import Rejection, Row, read
 
 SALT = """Na Cl
 1.0

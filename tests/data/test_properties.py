@@ -13,8 +13,8 @@ import torch
 
 from latentite.crystal import CrystalBatch
 from latentite.crystal_arrays import CrystalArrays
-from latentite.data.cif import parse_p1
 from latentite.data.properties import DERIVED, composition_vectors, derive, derive_rows, space_group_number
+from latentite.data.readers.cif import parse_p1
 
 
 def values(name: str, crystals: CrystalBatch) -> np.ndarray:

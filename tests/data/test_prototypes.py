@@ -14,11 +14,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from latentite.base.publish import publishing
 from latentite.data.canonical import canonicalize_many
-from latentite.data.cif import parse_p1
 from latentite.data.properties import derive_rows
 from latentite.data.prototypes import SPLITS, prototypes_folder
-from latentite.data.publish import publishing
+from latentite.data.readers.cif import parse_p1
 
 Rows = dict[str, list[dict[str, str]]]
 

@@ -16,9 +16,9 @@ from pathlib import Path
 
 import pytest
 
+from latentite.base.download import DownloadError, Patience
 from latentite.data import download_record, sources
 from latentite.data.sources import DATASETS, NamedDataset, resolve
-from latentite.download import DownloadError, Patience
 
 QUICK = Patience(read_s=5.0, tries=3, pause_s=0.01)
 ROWS = {"train": 3, "val": 2, "test": 1}

@@ -11,8 +11,8 @@ import pytest
 from pymatgen.core import Lattice
 from pymatgen.core.operations import SymmOp
 
-from latentite.data import space_groups
-from latentite.data.space_groups import (
+from latentite.data.readers import space_groups
+from latentite.data.readers.space_groups import (
     NUM_SETTINGS,
     Operations,
     named,

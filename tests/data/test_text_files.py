@@ -15,10 +15,10 @@ import pytest
 from pymatgen.core import Lattice, Structure
 from pymatgen.io.cif import CifWriter
 
-from latentite.data import text_files
-from latentite.data.structure_files import read_extxyz
-from latentite.data.table import Rejection, Row, read
-from latentite.data.text_files import read_lines
+from latentite.data.readers import text_files
+from latentite.data.readers.structure_files import read_extxyz
+from latentite.data.readers.table import Rejection, Row, read
+from latentite.data.readers.text_files import read_lines
 
 CIF = str(CifWriter(Structure(Lattice.cubic(4.1), ["Cs", "Cl"], [[0] * 3, [0.5] * 3])))
 

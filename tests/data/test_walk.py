@@ -16,9 +16,9 @@ from pymatgen.io.cif import CifWriter
 
 from latentite.data.build import BuildOptions, build_split
 from latentite.data.named import read_source
-from latentite.data.records import Kind, Record, Rejection
-from latentite.data.table import Row, read
-from latentite.data.walk import CHUNK, pair, walk
+from latentite.data.readers.records import Kind, Record, Rejection
+from latentite.data.readers.table import Row, read
+from latentite.data.readers.walk import CHUNK, pair, walk
 from latentite.evaluation.read import read_crystals
 from latentite.sampling.options import read_structures
 
@@ -108,7 +108,7 @@ def test_nothing_else_opens_or_parses_crystals() -> None:
             if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("latentite.data."):
                 for name in users.keys() & {alias.name for alias in node.names}:
                     users[name].add(path.relative_to(PACKAGE).as_posix())
-    readers = {"data/folders.py", "data/label_table.py", "evaluation/sampled.py"}
-    assert users["open_records"] == {"data/table.py", "data/source_rows.py"} | readers
+    readers = {"data/readers/folders.py", "data/readers/label_table.py", "evaluation/sampled.py"}
+    assert users["open_records"] == {"data/readers/table.py", "data/source_rows.py"} | readers
     assert users["parse_many"] == {"data/pack.py"}
-    assert users["pair"] == {"data/table.py", "data/source_rows.py"}
+    assert users["pair"] == {"data/readers/table.py", "data/source_rows.py"}

@@ -12,7 +12,7 @@ from pymatgen.core import Lattice, Structure
 from rich.console import Console
 
 import latentite
-from latentite.evaluate_commands import rates_table
+from latentite.commands.evaluate import rates_table
 from latentite.evaluation import prediction_section
 from latentite.evaluation.prediction_section import samples_by_formula
 from latentite.evaluation.run import Evaluation

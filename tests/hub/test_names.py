@@ -10,9 +10,10 @@ import pytest
 import torch
 from loopback_hub import CONTENT, NAME, QUICK, LoopbackHub
 
-from latentite import download as download_module
-from latentite import hub, hub_commands
+from latentite import hub
+from latentite.base import download as download_module
 from latentite.checkpoint import build_payload, export_portable, read_checkpoint
+from latentite.commands import hub as hub_commands
 from latentite.hub import HubError, Kind
 
 

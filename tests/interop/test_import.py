@@ -21,13 +21,13 @@ from chemeleon2_files import (
     write_vae,
 )
 from latentite import hub
+from latentite.base.files import sha256_file
 from latentite.checkpoint import CheckpointError, read_checkpoint
-from latentite.files import sha256_file
+from latentite.evaluation.reconstruct import load_vae
 from latentite.interop.chemeleon2 import import_checkpoint, is_chemeleon2
 from latentite.interop.modules import save_named
 from latentite.ldm_checkpoint import load_ldm
 from latentite.nn.denoiser import OutputLayout
-from latentite.reconstruct import load_vae
 
 
 def altered(path: Path, change: Callable[[dict[str, Any]], None]) -> Path:

@@ -16,6 +16,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from latentite import hub
+from latentite.base.plain import from_plain
 from latentite.checkpoint import load_network_state, read_checkpoint
 from latentite.crystal import CrystalBatch
 from latentite.diffusion.guidance import guided, unconditional
@@ -23,15 +24,14 @@ from latentite.diffusion.loss import ddpm_loss
 from latentite.diffusion.samplers import SamplerKind, sample
 from latentite.diffusion.schedule import Schedule, to_x0
 from latentite.diffusion.steps import learned_log_variance, posterior_mean
+from latentite.evaluation.reconstruct import load_vae
+from latentite.generators.latent.chain import SamplingConfig, sampler_settings, sampling_schedule
 from latentite.latent import LatentBatch
 from latentite.ldm_checkpoint import load_ldm
 from latentite.nn.predictor import PropertyPredictor
 from latentite.nn.predictor_config import PredictorConfig
 from latentite.nn.vae import CrystalVAE
 from latentite.objectives.ldm import Compatibility
-from latentite.plain import from_plain
-from latentite.reconstruct import load_vae
-from latentite.sampling.chain import SamplingConfig, sampler_settings, sampling_schedule
 
 TOLERANCE = 1e-5
 Check = Callable[[str, Tensor, Tensor], None]

@@ -11,11 +11,11 @@ import torch
 from latentite.diffusion.loss import ddpm_loss
 from latentite.diffusion.samplers import SamplerKind
 from latentite.diffusion.schedule import Schedule, Spacing, ddpm_schedule, even_levels
+from latentite.generators.latent.chain import SamplingConfig, sampling_schedule, spacing_of
 from latentite.interop.modules import denoiser_module, vae_modules
 from latentite.nn.denoiser import DenoiserConfig, OutputLayout
 from latentite.nn.vae import VAEConfig
 from latentite.objectives.ldm import Compatibility, DiffusionConfig, LDMStageConfig
-from latentite.sampling.chain import SamplingConfig, sampling_schedule, spacing_of
 
 OURS, THEIRS = DiffusionConfig(), DiffusionConfig(compatibility=Compatibility.CHEMELEON2)
 

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from latentite.latent import LatentBatch
-from latentite.nn.adapters import (
+from latentite.nn.denoiser import Denoiser, DenoiserConfig, DenoiserSize
+from latentite.nn.lora import (
     LoraConfig,
     add_lora,
     load_lora_state_dict,
@@ -17,7 +18,6 @@ from latentite.nn.adapters import (
     merged,
     trainable_summary,
 )
-from latentite.nn.denoiser import Denoiser, DenoiserConfig, DenoiserSize
 
 CONFIG = LoraConfig(rank=4, alpha=8.0)
 NUM_LAYERS = 2 * 5 + 1

@@ -10,6 +10,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from latentite.base.plain import from_plain
 from latentite.crystal import FIDELITY, CrystalBatch
 from latentite.elements import NUM_ELEMENT_CLASSES
 from latentite.nn.condition_values import Transform
@@ -17,7 +18,6 @@ from latentite.nn.predictions import interval_miss, read_outputs
 from latentite.nn.predictor import PropertyPredictor
 from latentite.nn.predictor_config import FidelityMode, HeadKind, Pooling, PredictorConfig
 from latentite.nn.vae import VAEConfig
-from latentite.plain import from_plain
 
 SIZE = {"d_model": 16, "num_heads": 2, "dim_feedforward": 32, "num_layers": 1}
 VAE_VALUES = {"encoder": SIZE, "decoder": SIZE}

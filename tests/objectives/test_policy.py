@@ -11,16 +11,16 @@ from torch.distributions import Normal
 from torch.distributions import kl_divergence as torch_kl
 
 from latentite.diffusion.steps import Moments
-from latentite.objectives.advantages import (
+from latentite.rl.advantages import (
     RunningRewards,
     group_normalised,
     leave_one_out,
     places_in_group,
 )
-from latentite.objectives.gaussian import entropy, k3, kl_divergence, log_ratio
-from latentite.objectives.policy import choose_steps, compute_advantages, kept_crystals, policy_terms
-from latentite.objectives.policy_config import Algorithm, Baseline, Keep, KLForm, PolicyConfig, StepChoice
-from latentite.rollout import Transitions
+from latentite.rl.gaussian import entropy, k3, kl_divergence, log_ratio
+from latentite.rl.policy import choose_steps, compute_advantages, kept_crystals, policy_terms
+from latentite.rl.policy_config import Algorithm, Baseline, Keep, KLForm, PolicyConfig, StepChoice
+from latentite.rl.rollout import Transitions
 
 SIZES = torch.tensor([1, 4, 2])
 

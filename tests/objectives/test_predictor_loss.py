@@ -8,6 +8,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from latentite.base.plain import from_plain
 from latentite.crystal import FIDELITY
 from latentite.nn.predictor import PropertyPredictor
 from latentite.nn.predictor_config import HeadKind, PredictorConfig
@@ -19,7 +20,6 @@ from latentite.objectives.predictor import (
     predictor_loss,
     predictor_terms,
 )
-from latentite.plain import from_plain
 
 SIZE = {"d_model": 16, "num_heads": 2, "dim_feedforward": 32, "num_layers": 1}
 VAE_VALUES = {"encoder": SIZE, "decoder": SIZE}

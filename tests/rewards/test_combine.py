@@ -10,8 +10,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from latentite.base.plain import from_plain
 from latentite.crystal import CrystalBatch
-from latentite.plain import from_plain
 from latentite.rewards.combine import RewardConfig, Rewards
 from latentite.rewards.contract import check_reward
 from latentite.rewards.options import ComponentOptions, Normalize, normalise

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 from pymatgen.core import Lattice, Structure
 
+from latentite.base.plain import from_plain
 from latentite.crystal import CrystalBatch
 from latentite.energy.table import FORMATION_ENERGY, find_table, read_rows
-from latentite.plain import from_plain
 from latentite.rewards.combine import RewardConfig, Rewards
 from latentite.rewards.energy import EnergyAboveHull
 from latentite.rewards.workers import RewardWorkers

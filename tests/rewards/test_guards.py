@@ -10,10 +10,10 @@ import pytest
 import torch
 from pymatgen.core import Lattice, Structure
 
+from latentite.base.plain import from_plain
 from latentite.config import compose
 from latentite.crystal import CrystalBatch
 from latentite.energy.stability import Stability
-from latentite.plain import from_plain
 from latentite.rewards.combine import RewardConfig, Rewards
 from latentite.rewards.energy import EnergyAboveHull
 

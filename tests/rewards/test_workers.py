@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from latentite.base.plain import from_plain
 from latentite.crystal import CrystalBatch
-from latentite.plain import from_plain
 from latentite.rewards.combine import RewardConfig, Rewards
 from latentite.rewards.workers import RewardWorkers
 

@@ -9,15 +9,15 @@ import torch
 from scipy.stats import chisquare
 from tiny_ldm import ALL_CONDITIONS, NUM_ATOMS, TRAIN_SIZES, tiny_network
 
-from latentite.nn.denoiser import TokenIndex
-from latentite.sampling.asks import ask_warnings, build_asks, element_rules
-from latentite.sampling.sizes import (
+from latentite.generators.asks import ask_warnings, build_asks, element_rules
+from latentite.generators.sizes import (
     NumAtoms,
     choose_num_atoms,
     parse_num_atoms,
     plan_jobs,
     read_num_atoms,
 )
+from latentite.nn.denoiser import TokenIndex
 
 PLAIN = tiny_network()
 TOLD = tiny_network(conditions=(*ALL_CONDITIONS, NUM_ATOMS))

@@ -18,15 +18,15 @@ from torch import nn
 
 import latentite
 from latentite import hub
+from latentite.base.plain import to_plain
 from latentite.checkpoint import CheckpointError, Precision, Stage, build_payload, read_portable
 from latentite.cli import main
 from latentite.hub import DEFAULT_LDM, HubError, names
 from latentite.hub.bundle import bundle
 from latentite.ldm_checkpoint import load_ldm
-from latentite.nn.adapters import LoraConfig
 from latentite.nn.ldm import LatentDiffusion
+from latentite.nn.lora import LoraConfig
 from latentite.objectives.ldm import LDMStageConfig
-from latentite.plain import to_plain
 
 CARD = {
     "trained_on": "random numbers",

@@ -21,15 +21,15 @@ from latentite.crystal import CrystalBatch
 from latentite.diffusion.noise import CrystalNoise
 from latentite.diffusion.samplers import SamplerKind, sample
 from latentite.diffusion.steps import SamplerSettings, Variance
+from latentite.generators.asks import build_asks
+from latentite.generators.jobs import Ask, Jobs
+from latentite.generators.latent.batches import size_batches
+from latentite.generators.latent.chain import Precision, SamplingConfig, sample_jobs, sampling_schedule, told
+from latentite.generators.sizes import NumAtoms, plan_jobs
 from latentite.latent import LatentBatch
 from latentite.nn.denoiser import OutputLayout
 from latentite.nn.ldm import LatentDiffusion
 from latentite.objectives.ldm import DiffusionConfig, DiffusionKind
-from latentite.sampling.asks import build_asks
-from latentite.sampling.batches import size_batches
-from latentite.sampling.chain import Precision, SamplingConfig, sample_jobs, sampling_schedule, told
-from latentite.sampling.jobs import Ask, Jobs
-from latentite.sampling.sizes import NumAtoms, plan_jobs
 
 SAMPLERS = {
     SamplerKind.DDPM: DDPM,

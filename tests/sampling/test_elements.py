@@ -14,9 +14,8 @@ from hypothesis import strategies as st
 from tiny_ldm import ALL_CONDITIONS, FLOW, TRAIN_SIZES, tiny_network
 
 from latentite.elements import SYMBOLS
-from latentite.sampling.asks import build_asks, formula_unit
-from latentite.sampling.chain import SamplingConfig, sample_jobs
-from latentite.sampling.elements import (
+from latentite.generators.asks import build_asks, formula_unit
+from latentite.generators.elements import (
     allowed_elements,
     assign_composition,
     assign_elements,
@@ -24,8 +23,9 @@ from latentite.sampling.elements import (
     element_numbers,
     fulfilled,
 )
-from latentite.sampling.jobs import Ask, ElementRules, Jobs
-from latentite.sampling.sizes import plan_jobs
+from latentite.generators.jobs import Ask, ElementRules, Jobs
+from latentite.generators.latent.chain import SamplingConfig, sample_jobs
+from latentite.generators.sizes import plan_jobs
 
 
 def log_probs(num_atoms: int, seed: int) -> np.ndarray:

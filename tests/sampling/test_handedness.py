@@ -24,13 +24,13 @@ from tiny_checkpoint import fake_draw, write_checkpoint
 
 from latentite.crystal import CrystalBatch
 from latentite.crystal_arrays import CrystalArrays
+from latentite.evaluation.reconstruct import _right_handed
 from latentite.generate import generate
+from latentite.generators.jobs import Jobs
+from latentite.generators.latent.chain import SampledCrystals
 from latentite.lattice import lattice_from_parameters
-from latentite.reconstruct import _right_handed
-from latentite.sampling.chain import SampledCrystals
 from latentite.sampling.checks import RefusalKind, geometry_refusals
 from latentite.sampling.folder import Format
-from latentite.sampling.jobs import Jobs
 from latentite.sampling.run import run_to_folder
 from latentite.sampling.window import Advance
 from latentite.sampling.writers import cif_text, reads_back

@@ -14,11 +14,11 @@ import torch
 from test_run_window import ORIGIN, run, window_of
 from tiny_checkpoint import fake_draw
 
+from latentite.generators.jobs import Jobs
+from latentite.generators.latent.chain import SampledCrystals
 from latentite.sampling import folder as folder_module
-from latentite.sampling.chain import SampledCrystals
 from latentite.sampling.checksums import read_commits
 from latentite.sampling.folder import Counts, Format, RunFolder
-from latentite.sampling.jobs import Jobs
 from latentite.sampling.run import Run, run_to_folder, samples_of
 from latentite.sampling.window import Advance
 

@@ -16,12 +16,12 @@ from tiny_checkpoint import fake_draw
 from tiny_ldm import TRAIN_SIZES
 
 from latentite.crystal import CrystalBatch
-from latentite.sampling.chain import SampledCrystals
+from latentite.generators.jobs import Jobs
+from latentite.generators.latent.chain import SampledCrystals
+from latentite.generators.sizes import plan_jobs
 from latentite.sampling.checks import RefusalKind
 from latentite.sampling.folder import Counts, Format, RunFolder
-from latentite.sampling.jobs import Jobs
 from latentite.sampling.run import Origin, Run, run_in_memory, run_to_folder
-from latentite.sampling.sizes import plan_jobs
 from latentite.sampling.window import (
     Advance,
     BatchSize,

@@ -14,13 +14,13 @@ from latentite.crystal import CrystalBatch
 from latentite.crystal_arrays import CrystalArrays
 from latentite.data.canonical import canonicalize, canonicalize_with_order
 from latentite.data.checks import Limits
+from latentite.generators.asks import build_asks
+from latentite.generators.jobs import Jobs
+from latentite.generators.latent.chain import SamplingConfig, sample_jobs
+from latentite.generators.latent.start import Start, start_from
+from latentite.generators.sizes import plan_jobs
 from latentite.objectives.ldm import DiffusionConfig
-from latentite.sampling.asks import build_asks
-from latentite.sampling.chain import SamplingConfig, sample_jobs
 from latentite.sampling.checks import GeometryLimits, RefusalKind, geometry_refusals
-from latentite.sampling.jobs import Jobs
-from latentite.sampling.sizes import plan_jobs
-from latentite.sampling.start import Start, start_from
 
 BOTH = pytest.mark.parametrize("diffusion", [DDPM, FLOW], ids=["ddpm", "flow"])
 

@@ -11,11 +11,11 @@ from tiny_ldm import DDPM, tiny_network
 from latentite.checkpoint import Stage, build_payload
 from latentite.crystal import CrystalBatch
 from latentite.diffusion.noise import CrystalNoise
+from latentite.generators.jobs import Jobs
+from latentite.generators.latent.chain import SampledCrystals
 from latentite.nn.condition_values import ConditionConfig
 from latentite.nn.ldm import LatentDiffusion
 from latentite.objectives.ldm import DiffusionConfig, LDMStageConfig
-from latentite.sampling.chain import SampledCrystals
-from latentite.sampling.jobs import Jobs
 from latentite.sampling.window import Advance
 
 HISTOGRAM = [0, 3, 5, 2, 8, 4, 6, 1, 7, 0, 2, 0, 4]

@@ -7,6 +7,8 @@ from contextlib import contextmanager
 
 import torch
 
+from latentite.generators.jobs import Jobs
+from latentite.generators.sizes import NumAtoms
 from latentite.nn.condition_values import ConditionConfig, ConditionKind
 from latentite.nn.conditions import ConditionModuleConfig
 from latentite.nn.decoder import DecoderConfig
@@ -15,8 +17,6 @@ from latentite.nn.encoders import EncoderConfig
 from latentite.nn.ldm import LatentDiffusion, LDMConfig
 from latentite.nn.vae import VAEConfig
 from latentite.objectives.ldm import DiffusionConfig, DiffusionKind
-from latentite.sampling.jobs import Jobs
-from latentite.sampling.sizes import NumAtoms
 
 DDPM = DiffusionConfig(num_steps=20)
 FLOW = DiffusionConfig(kind=DiffusionKind.FLOW)

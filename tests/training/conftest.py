@@ -9,7 +9,7 @@ import pytest
 import torch
 from tiny_run import tiny_config, tiny_datamodule
 
-from latentite.training.stages import TrainVAEConfig, train_vae
+from latentite.stages import TrainVAEConfig, train_vae
 
 
 @pytest.fixture

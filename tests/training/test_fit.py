@@ -14,15 +14,15 @@ import torch
 import yaml
 from tiny_run import assert_same, read, tiny_datamodule, tiny_split
 
-from latentite import files
+from latentite.base import files
+from latentite.base.plain import from_plain, to_plain
 from latentite.checkpoint import read_checkpoint
 from latentite.nn.vae import CrystalVAE, VAEConfig
-from latentite.plain import from_plain, to_plain
+from latentite.stages import train_vae
 from latentite.training.callbacks import TrainingDiverged
 from latentite.training.datamodule import CrystalDataModule, DataConfig
 from latentite.training.fit import RunStatus
 from latentite.training.settings import EarlyStoppingConfig, MonitorMode
-from latentite.training.stages import train_vae
 from latentite.training.vae import VAETrainingModule
 
 

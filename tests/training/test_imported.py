@@ -13,19 +13,19 @@ from tiny_run import assert_same, read, tiny_datamodule, tiny_ldm_config
 import latentite
 from chemeleon2_files import BAND_GAP, LATENT, write_ldm, write_vae
 from latentite.diffusion.samplers import SamplerKind
+from latentite.generators.latent.chain import SamplingConfig
 from latentite.interop.chemeleon2 import import_checkpoint
 from latentite.interop.export import export_chemeleon2
 from latentite.ldm_checkpoint import load_ldm
-from latentite.nn.adapters import LoraConfig
 from latentite.nn.conditions import AbsentPlace
 from latentite.nn.denoiser import OutputLayout
+from latentite.nn.lora import LoraConfig
 from latentite.objectives.ldm import Compatibility
-from latentite.sampling.chain import SamplingConfig
+from latentite.rl.rollouts import Policy, Prompts, build_chain, collect
+from latentite.rl.update import passes
+from latentite.stages import TrainLDMConfig, train_ldm, train_rl
 from latentite.training.conditions import ConditionModuleOptions
 from latentite.training.datamodule import CrystalDataModule
-from latentite.training.rl_update import passes
-from latentite.training.rollouts import Policy, Prompts, build_chain, collect
-from latentite.training.stages import TrainLDMConfig, train_ldm, train_rl
 
 
 @pytest.fixture(autouse=True)

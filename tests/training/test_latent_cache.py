@@ -11,11 +11,11 @@ from tiny_run import assert_same, read, tiny_datamodule, tiny_ldm_config, tiny_s
 
 from latentite.data.augment import AugmentationConfig
 from latentite.data.sampler import seeded_generator
+from latentite.evaluation.reconstruct import load_vae
 from latentite.nn.vae import CrystalVAE
-from latentite.reconstruct import load_vae
+from latentite.stages import TrainLDMConfig, train_ldm
 from latentite.training.latent_cache import CachedLatents, encode_split
 from latentite.training.ldm import LDMTrainingModule
-from latentite.training.stages import TrainLDMConfig, train_ldm
 
 OFF = AugmentationConfig(translate=False, rotate=False)
 

@@ -13,12 +13,12 @@ from tiny_run import read, tiny_datamodule, tiny_ldm_config
 from torch import Tensor
 
 from latentite.checkpoint import Weights
+from latentite.generators.jobs import Jobs
+from latentite.generators.latent.chain import SamplingConfig, sample_jobs
 from latentite.ldm_checkpoint import load_ldm
-from latentite.sampling.chain import SamplingConfig, sample_jobs
-from latentite.sampling.jobs import Jobs
+from latentite.stages import train_ldm
 from latentite.training.fit import FitResult
 from latentite.training.ldm import LDMTrainingModule, Shown
-from latentite.training.stages import train_ldm
 
 State = dict[str, Tensor]
 

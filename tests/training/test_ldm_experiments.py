@@ -17,13 +17,13 @@ from torch import Tensor
 from latentite.checkpoint import read_checkpoint
 from latentite.config import compose, config_dir, load
 from latentite.data.cache import write_dataset
+from latentite.generators.asks import build_asks
+from latentite.generators.jobs import Jobs
+from latentite.generators.latent.chain import SamplingConfig, sample_jobs
 from latentite.ldm_checkpoint import load_ldm
 from latentite.nn.condition_values import ConditionKind
 from latentite.nn.ldm import LatentDiffusion
-from latentite.sampling.asks import build_asks
-from latentite.sampling.chain import SamplingConfig, sample_jobs
-from latentite.sampling.jobs import Jobs
-from latentite.training.stages import TrainLDMConfig, train_ldm
+from latentite.stages import TrainLDMConfig, train_ldm
 
 CONDITIONAL = {
     "alex_mp_20_bandgap/ldm_bandgap": ("dft_band_gap", ConditionKind.SCALAR, "eV", 0.0, 6.0),

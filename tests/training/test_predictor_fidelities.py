@@ -16,8 +16,8 @@ from latentite.crystal_arrays import CrystalArrays
 from latentite.data.cache import write_dataset
 from latentite.data.dataset import CrystalDataset
 from latentite.predictor_checkpoint import load_predictor
+from latentite.stages import TrainPredictorConfig, train_predictor
 from latentite.training.fit import FitResult
-from latentite.training.stages import TrainPredictorConfig, train_predictor
 
 ELEMENTS = np.array([8, 12, 26])
 SHIFT = {8: 1.0, 12: -2.0, 26: 0.5}
@@ -136,7 +136,7 @@ def test_a_run_with_weights_resumes_exactly(folders: Path, vae_checkpoint: Path)
 def test_the_log_has_the_rows_that_were_drawn(
     folders: Path, vae_checkpoint: Path, caplog: pytest.LogCaptureFixture, weights, first, whole
 ) -> None:
-    caplog.set_level("INFO", logger="latentite.training.predictor")
+    caplog.set_level("INFO", logger="latentite.predictor.module")
     train(
         folders, "run", vae_checkpoint, *(f"data.fidelities.{name}.weight={w}" for name, w in weights.items())
     )

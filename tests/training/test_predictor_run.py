@@ -16,12 +16,12 @@ from latentite.data.dataset import CrystalDataset
 from latentite.data.properties import derive
 from latentite.nn.baselines import Extent
 from latentite.nn.predictor_config import FidelityMode, HeadKind, Pooling
+from latentite.predictor.settings import EncoderTraining, PredictorModuleConfig, TargetOptions
 from latentite.predictor_checkpoint import load_predictor
+from latentite.stages import TrainPredictorConfig, train_predictor
 from latentite.training.datamodule import CrystalDataModule, DataConfig
 from latentite.training.ema import EMAConfig
 from latentite.training.optim import SchedulerConfig
-from latentite.training.predictor_settings import EncoderTraining, PredictorModuleConfig, TargetOptions
-from latentite.training.stages import TrainPredictorConfig, train_predictor
 
 STATES = ("state_dict", "optimizer_states", "lr_schedulers", "global_step", "epoch")
 

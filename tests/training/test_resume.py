@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 from tiny_run import assert_same, read, tiny_datamodule
 
+from latentite.stages import train_vae
 from latentite.training.fit import RunStatus
-from latentite.training.stages import train_vae
 from latentite.training.vae import VAETrainingModule
 
 STATES = ("state_dict", "optimizer_states", "lr_schedulers", "global_step", "epoch")

@@ -12,13 +12,13 @@ from tiny_rl import VOLUME, make_usable, tiny_rl_config
 from tiny_run import assert_same, read, tiny_datamodule, tiny_ldm_config
 
 from latentite.ldm_checkpoint import load_ldm
-from latentite.nn.adapters import LoraConfig
+from latentite.nn.lora import LoraConfig
 from latentite.objectives.ldm import DiffusionKind
-from latentite.objectives.policy_config import Algorithm, Baseline
+from latentite.rl.policy_config import Algorithm, Baseline
+from latentite.rl.update import minibatches, passes
+from latentite.stages import train_ldm, train_rl
 from latentite.training.datamodule import CrystalDataModule
 from latentite.training.fit import FitResult
-from latentite.training.rl_update import minibatches, passes
-from latentite.training.stages import train_ldm, train_rl
 
 
 @pytest.fixture(scope="module", params=[DiffusionKind.DDPM, DiffusionKind.FLOW])

@@ -12,7 +12,7 @@ from tiny_run import tiny_datamodule, tiny_ldm_config
 
 from latentite.crystal import CrystalBatch
 from latentite.objectives.ldm import DiffusionKind
-from latentite.training.stages import train_ldm, train_rl
+from latentite.stages import train_ldm, train_rl
 
 
 class Steepness:

@@ -14,16 +14,16 @@ from tiny_rl import VOLUME, make_usable, tiny_rl_config
 from tiny_run import assert_same, read, tiny_datamodule, tiny_ldm_config
 
 from latentite.crystal import CrystalBatch
-from latentite.objectives.advantages import RunningRewards
-from latentite.objectives.policy_config import Algorithm, Keep, PolicyConfig
 from latentite.rewards.combine import RewardConfig
 from latentite.rewards.diversity_filter import DiversityFilterConfig
 from latentite.rewards.kinds import Kind
-from latentite.rollout import Rollout
+from latentite.rl.advantages import RunningRewards
+from latentite.rl.module import MEMORY_KEY, RLTrainingModule
+from latentite.rl.policy_config import Algorithm, Keep, PolicyConfig
+from latentite.rl.replay import ReplayBuffer, ReplayConfig
+from latentite.rl.rollout import Rollout
+from latentite.stages import train_ldm, train_rl
 from latentite.training.fit import FitResult, RunStatus
-from latentite.training.replay import ReplayBuffer, ReplayConfig
-from latentite.training.rl import MEMORY_KEY, RLTrainingModule
-from latentite.training.stages import train_ldm, train_rl
 
 
 @pytest.fixture(scope="module")

@@ -14,14 +14,14 @@ from tiny_run import tiny_config, tiny_datamodule, tiny_ldm_config, tiny_split
 from latentite.data.canonical import canonicalize_many
 from latentite.data.dataset import CrystalDataset
 from latentite.data.properties import derive
-from latentite.predict import predict_dataset
+from latentite.predictor.predict import predict_dataset
+from latentite.predictor.settings import PredictorModuleConfig
 from latentite.predictor_checkpoint import load_predictor
 from latentite.rewards.combine import RewardConfig, Rewards
 from latentite.rewards.contract import check_reward
 from latentite.rewards.predictor import PredictorReward
+from latentite.stages import TrainPredictorConfig, train_ldm, train_predictor, train_rl
 from latentite.training.datamodule import CrystalDataModule, DataConfig
-from latentite.training.predictor_settings import PredictorModuleConfig
-from latentite.training.stages import TrainPredictorConfig, train_ldm, train_predictor, train_rl
 
 
 def labelled(count: int, seed: int) -> CrystalDataset:

@@ -9,15 +9,15 @@ import torch
 from tiny_run import tiny_datamodule, tiny_ldm_config
 
 from latentite.crystal import CrystalBatch
+from latentite.generators.latent.chain import SamplingConfig
 from latentite.ldm_checkpoint import load_ldm
 from latentite.nn.ldm import LatentDiffusion
-from latentite.objectives.gaussian import log_ratio
 from latentite.objectives.ldm import DiffusionConfig, DiffusionKind
-from latentite.rollout import Chain
-from latentite.sampling.chain import SamplingConfig
+from latentite.rl.gaussian import log_ratio
+from latentite.rl.rollout import Chain
+from latentite.rl.rollouts import Policy, Prompts, build_chain, collect, decode
+from latentite.stages import train_ldm
 from latentite.training.conditions import ConditionModuleOptions
-from latentite.training.rollouts import Policy, Prompts, build_chain, collect, decode
-from latentite.training.stages import train_ldm
 
 CONDITIONS = ["composition", "num_atoms"]
 

@@ -18,6 +18,7 @@ from latentite.crystal_arrays import CrystalArrays
 from latentite.data.dataset import CrystalDataset
 from latentite.ldm_checkpoint import load_ldm
 from latentite.nn.condition_values import ConditionKind, Transform
+from latentite.stages import TrainLDMConfig, train_ldm
 from latentite.training.conditions import (
     ConditionModuleOptions,
     ConditionOptions,
@@ -26,7 +27,6 @@ from latentite.training.conditions import (
 )
 from latentite.training.datamodule import CrystalDataModule
 from latentite.training.ldm import LDMTrainingModule
-from latentite.training.stages import TrainLDMConfig, train_ldm
 
 CATEGORIES = {"prototype": ("fluorite", "rocksalt"), "space_group": ("1", "225")}
 KINDS = {

@@ -9,13 +9,13 @@ import torch
 from tiny_run import _changed as changed
 from tiny_run import read, tiny_config
 
-from latentite.objectives.policy_config import PolicyConfig
+from latentite.generators.latent.chain import SamplingConfig
 from latentite.rewards.combine import RewardConfig
-from latentite.sampling.chain import SamplingConfig
+from latentite.rl.config import RLModuleConfig
+from latentite.rl.policy_config import PolicyConfig
+from latentite.stages import TrainRLConfig
 from latentite.training.optim import OptimizerConfig
-from latentite.training.rl_config import RLModuleConfig
 from latentite.training.settings import MonitorMode
-from latentite.training.stages import TrainRLConfig
 
 VOLUME = {
     "volume": {

@@ -15,6 +15,7 @@ from latentite.nn.decoder import DecoderConfig
 from latentite.nn.denoiser import DenoiserConfig, DenoiserSize, TokenIndex
 from latentite.nn.encoders import EncoderConfig
 from latentite.objectives.ldm import DiffusionConfig, DiffusionKind
+from latentite.stages import TrainLDMConfig, TrainVAEConfig
 from latentite.training.datamodule import CrystalDataModule, DataConfig
 from latentite.training.ema import EMAConfig
 from latentite.training.ldm_config import LDMModuleConfig
@@ -27,7 +28,6 @@ from latentite.training.settings import (
     WandbConfig,
     WandbMode,
 )
-from latentite.training.stages import TrainLDMConfig, TrainVAEConfig
 from latentite.training.vae import VAEModuleConfig
 
 Config = TypeVar("Config", TrainVAEConfig, TrainLDMConfig)

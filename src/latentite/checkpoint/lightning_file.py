@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from latentite.base.files import sha256_file
 from latentite.checkpoint.archive import check_archive
 from latentite.checkpoint.record import (
     NETWORK_PREFIX,
@@ -20,7 +21,6 @@ from latentite.checkpoint.record import (
     check_payload,
     weights_of,
 )
-from latentite.files import sha256_file
 
 TRAINING_STATE = ("state_dict", "optimizer_states", "lr_schedulers", "loops", "global_step", PAYLOAD_KEY)
 """Keys of a file that training can go on from."""

@@ -13,9 +13,9 @@ from torch import Tensor, nn
 from torch.nn.modules.module import register_module_parameter_registration_hook
 from torch.overrides import TorchFunctionMode
 
+from latentite.base.plain import from_plain
 from latentite.checkpoint.record import CheckpointError, CheckpointRecord
-from latentite.nn.adapters import LoraConfig, merged_state_dict
-from latentite.plain import from_plain
+from latentite.nn.lora import LoraConfig, merged_state_dict
 
 Network = TypeVar("Network", bound=nn.Module)
 

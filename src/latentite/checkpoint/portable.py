@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from latentite import __version__
+from latentite.base.files import parse_json, replacing, sha256_file, write_json
 from latentite.checkpoint.record import (
     FORMAT,
     CheckpointError,
@@ -27,7 +28,6 @@ from latentite.checkpoint.record import (
     require_file,
     weights_of,
 )
-from latentite.files import parse_json, replacing, sha256_file, write_json
 
 
 class Precision(StrEnum):

@@ -12,8 +12,8 @@ import numpy as np
 from torch import Tensor
 
 from latentite import __version__
-from latentite.files import impostor
-from latentite.plain import from_plain
+from latentite.base.files import impostor
+from latentite.base.plain import from_plain
 
 FORMAT = 1
 PAYLOAD_KEY = "latentite"
@@ -64,7 +64,7 @@ class CheckpointRecord:
 
 
 def plain(value: Any, *, key: str = "") -> Any:
-    """Converts to what JSON knows; `latentite.plain.to_plain`, but nothing foreign passes.
+    """Converts to what JSON knows; `latentite.base.plain.to_plain`, but nothing foreign passes.
 
     Takes None, bool, int, float, str, StrEnum, Path, NumPy scalars, dataclasses, and mappings (with strings
     as keys), lists and tuples of these. The result shares nothing mutable with `value`.

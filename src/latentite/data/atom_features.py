@@ -12,8 +12,8 @@ from pathlib import Path
 from jaxtyping import Float
 from torch import Tensor
 
+from latentite.base.files import replacing
 from latentite.data.dataset import CrystalDataset
-from latentite.files import replacing
 
 
 def write_atom_features(path: Path, dataset: CrystalDataset, features: Float[Tensor, "atom feature"]) -> None:

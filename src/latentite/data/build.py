@@ -17,11 +17,13 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from latentite.base.files import cache_dir as default_cache_dir
+from latentite.base.files import write_json
+from latentite.base.plain import check_seed
 from latentite.data import cache
 from latentite.data.dataset import CrystalDataset
 from latentite.data.decided import read_decided, request_key, write_decided
 from latentite.data.derived import derived_columns
-from latentite.data.label_table import labelled
 from latentite.data.labels import (
     DecidedLabels,
     LabelRequest,
@@ -31,13 +33,11 @@ from latentite.data.labels import (
     share_categories,
     with_labels,
 )
-from latentite.data.records import Rejection, Source, fingerprint, name_of
+from latentite.data.readers.label_table import labelled
+from latentite.data.readers.records import Rejection, Source, fingerprint, name_of
 from latentite.data.report import BuildSummary, count_reasons, report, write_rejections
 from latentite.data.source_rows import BuildOptions, build_notes, cache_key, read_rows
 from latentite.data.splits import DEFAULT_FRACTIONS, SPLITS, check_fractions, divide, shared_formulas
-from latentite.files import cache_dir as default_cache_dir
-from latentite.files import write_json
-from latentite.plain import check_seed
 
 if TYPE_CHECKING:
     from ase import Atoms

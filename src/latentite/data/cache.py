@@ -20,10 +20,10 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
+from latentite.base.files import replacing
 from latentite.crystal import CrystalBatch
 from latentite.data.dataset import CrystalDataset
-from latentite.data.records import Rejection
-from latentite.files import replacing
+from latentite.data.readers.records import Rejection
 
 FORMAT = 1
 """Version of the layout of the file; files of another version are not read."""

@@ -16,7 +16,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from latentite.data.cache import from_bytes, save_tensors, take, to_bytes
-from latentite.data.records import Record, Value
+from latentite.data.readers.records import Record, Value
 
 FORMAT = 1
 """Of the file; raised whenever it says something else."""

@@ -13,12 +13,12 @@ from pathlib import Path
 
 from safetensors import SafetensorError, safe_open
 
+from latentite.base.processes import map_in_order
 from latentite.crystal import CrystalBatch
 from latentite.crystal_arrays import CrystalArrays
 from latentite.data.cache import from_bytes, save_tensors, take, to_bytes
 from latentite.data.properties import derive_rows
-from latentite.data.records import Value
-from latentite.processes import map_in_order
+from latentite.data.readers.records import Value
 
 log = logging.getLogger(__name__)
 

@@ -16,8 +16,8 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from latentite.download import DownloadError
-from latentite.files import parse_json, sha256_file, write_json
+from latentite.base.download import DownloadError
+from latentite.base.files import parse_json, sha256_file, write_json
 
 logger = logging.getLogger(__name__)
 

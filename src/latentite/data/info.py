@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from latentite.base.files import replacing
 from latentite.data.dataset import CrystalDataset
 from latentite.elements import NUM_ELEMENTS, SYMBOLS
-from latentite.files import replacing
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -17,7 +17,7 @@ from enum import StrEnum
 import numpy as np
 from jaxtyping import Float
 
-from latentite.data.records import Value
+from latentite.data.readers.records import Value
 from latentite.formulas import is_formula
 
 

@@ -19,7 +19,7 @@ from latentite.data.cache import content_hash
 from latentite.data.cells import RawLabels
 from latentite.data.dataset import CrystalDataset
 from latentite.data.kinds import Column, ColumnKind, Remark, read_column
-from latentite.data.records import CANONICAL_NAMES, Value
+from latentite.data.readers.records import CANONICAL_NAMES, Value
 
 log = logging.getLogger(__name__)
 

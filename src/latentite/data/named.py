@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from latentite.data.dataset import CrystalDataset
-from latentite.data.records import Rejection
+from latentite.data.readers.records import Rejection
 
 if TYPE_CHECKING:
     from latentite.data.build import BuildOptions

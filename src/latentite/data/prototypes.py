@@ -19,6 +19,7 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Float, Int
 
+from latentite.base.publish import publishing
 from latentite.data.properties import GRAMS_PER_CUBIC_CM, space_group_number
 from latentite.data.prototype_library import (
     ElementTable,
@@ -28,7 +29,6 @@ from latentite.data.prototype_library import (
     load_prototypes,
     load_species,
 )
-from latentite.data.publish import publishing
 from latentite.elements import ATOMIC_NUMBER, SYMBOLS
 from latentite.formulas import join_amounts
 

@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from latentite import __version__
+from latentite.base.files import replacing
 from latentite.data.canonical import CANONICAL_VERSION
 from latentite.data.dataset import CrystalDataset
-from latentite.data.records import Rejection
-from latentite.files import replacing
+from latentite.data.readers.records import Rejection
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

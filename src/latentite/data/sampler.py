@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from latentite.plain import check_seed
+from latentite.base.plain import check_seed
 
 
 @dataclass(kw_only=True, slots=True)

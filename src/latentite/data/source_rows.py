@@ -18,6 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from latentite.base.progress import row_progress
 from latentite.crystal import CrystalBatch
 from latentite.data import cache, cells
 from latentite.data.canonical import CANONICAL_VERSION
@@ -26,9 +27,8 @@ from latentite.data.checks import Limits
 from latentite.data.dataset import CrystalDataset
 from latentite.data.labels import unique_ids
 from latentite.data.pack import Packed, PackOptions, pack
-from latentite.data.progress import row_progress
-from latentite.data.records import Rejection, Source, fingerprint, name_of, open_records
-from latentite.data.walk import pair, walk
+from latentite.data.readers.records import Rejection, Source, fingerprint, name_of, open_records
+from latentite.data.readers.walk import pair, walk
 
 log = logging.getLogger(__name__)
 

@@ -16,11 +16,11 @@ import zipfile
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from latentite.base.download import DownloadError, Patience, fetch
+from latentite.base.files import cache_dir, sha256_file
+from latentite.base.publish import publishing
 from latentite.data.download_record import check_download, given_checksums, write_download
 from latentite.data.prototypes import prototypes_folder
-from latentite.data.publish import publishing
-from latentite.download import DownloadError, Patience, fetch
-from latentite.files import cache_dir, sha256_file
 
 logger = logging.getLogger(__name__)
 

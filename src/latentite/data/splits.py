@@ -16,7 +16,7 @@ import torch
 from latentite.crystal import CrystalBatch
 from latentite.data import cache
 from latentite.data.dataset import CrystalDataset
-from latentite.data.records import CANONICAL_NAMES
+from latentite.data.readers.records import CANONICAL_NAMES
 
 SPLITS = ("train", "val", "test")
 DEFAULT_FRACTIONS = {"train": 0.8, "val": 0.1, "test": 0.1}

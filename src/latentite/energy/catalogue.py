@@ -10,11 +10,11 @@ from importlib.metadata import packages_distributions, version
 from pathlib import Path
 from typing import Any
 
+from latentite.base.files import sha256_file
 from latentite.energy.ase_calculator import ASEPotential
 from latentite.energy.chgnet import CHGNetPotential
 from latentite.energy.potential import Potential, PotentialCard, TheoryLevel
 from latentite.energy.sevennet import sevennet_potential
-from latentite.files import sha256_file
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -19,10 +19,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from latentite.base.files import sha256_file
 from latentite.crystal import CrystalBatch
 from latentite.energy.neighbours import NeighbourList, neighbour_list
 from latentite.energy.potential import EnergyForces, PotentialCard, TheoryLevel, without_derivatives
-from latentite.files import sha256_file
 
 if TYPE_CHECKING:
     from chgnet.model.model import BatchedGraph, CHGNet

@@ -17,8 +17,8 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float
 
+from latentite.base.files import parse_json, write_json
 from latentite.energy.potential import TheoryLevel
-from latentite.files import parse_json, write_json
 from latentite.formulas import Composition, parse_formula, plain_formula, reduced
 
 FORMAT = 2

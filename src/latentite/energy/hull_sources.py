@@ -14,13 +14,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from jaxtyping import Float
 
+from latentite.base.files import parse_json
 from latentite.crystal import CrystalBatch
 from latentite.data.kinds import ColumnKind, Remark, read_column
-from latentite.data.records import Value
+from latentite.data.readers.records import Value
 from latentite.elements import ATOMIC_NUMBER, SYMBOLS
 from latentite.energy.hull import Hull
 from latentite.energy.potential import TheoryLevel
-from latentite.files import parse_json
 from latentite.formulas import Composition, compositions, parse_formula, whole_amounts
 
 if TYPE_CHECKING:

@@ -17,13 +17,13 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 
+from latentite.base.processes import map_in_order
 from latentite.crystal import CrystalBatch
 from latentite.crystal_arrays import CrystalArrays
 from latentite.energy.catalogue import identity, potential_by_name
 from latentite.energy.potential import Potential, TheoryLevel
 from latentite.energy.relax import relax
 from latentite.energy.relaxation import Relaxed, RelaxSettings, RelaxStatus
-from latentite.processes import map_in_order
 
 ATOMS_PER_CHUNK = 256
 """As many as one call of the potential takes by default; more would only make progress coarser."""

@@ -15,6 +15,7 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
+from latentite.base.files import parse_json, write_json
 from latentite.crystal import CrystalBatch
 from latentite.elements import NUM_ELEMENTS
 from latentite.energy.parallel import RelaxHow, relax_many
@@ -23,7 +24,6 @@ from latentite.energy.reference_terms import ReferenceTerms
 from latentite.energy.references import ElementReferences, check_same_theory, fit_references
 from latentite.energy.relaxation import RelaxCell, RelaxSettings
 from latentite.energy.table import FORMATION_ENERGY, EnergyTable, kept_path, read_rows
-from latentite.files import parse_json, write_json
 
 log = logging.getLogger(__name__)
 

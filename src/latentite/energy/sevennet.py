@@ -12,9 +12,9 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+from latentite.base.files import sha256_file
 from latentite.energy.ase_calculator import ASEPotential
 from latentite.energy.potential import TheoryLevel
-from latentite.files import sha256_file
 
 MODEL = "SevenNet_0__11Jul2024"
 WEIGHTS = f"pretrained_potentials/{MODEL}/checkpoint_sevennet_0.pth"

@@ -14,13 +14,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from jaxtyping import Float
 
-from latentite.charts import COLOURS
 from latentite.data.info import table_position
 from latentite.data.properties import SYMPREC
+from latentite.draw.charts import COLOURS
+from latentite.draw.figures import INK, new_figure
 from latentite.elements import SYMBOLS
 from latentite.evaluation.distributions import element_shares
 from latentite.evaluation.measure import Measured
-from latentite.figures import INK, new_figure
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

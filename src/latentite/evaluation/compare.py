@@ -17,8 +17,8 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float
 
+from latentite.base.files import parse_json, replacing, write_json
 from latentite.evaluation.resume import read_record
-from latentite.files import parse_json, replacing, write_json
 from latentite.metrics.rates import Difference, Rate, difference
 
 MUST_AGREE = (

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from latentite.data.properties import SYMPREC
-from latentite.data.records import CANONICAL_NAMES
+from latentite.data.readers.records import CANONICAL_NAMES
 from latentite.elements import ATOMIC_NUMBER
 from latentite.evaluation.distributions import finite
 from latentite.evaluation.measure import Cell
@@ -45,7 +45,7 @@ _COMPOSITIONS = ("composition", "formula")
 _EXACT = ("num_atoms", "num_elements")
 FORMULA = re.compile(r"([A-Z(\[{].*?)(?: x \d+)?")
 """The formula in the label of a request, as it was typed: `LiFePO4 x 4`, `K4(Fe(CN)6)`. Labels of rules for elements
-are words and begin with a small letter (`sampling/asks.py`)."""
+are words and begin with a small letter (`generators/asks.py`)."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

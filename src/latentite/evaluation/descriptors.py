@@ -85,7 +85,7 @@ def open_latent_space(name_or_path: str | Path) -> LatentSpace:
         ValueError: for an unknown name.
     """
     from latentite import hub
-    from latentite.reconstruct import load_vae
+    from latentite.evaluation.reconstruct import load_vae
 
     network, record = load_vae(hub.resolve(name_or_path))
     return LatentSpace(

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from latentite.charts import COLOURS
+from latentite.draw.charts import COLOURS
 from latentite.evaluation.charts import share_axes, svg_text
 from latentite.evaluation.measure import Cell
 

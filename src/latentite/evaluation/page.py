@@ -14,11 +14,11 @@ from typing import Any
 import numpy as np
 
 from latentite.crystal import CrystalBatch
+from latentite.draw.cells import draw_crystals, pretty
 from latentite.evaluation.charts import draw_charts
 from latentite.evaluation.run import Evaluation
 from latentite.evaluation.table import Table
 from latentite.metrics.rates import Rate
-from latentite.pictures import draw_crystals, pretty
 
 NUM_PICTURES = 24
 

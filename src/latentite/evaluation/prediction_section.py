@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
+from latentite.base.files import replacing
 from latentite.data.properties import SYMPREC
 from latentite.evaluation.charge_section import charge_verdicts
 from latentite.evaluation.distributions import finite
@@ -31,7 +32,6 @@ from latentite.evaluation.sections import structure_validity
 from latentite.evaluation.steps import timed
 from latentite.evaluation.store import ResultStore, namespace
 from latentite.evaluation.table import MakeSection, Section, Work
-from latentite.files import replacing
 from latentite.match.settings import MatcherSettings
 from latentite.metrics.composition import SmactRule, is_smact_valid
 from latentite.metrics.crystal_structure_prediction import MatchRate, match_rate, sample_distances

@@ -22,9 +22,9 @@ from latentite.data.cache import read_dataset, read_rejections
 from latentite.data.checks import Limits, refusals
 from latentite.data.kinds import read_column
 from latentite.data.labels import unique_ids
-from latentite.data.records import Rejection, Value
+from latentite.data.readers.records import Rejection, Value
+from latentite.data.readers.table import Row, parse_rows, read
 from latentite.data.sources import DATASETS, near_names, resolve
-from latentite.data.table import Row, parse_rows, read
 from latentite.evaluation.sampled import SAMPLED_TEXTS, find_manifest, read_sampled
 from latentite.evaluation.store import structure_hash
 

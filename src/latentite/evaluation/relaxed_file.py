@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+from latentite.base.files import replacing
 from latentite.energy.relaxation import RelaxStatus
 from latentite.evaluation.energies import Energies
-from latentite.files import replacing
 
 
 def write_relaxed(path: str | Path, energies: Energies, ids: Sequence[str]) -> None:

@@ -20,11 +20,11 @@ from pathlib import Path
 from typing import Any
 
 from latentite import __version__
+from latentite.base.files import replacing, write_json
 from latentite.evaluation.measure import Cell
 from latentite.evaluation.page import make_page
 from latentite.evaluation.protocols import MATCHERS
 from latentite.evaluation.run import Evaluation
-from latentite.files import replacing, write_json
 from latentite.metrics.symmetry import SYMPRECS
 
 _PACKAGES = ("pymatgen", "pymatgen-core", "smact", "spglib", "numpy", "scipy")

@@ -11,8 +11,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from latentite.base.files import parse_json, write_json
 from latentite.evaluation.read import Crystals
-from latentite.files import parse_json, write_json
 
 RECORD = "evaluation.json"
 FORMAT = 1

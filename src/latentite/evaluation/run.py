@@ -19,6 +19,8 @@ from typing import Any
 
 import numpy as np
 
+from latentite.base.plain import check_seed
+from latentite.base.processes import count_workers
 from latentite.data.properties import SYMPREC
 from latentite.evaluation.charge_section import charge_section
 from latentite.evaluation.distributions import distribution_section
@@ -48,8 +50,6 @@ from latentite.evaluation.table import (
     make_table,
 )
 from latentite.metrics.rates import Rate
-from latentite.plain import check_seed
-from latentite.processes import count_workers
 
 SECTIONS: tuple[MakeSection, ...] = (
     source_section,

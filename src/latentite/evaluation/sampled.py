@@ -14,9 +14,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from latentite.data.records import Record, Rejection, open_records, to_properties
-from latentite.data.structure_files import record_of_file
-from latentite.files import parse_json, sha256_file
+from latentite.base.files import parse_json, sha256_file
+from latentite.data.readers.records import Record, Rejection, open_records, to_properties
+from latentite.data.readers.structure_files import record_of_file
 from latentite.sampling.checksums import CHECKSUMS, read_commits, sum_lines
 from latentite.sampling.folder import JOURNAL, MANIFEST, REJECTED, SAMPLES
 

@@ -24,8 +24,8 @@ from typing import Any, TypeVar
 
 import numpy as np
 
+from latentite.base.files import cache_dir
 from latentite.crystal_arrays import CrystalArrays
-from latentite.files import cache_dir
 
 log = logging.getLogger(__name__)
 

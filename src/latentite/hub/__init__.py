@@ -6,7 +6,7 @@ Hugging Face hub. Names are exact. A Chemeleon2 checkpoint, public or not, is co
 anything in it, and its conversion is what is given. What others use is named here.
 """
 
-from latentite.download import Patience
+from latentite.base.download import Patience
 from latentite.hub.cached import card
 from latentite.hub.downloads import download
 from latentite.hub.lookup import list_names, resolve, verify

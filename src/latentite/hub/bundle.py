@@ -11,6 +11,8 @@ from typing import Any
 
 import yaml
 
+from latentite.base.files import parse_json
+from latentite.base.plain import from_plain, to_plain
 from latentite.checkpoint import (
     CheckpointRecord,
     Precision,
@@ -20,9 +22,7 @@ from latentite.checkpoint import (
     read_portable,
     write_portable,
 )
-from latentite.files import parse_json
 from latentite.hub.lookup import resolve
-from latentite.plain import from_plain, to_plain
 
 
 @dataclass(kw_only=True, slots=True)

@@ -6,7 +6,7 @@ import logging
 from pathlib import Path
 from typing import Any
 
-from latentite.files import cache_dir, impostor, parse_json, sha256_file, write_json
+from latentite.base.files import cache_dir, impostor, parse_json, sha256_file, write_json
 from latentite.hub.names import PUBLIC
 from latentite.interop import CONVERSION
 

@@ -6,8 +6,8 @@ import logging
 from collections.abc import Callable
 from pathlib import Path
 
-from latentite.download import DownloadError, Patience, fetch, hub_address, is_offline
-from latentite.files import replacing
+from latentite.base.download import DownloadError, Patience, fetch, hub_address, is_offline
+from latentite.base.files import replacing
 from latentite.hub.cached import cached_file, problem_of, write_record
 from latentite.hub.names import PUBLIC, REPOSITORY, HubError, bundled_files, unknown_name
 

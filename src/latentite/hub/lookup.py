@@ -5,8 +5,8 @@ from __future__ import annotations
 import logging
 from pathlib import Path
 
-from latentite.download import Patience
-from latentite.files import replacing, sha256_file
+from latentite.base.download import Patience
+from latentite.base.files import replacing, sha256_file
 from latentite.hub.cached import (
     cached_file,
     card_hash,

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
 
-from latentite.download import DownloadError
+from latentite.base.download import DownloadError
 
 REPOSITORY = "hspark1212/chemeleon2-checkpoints"
 PUBLIC: dict[str, str] = {

@@ -16,6 +16,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from latentite.base.files import replacing
+from latentite.base.plain import from_plain
 from latentite.checkpoint import (
     CheckpointError,
     CheckpointRecord,
@@ -27,7 +29,6 @@ from latentite.checkpoint import (
 )
 from latentite.diffusion.schedule import ScheduleKind, Target
 from latentite.diffusion.steps import Variance
-from latentite.files import replacing
 from latentite.interop.architecture import CONDITION_KINDS, SCHEDULES
 from latentite.interop.demands import Demands, demand_ldm, demand_predictor, demand_vae
 from latentite.interop.modules import (
@@ -43,7 +44,6 @@ from latentite.nn.predictor import PropertyPredictor
 from latentite.nn.predictor_config import PredictorConfig
 from latentite.nn.vae import CrystalVAE, VAEConfig
 from latentite.objectives.ldm import DiffusionConfig, LDMStageConfig
-from latentite.plain import from_plain
 
 LIGHTNING_VERSION = "2.6.6"
 """Of the reference files; Lightning reads it to migrate older ones."""

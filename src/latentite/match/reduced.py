@@ -14,10 +14,10 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
+from latentite.base.processes import map_in_order
 from latentite.crystal_arrays import CrystalArrays
 from latentite.elements import SYMBOLS
 from latentite.match.settings import MatcherSettings, is_comparable, why_not_comparable
-from latentite.processes import map_in_order
 
 if TYPE_CHECKING:
     from pymatgen.core import Structure

@@ -11,11 +11,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 
+from latentite.base.processes import map_in_order
 from latentite.crystal_arrays import CrystalArrays
 from latentite.match.compare import Comparer
 from latentite.match.lattices import Comparable
 from latentite.match.settings import MatcherSettings
-from latentite.processes import map_in_order
 
 _BLOCK = 128
 """Structures of one composition that are walked at a time; the memory that a run takes does not depend on more."""

@@ -17,10 +17,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from jaxtyping import Float
 
+from latentite.base.processes import map_in_order
 from latentite.crystal_arrays import CrystalArrays
 from latentite.match.search import structure_of
 from latentite.metrics.fingerprints import is_bounded
-from latentite.processes import map_in_order
 
 if TYPE_CHECKING:
     from pymatgen.core import Structure

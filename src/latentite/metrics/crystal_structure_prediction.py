@@ -27,12 +27,12 @@ from typing import TYPE_CHECKING
 import numpy as np
 from jaxtyping import Bool, Float
 
+from latentite.base.processes import map_in_order
 from latentite.crystal_arrays import CrystalArrays
 from latentite.formulas import Composition, reduced_composition
 from latentite.match.search import structure_of
 from latentite.match.settings import LOOSE, MatcherSettings, is_comparable
 from latentite.metrics.rates import Rate
-from latentite.processes import map_in_order
 
 if TYPE_CHECKING:
     from pymatgen.core import Structure

@@ -11,9 +11,9 @@ from functools import partial
 import numpy as np
 from jaxtyping import Float
 
+from latentite.base.processes import map_in_order
 from latentite.crystal_arrays import CrystalArrays
 from latentite.data.properties import space_group_number
-from latentite.processes import map_in_order
 
 SYMPRECS = (0.01, 0.1, 0.2)
 """Å: the libraries' usual default, the Materials Project's value, and a generous one for raw samples."""

@@ -20,8 +20,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from latentite.base.files import replacing
 from latentite.elements import ATOMIC_NUMBER, SYMBOLS
-from latentite.files import replacing
 from latentite.nn.baseline_fit import BaselineFit
 from latentite.nn.baselines import ElementBaselines, Extent
 

@@ -15,10 +15,10 @@ from torch import Tensor, nn
 
 from latentite.crystal import CrystalBatch
 from latentite.latent import LatentBatch
-from latentite.nn.adapters import LoraConfig, add_lora
 from latentite.nn.conditions import ConditionModule, ConditionModuleConfig
 from latentite.nn.decoder import DecodedCrystals
 from latentite.nn.denoiser import Denoiser, DenoiserConfig
+from latentite.nn.lora import LoraConfig, add_lora
 from latentite.nn.vae import CrystalVAE, Posterior, VAEConfig
 
 

@@ -12,8 +12,8 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from latentite.base.plain import from_plain
 from latentite.crystal import CrystalBatch
-from latentite.plain import from_plain
 from latentite.rewards.asking import Answer, Component, ask
 from latentite.rewards.diversity_filter import DiversityFilterConfig
 from latentite.rewards.duplicates import discounted

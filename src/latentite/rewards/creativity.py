@@ -16,13 +16,13 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from latentite.base.processes import count_workers
 from latentite.crystal import CrystalBatch
 from latentite.crystal_arrays import CrystalArrays
 from latentite.formulas import Composition, reduced_composition
 from latentite.match.descriptor import amd_distances, average_minimum_distances
 from latentite.match.search import find_matches
 from latentite.match.settings import STRICT
-from latentite.processes import count_workers
 from latentite.rewards.duplicates import MemoryStore, unique
 
 if TYPE_CHECKING:

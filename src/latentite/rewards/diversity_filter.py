@@ -3,7 +3,7 @@
 As the diversity filter of MatInvent (Chen et al. 2025, arXiv 2511.03112), a penalty linear in the number of earlier
 occurrences; ours has a number of free ones, and what is taken away is the reward above the rollout's lowest. Only
 earlier rollouts count, so that the order within one does not matter: copies there are `duplicate_discount`'s. Comes
-after `kinds.py`; `training/rl.py` applies it to the rewards of training, not to those of validation.
+after `kinds.py`; `rl/module.py` applies it to the rewards of training, not to those of validation.
 """
 
 from __future__ import annotations

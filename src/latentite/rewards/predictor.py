@@ -16,10 +16,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from latentite.base.plain import from_plain
 from latentite.crystal import CrystalBatch
 from latentite.data.canonical import canonicalize_many
 from latentite.nn.predictor_config import HeadKind
-from latentite.plain import from_plain
 from latentite.predictor_checkpoint import load_predictor
 from latentite.rewards.goal import Goal
 

@@ -10,12 +10,12 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from latentite.base.plain import from_plain
 from latentite.crystal import CrystalBatch
 from latentite.data.properties import derive
 from latentite.formulas import reduced_composition
 from latentite.metrics.supply_risk import supply_risk
 from latentite.metrics.symmetry import space_groups
-from latentite.plain import from_plain
 from latentite.rewards.goal import Goal
 
 if TYPE_CHECKING:

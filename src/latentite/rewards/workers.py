@@ -17,10 +17,10 @@ import torch
 from jaxtyping import Bool
 from torch import Tensor
 
+from latentite.base.plain import from_plain, to_plain
+from latentite.base.processes import start_worker
 from latentite.crystal import CrystalBatch
 from latentite.crystal_arrays import CrystalArrays
-from latentite.plain import from_plain, to_plain
-from latentite.processes import start_worker
 from latentite.rewards.asking import Answer, ask
 from latentite.rewards.combine import RewardConfig, Rewards, RewardTable
 

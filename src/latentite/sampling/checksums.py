@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
-from latentite.files import parse_json
+from latentite.base.files import parse_json
 
 if TYPE_CHECKING:
     from hashlib import _Hash

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from latentite import __version__
-from latentite.files import parse_json, write_json
+from latentite.base.files import parse_json, write_json
 from latentite.sampling.checksums import Commit, read_commits
 from latentite.sampling.folder import JOURNAL, MANIFEST
 from latentite.sampling.writers import file_stem

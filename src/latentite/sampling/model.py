@@ -11,28 +11,28 @@ from typing import Any
 
 import torch
 
+from latentite.base.files import sha256_file
 from latentite.checkpoint import CheckpointRecord, Weights
-from latentite.data.records import fingerprint
-from latentite.files import sha256_file
-from latentite.ldm_checkpoint import load_ldm
-from latentite.nn.condition_values import value_text
-from latentite.nn.ldm import LatentDiffusion
-from latentite.objectives.ldm import DiffusionConfig
-from latentite.sampling import options as given
-from latentite.sampling.asks import ask_warnings, build_asks
-from latentite.sampling.chain import (
+from latentite.data.readers.records import fingerprint
+from latentite.generators.asks import ask_warnings, build_asks
+from latentite.generators.jobs import Ask, Jobs
+from latentite.generators.latent.chain import (
     SampledCrystals,
     SamplingConfig,
     sample_jobs,
     sampler_settings,
     sampling_schedule,
 )
+from latentite.generators.latent.start import Start, start_from
+from latentite.generators.sizes import NumAtoms, choose_num_atoms, plan_jobs, training_sizes
+from latentite.ldm_checkpoint import load_ldm
+from latentite.nn.condition_values import value_text
+from latentite.nn.ldm import LatentDiffusion
+from latentite.objectives.ldm import DiffusionConfig
+from latentite.sampling import options as given
 from latentite.sampling.folder import Format
-from latentite.sampling.jobs import Ask, Jobs
 from latentite.sampling.options import GenerateConfig
 from latentite.sampling.run import Run
-from latentite.sampling.sizes import NumAtoms, choose_num_atoms, plan_jobs, training_sizes
-from latentite.sampling.start import Start, start_from
 from latentite.sampling.window import Advance, shard_range, window_size
 
 log = logging.getLogger(__name__)

@@ -10,16 +10,16 @@ from typing import TYPE_CHECKING, TypeAlias, TypeVar
 
 import torch
 
+from latentite.base.plain import check_seed
 from latentite.checkpoint import Weights
 from latentite.crystal import CrystalBatch
 from latentite.crystal_arrays import CrystalArrays
 from latentite.data.checks import Limits
-from latentite.data.records import Rejection
-from latentite.data.table import read
+from latentite.data.readers.records import Rejection
+from latentite.data.readers.table import read
 from latentite.diffusion.samplers import SamplerKind
+from latentite.generators.latent.chain import Precision, SamplingConfig
 from latentite.hub import DEFAULT_LDM
-from latentite.plain import check_seed
-from latentite.sampling.chain import Precision, SamplingConfig
 from latentite.sampling.folder import Format
 
 if TYPE_CHECKING:

@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from latentite.crystal import CrystalBatch
+from latentite.generators.jobs import Ask, Jobs
 from latentite.sampling.folder import Counts, Format, RunFolder
-from latentite.sampling.jobs import Ask, Jobs
 from latentite.sampling.manifest import (
     Sessions,
     continued,

@@ -16,12 +16,12 @@ from jaxtyping import Bool
 from torch import Tensor
 
 from latentite.crystal import CrystalBatch
-from latentite.data.cif import parse_p1
+from latentite.data.readers.cif import parse_p1
 from latentite.formulas import reduced_formulas
-from latentite.sampling.chain import SampledCrystals
+from latentite.generators.elements import fulfilled
+from latentite.generators.jobs import Jobs
+from latentite.generators.latent.chain import SampledCrystals
 from latentite.sampling.checks import Refusal, RefusalKind, geometry_refusals
-from latentite.sampling.elements import fulfilled
-from latentite.sampling.jobs import Jobs
 from latentite.sampling.writers import cif_text, reads_back
 
 log = logging.getLogger(__name__)

@@ -16,7 +16,7 @@ from functools import reduce
 import numpy as np
 
 from latentite.crystal_arrays import CrystalArrays
-from latentite.data.cif import parse_p1
+from latentite.data.readers.cif import parse_p1
 from latentite.elements import SYMBOLS
 
 _MAX_EDGE = 1000.0

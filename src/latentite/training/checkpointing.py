@@ -19,8 +19,8 @@ import torch
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint
 
+from latentite.base.files import replacing
 from latentite.checkpoint import PAYLOAD_KEY, Stage, build_payload, export_portable
-from latentite.files import replacing
 from latentite.training.settings import CheckpointConfig, MonitorMode
 
 log = logging.getLogger(__name__)

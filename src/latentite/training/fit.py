@@ -1,7 +1,7 @@
 """Fit or resume: what every training stage has in common.
 
 Seeds, loads the data, builds module, loggers, callbacks and trainer, writes where the run comes from, trains,
-and says how it ended. `training/stages.py` calls it once per stage.
+and says how it ended. `stages.py` calls it once per stage.
 """
 
 from __future__ import annotations

@@ -9,7 +9,7 @@ from lightning.pytorch import Trainer
 from lightning.pytorch.loggers import WandbLogger
 
 from latentite.crystal import CrystalBatch
-from latentite.pictures import draw_crystals
+from latentite.draw.cells import draw_crystals
 from latentite.rewards.combine import RewardTable
 
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from latentite.data.augment import AugmentationConfig
-from latentite.nn.adapters import LoraConfig
 from latentite.nn.denoiser import DenoiserConfig
+from latentite.nn.lora import LoraConfig
 from latentite.objectives.ldm import DiffusionConfig
 from latentite.training.conditions import ConditionModuleOptions
 from latentite.training.ema import EMAConfig
@@ -24,7 +24,7 @@ class LDMModuleConfig:
     are then the base's, whatever the other settings say, and its conditions stay."""
     lora: LoraConfig | None = None
     """Fine-tuning: train low-rank adapters of the denoiser (and the condition module in full) instead of all
-    weights; `{}` takes all defaults. An implementation of our own (`nn/adapters.py`)."""
+    weights; `{}` takes all defaults. An implementation of our own (`nn/lora.py`)."""
     freeze: list[str] = field(default_factory=list)
     """Fine-tuning: beginnings of the names of parameters that stay as they are, for example `denoiser.blocks.0`."""
     denoiser: DenoiserConfig = field(default_factory=DenoiserConfig)

@@ -12,15 +12,15 @@ from dataclasses import dataclass, replace
 from torch import nn
 
 from latentite import hub
+from latentite.base.plain import from_plain, naming
 from latentite.checkpoint import CheckpointRecord, Stage, load_network_state, read_checkpoint
 from latentite.ldm_checkpoint import load_ldm
-from latentite.nn.adapters import trainable_summary
 from latentite.nn.condition_values import ConditionConfig
 from latentite.nn.conditions import ConditionModuleConfig
 from latentite.nn.ldm import LatentDiffusion
+from latentite.nn.lora import trainable_summary
 from latentite.nn.vae import VAEConfig
 from latentite.objectives.ldm import LDMStageConfig
-from latentite.plain import from_plain, naming
 from latentite.training.conditions import check_conditions, check_labels, resolve_conditions
 from latentite.training.datamodule import CrystalDataModule
 from latentite.training.ldm import LDMTrainingModule

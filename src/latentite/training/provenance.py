@@ -17,8 +17,8 @@ from typing import Any
 import yaml
 
 from latentite import __version__
-from latentite.files import replacing, write_json
-from latentite.plain import to_plain
+from latentite.base.files import replacing, write_json
+from latentite.base.plain import to_plain
 from latentite.training.settings import RunConfig
 
 

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 
 from latentite import hub
+from latentite.base.plain import naming
 from latentite.checkpoint import (
     CheckpointRecord,
     Stage,
@@ -23,7 +24,6 @@ from latentite.checkpoint import (
     read_checkpoint,
     read_training_state,
 )
-from latentite.plain import naming
 from latentite.training.checkpointing import RUN_KEY
 from latentite.training.settings import RunConfig
 

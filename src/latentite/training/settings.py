@@ -13,7 +13,7 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Any, TypeVar
 
-from latentite.plain import NOT_TYPED, check_seed
+from latentite.base.plain import NOT_TYPED, check_seed
 from latentite.training.datamodule import DataConfig
 
 Config = TypeVar("Config", bound="RunConfig")

@@ -1,0 +1,1 @@
+"""What every room stands on: files, downloads, processes, plain values, progress bars."""

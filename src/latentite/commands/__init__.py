@@ -1,0 +1,1 @@
+"""The `latentite` command: one file per subcommand."""

@@ -1,0 +1,1 @@
+"""Files of crystals to records and rows: every format that is read."""

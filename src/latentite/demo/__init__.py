@@ -1,0 +1,1 @@
+"""`latentite demo`: every stage that there is, in a few minutes on two CPU cores."""

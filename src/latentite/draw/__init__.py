@@ -1,0 +1,1 @@
+"""Figures as files: unit cells, charts, curves of trainings."""

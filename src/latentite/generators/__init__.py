@@ -1,0 +1,1 @@
+"""What generates crystals, and how each is asked."""

@@ -1,0 +1,1 @@
+"""Stage 4: property predictors, trained, used and exported."""

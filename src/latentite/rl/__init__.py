@@ -1,0 +1,1 @@
+"""Stage 3: reinforcement learning of a generator towards rewards."""

@@ -1,0 +1,178 @@
+"""The third stage's objective: GRPO, PPO and REINFORCE as choices of one loss over denoising decisions.
+
+For a decision with log-ratio l = log p_new - log p_old and a crystal's advantage A the surrogate is
+
+    GRPO, PPO     -min(r A, clip(r, 1 - c, 1 + c) A),  r = exp(l)    (Schulman et al. 2017, equation 7)
+    REINFORCE     -l A, whose gradient is that of -A log p           (Williams 1992)
+
+and KL to the frozen reference and an entropy bonus are added. The algorithms differ in surrogate and baseline:
+GRPO normalises within a group, REINFORCE leaves one out, PPO takes running statistics.
+
+Departures, all algorithms:
+1. The advantage of the clean crystal stands at every decision; no discount (as DDPO, Black et al. 2023).
+2. A log-ratio is the mean over a crystal's entries, not their sum (`per_entry`; as DDPO's code and Chemeleon2),
+   so that clip and weights mean the same for 2 atoms and for 20. Off, it is the exact log-ratio.
+3. The last step of a chain adds no noise, hence is no decision.
+4. In a rollout's first update the policy is still the one that drew: r is then 1 to the bit, not to rounding. Where
+   rewards overlap the next rollout (`rl_module.reward_workers`), that one is drawn before the update by this one: all
+   its updates are off-policy by one rollout, and r starts from the probabilities of the policy that drew it.
+5. Best-of-n (`best_of`): more crystals are drawn and judged than are trained. Advantages are those among all that were
+   drawn, hence have zero mean over these only: what is kept is compared with what the policy does, and the best are
+   not told to be worse than each other. It is the gradient for a reward of which the middle (and, with
+   `keep=best`, the low end) is flat; `extremes` as down-sampled rollouts (Xu et al. 2025, arXiv 2504.13818).
+6. Replay of the best (`rl_module.replay`, not of REINFORCE): trajectories of earlier rollouts join the update with the
+   probabilities of the policy that drew them, so that r is right and they are raised to 1 + c times those at most.
+   Their advantage is measured against the rollout of now and never below zero (as self-imitation, Oh et al. 2018,
+   arXiv 1806.05635): nobody is punished for what another policy did.
+GRPO (Shao et al. 2024, arXiv 2402.03300):
+7. KL is a term of the loss, weighted by `kl_weight`, in closed form by default; k3 on request. The paper has k3.
+   k3 is evaluated at actions of the policy that drew them, without a correction after the first update.
+PPO:
+8. No value network and no GAE: the baseline is a running mean and scale of the rewards.
+REINFORCE (with the baseline of Kool et al. 2019):
+9. With several minibatches the later ones are slightly off-policy and not corrected; one inner epoch only.
+"""
+
+from __future__ import annotations
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from latentite.diffusion.steps import Moments
+from latentite.objectives.terms import LossTerms, Term
+from latentite.rl.advantages import (
+    RunningRewards,
+    group_normalised,
+    leave_one_out,
+    normalised_by,
+    places_in_group,
+)
+from latentite.rl.gaussian import entropy, k3, kl_divergence, log_ratio
+from latentite.rl.policy_config import Algorithm, Baseline, Keep, KLForm, PolicyConfig, StepChoice
+from latentite.rl.rollout import Transitions
+
+
+def compute_advantages(
+    rewards: Float[Tensor, " crystal"],
+    groups: Int[Tensor, " crystal"],
+    config: PolicyConfig,
+    running: RunningRewards,
+) -> Float[Tensor, " crystal"]:
+    """Advantage of each crystal of a rollout, float32.
+
+    Args:
+        rewards: finite.
+        groups: number of each crystal's prompt.
+        config: algorithm and baseline.
+        running: statistics with these rewards counted in; PPO's baseline.
+    """
+    compared = torch.zeros_like(groups) if config.baseline is Baseline.BATCH else groups
+    if config.algorithm is Algorithm.PPO:
+        found = running.normalised(rewards)
+    elif config.algorithm is Algorithm.GRPO:
+        found = group_normalised(rewards, compared, scale=config.scale_advantages)
+    else:
+        found = leave_one_out(rewards, compared)
+    return _limited(found, config)
+
+
+def replay_advantages(
+    replayed: Float[Tensor, " trajectory"],
+    rewards: Float[Tensor, " crystal"],
+    config: PolicyConfig,
+    running: RunningRewards,
+) -> Float[Tensor, " trajectory"]:
+    """How much better earlier crystals are than the rollout of now, float32; 0 for those that are not.
+
+    Args:
+        replayed: their rewards.
+        rewards: of the rollout of now, all of it.
+        config: algorithm and limits.
+        running: as in `compute_advantages`.
+    """
+    if config.algorithm is Algorithm.PPO:
+        found = running.normalised(replayed)
+    else:
+        found = normalised_by(replayed, rewards, scale=config.scale_advantages)
+    return _limited(found.clamp(min=0.0), config)
+
+
+def _limited(advantages: Tensor, config: PolicyConfig) -> Tensor:
+    limit = config.max_advantage
+    return (advantages if limit is None else advantages.clamp(-limit, limit)).float()
+
+
+def kept_crystals(
+    rewards: Float[Tensor, " crystal"], groups: Int[Tensor, " crystal"], config: PolicyConfig
+) -> Bool[Tensor, " crystal"]:
+    """Which crystals are trained: `num_group_samples` of each prompt, of equal ones the first."""
+    if config.best_of == 1:
+        return torch.ones_like(groups, dtype=torch.bool)
+    place = places_in_group(rewards, groups)
+    wanted = config.num_group_samples
+    if config.keep is Keep.BEST:
+        return place < wanted
+    return (place < wanted - wanted // 2) | (place >= config.num_drawn - wanted // 2)
+
+
+def choose_steps(
+    num_decisions: int, config: PolicyConfig, generator: torch.Generator
+) -> Int[Tensor, " chosen"]:
+    """Which decisions of a chain are trained, in order; on the generator's device. A shorter chain is trained whole."""
+    every = torch.arange(num_decisions, device=generator.device)
+    wanted = config.num_train_steps
+    if wanted is None or wanted >= num_decisions:
+        return every
+    if config.step_choice is StepChoice.EARLY:
+        return every[:wanted]
+    drawn = torch.randperm(num_decisions, generator=generator, device=generator.device)[:wanted]
+    return drawn.sort().values
+
+
+def policy_terms(
+    rows: Transitions,
+    new: Moments,
+    reference: Moments | None,
+    advantages: Float[Tensor, " row"],
+    config: PolicyConfig,
+    *,
+    is_first: Bool[Tensor, " row"],
+) -> LossTerms:
+    """The objective of some decisions; what is only for the log has weight 0.
+
+    Args:
+        rows: the decisions.
+        new: the policy that is trained, at their states.
+        reference: the frozen one; None where `kl_weight` is 0.
+        advantages: of each row's crystal.
+        config: algorithm and weights.
+        is_first: of each row, whether the policy has not moved since it drew this decision.
+    """
+    is_own = is_first[:, None, None]
+    old = Moments(
+        mean=torch.where(is_own, new.mean.detach(), rows.old.mean),
+        std=torch.where(is_own, torch.as_tensor(new.std).detach(), torch.as_tensor(rows.old.std)),
+    )
+    log_r = log_ratio(rows.next_states, new, old, rows.mask, per_entry=config.per_entry)
+    ratio = log_r.exp()
+    clip = config.clip_ratio
+    if config.algorithm is Algorithm.REINFORCE:
+        surrogate = -log_r * advantages
+    else:
+        surrogate = -torch.minimum(ratio * advantages, ratio.clamp(1.0 - clip, 1.0 + clip) * advantages)
+    is_clipped = ((ratio - 1.0) * advantages.sign() > clip).float()
+    terms = {
+        "policy": Term.mean_of(surrogate, 1.0),
+        "entropy": Term.mean_of(entropy(new, rows.mask, per_entry=config.per_entry), -config.entropy_weight),
+        "ratio": Term.mean_of(ratio.detach(), 0.0),
+        "clipped": Term.mean_of(is_clipped, 0.0),
+    }
+    if reference is not None:
+        if config.kl_form is KLForm.K3:
+            to_new = log_ratio(rows.next_states, reference, new, rows.mask, per_entry=config.per_entry)
+            kl = k3(to_new)
+        else:
+            kl = kl_divergence(new, reference, rows.mask, per_entry=config.per_entry)
+        terms["kl"] = Term.mean_of(kl, config.kl_weight)
+    return LossTerms(terms=terms)
