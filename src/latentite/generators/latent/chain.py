@@ -31,7 +31,7 @@ from latentite.generators.latent.batches import MAX_PADDING, size_batches
 from latentite.generators.latent.start import Start, StartRows
 from latentite.latent import LatentBatch
 from latentite.nn.condition_values import ConditionKind, request_row
-from latentite.nn.conditions import ConditionModule
+from latentite.nn.conditions import Conditioning, ConditionModule
 from latentite.nn.decoder import DecodedCrystals
 from latentite.nn.denoiser import Denoiser, OutputLayout
 from latentite.nn.ldm import LatentDiffusion
@@ -299,13 +299,13 @@ def denoise_told(
         groups = [[name] for name in names]
     else:
         scales, groups = [config.guidance], [list(values)]
-    embeddings = [
+    conditions = [
         module({name: values[name] for name in group}, present, num_crystals=count) if group else absent
         for group in groups
     ]
     if not values:
-        embeddings, scales = [absent], [0.0]
-    return guided(call, mask, absent=absent, conditions=embeddings, scales=scales)
+        conditions, scales = [absent], [0.0]
+    return guided(call, mask, absent=absent, conditions=conditions, scales=scales)
 
 
 def told(module: ConditionModule, jobs: Jobs) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
@@ -337,7 +337,7 @@ class _Call:
     precision: Precision
     layouts: dict[int, TokenLayout] = field(default_factory=dict)
 
-    def __call__(self, tokens: Tensor, time: Tensor, mask: Tensor, condition: Tensor | None) -> Tensor:
+    def __call__(self, tokens: Tensor, time: Tensor, mask: Tensor, condition: Conditioning | None) -> Tensor:
         layout = self.layouts.get(len(mask))
         if layout is None:
             layout = self.layouts[len(mask)] = self.denoiser.layout(mask)
