@@ -12,6 +12,7 @@ from tiny_ldm import (
     FLOW,
     NUM_ATOMS,
     TRAIN_SIZES,
+    build_asks,
     counted_passes,
     some_jobs,
     tiny_network,
@@ -21,7 +22,6 @@ from latentite.crystal import CrystalBatch
 from latentite.diffusion.noise import CrystalNoise
 from latentite.diffusion.samplers import SamplerKind, sample
 from latentite.diffusion.steps import SamplerSettings, Variance
-from latentite.generators.asks import build_asks
 from latentite.generators.jobs import Ask, Jobs
 from latentite.generators.latent.batches import size_batches
 from latentite.generators.latent.chain import Precision, SamplingConfig, sample_jobs, sampling_schedule, told
