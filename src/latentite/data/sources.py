@@ -1,4 +1,4 @@
-"""Named datasets: where each is found on this machine, made, or downloaded from.
+"""Named data sets: where each is found on this machine, or downloaded from.
 
 `resolve` is what `data.name=mp_20` means. It looks in the folder that is given, in `LATENTITE_DATA_DIR`, in
 `data/` and among earlier downloads; then it downloads, or says which files to put where. A folder appears
@@ -20,7 +20,6 @@ from latentite.base.download import DownloadError, Patience, fetch
 from latentite.base.files import cache_dir, sha256_file
 from latentite.base.publish import publishing
 from latentite.data.download_record import check_download, given_checksums, write_download
-from latentite.data.prototypes import prototypes_folder
 
 logger = logging.getLogger(__name__)
 
@@ -40,12 +39,13 @@ class NamedDataset:
 
     summary: str
     address: str | None = None
-    """Of its files, with `{name}` and `{file}`; None where none is known, or the data are made here."""
+    """Of its files, with `{name}` and `{file}`; None where none is known, or the package has them."""
     archive: str | None = None
     """The zip file that holds the splits, where they do not stand alone."""
     rows: dict[str, int] = field(default_factory=dict)
     """Rows of each split that is downloaded."""
-    is_made_here: bool = False
+    is_shipped: bool = False
+    """Part of the package."""
     advice: str = ""
     """How to get it, where it cannot be downloaded."""
 
@@ -57,7 +57,7 @@ class NamedDataset:
 
 DATASETS: dict[str, NamedDataset] = {
     "prototypes": NamedDataset(
-        summary="about 7,000 crystals made here from AFLOW prototypes; needs no network", is_made_here=True
+        summary="7,267 crystals made from AFLOW prototypes; comes with the package", is_shipped=True
     ),
     "mp_20": NamedDataset(
         summary="Materials Project, up to 20 atoms",
@@ -111,7 +111,7 @@ def resolve(name: str, *, data_dir: Path | None = None, patience: Patience | Non
     """Folder with the train, val and test files of a named dataset.
 
     Looks in `data_dir` and `data_dir/NAME` (and nowhere else, when it is given); then in
-    `$LATENTITE_DATA_DIR/NAME`, `data/NAME` and the cache; then makes or downloads it, once.
+    `$LATENTITE_DATA_DIR/NAME`, `data/NAME`, the package and the cache; then downloads it, once.
 
     Args:
         name: one of `DATASETS`, exactly.
@@ -138,8 +138,8 @@ def resolve(name: str, *, data_dir: Path | None = None, patience: Patience | Non
         if _has_splits(folder):
             logger.info("dataset %s: %s", name, folder)
             return folder
-    if dataset.is_made_here:
-        return prototypes_folder(cache_dir())
+    if dataset.is_shipped:
+        return Path(__file__).with_name(name)
     folder = cache_dir() / "datasets" / name
     if folder.is_dir():
         check_download(folder, name, dataset.downloads)
