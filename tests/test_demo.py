@@ -13,8 +13,7 @@ import torch
 from latentite import cli, hub
 from latentite.checkpoint import read_checkpoint
 from latentite.crystal import CrystalBatch
-from latentite.data.cache import write_dataset
-from latentite.data.dataset import CrystalDataset
+from latentite.data.dataset import CrystalDataset, write_dataset
 from latentite.demo import length as demo_length
 from latentite.demo import rl as demo_rl
 from latentite.demo import run as demo

@@ -22,8 +22,8 @@ from tiny_ldm import ALL_CONDITIONS, FLOW, NUM_ATOMS
 
 import latentite
 from latentite import cli
-from latentite.data.checks import Limits
-from latentite.data.readers.table import Row, read
+from latentite.data.readers.checks import Limits
+from latentite.data.readers.rows import Row, read
 from latentite.generate import GenerateConfig, GenerateResult, generate
 from latentite.sampling.options import names, numbers, parse_guidance, parse_shard, read_formulas
 

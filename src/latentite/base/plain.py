@@ -42,6 +42,22 @@ def check_seed(seed: int) -> None:
         raise ValueError(f"seed must be 0 or more, got {seed}")
 
 
+def check_device(name: str) -> None:
+    """Refuse a `--device` that is not there.
+
+    Raises:
+        ValueError: saying what to take instead.
+    """
+    import torch
+
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise ValueError(f"--device must be cpu, cuda, cuda:0, ..., got {name}") from error
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise ValueError(f"--device {name} was asked for, but torch sees no CUDA device; use --device cpu")
+
+
 @contextmanager
 def naming(key: str) -> Iterator[None]:
     """Errors about what a setting names begin with the setting's dotted key.

@@ -21,6 +21,14 @@ from latentite.base.files import cache_dir, sha256_file
 from latentite.base.publish import publishing
 from latentite.data.download_record import check_download, given_checksums, write_download
 
+SPLITS = ("train", "val", "test")
+
+_ENDINGS = (
+    ".safetensors .csv .csv.gz .parquet .json .json.gz .jsonl .jsonl.gz .extxyz .extxyz.gz .h5 .hdf5 .db .zip"
+)
+
+SPLIT_ENDINGS = tuple(_ENDINGS.split())
+
 logger = logging.getLogger(__name__)
 
 _CDVAE = "https://raw.githubusercontent.com/txie-93/cdvae/main/data/{name}/{file}"
@@ -151,12 +159,21 @@ def resolve(name: str, *, data_dir: Path | None = None, patience: Patience | Non
 def splits_folder(name: str, data_dir: Path | None = None) -> Path:
     """Where a data set lies that may be anyone's: `data_dir` itself, a folder in it of that name, or wherever
     `resolve` finds the name when there is no `data_dir`."""
-    from latentite.data.build import split_files
-
     if data_dir is None:
         return resolve(name)
     inside = data_dir / name
     return inside if not split_files(data_dir) and inside.is_dir() else data_dir
+
+
+def split_files(folder: Path) -> dict[str, Path]:
+    """The train, val and test files of a folder, by split; the first ending of `SPLIT_ENDINGS` wins."""
+    found: dict[str, Path] = {}
+    for split in SPLITS:
+        for stem in (split, "validation") if split == "val" else (split,):
+            for ending in SPLIT_ENDINGS:
+                if split not in found and (folder / f"{stem}{ending}").is_file():
+                    found[split] = folder / f"{stem}{ending}"
+    return found
 
 
 def _local_folders(name: str) -> list[Path]:
@@ -166,8 +183,6 @@ def _local_folders(name: str) -> list[Path]:
 
 
 def _has_splits(folder: Path) -> bool:
-    from latentite.data.build import split_files  # with torch behind it: not for a mere import of the names
-
     return folder.is_dir() and "train" in split_files(folder)
 
 

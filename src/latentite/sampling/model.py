@@ -13,7 +13,7 @@ import torch
 
 from latentite.base.files import sha256_file
 from latentite.checkpoint import CheckpointRecord, Weights
-from latentite.data.readers.records import fingerprint
+from latentite.data.readers.opening import fingerprint
 from latentite.generators.asks import ask_warnings, build_asks
 from latentite.generators.jobs import Ask, Jobs
 from latentite.generators.latent.chain import (

@@ -14,9 +14,9 @@ from latentite.base.plain import check_seed
 from latentite.checkpoint import Weights
 from latentite.crystal import CrystalBatch
 from latentite.crystal_arrays import CrystalArrays
-from latentite.data.checks import Limits
+from latentite.data.readers.checks import Limits
 from latentite.data.readers.records import Rejection
-from latentite.data.readers.table import read
+from latentite.data.readers.rows import read
 from latentite.diffusion.samplers import SamplerKind
 from latentite.generators.latent.chain import Precision, SamplingConfig
 from latentite.hub import DEFAULT_LDM

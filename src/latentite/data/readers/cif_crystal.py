@@ -16,9 +16,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from latentite.crystal_arrays import CrystalArrays
-from latentite.data.checks import too_close
-from latentite.data.readers.cif import lattice_matrix, make_ideal
-from latentite.data.readers.cif_formula import Formula
+from latentite.data.readers.checks import too_close
+from latentite.data.readers.cif import Formula, lattice_matrix, make_ideal
 from latentite.data.readers.cif_symmetry import Symmetry, read_symmetry
 from latentite.data.readers.cif_text import MISSING, Block, number, read_blocks
 from latentite.data.readers.space_groups import Operations

@@ -21,10 +21,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from latentite.data.readers import label_table
-from latentite.data.readers.formats import STRUCTURES, Format, format_of
-from latentite.data.readers.records import Record, Rejection, open_records
+from latentite.data.readers.files import ALWAYS_ALLOWED, LARGEST_RATIO, STRUCTURES, Format, format_of
+from latentite.data.readers.records import Record, Rejection
 from latentite.data.readers.structure_files import id_of_file, record_of_file
-from latentite.data.readers.text_files import ALWAYS_ALLOWED, LARGEST_RATIO
+from latentite.data.readers.tables import open_table
 
 log = logging.getLogger(__name__)
 
@@ -135,7 +135,7 @@ def read_folder(
     elif any(_is_table(entry) for entry in entries):
         # Every header is checked before the first row is given.
         opened = [
-            open_records(entry.path, within=within) if _is_table(entry) else iter([_rejection(entry, row)])
+            open_table(entry.path, within=within) if _is_table(entry) else iter([_rejection(entry, row)])
             for row, entry in enumerate(entries)
         ]
         records = (record for part in opened for record in part)

@@ -9,9 +9,15 @@ from itertools import islice
 from pathlib import Path
 
 from latentite.base.files import impostor
-from latentite.data.readers.formats import Format, format_of, without_compression, without_endings
+from latentite.data.readers.files import (
+    Format,
+    format_of,
+    read_lines,
+    read_text,
+    without_compression,
+    without_endings,
+)
 from latentite.data.readers.records import Kind, Record, Rejection, Value, id_of, to_properties
-from latentite.data.readers.text_files import read_lines, read_text
 
 _LONGEST = 64 << 20
 """Characters of one CIF or POSCAR: a million atoms."""

@@ -1,4 +1,4 @@
-"""Tables of crystals to records: CSV, Parquet, JSON (also one object per line); CSV and JSON may be compressed.
+"""Files of many crystals to records; here CSV, Parquet and JSON (also one object per line), which may be compressed.
 
 The column `cif` holds CIF texts, or, in a CSV, the paths of files. Nothing in a table is ever evaluated as code.
 """
@@ -16,11 +16,10 @@ from pathlib import Path
 from typing import Any
 
 from latentite.base.files import parse_json
-from latentite.data.readers import ase_files
-from latentite.data.readers.formats import STRUCTURES, format_of
+from latentite.data.readers import ase_files, hdf5
+from latentite.data.readers.files import STRUCTURES, Format, format_of, read_lines, read_text, whole_file
 from latentite.data.readers.records import Columns, Record, Rejection, has_structures, record_from_cells
-from latentite.data.readers.structure_files import record_of_file
-from latentite.data.readers.text_files import read_lines, read_text
+from latentite.data.readers.structure_files import read_extxyz, record_of_file
 
 log = logging.getLogger(__name__)
 
@@ -28,6 +27,55 @@ _LONGEST_FIELD = 2**28  # a CIF of some thousand atoms is longer than the csv mo
 _LONGEST_PATH = 4096
 _DELIMITERS = {",": "commas", ";": "semicolons", "\t": "tabs", "|": "bars"}
 _EXCEL_SAYS = re.compile(r"\s*\"?sep=(.)\"?\s*").fullmatch
+
+
+def open_table(path: Path, *, within: Path | None = None) -> Iterator[Record | Rejection]:
+    """The rows of a file of many crystals, whatever its format.
+
+    Args:
+        path: the file.
+        within: a folder that paths in a table must not leave; None: they may lead anywhere.
+
+    Raises:
+        ValueError: when it is no such file, or is unusable as a whole.
+    """
+    return guarded(path, lambda: _open(whole_file(path), within))
+
+
+def _open(path: Path, within: Path | None) -> Iterator[Record | Rejection]:
+    kind = format_of(path.name)
+    if kind is Format.CSV:
+        return read_csv(path, within=within)
+    readers = {
+        Format.PARQUET: read_parquet,
+        Format.JSON: read_json,
+        Format.HDF5: hdf5.read_hdf5,
+        Format.EXTXYZ: read_extxyz,
+        Format.DATABASE: ase_files.read_database,
+        Format.TRAJECTORY: ase_files.read_trajectory,
+    }
+    if kind not in readers:
+        raise ValueError(
+            f"{path} must be CSV, Parquet, JSON, HDF5, extxyz, an ASE database or trajectory, CIF, POSCAR, zip or a "
+            f"folder of these, got the ending {path.suffix!r}"
+        )
+    return readers[kind](path)
+
+
+def guarded(path: Path, start: Callable[[], Iterator[Record | Rejection]]) -> Iterator[Record | Rejection]:
+    """The records that a reader gives, with a sentence for a disk or a file that fails, at the start or later."""
+    try:
+        records = start()
+    except OSError as error:
+        raise ValueError(f"{path} must be a file that can be read, got {error}") from error
+    return _to_the_end(path, records)
+
+
+def _to_the_end(path: Path, records: Iterator[Record | Rejection]) -> Iterator[Record | Rejection]:
+    try:
+        yield from records
+    except OSError as error:
+        raise ValueError(f"{path} must be a file that can be read to its end, got {error}") from error
 
 
 def open_csv(path: Path, *, is_header: Callable[[Sequence[str]], bool]) -> Iterator[list[str]]:
