@@ -113,7 +113,7 @@ KILLED = """
 import os, sys, time
 import torch
 from latentite.crystal import CrystalBatch
-from latentite.data.cache import write_dataset
+from latentite.data.dataset import write_dataset
 from latentite.data.dataset import CrystalDataset
 import latentite.base.files
 

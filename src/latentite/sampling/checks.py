@@ -1,7 +1,7 @@
 """Which sampled crystals cannot be: a cell that has collapsed, atoms on top of each other, numbers that are none.
 
-The limits are those of `data/readers/checks.py`, which decides what may enter a data set; here every refusal also has a kind,
-so that a run can count them.
+The limits are those of `data/readers/checks.py`, which decides what may enter a data set; here every refusal also has a
+kind, so that a run can count them.
 """
 
 from __future__ import annotations
