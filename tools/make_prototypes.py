@@ -37,7 +37,7 @@ from prototype_library import (
 )
 
 SHIPPED = Path(__file__).parents[1] / "src" / "latentite" / "data" / "prototypes"
-"""Where the package keeps the product."""
+"""The package's folder for the product."""
 
 SPLITS = {"train": 0.8, "val": 0.1, "test": 0.1}
 """Fraction of the reduced formulas in each split; all polymorphs of a formula share one."""

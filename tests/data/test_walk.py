@@ -15,7 +15,7 @@ from pymatgen.core import Lattice, Structure
 from pymatgen.io.cif import CifWriter
 
 from latentite.data.build import BuildOptions, build_split, read_source
-from latentite.data.readers.records import Kind, Record, Rejection
+from latentite.data.readers.records import PayloadKind, Record, Rejection
 from latentite.data.readers.rows import CHUNK, Row, pair, read, walk
 from latentite.evaluation.read import read_crystals
 from latentite.sampling.options import read_structures
@@ -29,7 +29,7 @@ def rows(kinds: list[int]) -> Iterator[Record | Rejection]:
         if kind == 0:
             yield Rejection(source="s", row=row, id=str(row), reason="opened")
         else:
-            yield Record(source="s", row=row, id=str(row), kind=Kind.CIF, payload=kind)
+            yield Record(source="s", row=row, id=str(row), kind=PayloadKind.CIF, payload=kind)
 
 
 def work(records: list[Record]) -> list[int | str]:

@@ -129,24 +129,24 @@ def build_splits(
     }
     if decided is None:
         known = {}
-        for split, found in rows.items():
+        for split, content in rows.items():
             derived = derived_columns(
                 options.derived,
-                found.crystals.crystals,
+                content.crystals.crystals,
                 symprec=options.symprec,
                 workers=workers,
                 near=paths[split],
             )
-            known[split] = SplitLabels(raw=found.labels, ids=found.crystals.ids, derived=derived)
+            known[split] = SplitLabels(raw=content.labels, ids=content.crystals.ids, derived=derived)
         decided = decide_labels(known, request)
         if kept is not None:
             write_decided(kept, decided)
     results = {}
-    for split, found in rows.items():
-        dataset = with_labels(found.crystals, decided.properties[split], decided.categories)
-        num_in = len(dataset) + len(found.rejections)
+    for split, content in rows.items():
+        dataset = with_labels(content.crystals, decided.properties[split], decided.categories)
+        num_in = len(dataset) + len(content.rejections)
         results[split] = BuildResult(
-            dataset=dataset, rejections=found.rejections, num_in=num_in, path=paths[split]
+            dataset=dataset, rejections=content.rejections, num_in=num_in, path=paths[split]
         )
     return BuiltSplits(results=results, labels=decided)
 

@@ -52,7 +52,7 @@ class RawLabels:
         return len(self.rows)
 
     def place(self, position: int) -> str:
-        """Where a crystal stands, for messages."""
+        """File and row of a crystal, for messages."""
         source = self.sources[int(self.source_index[position])]
         return f"row {int(self.rows[position])} of {Path(source).name or source}"
 

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class BuildSummary:
-    """What `build_dataset` did; `num_in = num_accepted + num_rejected`."""
+    """Counts of a finished `build_dataset`; `num_in = num_accepted + num_rejected`."""
 
     out_dir: Path
     num_in: int
@@ -49,7 +49,7 @@ class BuildSummary:
 
 
 READY_MADE = "ready-made"
-"""What the summary calls the grouping of a source that came with its own splits."""
+"""The summary's name for the grouping of a source that came with its own splits."""
 
 
 def build_dataset(

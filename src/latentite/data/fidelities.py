@@ -34,7 +34,7 @@ _SAFEST_FIRST = ("test", "val", "train")
 
 
 class SplitBy(StrEnum):
-    """What makes two rows the same material."""
+    """The key by which two rows are the same material."""
 
     ID = "id"
     FORMULA = "formula"
@@ -55,7 +55,7 @@ class FidelityConfig:
     properties: list[str] | None = None
     """Labels that this fidelity has, columns of text among them; null: its numeric columns."""
     dispersion: bool | None = None
-    """Whether energies contain dispersion (D3, VV10, a van der Waals functional, experiment); null: not said. An
+    """True where energies contain dispersion (D3, VV10, a van der Waals functional, experiment); null: not said. An
     export adds D3 only where this is false."""
 
     def __post_init__(self) -> None:
@@ -67,7 +67,7 @@ class FidelityConfig:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class FidelityCounts:
-    """What became of one fidelity's rows; rows in = rows of all splits + rejected ones."""
+    """Counts of one fidelity's rows; rows in = rows of all splits + rejected ones."""
 
     num_in: int
     num_rejected: int
@@ -157,7 +157,10 @@ def join_fidelities(
             without_label=dict(+lacking),
         )
         assert counts[name].num_in == part.num_rejected + sum(rows.values()), (name, rows)
-    return FidelityData(splits={s: _joined(found) for s, found in pieces.items() if found}, counts=counts)
+    return FidelityData(
+        splits={s: _joined(parts_of_split) for s, parts_of_split in pieces.items() if parts_of_split},
+        counts=counts,
+    )
 
 
 def material_key(identifier: str) -> str:

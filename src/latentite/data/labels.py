@@ -32,7 +32,7 @@ NOT_ASKED, TEXT, EMPTY = "not asked for", "text", "empty"
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class LabelRequest:
-    """Which columns are wanted."""
+    """The columns that are wanted."""
 
     properties: tuple[str, ...] | None = None
     """Columns that must be there; one of texts becomes names. None for all columns of numbers."""
@@ -50,7 +50,7 @@ class LabelRequest:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class SplitLabels:
-    """What is known of the crystals of one split before columns are decided on."""
+    """Cells of the crystals of one split before columns are decided on."""
 
     raw: RawLabels
     ids: tuple[str, ...]
@@ -167,7 +167,7 @@ def _why_left(splits: Mapping[str, SplitLabels], column: Column) -> str:
 
 
 def _gaps(splits: Mapping[str, SplitLabels], name: str, column: Column) -> list[str]:
-    """What is worth a line when a column has no labels, or none in one split."""
+    """Remarks on a column that has no labels, or none in one split."""
     if column.kind is ColumnKind.EMPTY:
         return [f"{name}: no crystal has this label"]
     lacking = [split for split, labels in splits.items() if len(labels.ids) and name not in labels.raw.names]

@@ -20,7 +20,7 @@ from latentite.data.readers.rows import parse_many
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class PackOptions:
-    """What a worker needs to know."""
+    """Options of the work on a chunk."""
 
     limits: Limits
     canonical: bool

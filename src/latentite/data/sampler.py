@@ -20,7 +20,7 @@ from latentite.crystal import CrystalBatch
 
 @dataclass(kw_only=True, slots=True)
 class BatchPlan:
-    """How a split is cut into batches."""
+    """Sizes and order of the batches of a split."""
 
     batch_size: int = 256
     """Crystals per batch over all processes; with `batch_atoms` the most that a batch may hold."""
@@ -41,7 +41,7 @@ class BatchPlan:
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
 class WeightedDraw:
-    """Which rows an epoch holds when each group (fidelity) has a share of them.
+    """Draw of the rows of an epoch in which each group (fidelity) has a share.
 
     An epoch is as long as all rows of groups with a weight together, and each group has its share of it to the
     row. Within a group the rows take turns: none comes again before all others have come, over epochs too.

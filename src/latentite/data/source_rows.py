@@ -1,4 +1,4 @@
-"""What one source holds: its crystals, the cells of its columns, its rejected rows; read, or taken from the cache.
+"""Crystals of one source, the cells of its columns and its rejected rows; read, or taken from the cache.
 
 Crystals and cells lie in files of their own, under a name that changes with all that they depend on: other labels of
 the same source need no crystal to be parsed again.
@@ -45,7 +45,7 @@ READER_VERSION = 5
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class BuildOptions:
-    """How rows become a dataset; limits and form are part of the names of its caches."""
+    """Options of building a data set; limits and form are part of the names of its caches."""
 
     limits: Limits = field(default_factory=Limits)
     properties: tuple[str, ...] | None = None
@@ -65,7 +65,7 @@ class BuildOptions:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class SourceRows:
-    """What one source holds, before its columns are decided on."""
+    """Content of one source, before its columns are decided on."""
 
     crystals: CrystalDataset
     """Without labels."""
@@ -95,7 +95,7 @@ def read_rows(
     path: Path | None,
     wanted: Collection[str] | None,
 ) -> SourceRows:
-    """What a source holds: from the cache, or read and kept there. A damaged file of the cache is made again."""
+    """Content of a source, from the cache, or read and kept there. A damaged file of the cache is made again."""
     if path is None:
         return _build(source, options, workers, progress)
     cells_path = path.parent.with_name("labels") / path.name
@@ -117,7 +117,7 @@ def read_rows(
 
 
 def build_notes(options: BuildOptions) -> dict[str, str]:
-    """What the header of a dataset file says about its making."""
+    """Header of a dataset file: how it was made."""
     return {"canonical_version": str(CANONICAL_VERSION), "options": json.dumps(asdict(options))}
 
 

@@ -1,9 +1,9 @@
 """Named data sets: where each is found on this machine, or downloaded from.
 
 `resolve` is what `data.name=mp_20` means. It looks in the folder that is given, in `LATENTITE_DATA_DIR`, in
-`data/` and among earlier downloads; then it downloads, or says which files to put where. A folder appears
-under its name only when it is whole, and is used later only while it is what came (`download_record.py`). Comes
-after `prototypes.py` (the dataset that is made here); `build.py` reads what is found.
+`data/`, in the package and among earlier downloads; then it downloads, or says which files to put where. A folder
+appears under its name only when it is whole, and is used later only while it is what came (`download_record.py`).
+`build.py` reads the files.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ MIRROR_VARIABLE = "LATENTITE_DATASETS_URL"
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class NamedDataset:
-    """What is known of a dataset before it is there."""
+    """A data set that Latentite knows by name."""
 
     summary: str
     address: str | None = None
@@ -55,7 +55,7 @@ class NamedDataset:
     is_shipped: bool = False
     """Part of the package."""
     advice: str = ""
-    """How to get it, where it cannot be downloaded."""
+    """The way to get it, where it cannot be downloaded."""
 
     @property
     def downloads(self) -> list[str]:
@@ -110,7 +110,7 @@ DATASETS: dict[str, NamedDataset] = {
 
 
 def near_names(name: str) -> str:
-    """What a name that is no dataset's may have meant, as the end of a sentence."""
+    """Near names for one that is no data set's, as the end of a sentence."""
     near = difflib.get_close_matches(name, DATASETS, n=3, cutoff=0.5)
     return f"did you mean {' or '.join(near)}?" if near else f"take one of {', '.join(DATASETS)}"
 
@@ -157,8 +157,8 @@ def resolve(name: str, *, data_dir: Path | None = None, patience: Patience | Non
 
 
 def splits_folder(name: str, data_dir: Path | None = None) -> Path:
-    """Where a data set lies that may be anyone's: `data_dir` itself, a folder in it of that name, or wherever
-    `resolve` finds the name when there is no `data_dir`."""
+    """Folder of a data set that may be anyone's: `data_dir` itself, a folder in it of that name, or, without
+    `data_dir`, the one that `resolve` finds."""
     if data_dir is None:
         return resolve(name)
     inside = data_dir / name
@@ -167,13 +167,13 @@ def splits_folder(name: str, data_dir: Path | None = None) -> Path:
 
 def split_files(folder: Path) -> dict[str, Path]:
     """The train, val and test files of a folder, by split; the first ending of `SPLIT_ENDINGS` wins."""
-    found: dict[str, Path] = {}
+    by_split: dict[str, Path] = {}
     for split in SPLITS:
         for stem in (split, "validation") if split == "val" else (split,):
             for ending in SPLIT_ENDINGS:
-                if split not in found and (folder / f"{stem}{ending}").is_file():
-                    found[split] = folder / f"{stem}{ending}"
-    return found
+                if split not in by_split and (folder / f"{stem}{ending}").is_file():
+                    by_split[split] = folder / f"{stem}{ending}"
+    return by_split
 
 
 def _local_folders(name: str) -> list[Path]:

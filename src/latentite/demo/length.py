@@ -1,4 +1,4 @@
-"""How long the trainings of the demo last: steps and number format chosen for the machine at hand.
+"""Length of the demo's trainings: steps and number format chosen for the machine at hand.
 
 A few steps of a throw-away network are timed, in fp32 and in bf16, so that a schedule ends with the time that was
 wished for.

@@ -53,7 +53,7 @@ from latentite.training.settings import RunConfig
 log = logging.getLogger(__name__)
 
 DEMO_TARGET = "density"
-"""What the predictor predicts."""
+"""The property that the predictor learns."""
 
 OVERRIDES = {
     "vae": [
@@ -105,7 +105,7 @@ OVERRIDES = {
         "rl_module.reward_fn.components.validity.weight=4.0",
     ],
 }
-"""What differs from the experiments: networks that learn something in a few minutes, twelve rollouts of 64 crystals."""
+"""Differences from the experiments, by stage: small networks, few minutes, twelve rollouts of 64 crystals."""
 
 VAE_SHARE, PREDICTOR_SHARE, RL_SHARE = 0.57, 0.05, 0.08
 """Of the time for training; the predictor, whose features are computed once, has at most so much, as has the last."""
@@ -131,7 +131,7 @@ class Judgement:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Reinforced:
-    """What the stage leaves."""
+    """Result of the demo's reinforcement learning."""
 
     fit: FitResult
     num_judged: int
@@ -140,7 +140,7 @@ class Reinforced:
     picture: Path
 
     def lines(self) -> list[str]:
-        """What the demo prints."""
+        """The lines that the demo prints."""
         before, after = self.before, self.after
         return [
             f"Reinforcement learning for density, {self.num_judged} crystals of the same seeds before and after:",
@@ -270,7 +270,7 @@ def show_reconstructions(
 
 
 def sampled_checkpoint(trained: Path) -> Path:
-    """What the demo samples from: the bundled weights, where there are any, else its own."""
+    """The bundled weights, where there are any, else the demo's own."""
     return hub.bundled_files().get(hub.DEFAULT_LDM, trained)
 
 

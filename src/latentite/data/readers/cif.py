@@ -120,7 +120,7 @@ def lattice_matrix(lengths: tuple[float, float, float], angles: tuple[float, flo
 
 
 _RELATIVE = 0.02
-"""How far amounts may be from those of the formula, which may be rounded (`Al0.67 O`)."""
+"""Relative tolerance of amounts against those of the formula, which may be rounded (`Al0.67 O`)."""
 _AMOUNT = r"(\d+\.?\d*|\.\d+)?(?:\(\d+\))?"
 _ELEMENTS = re.compile(rf"([A-Z][a-z]?){_AMOUNT}")
 _CAPITALS = re.compile(rf"([A-Z]{{1,2}}){_AMOUNT}\Z")
@@ -129,14 +129,14 @@ _CHARGE = re.compile(r"\s\d*[+-]\Z")
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Formula:
-    """What a file says of its content."""
+    """A file's own formula, and the number of its units in the cell."""
 
     text: str
     """`_chemical_formula_sum`."""
     units: float | None
     """`_cell_formula_units_Z`; None or 0 where it is not given."""
     is_whole_cell: bool
-    """Whether the formula may be that of the whole cell beside a Z, as pymatgen writes it."""
+    """True where the formula may be that of the whole cell beside a Z, as pymatgen writes it."""
 
     @property
     def elements(self) -> frozenset[str]:
@@ -144,7 +144,7 @@ class Formula:
         return frozenset(symbol for reading in readings(self.text) for symbol in reading)
 
     def agrees(self, counts: Mapping[str, int]) -> bool:
-        """Whether a cell of so many atoms per element is what the formula and Z say."""
+        """True where a cell of so many atoms per element is what the formula and Z say."""
         return any(self._is(counts, reading) for reading in readings(self.text))
 
     def _is(self, counts: Mapping[str, int], formula: Mapping[str, float]) -> bool:
@@ -169,7 +169,7 @@ class Formula:
 
 
 def is_content_of_cell(amounts: Iterable[int], units: int) -> bool:
-    """Whether a formula with these amounts can be that of a whole cell beside so many units, as pymatgen writes it.
+    """True where a formula with these amounts can be that of a whole cell beside so many units, as pymatgen writes it.
 
     Its units are those of the reduced formula, for O2, Li2O2 and the like half of that, rounded down.
     """
@@ -185,19 +185,19 @@ def readings(text: str) -> tuple[Mapping[str, float], ...]:
         ValueError: for what is no formula.
     """
     stripped = _CHARGE.sub("", text.strip())
-    found: list[dict[str, float]] = []
+    meanings: list[dict[str, float]] = []
     if "".join(match.group() for match in _ELEMENTS.finditer(stripped)) == re.sub(r"\s", "", stripped):
-        found.append(_add_up(match.groups() for match in _ELEMENTS.finditer(stripped)))
+        meanings.append(_add_up(match.groups() for match in _ELEMENTS.finditer(stripped)))
     if stripped == stripped.upper():
         parts = [_CAPITALS.match(part) for part in stripped.split()]
         if all(parts):
-            found.append(_add_up((part[1].title(), part[2]) for part in parts if part))
-    found = [reading for reading in found if reading]
-    if not found:
+            meanings.append(_add_up((part[1].title(), part[2]) for part in parts if part))
+    meanings = [reading for reading in meanings if reading]
+    if not meanings:
         raise ValueError(
             f"the file's own formula {text!r} is not understood; write it as in 'Fe2 O3' or leave it out"
         )
-    return tuple(found)
+    return tuple(meanings)
 
 
 def _add_up(pairs: Iterable[Sequence[str]]) -> dict[str, float]:

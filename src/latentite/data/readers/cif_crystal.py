@@ -190,7 +190,7 @@ def _refuse_occupancy(label: str, name: str, text: str) -> None:
 
 
 _SHARED_SITE = re.compile(r"[,/|&\s]|[+.]\d*[A-Za-z]")
-"""What follows the first symbol where a name holds several: `Fe,Ni`, `Al/Si`, `Fe0.5Ni0.5`."""
+"""The rest after the first symbol, where a name holds several: `Fe,Ni`, `Al/Si`, `Fe0.5Ni0.5`."""
 
 
 def _element(name: str, label: str, formula: Formula | None) -> str:
@@ -323,7 +323,7 @@ def _has_overlap(reading: _Reading) -> bool:
 
 
 def _are_same(readings: Sequence[_Reading]) -> bool:
-    """Whether all readings are one crystal, as when its atoms sit where both origins put them."""
+    """True where all readings are one crystal, as when its atoms sit where both origins put them."""
     from pymatgen.core import Lattice, Structure
     from pymatgen.core.structure_matcher import StructureMatcher
 

@@ -24,7 +24,7 @@ from latentite.base.files import impostor
 
 
 class Format(StrEnum):
-    """What the reader of a file must understand."""
+    """Formats that are read."""
 
     CIF = "CIF"
     POSCAR = "POSCAR"
@@ -92,10 +92,10 @@ def format_of(name: str) -> Format | None:
     is_compressed = plain != name.rpartition("/")[2].lower()
     if plain.endswith((".cif.txt", ".mcif.txt")):
         plain = plain.removesuffix(".txt")
-    found = _ENDINGS.get("." + plain.rpartition(".")[2]) if "." in plain else None
-    if found is None and _POSCAR_NAME.match(plain):
-        found = Format.POSCAR
-    return None if is_compressed and found not in _TEXT else found
+    kind = _ENDINGS.get("." + plain.rpartition(".")[2]) if "." in plain else None
+    if kind is None and _POSCAR_NAME.match(plain):
+        kind = Format.POSCAR
+    return None if is_compressed and kind not in _TEXT else kind
 
 
 def whole_file(path: Path) -> Path:

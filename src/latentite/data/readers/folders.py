@@ -46,7 +46,7 @@ _is_listed = re.compile("|".join(map(fnmatch.translate, _NO_SOURCES.split()))).m
 
 
 def is_no_source(name: str) -> bool:
-    """Whether a file or folder of this name is no source of crystals, so that it is left out.
+    """True for the name of a file or folder that is no source of crystals, so that it is left out.
 
     Hidden ones are left out whatever they are, and CGCNN's table of atoms; otherwise an ending that is read counts.
     """
@@ -70,7 +70,7 @@ def _entries(folder: Path) -> tuple[list[_Entry], list[str]]:
 
     Links to files are followed, links to folders are not: they may lead round in circles.
     """
-    found: list[_Entry] = []
+    entries: list[_Entry] = []
     left_out: list[str] = []
 
     def add(path: Path, problem: str | None) -> None:
@@ -78,7 +78,7 @@ def _entries(folder: Path) -> tuple[list[_Entry], list[str]]:
         if is_no_source(path.name):
             left_out.append(name)
         else:
-            found.append(_Entry(path=path, name=name, format=format_of(path.name), problem=problem))
+            entries.append(_Entry(path=path, name=name, format=format_of(path.name), problem=problem))
 
     def unreadable(error: OSError) -> None:
         add(Path(error.filename), f"unreadable folder: {error.strerror}")
@@ -93,7 +93,7 @@ def _entries(folder: Path) -> tuple[list[_Entry], list[str]]:
             if path.is_symlink() or is_no_source(name):
                 folders.remove(name)
                 left_out.extend([name] if not path.is_symlink() else [])
-    return sorted(found, key=lambda entry: entry.path), sorted(left_out)
+    return sorted(entries, key=lambda entry: entry.path), sorted(left_out)
 
 
 def _problem(path: Path) -> str | None:

@@ -12,7 +12,15 @@ from latentite.data.readers.ase_files import record_of_atoms
 from latentite.data.readers.files import STRUCTURES, Format, format_of, whole_file
 from latentite.data.readers.folders import members, read_folder, read_zip
 from latentite.data.readers.label_table import join, read_labels
-from latentite.data.readers.records import Kind, Labelled, Record, Rejection, Source, take_id, to_properties
+from latentite.data.readers.records import (
+    Labelled,
+    PayloadKind,
+    Record,
+    Rejection,
+    Source,
+    take_id,
+    to_properties,
+)
 from latentite.data.readers.structure_files import record_of_file
 from latentite.data.readers.tables import guarded, linked_files, open_table
 
@@ -82,7 +90,7 @@ def _objects(objects: Sequence[Structure | Atoms]) -> Iterator[Record | Rejectio
             source="list",
             row=row,
             id=identifier,
-            kind=Kind.STRUCTURE,
+            kind=PayloadKind.STRUCTURE,
             payload=item,
             properties=properties,
         )
@@ -118,7 +126,7 @@ def _file_digest(path: Path) -> str:
 
 def _object_bytes(record: Record) -> bytes:
     item: Any = record.payload  # the kind says what it is
-    if record.kind is Kind.STRUCTURE:
+    if record.kind is PayloadKind.STRUCTURE:
         species = repr([str(site.species) for site in item])
         return species.encode() + item.frac_coords.tobytes() + item.lattice.matrix.tobytes()
     arrays = (item.numbers, item.positions, item.cell.array, item.pbc)

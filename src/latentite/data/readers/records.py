@@ -24,8 +24,8 @@ Value = float | str | None
 """A property as it stood in its source: a number, a text, or None where there is nothing."""
 
 
-class Kind(StrEnum):
-    """What the payload of a record is."""
+class PayloadKind(StrEnum):
+    """Kind of the payload of a record."""
 
     CIF = "cif"
     POSCAR = "poscar"
@@ -59,7 +59,7 @@ class Record:
     row: int
     """Position within the source, from 0."""
     id: str
-    kind: Kind
+    kind: PayloadKind
     payload: object
     """Text for CIF, POSCAR and EXTXYZ; otherwise the object that the kind names."""
     properties: dict[str, Value] = field(default_factory=dict)
@@ -88,7 +88,7 @@ class Rejection:
 
 
 def words_of(error: Exception) -> str:
-    """What another library's exception says of a file, in a user's words where it speaks of Python's objects."""
+    """The message of another library's exception, in a user's words where it speaks of Python's objects."""
     if isinstance(error, KeyError):
         return f"{error} is missing or unknown"
     if isinstance(error, TypeError | AttributeError | IndexError | RecursionError) or not str(error):
@@ -157,18 +157,18 @@ def id_of(value: object, row: int | str) -> str:
 
 def take_id(labels: MutableMapping[str, Any], row: int) -> str:
     """The id among the labels of a crystal, taken from them; `row` where there is none."""
-    found = [labels.pop(name) for name in _ID_COLUMNS if name in labels]
-    return id_of(found[0] if found else None, row)
+    ids = [labels.pop(name) for name in _ID_COLUMNS if name in labels]
+    return id_of(ids[0] if ids else None, row)
 
 
 def has_structures(header: Sequence[str]) -> bool:
-    """Whether the first row of a table names a column of structures."""
+    """True where the first row of a table names a column of structures."""
     return any(name.strip().lower() in _STRUCTURE_COLUMNS for name in header)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Columns:
-    """Which column of a table is the structure, which the id, and under which names the others are kept."""
+    """Columns of a table: the one of structures, the one of ids, and our names of the others."""
 
     structure: str
     id: str | None
@@ -220,9 +220,9 @@ def record_from_cells(
                 source=source, row=row, id=identifier, reason=f"unreadable JSON structure: {error}"
             )
     if isinstance(payload, Mapping):
-        kind = Kind.STRUCTURE_DICT
+        kind = PayloadKind.STRUCTURE_DICT
     elif isinstance(payload, str) and payload.strip():
-        kind = Kind.CIF
+        kind = PayloadKind.CIF
     else:
         reason = f"no structure: the column {columns.structure!r} is empty"
         return Rejection(source=source, row=row, id=identifier, reason=reason)
@@ -231,7 +231,7 @@ def record_from_cells(
 
 
 def name_of(source: Source) -> str:
-    """What messages call a source: its path, or `list`."""
+    """Name of a source in messages: its path, or `list`."""
     if isinstance(source, Labelled):
         return name_of(source.source)
     return str(source) if isinstance(source, (str, Path)) else "list"

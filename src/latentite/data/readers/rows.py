@@ -35,7 +35,7 @@ from latentite.data.readers.cif import parse_p1
 from latentite.data.readers.cif_crystal import read_crystal
 from latentite.data.readers.opening import open_records
 from latentite.data.readers.poscar import parse_poscar
-from latentite.data.readers.records import Kind, Record, Rejection, Source, Value, words_of
+from latentite.data.readers.records import PayloadKind, Record, Rejection, Source, Value, words_of
 from latentite.elements import ATOMIC_NUMBER
 
 if TYPE_CHECKING:
@@ -112,18 +112,18 @@ def arrays_of(record: Record) -> CrystalArrays:
     Raises:
         ValueError: with the reason, when the payload cannot be read or is no ordered crystal.
     """
-    if record.kind is Kind.CIF:
+    if record.kind is PayloadKind.CIF:
         text = cast("str", record.payload)
         return parse_p1(text) or read_crystal(text)
-    if record.kind is Kind.ARRAYS:
+    if record.kind is PayloadKind.ARRAYS:
         return cast("CrystalArrays", record.payload)
-    if record.kind is Kind.STRUCTURE:
+    if record.kind is PayloadKind.STRUCTURE:
         return _from_structure(cast("Structure", record.payload))
-    if record.kind is Kind.STRUCTURE_DICT:
+    if record.kind is PayloadKind.STRUCTURE_DICT:
         return _from_structure(_structure_from_dict(cast("dict[str, Any]", record.payload)))
-    if record.kind is Kind.POSCAR:
+    if record.kind is PayloadKind.POSCAR:
         return parse_poscar(cast("str", record.payload))
-    if record.kind is Kind.EXTXYZ:
+    if record.kind is PayloadKind.EXTXYZ:
         return _from_atoms(_atoms_from_extxyz(cast("str", record.payload)))
     return _from_atoms(cast("Atoms", record.payload))
 

@@ -122,10 +122,10 @@ def _delimiter(path: Path, line: str, is_header: Callable[[Sequence[str]], bool]
     }
     fitting = [delimiter for delimiter in fields if is_header(fields[delimiter])]
     # max takes the first of equals, which is the usual one.
-    found = fitting[0] if fitting else max(fields, key=lambda delimiter: len(fields[delimiter]))
-    if found != usual:
-        log.warning("%s is separated by %s, not by %s: read so", path, _DELIMITERS[found], _DELIMITERS[usual])
-    return found
+    best = fitting[0] if fitting else max(fields, key=lambda delimiter: len(fields[delimiter]))
+    if best != usual:
+        log.warning("%s is separated by %s, not by %s: read so", path, _DELIMITERS[best], _DELIMITERS[usual])
+    return best
 
 
 def read_csv(path: Path, *, within: Path | None = None) -> Iterator[Record | Rejection]:
@@ -183,11 +183,11 @@ def _linked_record(path: Path, item: Record, *, has_id: bool, within: Path | Non
     if within is not None and not file.resolve().is_relative_to(within.resolve()):
         reason = f"a path that leads out of the archive: {cell}"
         return Rejection(source=item.source, row=item.row, id=item.id, reason=reason)
-    found = record_of_file(file, cell, item.row)
-    found = replace(found, source=item.source, id=item.id if has_id else found.id)
-    if isinstance(found, Rejection):
-        return replace(found, reason=f"{found.reason} ({cell})")
-    return replace(found, properties=item.properties)
+    linked = record_of_file(file, cell, item.row)
+    linked = replace(linked, source=item.source, id=item.id if has_id else linked.id)
+    if isinstance(linked, Rejection):
+        return replace(linked, reason=f"{linked.reason} ({cell})")
+    return replace(linked, properties=item.properties)
 
 
 def linked_files(path: Path) -> list[Path]:
@@ -198,15 +198,15 @@ def linked_files(path: Path) -> list[Path]:
         if not has_structures(header):
             return []
         column = header.index(Columns.find(header, str(path)).structure)
-        found: list[Path] = []
+        links: list[Path] = []
         for fields in table:
             cell = fields[column].strip() if column < len(fields) else ""
-            if cell and not found and not _is_path(cell):
+            if cell and not links and not _is_path(cell):
                 return []
-            found += [path.parent / cell] if cell else []
+            links += [path.parent / cell] if cell else []
     except (OSError, ValueError):
         return []  # whoever reads it says what is wrong with it
-    return found
+    return links
 
 
 def read_parquet(path: Path) -> Iterator[Record | Rejection]:
