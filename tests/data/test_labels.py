@@ -26,7 +26,7 @@ from latentite.data.build import (
     load_splits,
     read_labelled,
 )
-from latentite.data.cells import read_labels
+from latentite.data.cells import read_cells
 from latentite.data.dataset import read_dataset, write_dataset
 from latentite.data.dataset_folder import build_dataset
 from latentite.data.fidelities import FidelityConfig
@@ -347,11 +347,11 @@ def test_cells_are_kept_as_they_stood(tmp_path: Path) -> None:
     path = write_table(tmp_path / "a.csv", {"a": cells, "b": [1, 2, 3, 4, 5]})
     built(tmp_path, {"whole": path}, properties=())
     [kept] = (tmp_path / "cache" / "labels").iterdir()
-    labels = read_labels(kept)
+    labels = read_cells(kept)
     assert labels.names == ("a", "b")
     assert labels.columns["a"] == cells
     assert labels.place(3) == "row 3 of a.csv"
-    assert list(read_labels(kept, {"b"}).columns) == ["b"]
+    assert list(read_cells(kept, {"b"}).columns) == ["b"]
 
 
 def test_a_built_folder_and_its_tables_have_the_same_labels(tmp_path: Path) -> None:

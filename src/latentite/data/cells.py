@@ -92,7 +92,7 @@ class LabelCollector:
         )
 
 
-def write_labels(path: Path, labels: RawLabels) -> None:
+def write_cells(path: Path, labels: RawLabels) -> None:
     """Write all cells as one file, atomically."""
     tensors = {
         _NAMES: to_bytes(labels.names),
@@ -103,8 +103,8 @@ def write_labels(path: Path, labels: RawLabels) -> None:
     save_tensors(path, tensors, {"latentite.labels": str(CELLS_FORMAT)})
 
 
-def read_labels(path: Path, wanted: Collection[str] | None = None) -> RawLabels:
-    """The cells of a file of `write_labels`; what is not wanted is not read.
+def read_cells(path: Path, wanted: Collection[str] | None = None) -> RawLabels:
+    """The cells of a file of `write_cells`; what is not wanted is not read.
 
     Args:
         path: of the file.

@@ -21,7 +21,7 @@ from torch import Tensor
 from latentite.base.progress import row_progress
 from latentite.crystal import CrystalBatch
 from latentite.data.canonical import CANONICAL_VERSION
-from latentite.data.cells import CELLS_FORMAT, LabelCollector, RawLabels, read_labels, write_labels
+from latentite.data.cells import CELLS_FORMAT, LabelCollector, RawLabels, read_cells, write_cells
 from latentite.data.dataset import (
     FORMAT,
     CrystalDataset,
@@ -101,7 +101,7 @@ def read_rows(
     cells_path = path.parent.with_name("labels") / path.name
     if path.is_file() and cells_path.is_file():
         try:
-            crystals, labels = read_dataset(path), read_labels(cells_path, wanted)
+            crystals, labels = read_dataset(path), read_cells(cells_path, wanted)
             if len(crystals) != len(labels):
                 raise ValueError(
                     f"{cells_path} must have labels of {len(crystals)} crystals, got {len(labels)}"
@@ -111,7 +111,7 @@ def read_rows(
         except ValueError as error:
             log.warning("a file of the cache is damaged and is made again: %s", error)
     rows = _build(source, options, workers, progress)
-    write_labels(cells_path, rows.labels)
+    write_cells(cells_path, rows.labels)
     write_dataset(path, rows.crystals, rejections=rows.rejections, notes=build_notes(options))
     return rows
 

@@ -16,7 +16,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from latentite.data.readers.files import Format, format_of, whole_file
+from latentite.base.files import impostor
+from latentite.data.readers.files import Format, format_of
 from latentite.data.readers.records import (
     Labelled,
     Record,
@@ -91,7 +92,8 @@ def read_labels(path: Path, id_column: str | None = None) -> LabelTable:
     Raises:
         ValueError: when it has no such column, or an id twice.
     """
-    whole_file(path)
+    if wrong := impostor(path):
+        raise ValueError(f"{path} is {wrong}")
     if path.name.lower() == "id_prop.csv" and id_column is None:
         return read_id_prop(path)
     if format_of(path.name) is Format.CSV:
