@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 
 from latentite.crystal import CrystalBatch
 from latentite.crystal_arrays import CrystalArrays
-from latentite.energy.hull import Hull
-from latentite.energy.hull_sources import (
+from latentite.energy.hull import (
+    Hull,
     hull_from_crystals,
     hull_from_entries,
     hull_from_json,

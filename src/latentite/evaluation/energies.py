@@ -16,13 +16,11 @@ from torch import Tensor
 
 from latentite.crystal_arrays import CrystalArrays
 from latentite.elements import SYMBOLS
-from latentite.energy.displacement import displacement_rmsd, volume_change
 from latentite.energy.hull import Hull
 from latentite.energy.parallel import Kept, RelaxHow, double_batch, relax_many
 from latentite.energy.potential import PotentialCard
-from latentite.energy.references import ElementReferences, check_same_theory
-from latentite.energy.relaxation import RelaxCell, Relaxed, RelaxStatus
-from latentite.energy.stability import Stability, stability
+from latentite.energy.references import ElementReferences, Stability, check_same_theory, stability
+from latentite.energy.relax import RelaxCell, Relaxed, RelaxStatus, displacement_rmsd, volume_change
 from latentite.evaluation.measure import Cell
 from latentite.evaluation.store import ResultStore, namespace
 from latentite.formulas import chemical_system, compositions

@@ -12,11 +12,10 @@ from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 
-from latentite.energy.hull_sources import hull_from_json
+from latentite.energy.hull import hull_from_json
 from latentite.energy.parallel import RelaxHow
-from latentite.energy.reference_fit import table_references
-from latentite.energy.relaxation import RelaxCell
-from latentite.energy.table import find_table, missing_phases, table_hull
+from latentite.energy.relax import RelaxCell
+from latentite.energy.table import find_table, missing_phases, table_hull, table_references
 from latentite.evaluation.energies import Energies, energy_store, measure_energies
 from latentite.evaluation.energy_options import EnergyOptions
 from latentite.evaluation.energy_page import energy_page

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from latentite.base.files import replacing
-from latentite.energy.relaxation import RelaxStatus
+from latentite.energy.relax import RelaxStatus
 from latentite.evaluation.energies import Energies
 
 
