@@ -15,7 +15,7 @@ import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from jaxtyping import Float
@@ -27,9 +27,6 @@ from latentite.data.readers.records import Value
 from latentite.elements import ATOMIC_NUMBER, SYMBOLS
 from latentite.energy.potential import TheoryLevel
 from latentite.formulas import Composition, compositions, parse_formula, plain_formula, reduced, whole_amounts
-
-if TYPE_CHECKING:
-    from pymatgen.entries.computed_entries import ComputedEntry
 
 FORMAT = 2
 """2: the hash covers the level of theory."""
@@ -278,70 +275,6 @@ def hull_from_crystals(
         energies = energies - crystals.properties[height].double().nan_to_num(0.0)
     rows = zip(compositions(crystals), energies.tolist(), strict=True)
     return Hull(((composition, energy) for composition, energy in rows if energy == energy), theory=theory)
-
-
-def hull_from_table(
-    paths: Sequence[str | Path],
-    *,
-    formula_column: str = "pretty_formula",
-    formation_energy: str = "formation_energy_per_atom",
-    above_hull: Sequence[str] = ABOVE_HULL,
-    theory: TheoryLevel | None = None,
-) -> Hull:
-    """A hull of one or several CSV files (plain or gzip); see `hull_from_crystals`.
-
-    Raises:
-        ValueError: naming the file and the column that it lacks, or the first energy that is no number.
-    """
-    import pandas as pd
-
-    tables: list[pd.DataFrame] = []
-    places: list[str] = []
-    for path in paths:
-        header = list(pd.read_csv(path, nrows=0).columns)
-        for column in (formula_column, formation_energy):
-            if column not in header:
-                raise ValueError(f"{path} must have a column {column!r}, got {', '.join(header)}")
-        height = next((name for name in above_hull if name in header), None)
-        columns = {formula_column: "formula", formation_energy: "energy"} | (
-            {height: "height"} if height else {}
-        )
-        table = pd.read_csv(path, usecols=list(columns), dtype=str, keep_default_na=False).rename(
-            columns=columns
-        )
-        tables.append(table.reindex(columns=["formula", "energy", "height"], fill_value=""))
-        places += [f"row {row} of {Path(path).name}" for row in range(len(table))]
-    joined = pd.concat(tables, ignore_index=True)
-    energies = read_energies(joined["energy"].tolist(), formation_energy, where=places.__getitem__)
-    heights = read_energies(joined["height"].tolist(), above_hull[0], where=places.__getitem__)
-    if num_missing := int(np.isnan(energies).sum()):
-        log.warning(
-            "%d of %d rows have no %s and are missing from the hull; fewer phases make everything look stable",
-            num_missing, len(energies), formation_energy,
-        )  # fmt: skip
-    known: dict[str, Composition] = {}
-    phases: list[tuple[Composition, float]] = []
-    for name, energy in zip(
-        joined["formula"].tolist(), (energies - np.nan_to_num(heights)).tolist(), strict=True
-    ):
-        if energy == energy:
-            if name not in known:
-                known[name] = parse_formula(name)
-            phases.append((known[name], energy))
-    return Hull(phases, theory=theory)
-
-
-def hull_from_entries(entries: Sequence[ComputedEntry], *, theory: TheoryLevel | None = None) -> Hull:
-    """A hull of pymatgen entries with total energies (eV); each element's lowest entry is its reference.
-
-    Raises:
-        ValueError: naming an element of a compound that has no entry of its own.
-    """
-    rows = [
-        ({element.Z: float(amount) for element, amount in entry.composition.items()}, entry.energy_per_atom)
-        for entry in entries
-    ]
-    return _hull_of_totals(rows, theory)
 
 
 def hull_from_json(path: str | Path, *, theory: TheoryLevel | None = None) -> Hull:

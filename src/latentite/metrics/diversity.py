@@ -15,38 +15,20 @@ import numpy as np
 from jaxtyping import Float
 
 
-def vendi_score(features: Float[np.ndarray, "crystal feature"], *, bandwidth: float | None = None) -> float:
-    """Vendi score of the rows that hold finite numbers only; NaN when there are none.
+def vendi_score(features: Float[np.ndarray, "crystal feature"]) -> float:
+    """Vendi score, with the cosine kernel, of the rows that hold finite numbers only; NaN when there are none.
+
+    The kernel `x.y / |x||y|` has at most d eigenvalues that are not 0, found from the [d d] matrix when d < n, so the
+    time grows linearly with n. A row of zeros resembles nothing, not even another one.
 
     Args:
         features: one row per crystal; standardised ones, else the features with the largest numbers decide.
-        bandwidth: None for the cosine kernel `x.y / |x||y|` (a row of zeros resembles nothing, not even another
-            one); a number for `exp(-|x - y|^2 / (2 bandwidth^2))`, in the unit of the features.
-
-    The cosine kernel has at most d eigenvalues that are not 0, found from the [d d] matrix when d < n, so its time
-    grows linearly with n. The other needs all n: about a minute and 2 GB for 10,000 rows on one core.
-
-    Raises:
-        ValueError: for a bandwidth that is not positive.
     """
-    if bandwidth is not None and not bandwidth > 0:
-        raise ValueError(f"bandwidth must be positive, got {bandwidth}")
     rows = np.asarray(features, dtype=np.float64)
     rows = rows[np.isfinite(rows).all(axis=-1)]
     if len(rows) == 0:
         return math.nan
-    if bandwidth is None:
-        return _exponential_entropy(_cosine_eigenvalues(rows))
-    squares = (rows**2).sum(axis=-1)
-    kernel = rows @ rows.T
-    kernel *= -2.0
-    kernel += squares[:, None]
-    kernel += squares[None, :]
-    np.maximum(kernel, 0.0, out=kernel)
-    kernel *= -0.5 / bandwidth**2
-    np.exp(kernel, out=kernel)
-    np.fill_diagonal(kernel, 1.0)
-    return _exponential_entropy(np.linalg.eigvalsh(kernel) / len(rows))
+    return _exponential_entropy(_cosine_eigenvalues(rows))
 
 
 def _cosine_eigenvalues(rows: np.ndarray) -> np.ndarray:

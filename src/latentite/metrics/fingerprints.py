@@ -77,11 +77,6 @@ def magpie(crystals: Sequence[CrystalArrays]) -> Float[np.ndarray, "crystal 132"
     return np.stack(statistics, axis=-1).reshape(len(crystals), -1)
 
 
-def magpie_labels() -> tuple[str, ...]:
-    """Names of `magpie`'s columns."""
-    return tuple(f"{name} {statistic}" for name in MAGPIE_PROPERTIES for statistic in MAGPIE_STATISTICS)
-
-
 def radial(crystals: Sequence[CrystalArrays]) -> Float[np.ndarray, "crystal 100"]:
     """Radial density around the atoms, smooth in every coordinate; NaN for what is no crystal.
 
