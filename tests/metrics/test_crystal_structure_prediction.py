@@ -11,7 +11,7 @@ import pytest
 from pymatgen.core.structure_matcher import StructureMatcher
 
 from latentite.crystal_arrays import CrystalArrays
-from latentite.match.search import structure_of
+from latentite.match.reduced import structure_of
 from latentite.match.settings import LOOSE, STRICT, MatcherSettings
 from latentite.metrics.crystal_structure_prediction import (
     best_match_rate,

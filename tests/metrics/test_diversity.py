@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.linalg import eigvalsh
 
-from latentite.metrics.diversity import vendi_score
+from latentite.metrics.distributions import vendi_score
 
 
 def by_kernel(kernel: np.ndarray) -> float:

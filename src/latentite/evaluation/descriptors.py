@@ -1,6 +1,6 @@
 """Features of the crystals of an evaluation, each kept in the store by the crystal that it belongs to.
 
-Fingerprints need no network (`metrics/fingerprints.py`, `metrics/crystal_nn.py`), latents need a VAE. A crystal of
+Fingerprints need no network (`metrics/fingerprints.py`, `metrics/fingerprints.py`), latents need a VAE. A crystal of
 which there is none has a row of NaN.
 """
 
@@ -22,7 +22,7 @@ from latentite.evaluation.kept_rows import kept_rows
 from latentite.evaluation.steps import Stage
 from latentite.evaluation.store import ResultStore, namespace
 from latentite.metrics import fingerprints
-from latentite.metrics.crystal_nn import NUM_FEATURES, crystal_nn
+from latentite.metrics.fingerprints import NUM_CRYSTAL_NN_FEATURES, crystal_nn
 
 if TYPE_CHECKING:
     from latentite.nn.vae import CrystalVAE
@@ -63,7 +63,7 @@ def crystal_nn_features(
     store = ResultStore.open(namespace("crystal_nn", _CRYSTAL_NN_VERSION, settings))
 
     compute = partial(crystal_nn, workers=workers)
-    return _kept(arrays, hashes, store, compute, NUM_FEATURES, stage, name)
+    return _kept(arrays, hashes, store, compute, NUM_CRYSTAL_NN_FEATURES, stage, name)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

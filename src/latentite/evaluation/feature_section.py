@@ -39,9 +39,8 @@ from latentite.metrics.coverage import (
     calibrated_cutoffs,
     coverage,
 )
-from latentite.metrics.diversity import vendi_score
+from latentite.metrics.distributions import fit_gaussian, frechet_distance, frechet_diversity, vendi_score
 from latentite.metrics.fingerprints import fit_scaling, magpie
-from latentite.metrics.frechet import fit_gaussian, frechet_distance, frechet_diversity
 
 CLIP = 5.0
 """Standard deviations."""

@@ -13,16 +13,14 @@ from latentite.evaluation.read import Crystals
 from latentite.evaluation.steps import Stage, timed
 from latentite.evaluation.store import ResultStore, namespace
 from latentite.formulas import Composition, reduced_composition, usual_formula
-from latentite.metrics.composition import SmactRule, has_unknown_element, is_smact_valid
-from latentite.metrics.geometry import min_distances, volumes
-from latentite.metrics.supply_risk import supply_risk
-from latentite.metrics.symmetry import SYMPRECS, space_groups
+from latentite.metrics.composition import SmactRule, has_unknown_element, is_smact_valid, supply_risk
+from latentite.metrics.geometry import SYMPRECS, min_distances, space_groups, volumes
 
 Cell = float | int | bool | str | None
 """A cell of the table; None where a metric gave nothing."""
 
 _SPACE_GROUPS_VERSION = 1
-"""Raised when `metrics/symmetry.py` gives other numbers."""
+"""Raised when `metrics/geometry.py` gives other numbers."""
 _DERIVED = ("composition", "chemical_system", "num_elements", "density", "volume_per_atom")
 
 

@@ -25,7 +25,7 @@ from latentite.evaluation.measure import Cell
 from latentite.evaluation.page import make_page
 from latentite.evaluation.protocols import MATCHERS
 from latentite.evaluation.run import Evaluation
-from latentite.metrics.symmetry import SYMPRECS
+from latentite.metrics.geometry import SYMPRECS
 
 _PACKAGES = ("pymatgen", "pymatgen-core", "smact", "spglib", "numpy", "scipy")
 

@@ -29,7 +29,7 @@ from jaxtyping import Bool, Float
 from latentite.base.processes import map_in_order
 from latentite.crystal_arrays import CrystalArrays
 from latentite.formulas import reduced_composition
-from latentite.match.search import structure_of
+from latentite.match.reduced import structure_of
 from latentite.match.settings import LOOSE, MatcherSettings, is_comparable
 from latentite.metrics.rates import Rate
 
