@@ -16,8 +16,7 @@ from latentite.energy.parallel import RelaxHow
 from latentite.energy.potential import TheoryLevel
 from latentite.energy.references import ElementReferences, ReferenceTerms
 from latentite.energy.relax import RelaxCell, RelaxSettings, RelaxStatus
-from latentite.evaluation.energies import Energies, energy_store, measure_energies
-from latentite.evaluation.relaxed_file import write_relaxed
+from latentite.evaluation.energies import Energies, energy_store, measure_energies, write_relaxed
 from latentite.evaluation.store import structure_hash
 from latentite.formulas import parse_formula
 

@@ -16,7 +16,7 @@ import latentite
 from latentite import cli
 from latentite.crystal import CrystalBatch
 from latentite.crystal_arrays import CrystalArrays
-from latentite.evaluation import report, sections
+from latentite.evaluation import matching_section, report
 from latentite.metrics import geometry
 
 Make = Callable[[int, int], list[CrystalArrays]]
@@ -46,7 +46,7 @@ def known(planted: Make) -> CrystalBatch:
 def searched(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Takes the name of every slow piece of work: `symmetry` per structure and tolerance, `match` per run."""
     calls: list[str] = []
-    search, match = geometry.space_group_number, sections.find_matches
+    search, match = geometry.space_group_number, matching_section.find_matches
 
     def counted_search(*arrays: object, **options: object) -> object:
         calls.append("symmetry")
@@ -57,7 +57,7 @@ def searched(monkeypatch: pytest.MonkeyPatch) -> list[str]:
         return match(*arrays, **options)  # type: ignore[arg-type]  # passed on as they are
 
     monkeypatch.setattr(geometry, "space_group_number", counted_search)
-    monkeypatch.setattr(sections, "find_matches", counted_match)
+    monkeypatch.setattr(matching_section, "find_matches", counted_match)
     return calls
 
 
