@@ -18,6 +18,7 @@ import numpy as np
 from latentite.data.properties import SYMPREC
 from latentite.data.readers.records import CANONICAL_NAMES
 from latentite.elements import ATOMIC_NUMBER
+from latentite.evaluation.markup import html_table, number_text
 from latentite.evaluation.measure import Cell
 from latentite.evaluation.read import Crystals
 from latentite.evaluation.table import Counted, MakeSection, Section, Table, Work, finite
@@ -257,21 +258,20 @@ def _to_plain(judged: _Judged) -> dict[str, Any]:
 
 def _page(found: Mapping[str, Any]) -> str:
     def share(rate: Mapping[str, Any]) -> str:
-        return f"<td class='n'>{Rate(numerator=rate['numerator'], denominator=rate['denominator'])}</td>"
+        return str(Rate(numerator=rate["numerator"], denominator=rate["denominator"]))
 
-    rows = []
-    for name, one in found["measured"].items():
-        error = one["mean_absolute_error"]
-        rows.append(
-            f"<tr><td>{escape(name)}</td><td>{escape(one['column'])}</td><td>{escape(one['tolerance'])}</td>"
-            f"{share(one['strict'])}{share(one['known'])}"
-            f"<td class='n'>{'–' if error is None else f'{error:.4g}'}</td></tr>"
-        )
-    head = "<tr><th>asked</th><th>measured by</th><th>hit when</th><th>of all</th><th>of known ones</th>"
+    head = ["asked", "measured by", "hit when", "of all", "of known ones", "mean absolute error"]
+    rows = [
+        [
+            *(name, one["column"], one["tolerance"]),
+            *(share(one["strict"]), share(one["known"]), number_text(one["mean_absolute_error"])),
+        ]
+        for name, one in found["measured"].items()
+    ]
     missing = ", ".join(
         f"{escape(name)} ({count:,} structures)" for name, count in found["not_measured"].items()
     )
-    parts = [f"<h2>Conditions</h2><table>{head}<th>mean absolute error</th></tr>{''.join(rows)}</table>"]
+    parts = [f"<h2>Conditions</h2>{html_table(head, rows, num_labels=3)}"]
     if missing:
         parts.append(f"<p>Asked, but not measured here: {missing}.</p>")
     if found["without_structure"]:

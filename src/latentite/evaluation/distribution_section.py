@@ -18,7 +18,7 @@ from latentite.data.properties import SYMPREC
 from latentite.draw.charts import COLOURS
 from latentite.draw.figures import INK, new_figure
 from latentite.elements import NUM_ELEMENTS, SYMBOLS
-from latentite.evaluation.markup import share_axes, svg_text
+from latentite.evaluation.markup import html_table, number_text, share_axes, svg_text
 from latentite.evaluation.measure import Cell, Measured
 from latentite.evaluation.table import Section, Work, finite
 from latentite.metrics.distributions import entropy_bits, jensen_shannon_bits, wasserstein
@@ -98,16 +98,12 @@ def _page(found: Mapping[str, Any]) -> str:
     if "wasserstein" not in found:
         return ""
 
-    def show(value: float | None) -> str:
-        return "–" if value is None else f"{value:.3f}"
-
     rows = [
-        f"<tr><td>{_WASSERSTEIN_LABELS[name]}</td><td class='n'>{show(sides['all'])}</td>"
-        f"<td class='n'>{show(sides['valid'])}</td></tr>"
-        for name, sides in found["wasserstein"].items()
+        [label, *(number_text(found["wasserstein"][name][side], ".3f") for side in ("all", "valid"))]
+        for name, label in _WASSERSTEIN_LABELS.items()
     ]
-    head = "<tr><th>Wasserstein distance to the reference</th><th>all</th><th>valid only</th></tr>"
-    return f"<h2>Distributions</h2><table>{head}{''.join(rows)}</table>"
+    head = ["Wasserstein distance to the reference", "all", "valid only"]
+    return f"<h2>Distributions</h2>{html_table(head, rows)}"
 
 
 _GENERATED, _REFERENCE, _EMPTY = COLOURS[0], "#b9c0c8", "#f0f2f4"

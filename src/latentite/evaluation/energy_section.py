@@ -30,7 +30,7 @@ from latentite.energy.table import (
 )
 from latentite.evaluation.energies import Energies, energy_store, measure_energies, write_relaxed
 from latentite.evaluation.energy_options import EnergyOptions
-from latentite.evaluation.markup import share_axes, svg_text
+from latentite.evaluation.markup import html_table, number_text, share_axes, svg_text
 from latentite.evaluation.matching_section import stored_matches
 from latentite.evaluation.measure import Cell, timed
 from latentite.evaluation.store import structure_hash
@@ -318,7 +318,7 @@ def energy_page(found: Mapping[str, Any], columns: Mapping[str, Sequence[Cell]])
         parts.append(
             f" Hull of {escape(hull['name'])}: {hull['num_phases']:,} compositions; element references fitted on "
             f"{hull['element_references']['num_rows']:,} rows, mean absolute residual of rows left out "
-            f"{'–' if residual is None else f'{residual:.3f}'} eV/atom. An incomplete hull errs towards stable.</p>"
+            f"{number_text(residual, '.3f')} eV/atom. An incomplete hull errs towards stable.</p>"
         )
         if (missing := hull["missing_phases"]) and (
             lost := missing["without_energy"] + missing["unreadable"]
@@ -329,11 +329,13 @@ def energy_page(found: Mapping[str, Any], columns: Mapping[str, Sequence[Cell]])
                 "fewer phases make everything look stable.</p>"
             )
         parts.append(f"<figure><figcaption>Energy above hull</figcaption>{_histogram(columns)}</figure>")
-    parts.append(
-        _two_columns("median", [_median_row(name, value) for name, value in found["medians"].items()])
-    )
+    medians = []
+    for name, value in found["medians"].items():
+        label, unit = _MEDIAN_LABELS.get(name, (name, "eV/atom"))
+        medians.append((label, number_text(value, ".3f", unit)))
+    parts.append(_two_columns("median", medians))
     distances = [
-        (_MEDIAN_LABELS.get(name, (name, ""))[0], "–" if value is None else f"{value:.3f} eV/atom")
+        (_MEDIAN_LABELS.get(name, (name, ""))[0], number_text(value, ".3f", "eV/atom"))
         for name, value in found["wasserstein_eV_per_atom"].items()
     ]
     parts.append(_two_columns("Wasserstein distance to the reference's own labels", distances))
@@ -348,18 +350,8 @@ def energy_page(found: Mapping[str, Any], columns: Mapping[str, Sequence[Cell]])
     return "".join(parts)
 
 
-def _median_row(name: str, value: float) -> tuple[str, str]:
-    label, unit = _MEDIAN_LABELS.get(name, (name, "eV/atom"))
-    return label, f"{value:.3f} {unit}".strip()
-
-
 def _two_columns(title: str, rows: Sequence[tuple[str, str]]) -> str:
-    if not rows:
-        return ""
-    body = "".join(
-        f"<tr><td>{escape(name)}</td><td class='n'>{escape(text)}</td></tr>" for name, text in rows
-    )
-    return f"<table><tr><th>{title}</th><th></th></tr>{body}</table>"
+    return html_table([title, ""], rows) if rows else ""
 
 
 def _histogram(columns: Mapping[str, Sequence[Cell]]) -> str:

@@ -27,6 +27,7 @@ from latentite.evaluation.descriptors import (
     latent_rows,
     radial_features,
 )
+from latentite.evaluation.markup import html_table, number_text
 from latentite.evaluation.measure import Cell, timed
 from latentite.evaluation.read import Crystals
 from latentite.evaluation.table import MakeSection, Section, Work, finite
@@ -283,30 +284,20 @@ def feature_page(found: Mapping[str, Any]) -> str:
 
 def _distance_table(space: str, found: Mapping[str, Any]) -> str:
     rows = [
-        f"<tr><td>{words}</td>{_number(found[name]['all'])}{_number(found[name]['valid'])}</tr>"
-        for name, words in _ROWS
+        [words, number_text(found[name]["all"]), number_text(found[name]["valid"])] for name, words in _ROWS
     ]
-    head = f"<tr><th>in the space of {escape(space)}</th><th>all</th><th>valid only</th></tr>"
-    return f"<table>{head}{''.join(rows)}</table>"
+    return html_table([f"in the space of {space}", "all", "valid only"], rows)
 
 
 def _coverage_table(title: str, found: Mapping[str, Any]) -> str:
     cutoffs = found["cutoffs"]
-    rows = [
-        f"<tr><td>{words}</td>{_share(found[name]['rate'])}<td class='n'>{found[name]['numerator']:,} of "
-        f"{found[name]['denominator']:,}</td></tr>"
-        for name, words in _RATES
-    ]
-    head = f"<tr><th>covered, by {escape(title)}</th><th></th><th></th></tr>"
-    return (
-        f"<table>{head}{''.join(rows)}</table><p class='small'>Cut-offs: structure {cutoffs['structure']:.3g}, "
-        f"composition {cutoffs['composition']:.3g}; {escape(cutoffs['source'])}.</p>"
+    rows = []
+    for name, words in _RATES:
+        rate = found[name]
+        percent = None if rate["rate"] is None else 100 * rate["rate"]
+        counts = f"{rate['numerator']:,} of {rate['denominator']:,}"
+        rows.append([words, number_text(percent, ".1f", "%"), counts])
+    return html_table([f"covered, by {title}", "", ""], rows) + (
+        f"<p class='small'>Cut-offs: structure {cutoffs['structure']:.3g}, composition {cutoffs['composition']:.3g}; "
+        f"{escape(cutoffs['source'])}.</p>"
     )
-
-
-def _number(value: float | None) -> str:
-    return f"<td class='n'>{'–' if value is None else f'{value:.4g}'}</td>"
-
-
-def _share(value: float | None) -> str:
-    return f"<td class='n'>{'–' if value is None else f'{100 * value:.1f} %'}</td>"

@@ -16,7 +16,7 @@ import numpy as np
 from latentite.crystal import CrystalBatch
 from latentite.draw.cells import draw_crystals, pretty
 from latentite.evaluation.distribution_section import draw_charts
-from latentite.evaluation.markup import STYLE
+from latentite.evaluation.markup import Html, document, html_table
 from latentite.evaluation.result import Evaluation
 from latentite.evaluation.table import Table
 from latentite.metrics.rates import Rate
@@ -46,9 +46,6 @@ def make_page(result: Evaluation, summary: Mapping[str, Any], *, seed: int = 0) 
     against = f", held against {escape(result.reference.name)}" if result.reference is not None else ""
     counts = f"{crystals.num_in:,} in = {len(crystals):,} scored + {len(crystals.rejections):,} failed"
     parts = [
-        "<!doctype html><html lang='en'><head><meta charset='utf-8'>",
-        "<meta name='viewport' content='width=device-width,initial-scale=1'>",
-        f"<title>Evaluation of {escape(crystals.name)}</title><style>{STYLE}</style></head><body>",
         f"<h1>{escape(crystals.name)}</h1><p>{counts}{against}.</p>",
         f"<p class='small'>Protocol <b>{protocol.name}</b>: {escape(protocol.note)}. Relaxation: {result.relax}. "
         "Numbers of different protocols cannot be compared.</p>",
@@ -61,8 +58,8 @@ def make_page(result: Evaluation, summary: Mapping[str, Any], *, seed: int = 0) 
     if len(crystals):
         parts += ["<h2>Generated against reference</h2>", _charts(result), "<h2>Structures</h2>"]
         parts.append(_gallery(result, seed))
-    parts += [_failures(result), _provenance(summary), "</body></html>"]
-    return "\n".join(parts)
+    parts += [_failures(result), _provenance(summary)]
+    return document(f"Evaluation of {crystals.name}", parts)
 
 
 def _rates(rates: Mapping[str, Rate], labels: Mapping[str, str]) -> str:
@@ -75,11 +72,13 @@ def _rates(rates: Mapping[str, Rate], labels: Mapping[str, str]) -> str:
         bar = f"<i style='width:{width:.2f}%'></i>"
         bar += f"<b style='left:{100 * low:.2f}%;width:{100 * (high - low):.2f}%'></b>"
         rows.append(
-            f"<tr><td>{escape(label)}</td><td><div class='bar'>{bar}</div></td><td class='n'>{share}</td>"
-            f"<td class='n'>{rate.numerator:,} of {rate.denominator:,}</td>"
-            f"<td class='n small'>{100 * low:.1f} to {100 * high:.1f} %</td></tr>"
+            [
+                *(label, Html(f"<div class='bar'>{bar}</div>"), share),
+                f"{rate.numerator:,} of {rate.denominator:,}",
+                Html(f"<span class='small'>{100 * low:.1f} to {100 * high:.1f} %</span>"),
+            ]
         )
-    return f"<table>{''.join(rows)}</table>"
+    return html_table([], rows, num_labels=2)
 
 
 def _charts(result: Evaluation) -> str:
@@ -151,12 +150,9 @@ def _failures(result: Evaluation) -> str:
     if not result.failures:
         return "<h2>Failures</h2><p>None.</p>"
     kinds = Counter((item.step, _kind(item.reason)) for item in result.failures)
-    rows = [
-        f"<tr><td>{escape(step)}</td><td>{escape(reason)}</td><td class='n'>{count:,}</td></tr>"
-        for (step, reason), count in kinds.most_common(20)
-    ]
-    head = "<tr><th>step</th><th>reason</th><th>structures</th></tr>"
-    return f"<h2>Failures</h2><table>{head}{''.join(rows)}</table><p class='small'>Each stands in failed.csv.</p>"
+    rows = [[step, reason, f"{count:,}"] for (step, reason), count in kinds.most_common(20)]
+    listed = html_table(["step", "reason", "structures"], rows, num_labels=2)
+    return f"<h2>Failures</h2>{listed}<p class='small'>Each stands in failed.csv.</p>"
 
 
 def _provenance(summary: Mapping[str, Any]) -> str:

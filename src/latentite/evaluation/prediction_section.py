@@ -22,6 +22,7 @@ from jaxtyping import Bool, Float, Int
 
 from latentite.base.files import replacing
 from latentite.data.properties import SYMPREC
+from latentite.evaluation.markup import html_table, number_text
 from latentite.evaluation.measure import Cell, Measured, measure, timed
 from latentite.evaluation.protocols import MATCHERS, CompositionRule
 from latentite.evaluation.read import Crystals
@@ -233,10 +234,10 @@ def prediction_page(found: Mapping[str, Any]) -> str:
         rows = []
         for name, words in _ROWS:
             one = found["matchers"][matcher.name][name]
-            numbers = "".join(f"<td class='n'>{_number(one[key])}</td>" for key in ("rmse", "corrected_rmse"))
-            rows.append(f"<tr><td>{words}</td><td class='n'>{_rate_of(one)}</td>{numbers}</tr>")
-        head = f"<tr><th>matched, {matcher.name} ({tolerances})</th><th></th><th>RMSE</th><th>corrected RMSE</th></tr>"
-        parts.append(f"<table>{head}{''.join(rows)}</table>")
+            errors = [number_text(one[key], ".4f") for key in ("rmse", "corrected_rmse")]
+            rows.append([words, str(_rate_of(one)), *errors])
+        head = [f"matched, {matcher.name} ({tolerances})", "", "RMSE", "corrected RMSE"]
+        parts.append(html_table(head, rows))
     return "".join(parts) + "<p class='small'>Each target stands in targets.csv.</p>"
 
 
@@ -254,14 +255,13 @@ def prediction_lines(found: Mapping[str, Any], matcher: MatcherSettings) -> tupl
         ("targets", f"{counts}; {samples['min']} to {samples['max']} samples each"),
         (f"matched by the first sample ({matcher.name})", str(_rate_of(first))),
         (f"matched by any sample, METRe ({matcher.name})", str(_rate_of(best))),
-        ("RMSE of those, first and best sample", f"{_number(first['rmse'])} and {_number(best['rmse'])}"),
-        (f"cRMSE, {matcher.stol:g} for a target without match", _number(best["corrected_rmse"])),
+        (
+            "RMSE of those, first and best sample",
+            f"{number_text(first['rmse'], '.4f')} and {number_text(best['rmse'], '.4f')}",
+        ),
+        (f"cRMSE, {matcher.stol:g} for a target without match", number_text(best["corrected_rmse"], ".4f")),
     )
 
 
 def _rate_of(one: Mapping[str, Any]) -> Rate:
     return Rate(numerator=one["rate"]["numerator"], denominator=one["rate"]["denominator"])
-
-
-def _number(value: float | None) -> str:
-    return "–" if value is None else f"{value:.4f}"
