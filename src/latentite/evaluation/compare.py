@@ -11,6 +11,7 @@ from __future__ import annotations
 import csv
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from html import escape
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ import numpy as np
 from jaxtyping import Float
 
 from latentite.base.files import parse_json, replacing, write_json
+from latentite.evaluation.markup import Html, document, html_table
 from latentite.evaluation.report import read_record
 from latentite.metrics.rates import Difference, Rate, difference
 
@@ -192,11 +194,10 @@ def compare_runs(first: str | Path, second: str | Path, *, force: bool = False) 
 
 def write_comparison(comparison: Comparison, out_dir: str | Path) -> None:
     """Write `compare.json` and `compare.html` into a folder, which is made when missing."""
-    from latentite.evaluation.compare_page import make_page
 
     folder = Path(out_dir)
     with replacing(folder / "compare.html") as temporary:
-        temporary.write_text(make_page(comparison), encoding="utf-8")
+        temporary.write_text(_page(comparison), encoding="utf-8")
     write_json(folder / "compare.json", comparison.to_plain())
 
 
@@ -323,3 +324,73 @@ def _columns(first: Mapping[str, np.ndarray], second: Mapping[str, np.ndarray]) 
                 medians=(float(np.median(one)), float(np.median(other))),
                 p_value=float(mannwhitneyu(one, other).pvalue),
             )
+
+
+def _page(comparison: Comparison) -> str:
+    """The whole page as text."""
+    names = [escape(name) for name in comparison.names]
+    columns = [f"A: {comparison.names[0]}", f"B: {comparison.names[1]}"]
+    counts = "; ".join(
+        f"<b>{letter}</b> {escape(folder)}: {count['in']:,} in = {count['scored']:,} scored + "
+        f"{count['failed']:,} failed"
+        for letter, folder, count in zip("AB", comparison.folders, comparison.counts, strict=True)
+    )
+    parts = [
+        f"<h1>{names[0]} and {names[1]}</h1><p>{counts}.</p>",
+        *(f"<p><b>{escape(line)}</b></p>" for line in warnings(comparison)),
+        "<h2>Rates</h2>",
+        html_table(["", *columns, "B - A", "95 %"], [_rate_row(pair) for pair in comparison.rates]),
+        "<p class='small'>In bold: the 95 % interval of the difference (Newcombe's hybrid score interval) excludes 0. "
+        "It takes the two sets for independent samples; of twenty rates that do not differ, one is expected to "
+        "be bold.</p>",
+        "<h2>Sets as a whole</h2>",
+        html_table(["", *columns], [_number_row(pair) for pair in comparison.numbers]),
+        "<h2>Medians</h2>",
+        html_table(["", *columns, "p (Mann-Whitney)"], [_median_row(pair) for pair in comparison.columns]),
+    ]
+    return document(" and ".join(comparison.names), parts)
+
+
+def warnings(comparison: Comparison) -> list[str]:
+    """What stands in the way of reading the numbers as a comparison."""
+    settings = [
+        f"Not comparable: {name} is {first!r} and {second!r}."
+        for name, (first, second) in comparison.differing.items()
+    ]
+    versions = [
+        f"Other versions of {name}: {first} and {second}."
+        for name, (first, second) in comparison.versions.items()
+    ]
+    return settings + versions
+
+
+def share(rate: Rate | None) -> str:
+    """A rate as people read it, short enough for a table."""
+    if rate is None or rate.denominator == 0:
+        return "–"
+    low, high = rate.interval
+    return f"{100 * rate.value:.1f} % ({100 * low:.1f} to {100 * high:.1f})"
+
+
+def change(pair: RatePair) -> tuple[str, str]:
+    """Difference and interval of a pair in percentage points."""
+    found = pair.difference
+    if found is None or found.value != found.value:
+        return "–", "–"
+    return f"{100 * found.value:+.1f}", f"{100 * found.low:+.1f} to {100 * found.high:+.1f}"
+
+
+def _rate_row(pair: RatePair) -> list[str]:
+    found, interval = change(pair)
+    if pair.difference is not None and pair.difference.is_clear:
+        found = Html(f"<b>{found}</b>")
+    return [pair.label or pair.name, share(pair.first), share(pair.second), found, interval]
+
+
+def _number_row(pair: NumberPair) -> list[str]:
+    values = ["–" if value is None else f"{value:.4g}" for value in (pair.first, pair.second)]
+    return [pair.name.replace(".", ", ").replace("_", " "), *values]
+
+
+def _median_row(pair: ColumnPair) -> list[str]:
+    return [pair.name, *(f"{median:.4g}" for median in pair.medians), f"{pair.p_value:.2g}"]
