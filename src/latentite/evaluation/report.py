@@ -40,7 +40,6 @@ from latentite.evaluation.result import Evaluation, summary
 from latentite.evaluation.table import Table
 from latentite.metrics.rates import Rate
 
-
 RECORD = "evaluation.json"
 FORMAT = 1
 
