@@ -75,7 +75,7 @@ def potential_by_name(
 
 
 def identity(card: PotentialCard) -> dict[str, str | None] | None:
-    """What makes two potentials the same, for the keys of caches; None where nobody can tell."""
+    """Identity of a potential, for the keys of caches; None where nobody can tell."""
     if card.sha256 is None and card.version == "unknown":
         return None
     return {"name": card.name, "version": card.version, "sha256": card.sha256, "theory": str(card.theory)}

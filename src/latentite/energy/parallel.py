@@ -28,7 +28,7 @@ ATOMS_PER_CHUNK = 256
 """As many as one call of the potential takes by default; more would only make progress coarser."""
 
 Record = dict[str, Any]
-"""What is known of one crystal as plain JSON values: the fields of `Relaxed`, None for numbers that are none."""
+"""Result of one crystal as plain JSON values: the fields of `Relaxed`, None for numbers that are none."""
 
 
 class Kept(Protocol):
@@ -40,7 +40,7 @@ class Kept(Protocol):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class RelaxHow:
-    """Which potential, and what is done with it."""
+    """The potential, and what is done with it."""
 
     potential: str = "chgnet"
     """As `potential_by_name` takes it."""
@@ -55,7 +55,7 @@ class RelaxHow:
         return _loaded(self.potential, json.dumps(dict(self.arguments), sort_keys=True), self.theory)
 
     def identity(self) -> dict[str, Any] | None:
-        """What the result depends on besides the crystal, as plain values; None where nobody can tell which
+        """Everything that the result depends on besides the crystal, as plain values; None where nobody can tell which
         potential it is."""
         potential = identity(self.load().card)
         return None if potential is None else {"potential": potential, "settings": asdict(self.settings)}
@@ -162,7 +162,7 @@ def _relax_chunk(how: RelaxHow, item: tuple[list[int], list[CrystalArrays]]) -> 
 
 
 def _is_final(record: Record) -> bool:
-    """Whether another try would end in the same way; a potential can fail for want of memory."""
+    """True when another try would end in the same way; a potential can fail for want of memory."""
     return bool(record["status"] != RelaxStatus.POTENTIAL_FAILED)
 
 

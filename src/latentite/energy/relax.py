@@ -25,7 +25,7 @@ from latentite.nn.segment import segment_max, segment_sum
 
 
 class RelaxCell(StrEnum):
-    """What may move besides the atoms."""
+    """The part of the cell that may move besides the atoms."""
 
     FULL = "full"
     """Every component of the strain."""
@@ -36,7 +36,7 @@ class RelaxCell(StrEnum):
 
 
 class RelaxStatus(StrEnum):
-    """How a relaxation ended."""
+    """The end of a relaxation."""
 
     CONVERGED = "converged"
     SINGLE_POINT = "single_point"
@@ -118,7 +118,7 @@ class Relaxed:
 
     @property
     def is_judged(self) -> Bool[Tensor, " crystal"]:
-        """Whether the numbers of a crystal belong to its geometry (even where the relaxation failed)."""
+        """True where the numbers of a crystal belong to its geometry (even where the relaxation failed)."""
         return self.energy.isfinite()
 
     @property
@@ -164,7 +164,7 @@ def volume_change(before: CrystalBatch, after: CrystalBatch) -> Float[Tensor, " 
 
 
 class _Results:
-    """What is known of every crystal of the input so far."""
+    """Everything known of every crystal of the input so far."""
 
     def __init__(self, crystals: CrystalBatch) -> None:
         count = len(crystals)
@@ -322,7 +322,7 @@ def _full(result: EnergyForces, crystals: CrystalBatch, chosen: Tensor) -> Energ
 def _still_crystals(
     potential: Potential, state: Flight, results: _Results, settings: RelaxSettings
 ) -> Tensor:
-    """Which crystals in flight may be given to the potential; the others end here."""
+    """True for crystals in flight that may be given to the potential; the others end here."""
     reasons = gate(state.crystals, potential.card, settings.limits)
     ratio = state.crystals.volume / state.start_volume
     bound = settings.max_volume_ratio
@@ -346,7 +346,7 @@ def _judge(
     results: _Results,
     settings: RelaxSettings,
 ) -> Tensor:
-    """Which crystals have converged, stalled or used up their steps."""
+    """True for crystals that have converged, stalled or used up their steps."""
     # Forces (eV/Å) and stress (eV/Å^3) as multiples of what convergence asks for.
     excess = torch.maximum(largest_force / settings.fmax, largest_stress / settings.smax)
     is_better = (energy < state.best_energy - 1e-5 * state.crystals.num_atoms) | (

@@ -109,7 +109,7 @@ class ColumnPair:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Comparison:
-    """What two runs have in common and where they differ."""
+    """Two runs side by side: what they share and where they differ."""
 
     names: tuple[str, str]
     """Of the sources."""
@@ -352,7 +352,7 @@ def _page(comparison: Comparison) -> str:
 
 
 def warnings(comparison: Comparison) -> list[str]:
-    """What stands in the way of reading the numbers as a comparison."""
+    """Sentences on what stands in the way of reading the numbers as a comparison."""
     settings = [
         f"Not comparable: {name} is {first!r} and {second!r}."
         for name, (first, second) in comparison.differing.items()

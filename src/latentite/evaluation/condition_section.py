@@ -52,7 +52,7 @@ class _Judged:
     """A condition that is measured."""
 
     column: str
-    """What measures it."""
+    """Name of the column that measures it."""
     tolerance: str
     """In words."""
     rates: HitRate
@@ -61,7 +61,7 @@ class _Judged:
 
 
 def asked_values(crystals: Crystals) -> dict[str, list[str | None]]:
-    """What was asked by name, as text, for each crystal; None where that was not asked.
+    """Values that were asked for, by name, as text, for each crystal; None where that was not asked.
 
     Raises:
         ValueError: when the folder's table has conditions that nobody can have written so.
@@ -89,7 +89,7 @@ def asked_values(crystals: Crystals) -> dict[str, list[str | None]]:
 def check_tolerances(
     tolerances: Mapping[str, float], crystals: Crystals, *, has_energies: bool = False
 ) -> None:
-    """Whether each is for something that was asked, and energies that were asked to be 0 have one.
+    """Refuses tolerances of what was not asked, and energies that were asked to be 0 without one.
 
     Args:
         tolerances: as given.

@@ -129,7 +129,7 @@ class _Side:
 
     @property
     def total(self) -> int:
-        """What shares are of; 1 where there is nothing, so that they are 0."""
+        """Denominator of the shares; 1 where there is nothing, so that they are 0."""
         return max(1, len(self.numbers))
 
 

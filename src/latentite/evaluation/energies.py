@@ -54,12 +54,12 @@ class Energies:
 
     @property
     def is_relaxation(self) -> bool:
-        """Whether anything moved; false for single points."""
+        """True when anything may move; false for single points."""
         return self.how.settings.cell != RelaxCell.NONE
 
     @property
     def is_converged(self) -> Bool[Tensor, " crystal"]:
-        """Whether a relaxation came to its end."""
+        """True for structures whose relaxation came to its end."""
         return torch.tensor(
             [status is RelaxStatus.CONVERGED for status in self.relaxed.status], dtype=torch.bool
         )
@@ -170,7 +170,7 @@ def measure_energies(
 
 
 def energy_store(how: RelaxHow) -> ResultStore | None:
-    """Where results of this potential and these settings are kept; None where nobody can tell which potential
+    """The store of this potential and these settings; None where nobody can tell which potential
     it is (a calculator without version or weights), so that nothing may be kept."""
     identity = how.identity()
     return None if identity is None else ResultStore.open(namespace("energy", VERSION, identity))

@@ -1,4 +1,4 @@
-"""What is asked of energies: which potential, what may move, what competes. Checked before anything heavy."""
+"""Options of energies: the potential, what may move, what competes. Checked before anything heavy."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from latentite.energy.table import NoEnergiesError, find_table, read_rows
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class EnergyOptions:
-    """Which potential judges, what it may move, and what a structure competes with."""
+    """The potential that judges, what it may move, and what a structure competes with."""
 
     potential: str
     """`chgnet`, `7net-0` or `package.module:Class` of an ASE calculator."""
     cell: RelaxCell = RelaxCell.FULL
-    """What relaxation moves; `none` judges the structures as they are."""
+    """Moved by relaxation; `none` judges the structures as they are."""
     max_steps: int = 500
     fmax: float = 0.05
     """eV/Å."""

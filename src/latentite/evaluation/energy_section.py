@@ -157,7 +157,7 @@ def _competition(options: EnergyOptions, how: RelaxHow, work: Work) -> Competiti
 
 
 def _relaxed_matches(energies: Energies, work: Work) -> tuple[Table, tuple[tuple[int, str, str], ...]]:
-    """Whether the relaxed structures are unique and novel; empty where there is none."""
+    """Columns `relaxed_unique` and `relaxed_novel`, empty where there is no relaxed structure, and failures."""
     positions = np.flatnonzero(energies.is_converged.numpy()).tolist()
     everything = energies.relaxed.crystals.to_arrays()
     arrays = [everything[position] for position in positions]
@@ -195,7 +195,7 @@ def _verdicts(prefix: str, table: Mapping[str, Sequence[Cell]]) -> Table:
 
 
 def _at_most(limit: float, heights: Sequence[Cell]) -> list[Cell]:
-    """Whether each is at most so high (eV/atom) above the hull; None where that is not known."""
+    """True for each that is at most so high (eV/atom) above the hull; None where that is not known."""
     return [None if height is None else float(height) <= limit for height in heights]
 
 
@@ -226,7 +226,7 @@ def _as_protocol(work: Work, table: Mapping[str, list[Cell]]) -> Table:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Competition:
-    """What structures compete with; nothing of it without a table."""
+    """The competitors of the structures; all None without a table."""
 
     phases: EnergyTable | None = None
     """The table with formation energies."""

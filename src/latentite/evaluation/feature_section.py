@@ -117,7 +117,7 @@ def feature_section(*, with_crystal_nn: bool = False, space: LatentSpace | None 
 def reference_sample(
     hashes: Sequence[str], *, seed: int, most: int = MAX_REFERENCE
 ) -> tuple[Int[np.ndarray, " chosen"], Bool[np.ndarray, " chosen"]]:
-    """Which crystals of a reference are used, and which of these make one half of it.
+    """Positions of the crystals of a reference that are used, and those that make one half of these.
 
     Both follow from a hash of seed and crystal, so they do not depend on the order of the reference, and equal
     crystals stay together.

@@ -54,7 +54,7 @@ class _Found:
     samples: Int[np.ndarray, "target sample"]
     """Positions of the samples of each target in their order, at the end -1 for none."""
     is_valid: Bool[np.ndarray, "target sample"]
-    """Whether both sides are valid under the protocol."""
+    """True where both sides are valid under the protocol."""
     distances: dict[str, Float[np.ndarray, "target sample"]]
     """Normalised RMS distance by matcher, NaN where they do not match."""
 

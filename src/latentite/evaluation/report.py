@@ -52,7 +52,7 @@ _BEST = (
     ("valid and unique", ("valid", "unique")),
     ("of a valid structure", ("structure_valid",)),
 )
-"""What the gallery shows: the first of these that any structure is."""
+"""Choices of the gallery: it shows the first of these that any structure is."""
 
 
 def write_report(result: Evaluation, out_dir: str | Path, *, seed: int = 0) -> None:
@@ -165,8 +165,10 @@ def _refuse_others(folder: Path, old: Mapping[str, Any], new: Mapping[str, Any])
 
 
 def _flat(record: Mapping[str, Any]) -> dict[str, Any]:
-    """What must agree, by the names that users know; a source may be called otherwise when its content is the
-    same."""
+    """Settings and contents that must agree, by the names that users know.
+
+    A source may be called otherwise when its content is the same.
+    """
     values = dict(record["settings"])
     for side in ("source", "reference"):
         found = record[side] or {}

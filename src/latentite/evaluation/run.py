@@ -84,7 +84,7 @@ class Plan:
         }
 
     def check_source(self, crystals: Crystals) -> None:
-        """What can only be said of the options once the source is read.
+        """Check of the options that needs the source.
 
         Raises:
             ValueError: for tolerances of what was not asked, or an energy that was asked to be 0 without one.
@@ -131,7 +131,7 @@ def make_plan(
 def _energy_options(
     relax: str | EnergyOptions, hull: str | Path | Sequence[str | Path] | None, reference: object
 ) -> EnergyOptions | None:
-    """What is asked of energies, checked before anything heavy."""
+    """The options of energies, checked before anything heavy; None without `--relax`."""
     if relax == "none":
         if hull is not None:
             raise ValueError("--hull must be given together with --relax, got no potential to judge by")
@@ -266,7 +266,7 @@ def _read_source(sources: Sequence[Source], split: str, stage: Stage) -> Crystal
 
 
 def _read_known(option: str, source: Source | None, split: str, stage: Stage) -> Crystals | None:
-    """What the source is held against; None where nothing is given."""
+    """The crystals that the source is held against; None where nothing is given."""
     if source is None:
         return None
     name = option.removeprefix("--")

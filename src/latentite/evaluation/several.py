@@ -95,7 +95,7 @@ def _joined(parts: Sequence[Crystals], sampling: Mapping[str, Any] | None) -> Cr
 
 
 def _joined_runs(parts: Sequence[Crystals], *, is_one_run: bool) -> dict[str, Any]:
-    """What the summary says of all runs: their own words, and for parts of one run those that they share."""
+    """The summary's entry on all runs: their own words, and for parts of one run those that they share."""
     kept = ("status", "settings", "checkpoint", "range", "counts")
     runs: list[dict[str, Any]] = [
         {"folder": part.name, **{key: part.sampling.get(key) for key in kept}}
@@ -114,7 +114,7 @@ def _joined_runs(parts: Sequence[Crystals], *, is_one_run: bool) -> dict[str, An
 
 
 def _is_same_run(first: Mapping[str, Any], second: Mapping[str, Any], *, without: Sequence[str] = ()) -> bool:
-    """Whether crystals of one index are the same in both, but for rounding."""
+    """True when crystals of one index are the same in both, but for rounding."""
     return difference(first, second, without=("shard", "format", "trajectory", *without)) is None
 
 

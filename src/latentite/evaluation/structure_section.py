@@ -63,7 +63,7 @@ _ASKED = ("ask", "conditions")
 
 
 def source_section(work: Work, table: Mapping[str, list[Cell]]) -> Section:
-    """Where each structure comes from, and for samples what was asked of the model."""
+    """The origin of each structure, and for samples what was asked of the model."""
     crystals = work.crystals
     columns: Table = {
         "id": list(crystals.ids),
@@ -81,7 +81,7 @@ def source_section(work: Work, table: Mapping[str, list[Cell]]) -> Section:
 
 
 def measured_section(work: Work, table: Mapping[str, list[Cell]]) -> Section:
-    """What is measured of each structure alone."""
+    """Numbers of each structure alone."""
     columns = work.measured.columns()
     groups = columns[f"space_group_{SYMPREC:g}"]
     columns["symmetric"] = [None if group is None else group != 1 for group in groups]

@@ -39,7 +39,7 @@ class Store(Protocol):
 
 
 def reduction_settings() -> dict[str, Any]:
-    """What reduced crystals depend on, for the name under which a store keeps them."""
+    """Settings that reduced crystals depend on, for the name under which a store keeps them."""
     return {"reduction": "niggli, primitive 0.25", "pymatgen-core": version("pymatgen-core")}
 
 

@@ -51,7 +51,7 @@ class _Task:
     candidates: tuple[tuple[int, CrystalArrays, frozenset[str]], ...] = ()
     """Position, crystal, and the settings that it counts for."""
     grows: bool = False
-    """Whether a structure without a match becomes a candidate for those after it."""
+    """A structure without a match becomes a candidate for those after it."""
 
     @property
     def cost(self) -> int:
@@ -200,7 +200,7 @@ def _compare(task: _Task, comparer: Comparer) -> dict[int, dict[str, int]]:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Verdict:
-    """What the matcher says of one structure, for one of its settings."""
+    """The matcher's verdict on one structure, for one of its settings."""
 
     duplicate_of: int | None
     """The first earlier structure that it matches and that is no duplicate itself."""

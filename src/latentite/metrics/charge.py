@@ -56,7 +56,7 @@ class ChargeVerdict(StrEnum):
 
     @property
     def is_neutral(self) -> bool:
-        """Whether plausible states add up to zero."""
+        """True when plausible states add up to zero."""
         return self in (ChargeVerdict.METAL, ChargeVerdict.BOND_VALENCE, ChargeVerdict.COMPOSITION)
 
 
@@ -94,13 +94,13 @@ Sb, Te, I."""
 
 
 def is_metallic(composition: Composition) -> bool:
-    """Whether no bond valence can arise: one element only, or none that is electronegative."""
+    """True when no bond valence can arise: one element only, or none that is electronegative."""
     return len(composition) == 1 or not any(number in ELECTRONEGATIVE for number, _ in composition)
 
 
 @lru_cache(maxsize=1 << 17)
 def charge_plausibility(composition: Composition) -> float:
-    """How common the oxidation states of the most plausible neutral assignment are, 0 to 1.
+    """Frequency of the oxidation states of the most plausible neutral assignment, 0 to 1.
 
     The geometric mean over the atoms of p(state | element), the frequency among the entries of the ICSD with a
     state other than 0. Atoms of one element have one state, or two that differ by 1 (mixed valence). 0 when no

@@ -42,7 +42,7 @@ _CHUNK = 8
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class MatchRate:
-    """How many targets are matched, and how well."""
+    """Share of the targets that are matched, and the distances of the matches."""
 
     rate: Rate
     rmse: float

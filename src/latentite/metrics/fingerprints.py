@@ -114,7 +114,7 @@ def radial(crystals: Sequence[CrystalArrays]) -> Float[np.ndarray, "crystal 100"
 
 
 def is_bounded(crystals: Sequence[CrystalArrays], cutoff: float) -> Bool[np.ndarray, " crystal"]:
-    """Whether a search for neighbours within `cutoff` (Å) ends soon, so that nothing generated can stop a run.
+    """True where a search for neighbours within `cutoff` (Å) ends soon, so that nothing generated can stop a run.
 
     Finite numbers, 2 to 2000 Å^3 per atom (diamond has 5.7; `energy/gate.py` asks for as much), lattice planes at least
     0.1 Å apart, and no more than half a million pairs to be expected.
