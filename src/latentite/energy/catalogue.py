@@ -87,12 +87,12 @@ def parse_theory(text: str) -> TheoryLevel:
     Raises:
         ValueError: for anything else.
     """
-    found = _THEORY.fullmatch(text.strip())
-    if found is None:
+    match = _THEORY.fullmatch(text.strip())
+    if match is None:
         raise ValueError(
             f"a level of theory is written as 'PBE(+U), corrected' or 'PBE(+U), uncorrected', got {text!r}"
         )
-    return TheoryLevel(functional=found["functional"].strip(), is_corrected=found["kind"] == "corrected")
+    return TheoryLevel(functional=match["functional"].strip(), is_corrected=match["kind"] == "corrected")
 
 
 def _version(path: str, arguments: Mapping[str, Any]) -> str:

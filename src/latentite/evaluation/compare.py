@@ -1,7 +1,7 @@
 """Two finished evaluations side by side, with intervals of their differences: `latentite evaluate compare A B`.
 
-    found = compare_runs("report_a", "report_b")
-    print(found.rates[0].difference)
+    comparison = compare_runs("report_a", "report_b")
+    print(comparison.rates[0].difference)
 
 Reads the folders that `report.py` leaves; needs neither structures nor the reference again.
 """
@@ -224,7 +224,7 @@ def _differing(
     folders: tuple[Path, Path], summaries: tuple[Mapping[str, Any], Mapping[str, Any]], *, force: bool
 ) -> dict[str, tuple[Any, Any]]:
     """The settings of both that must agree and do not."""
-    found = {}
+    differing = {}
     for name in MUST_AGREE:
         settings = [_setting(summary, name) for summary in summaries]
         for folder, setting in zip(folders, settings, strict=True):
@@ -234,8 +234,8 @@ def _differing(
                     "evaluate again, or add --force"
                 )
         if settings[0] != settings[1] or NOT_SAID in settings:
-            found[name] = (settings[0], settings[1])
-    return found
+            differing[name] = (settings[0], settings[1])
+    return differing
 
 
 def _setting(summary: Mapping[str, Any], place: str) -> Any:
@@ -299,17 +299,17 @@ def _leaves(place: str, content: Any) -> Iterator[tuple[str, float]]:
 
 def _read_numbers(folder: Path) -> dict[str, Float[np.ndarray, " structure"]]:
     """Columns of `structures.csv` of which every cell that is not empty is a number, without the empty cells."""
-    found = {}
+    columns = {}
     with (folder / "structures.csv").open(newline="", encoding="utf-8") as file:
         header, *rows = csv.reader(file)
     for name, cells in zip(header, zip(*rows, strict=True), strict=False):
         if name in _NAMES or name.startswith(_PREFIXES_OF_NAMES):
             continue
         try:
-            found[name] = np.array([float(cell) for cell in cells if cell])
+            columns[name] = np.array([float(cell) for cell in cells if cell])
         except ValueError:
             continue
-    return found
+    return columns
 
 
 def _columns(first: Mapping[str, np.ndarray], second: Mapping[str, np.ndarray]) -> Iterator[ColumnPair]:
@@ -374,17 +374,17 @@ def share(rate: Rate | None) -> str:
 
 def change(pair: RatePair) -> tuple[str, str]:
     """Difference and interval of a pair in percentage points."""
-    found = pair.difference
-    if found is None or found.value != found.value:
+    gap = pair.difference
+    if gap is None or gap.value != gap.value:
         return "–", "–"
-    return f"{100 * found.value:+.1f}", f"{100 * found.low:+.1f} to {100 * found.high:+.1f}"
+    return f"{100 * gap.value:+.1f}", f"{100 * gap.low:+.1f} to {100 * gap.high:+.1f}"
 
 
 def _rate_row(pair: RatePair) -> list[str]:
-    found, interval = change(pair)
+    gap, interval = change(pair)
     if pair.difference is not None and pair.difference.is_clear:
-        found = Html(f"<b>{found}</b>")
-    return [pair.label or pair.name, share(pair.first), share(pair.second), found, interval]
+        gap = Html(f"<b>{gap}</b>")
+    return [pair.label or pair.name, share(pair.first), share(pair.second), gap, interval]
 
 
 def _number_row(pair: NumberPair) -> list[str]:

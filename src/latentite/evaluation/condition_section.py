@@ -73,8 +73,8 @@ def asked_values(crystals: Crystals) -> dict[str, list[str | None]]:
     labels = zip(crystals.labels.get("ask", nothing), crystals.labels.get("conditions", nothing), strict=True)
     for place, (label, conditions) in enumerate(labels):
         given: dict[str, str] = {}
-        if label is not None and (found := FORMULA.fullmatch(str(label))):
-            given["formula"] = found[1]
+        if label is not None and (match := FORMULA.fullmatch(str(label))):
+            given["formula"] = match[1]
         if conditions is not None:
             try:
                 pairs = split_request(str(conditions))
@@ -140,15 +140,15 @@ def condition_section(tolerances: Mapping[str, float]) -> MakeSection:
         """Every condition beside the column that measures it."""
         columns: Table = {}
         counted: list[Counted] = []
-        found: dict[str, Any] = {"tolerances": dict(tolerances), "measured": {}, "not_measured": {}}
+        content: dict[str, Any] = {"tolerances": dict(tolerances), "measured": {}, "not_measured": {}}
         for name, values in asked_values(work.crystals).items():
             places = [place for place, value in enumerate(values) if value is not None]
             targets = [value for value in values if value is not None]
             judged = _judge(name, places, targets, work, table, tolerances.get(name))
             if judged is None:
-                found["not_measured"][name] = len(places)
+                content["not_measured"][name] = len(places)
                 continue
-            found["measured"][name] = _to_plain(judged)
+            content["measured"][name] = _to_plain(judged)
             empty: list[Cell] = [None] * len(values)
             columns[f"asked_{name}"] = list(values)
             hits, strict = f"hit_{name}", f"hit_{name}_strict"
@@ -158,14 +158,14 @@ def condition_section(tolerances: Mapping[str, float]) -> MakeSection:
             words = f"{name} as asked ({judged.tolerance})"
             counted.append(Counted(column=strict, label=f"{words}, unknown ones count as missed"))
             counted.append(Counted(column=hits, label=f"{words}, of known ones"))
-        if not (found["measured"] or found["not_measured"]):
+        if not (content["measured"] or content["not_measured"]):
             return Section()
-        found["without_structure"] = len(work.crystals.rejections)
+        content["without_structure"] = len(work.crystals.rejections)
         return Section(
             columns=columns,
             counted=tuple(counted),
-            summary={"conditions": found},
-            page=lambda: _page(found),
+            summary={"conditions": content},
+            page=lambda: _page(content),
         )
 
     return make
@@ -256,7 +256,7 @@ def _to_plain(judged: _Judged) -> dict[str, Any]:
     }
 
 
-def _page(found: Mapping[str, Any]) -> str:
+def _page(content: Mapping[str, Any]) -> str:
     def share(rate: Mapping[str, Any]) -> str:
         return str(Rate(numerator=rate["numerator"], denominator=rate["denominator"]))
 
@@ -266,15 +266,15 @@ def _page(found: Mapping[str, Any]) -> str:
             *(name, one["column"], one["tolerance"]),
             *(share(one["strict"]), share(one["known"]), number_text(one["mean_absolute_error"])),
         ]
-        for name, one in found["measured"].items()
+        for name, one in content["measured"].items()
     ]
     missing = ", ".join(
-        f"{escape(name)} ({count:,} structures)" for name, count in found["not_measured"].items()
+        f"{escape(name)} ({count:,} structures)" for name, count in content["not_measured"].items()
     )
     parts = [f"<h2>Conditions</h2>{html_table(head, rows, num_labels=3)}"]
     if missing:
         parts.append(f"<p>Asked, but not measured here: {missing}.</p>")
-    if found["without_structure"]:
-        count = f"{found['without_structure']:,}"
+    if content["without_structure"]:
+        count = f"{content['without_structure']:,}"
         parts.append(f"<p class='small'>{count} requests gave no structure and are not counted here.</p>")
     return "".join(parts)

@@ -72,15 +72,15 @@ class Energies:
     @property
     def failures(self) -> list[tuple[int, str, str]]:
         """Position, metric and reason of every gap."""
-        found: list[tuple[int, str, str]] = []
+        gaps: list[tuple[int, str, str]] = []
         has_energy = self.relaxed.start_energy.isfinite().tolist()
         for position, reason in enumerate(self.relaxed.reasons):
             if reason is not None:
-                found.append((position, "relax" if has_energy[position] else "energy", reason))
+                gaps.append((position, "relax" if has_energy[position] else "energy", reason))
         for position, row in enumerate(self.raw_stability or ()):
             if row.reason is not None and has_energy[position]:
-                found.append((position, "energy_above_hull", row.reason))
-        return sorted(found)
+                gaps.append((position, "energy_above_hull", row.reason))
+        return sorted(gaps)
 
     def columns(self) -> dict[str, list[Cell]]:
         """The columns of the table, empty where there is no number; energies in eV/atom, forces in eV/Å."""

@@ -171,9 +171,9 @@ def _flat(record: Mapping[str, Any]) -> dict[str, Any]:
     """
     values = dict(record["settings"])
     for side in ("source", "reference"):
-        found = record[side] or {}
-        values[f"{side} (content)"] = found.get("content_hash")
-        values[f"{side} (number of rows)"] = found.get("num_in")
+        identity = record[side] or {}
+        values[f"{side} (content)"] = identity.get("content_hash")
+        values[f"{side} (number of rows)"] = identity.get("num_in")
     return values
 
 
@@ -240,7 +240,7 @@ def _gallery(result: Evaluation, seed: int) -> str:
         for words, columns in _BEST
         if all(name in table for name in columns)
     )
-    words, able = next(((words, found) for words, found in chosen if found), ("", []))
+    words, able = next(((words, members) for words, members in chosen if members), ("", []))
     if not able:
         return "<p>No structure is valid, so none is drawn.</p>"
     positions, how = _lowest(table, able) or _drawn(able, seed)

@@ -93,15 +93,15 @@ class Plan:
 
     def sections(self, targets: Crystals | None) -> tuple[MakeSection, ...]:
         """The sections in their order, after those that every evaluation has."""
-        found = [
+        makers = [
             feature_section(with_crystal_nn=self.fingerprints is Fingerprints.CRYSTALNN, space=self.space)
         ]
         if self.energies is not None:
-            found.append(energy_section(self.energies))
-        found.append(condition_section(self.tolerances))  # after the energies, which may be asked
+            makers.append(energy_section(self.energies))
+        makers.append(condition_section(self.tolerances))  # after the energies, which may be asked
         if targets is not None:
-            found.append(prediction_section(targets))
-        return tuple(found)
+            makers.append(prediction_section(targets))
+        return tuple(makers)
 
 
 def make_plan(

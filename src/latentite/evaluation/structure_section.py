@@ -51,9 +51,9 @@ def charge_verdicts(crystals: Crystals, stage: Stage) -> list[ChargeVerdict]:
     for start in range(0, len(missing), _AT_ONCE):
         block = missing[start : start + _AT_ONCE]
         verdicts = charge_neutrality([crystals.arrays[first[digest]] for digest in block])
-        found = {digest: verdict.value for digest, verdict in zip(block, verdicts, strict=True)}
-        store.put_many(found)
-        known |= found
+        values = {digest: verdict.value for digest, verdict in zip(block, verdicts, strict=True)}
+        store.put_many(values)
+        known |= values
         advance(len(block))
     return [ChargeVerdict(known[digest]) for digest in crystals.hashes]
 

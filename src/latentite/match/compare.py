@@ -95,10 +95,10 @@ class CloseLattices:
 
 def close_lattices(first: Comparable, second: Comparable, settings: MatcherSettings) -> CloseLattices | None:
     """Every lattice of the first crystal with lengths and angles close to those of the second; None for none."""
-    found = _triples(first, second, settings)
-    if found is None:
+    triples = _triples(first, second, settings)
+    if triples is None:
         return None
-    steps, lengths, cosines = found
+    steps, lengths, cosines = triples
     angles = np.arccos(np.clip(cosines, -1.0, 1.0))
     change, turn = lengths / second.lengths, np.abs(angles - second.angles)
     order = np.argsort((np.log(change) ** 2 + turn**2).sum(axis=1), kind="stable")
@@ -295,8 +295,8 @@ class _Views:
         if exclude and not is_match.any():
             for index in range(len(which)):
                 row, place, step = np.nonzero(squares[index] < limit + MARGIN)
-                found = vectors[index][row, place] + steps[index][step]
-                is_excluded[index] = _no_match(row, place, found, self.stol, size)
+                options = vectors[index][row, place] + steps[index][step]
+                is_excluded[index] = _no_match(row, place, options, self.stol, size)
                 if not is_excluded[index]:
                     break  # one is enough to leave the verdict open
         return is_match, is_excluded

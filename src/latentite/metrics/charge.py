@@ -73,8 +73,8 @@ def charge_neutrality(
     verdicts = [_by_composition(composition) for composition in compositions]
     asked = [position for position, verdict in enumerate(verdicts) if verdict is not ChargeVerdict.METAL]
     states = bond_valence_states([crystals[position] for position in asked], distance_scale=distance_scale)
-    for position, found in zip(asked, states, strict=True):
-        if found is not None:
+    for position, choice in zip(asked, states, strict=True):
+        if choice is not None:
             verdicts[position] = ChargeVerdict.BOND_VALENCE
     return verdicts
 

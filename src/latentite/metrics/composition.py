@@ -116,6 +116,6 @@ def _element_risk(number: int) -> tuple[float, float, float]:
     from smact.data_loader import lookup_element_hhis
 
     symbol = SYMBOLS[number - 1]
-    found = lookup_element_hhis(symbol)
-    production, reserves = found if found is not None else (np.nan, np.nan)
+    indices = lookup_element_hhis(symbol)
+    production, reserves = indices if indices is not None else (np.nan, np.nan)
     return float(Element(symbol).atomic_mass), production, reserves
