@@ -17,7 +17,7 @@ from latentite.energy.potential import Potential, PotentialCard, TheoryLevel
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Named:
+class NamedPotential:
     """A potential with an adapter of its own."""
 
     make: Callable[[], Potential]
@@ -25,9 +25,9 @@ class Named:
     """Of the package, with which pip installs what it needs."""
 
 
-POTENTIALS: dict[str, Named] = {
-    "chgnet": Named(make=CHGNetPotential, extra="energy"),
-    "7net-0": Named(make=sevennet_potential, extra="sevennet"),
+POTENTIALS: dict[str, NamedPotential] = {
+    "chgnet": NamedPotential(make=CHGNetPotential, extra="energy"),
+    "7net-0": NamedPotential(make=sevennet_potential, extra="sevennet"),
 }
 ALIASES = {"sevennet": "7net-0"}
 

@@ -1,6 +1,6 @@
 """D3(BJ) dispersion energies (Grimme et al. 2011, J. Comput. Chem. 32, 1456) through the library dftd3.
 
-Imports nothing of ours; `exported.py` adds it to what a model says. Needs the extra `dispersion`.
+Imports nothing of ours; `predictor/exported.py` adds it to what a model says. Needs the extra `dispersion`.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Energies and relaxations of many crystals: in several one-thread processes, what is known already left out.
+"""Energies and relaxations of many crystals: in several one-thread processes, without those that are known already.
 
 The crystals are cut into chunks that depend on nothing but their order and sizes, so that the number of workers does
 not change a bit of the result, and what is finished is kept chunk by chunk.

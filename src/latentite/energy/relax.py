@@ -17,7 +17,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from latentite.crystal import CrystalBatch
-from latentite.energy.fire import Flight, fire_step
+from latentite.energy.fire import FireState, fire_step
 from latentite.energy.gate import GateLimits, gate
 from latentite.energy.potential import EnergyForces, Potential, single_points
 from latentite.lattice import wrapped_difference
@@ -179,7 +179,7 @@ class _Results:
         self.status: list[RelaxStatus | None] = [None] * count
         self.reasons: list[str | None] = [None] * count
 
-    def record(self, state: Flight, result: EnergyForces, known: Tensor) -> None:
+    def record(self, state: FireState, result: EnergyForces, known: Tensor) -> None:
         """The present geometry and numbers of the crystals in flight that the potential could judge."""
         where = state.position[known]
         atoms, own = self.crystals.atoms_of(where), state.crystals.atoms_of(known)
@@ -253,8 +253,8 @@ def relax(
 
 
 def _refilled(
-    state: Flight | None, crystals: CrystalBatch, waiting: list[int], max_atoms: int
-) -> Flight | None:
+    state: FireState | None, crystals: CrystalBatch, waiting: list[int], max_atoms: int
+) -> FireState | None:
     """The crystals in flight with as many of those waiting (taken from the list) as there is room for."""
     size = 0 if state is None else state.crystals.total_atoms
     taken: list[int] = []
@@ -264,12 +264,12 @@ def _refilled(
     if not taken:
         return state
     new = torch.tensor(taken)
-    started = Flight.start(crystals.select(new), new)
+    started = FireState.start(crystals.select(new), new)
     return started if state is None else state.joined(started)
 
 
 def _evaluate_and_move(
-    potential: Potential, state: Flight, results: _Results, settings: RelaxSettings
+    potential: Potential, state: FireState, results: _Results, settings: RelaxSettings
 ) -> Tensor:
     """One evaluation and one step of all crystals in flight (in place); which of them have ended."""
     is_judged = _still_crystals(potential, state, results, settings)
@@ -320,7 +320,7 @@ def _full(result: EnergyForces, crystals: CrystalBatch, chosen: Tensor) -> Energ
 
 
 def _still_crystals(
-    potential: Potential, state: Flight, results: _Results, settings: RelaxSettings
+    potential: Potential, state: FireState, results: _Results, settings: RelaxSettings
 ) -> Tensor:
     """True for crystals in flight that may be given to the potential; the others end here."""
     reasons = gate(state.crystals, potential.card, settings.limits)
@@ -338,7 +338,7 @@ def _still_crystals(
 
 
 def _judge(
-    state: Flight,
+    state: FireState,
     energy: Tensor,
     largest_force: Tensor,
     largest_stress: Tensor,

@@ -1,4 +1,4 @@
-"""The section of conditions: of what samples were asked to be, how much they are.
+"""The section of conditions: shares of the samples that are what was asked for.
 
 A folder of `latentite sample` says what each crystal was asked: values of the model's conditions, and a formula where
 atoms were dealt out. Each is held against the column of the table that measures the same; what no column measures is

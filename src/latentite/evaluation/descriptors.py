@@ -22,7 +22,7 @@ from latentite.crystal import CrystalBatch
 from latentite.crystal_arrays import CrystalArrays
 from latentite.data.canonical import canonicalize_many
 from latentite.data.sampler import BatchPlan, epoch_batches
-from latentite.evaluation.measure import Stage
+from latentite.evaluation.measure import BeginStep
 from latentite.evaluation.store import ResultStore, kept_rows, namespace
 from latentite.metrics import fingerprints
 from latentite.metrics.fingerprints import NUM_CRYSTAL_NN_FEATURES, crystal_nn
@@ -69,7 +69,7 @@ Features = Float[np.ndarray, "crystal feature"]
 
 
 def radial_features(
-    arrays: Sequence[CrystalArrays], hashes: Sequence[str], *, stage: Stage, name: str
+    arrays: Sequence[CrystalArrays], hashes: Sequence[str], *, stage: BeginStep, name: str
 ) -> Features:
     """`fingerprints.radial`, about 3 ms a crystal when it is new.
 
@@ -91,7 +91,12 @@ def radial_features(
 
 
 def crystal_nn_features(
-    arrays: Sequence[CrystalArrays], hashes: Sequence[str], *, workers: int | None, stage: Stage, name: str
+    arrays: Sequence[CrystalArrays],
+    hashes: Sequence[str],
+    *,
+    workers: int | None,
+    stage: BeginStep,
+    name: str,
 ) -> Features:
     """`crystal_nn.crystal_nn`, about 0.3 s a crystal when it is new; arguments as in `radial_features`."""
     settings = {"pymatgen-core": version("pymatgen-core")}
@@ -129,7 +134,7 @@ def open_latent_space(name_or_path: str | Path) -> LatentSpace:
 
 
 def latent_rows(
-    arrays: Sequence[CrystalArrays], hashes: Sequence[str], *, space: LatentSpace, stage: Stage, name: str
+    arrays: Sequence[CrystalArrays], hashes: Sequence[str], *, space: LatentSpace, stage: BeginStep, name: str
 ) -> Features:
     """Pooled latents of the crystals in canonical form; NaN for a cell that has none."""
     from latentite.crystal import CrystalBatch
@@ -165,7 +170,7 @@ def _kept(
     store: ResultStore,
     compute: Callable[[Sequence[CrystalArrays]], Features],
     width: int,
-    stage: Stage,
+    stage: BeginStep,
     name: str,
 ) -> Features:
     rows = kept_rows(

@@ -17,12 +17,12 @@ from latentite.formulas import Composition, reduced_composition, usual_formula
 from latentite.metrics.composition import SmactRule, has_unknown_element, is_smact_valid, supply_risk
 from latentite.metrics.geometry import SYMPRECS, min_distances, space_groups, volumes
 
-Stage = Callable[[str, int | None], Callable[[int], None]]
+BeginStep = Callable[[str, int | None], Callable[[int], None]]
 """Told that a step of so many structures (None: unknown) begins; gives what to tell of those that are done."""
 
 
 def silent(text: str, total: int | None) -> Callable[[int], None]:
-    """A `Stage` that says nothing."""
+    """A `BeginStep` that says nothing."""
     return lambda count: None
 
 
@@ -114,7 +114,7 @@ def measure(
     *,
     workers: int | None,
     seconds: dict[str, float],
-    stage: Stage,
+    stage: BeginStep,
     symprecs: Sequence[float] = SYMPRECS,
     name: str = "",
 ) -> Measured:

@@ -45,7 +45,7 @@ _ROWS = (
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class _Found:
+class _Predicted:
     """Targets, their samples and the distances between them."""
 
     targets: Crystals
@@ -99,7 +99,7 @@ def samples_by_formula(formulas: Sequence[str], targets: Sequence[str]) -> Int[n
     return table
 
 
-def _find(work: Work, table: Mapping[str, list[Cell]], targets: Crystals) -> _Found:
+def _find(work: Work, table: Mapping[str, list[Cell]], targets: Crystals) -> _Predicted:
     measured = measure(
         targets,
         workers=work.workers,
@@ -110,7 +110,7 @@ def _find(work: Work, table: Mapping[str, list[Cell]], targets: Crystals) -> _Fo
     )
     samples = samples_by_formula(work.measured.formulas, measured.formulas)
     valid = np.array([*(cell is True for cell in table["valid"]), False])  # the last stands for no sample
-    return _Found(
+    return _Predicted(
         targets=targets,
         formulas=measured.formulas,
         samples=samples,
@@ -165,7 +165,7 @@ def _distances(
     return distances
 
 
-def _summary(result: _Found, work: Work) -> dict[str, Any]:
+def _summary(result: _Predicted, work: Work) -> dict[str, Any]:
     formulas = set(result.formulas)
     num_samples = result.num_samples
     content: dict[str, Any] = {
@@ -202,7 +202,7 @@ def _to_plain(result: MatchRate) -> dict[str, Any]:
     }
 
 
-def _write(path: Path, result: _Found) -> None:
+def _write(path: Path, result: _Predicted) -> None:
     """One row per target."""
     header = ["id", "formula", "samples"]
     for matcher in MATCHERS:

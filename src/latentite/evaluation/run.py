@@ -29,7 +29,7 @@ from latentite.evaluation.energy_options import EnergyOptions, reference_hull
 from latentite.evaluation.energy_section import energy_section
 from latentite.evaluation.feature_section import feature_section
 from latentite.evaluation.matching_section import matching_section, verdict_section
-from latentite.evaluation.measure import Stage, measure, silent, timed
+from latentite.evaluation.measure import BeginStep, measure, silent, timed
 from latentite.evaluation.prediction_section import prediction_section
 from latentite.evaluation.protocols import Protocol, find_protocol
 from latentite.evaluation.read import Crystals, Source, read_crystals, require_source
@@ -154,7 +154,7 @@ SECTIONS: tuple[MakeSection, ...] = (
     verdict_section,
     distribution_section,
 )
-"""Those of every evaluation, in the order of the table and the page; `plan.py` adds others. Each sees the columns
+"""Those of every evaluation, in the order of the table and the page; `Plan.sections` adds others. Each sees the columns
 of those before it."""
 
 
@@ -176,7 +176,7 @@ def evaluate(
     workers: int | None = None,
     seed: int = 0,
     resume: bool = False,
-    stage: Stage = silent,
+    stage: BeginStep = silent,
 ) -> Evaluation:
     """Evaluate crystals, and write the report when `out` names a folder.
 
@@ -258,14 +258,14 @@ def _check_out(out: str | Path | None, *, resume: bool) -> None:
         raise ValueError("--resume must be given together with --out, got no folder to go on in")
 
 
-def _read_source(sources: Sequence[Source], split: str, stage: Stage) -> Crystals:
+def _read_source(sources: Sequence[Source], split: str, stage: BeginStep) -> Crystals:
     crystals = read_sources(sources, split=split, advance=stage("read structures", None))
     if crystals.num_in == 0:
         raise ValueError(f"SOURCE must hold at least one structure, got none in {crystals.name}")
     return crystals
 
 
-def _read_known(option: str, source: Source | None, split: str, stage: Stage) -> Crystals | None:
+def _read_known(option: str, source: Source | None, split: str, stage: BeginStep) -> Crystals | None:
     """The crystals that the source is held against; None where nothing is given."""
     if source is None:
         return None
@@ -283,7 +283,7 @@ def _measure(
     *,
     workers: int | None,
     seed: int,
-    stage: Stage,
+    stage: BeginStep,
     seconds: dict[str, float],
 ) -> Work:
     """Everything that a structure alone decides, of both sides."""

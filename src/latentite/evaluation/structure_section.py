@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from latentite.data.properties import SYMPREC
-from latentite.evaluation.measure import Cell, Measured, Stage, timed
+from latentite.evaluation.measure import BeginStep, Cell, Measured, timed
 from latentite.evaluation.protocols import Protocol
 from latentite.evaluation.read import Crystals
 from latentite.evaluation.store import ResultStore, namespace
@@ -40,7 +40,7 @@ def charge_section(work: Work, table: Mapping[str, list[Cell]]) -> Section:
     )
 
 
-def charge_verdicts(crystals: Crystals, stage: Stage) -> list[ChargeVerdict]:
+def charge_verdicts(crystals: Crystals, stage: BeginStep) -> list[ChargeVerdict]:
     """The verdict on each crystal, from the store where it is known; new ones go there block by block."""
     packages = {name: version(name) for name in ("pymatgen-core", "numpy")}
     store = ResultStore.open(namespace("charge", _CHARGE_VERSION, packages))

@@ -14,7 +14,7 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
-from latentite.evaluation.measure import Cell, Measured, Stage
+from latentite.evaluation.measure import BeginStep, Cell, Measured
 from latentite.evaluation.protocols import Protocol
 from latentite.evaluation.read import Crystals
 from latentite.metrics.rates import Rate
@@ -34,9 +34,9 @@ class Work:
     reference_measured: Measured | None
     workers: int | None
     seed: int
-    stage: Stage
+    stage: BeginStep
     seconds: dict[str, float]
-    """Takes the wall time of steps (`steps.timed`)."""
+    """Takes the wall time of steps (`timed`)."""
 
 
 class Denominator(StrEnum):
