@@ -26,7 +26,7 @@ GROWTH, SHRINKAGE, MIXING_DECAY = 1.1, 0.5, 0.99
 
 @dataclass(kw_only=True, slots=True)
 class FireState:
-    """State of FIRE for the crystals in work. Fields of atoms end in `_atom`, so that they can be taken apart with them."""
+    """State of the crystals that move. Fields of atoms end in `_atom`, so that they can be taken apart with them."""
 
     crystals: CrystalBatch
     position: Tensor
