@@ -12,25 +12,23 @@ from dataclasses import dataclass
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from jaxtyping import Float
 
+from latentite import hub
 from latentite.crystal import CrystalBatch
 from latentite.crystal_arrays import CrystalArrays
 from latentite.data.canonical import canonicalize_many
 from latentite.data.sampler import BatchPlan, epoch_batches
 from latentite.evaluation.measure import BeginStep
+from latentite.evaluation.reconstruct import load_vae
 from latentite.evaluation.store import ResultStore, kept_rows, namespace
 from latentite.metrics import fingerprints
 from latentite.metrics.fingerprints import NUM_CRYSTAL_NN_FEATURES, crystal_nn
 from latentite.nn.segment import segment_mean
 from latentite.nn.vae import CrystalVAE
-
-if TYPE_CHECKING:
-    from latentite.nn.vae import CrystalVAE
 
 
 @torch.inference_mode()
@@ -124,9 +122,6 @@ def open_latent_space(name_or_path: str | Path) -> LatentSpace:
         CheckpointError: when the file is no VAE checkpoint.
         ValueError: for an unknown name.
     """
-    from latentite import hub
-    from latentite.evaluation.reconstruct import load_vae
-
     network, record = load_vae(hub.resolve(name_or_path))
     return LatentSpace(
         path=str(name_or_path), sha256=record.sha256, weights=record.weights.value, network=network
@@ -137,8 +132,6 @@ def latent_rows(
     arrays: Sequence[CrystalArrays], hashes: Sequence[str], *, space: LatentSpace, stage: BeginStep, name: str
 ) -> Features:
     """Pooled latents of the crystals in canonical form; NaN for a cell that has none."""
-    from latentite.crystal import CrystalBatch
-
     width = space.network.config.latent_dim
 
     def compute(block: Sequence[CrystalArrays]) -> Features:
