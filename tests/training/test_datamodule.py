@@ -14,8 +14,8 @@ from tiny_run import tiny_split
 from latentite.data.dataset import attach_features, write_dataset
 from latentite.data.fidelities import FidelityConfig
 from latentite.data.properties import derive
-from latentite.training.data_config import BatchBy
-from latentite.training.datamodule import CrystalDataModule, DataConfig, load
+from latentite.training.data_config import BatchBy, DataConfig
+from latentite.training.datamodule import CrystalDataModule, load
 
 
 @pytest.fixture

@@ -19,7 +19,8 @@ from latentite.nn.predictor_config import FidelityMode, HeadKind, Pooling
 from latentite.predictor.settings import EncoderTraining, PredictorModuleConfig, TargetOptions
 from latentite.predictor_checkpoint import load_predictor
 from latentite.stages import TrainPredictorConfig, train_predictor
-from latentite.training.datamodule import CrystalDataModule, DataConfig
+from latentite.training.data_config import DataConfig
+from latentite.training.datamodule import CrystalDataModule
 from latentite.training.ema import EMAConfig
 from latentite.training.optim import SchedulerConfig
 

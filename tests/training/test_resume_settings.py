@@ -22,7 +22,8 @@ from tiny_run import assert_same, read, tiny_datamodule, tiny_ldm_config, tiny_s
 
 from latentite.base.plain import to_plain
 from latentite.stages import train_ldm, train_rl, train_vae
-from latentite.training.datamodule import CrystalDataModule, DataConfig
+from latentite.training.data_config import DataConfig
+from latentite.training.datamodule import CrystalDataModule
 from latentite.training.fit import FitResult, RunStatus
 from latentite.training.optim import OptimizerName, SchedulerConfig, lr_factor
 from latentite.training.settings import EarlyStoppingConfig, MonitorMode, Precision

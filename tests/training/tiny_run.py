@@ -16,7 +16,8 @@ from latentite.nn.denoiser import DenoiserConfig, DenoiserSize, TokenIndex
 from latentite.nn.encoders import EncoderConfig
 from latentite.objectives.ldm import DiffusionConfig, DiffusionKind
 from latentite.stages import TrainLDMConfig, TrainVAEConfig
-from latentite.training.datamodule import CrystalDataModule, DataConfig
+from latentite.training.data_config import DataConfig
+from latentite.training.datamodule import CrystalDataModule
 from latentite.training.ema import EMAConfig
 from latentite.training.ldm_config import LDMModuleConfig
 from latentite.training.optim import OptimizerConfig, SchedulerConfig

@@ -32,9 +32,11 @@ from latentite.evaluation.reconstruct import (
     subset,
     write_report,
 )
-from latentite.evaluation.run import Evaluation, evaluate
-from latentite.generate import GenerateConfig, GenerateResult, generate_from
+from latentite.evaluation.result import Evaluation
+from latentite.evaluation.run import evaluate
+from latentite.generate import GenerateResult, generate_from
 from latentite.rewards.combine import Rewards
+from latentite.sampling.options import GenerateConfig
 from latentite.stages import (
     TrainLDMConfig,
     TrainPredictorConfig,

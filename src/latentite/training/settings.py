@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from latentite.base.plain import NOT_TYPED, check_seed
-from latentite.training.datamodule import DataConfig
+from latentite.training.data_config import DataConfig
 
 Config = TypeVar("Config", bound="RunConfig")
 

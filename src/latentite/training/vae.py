@@ -9,7 +9,8 @@ from torch import Tensor, nn
 
 from latentite.crystal import CrystalBatch
 from latentite.data.sampler import AugmentationConfig, NoiseConfig, corrupt
-from latentite.metrics.reconstruction import LOOSE, STRICT, reconstruction_table, summarise
+from latentite.match.settings import LOOSE, STRICT
+from latentite.metrics.reconstruction import reconstruction_table, summarise
 from latentite.nn.decoder import DecoderConfig
 from latentite.nn.encoders import EncoderConfig
 from latentite.nn.vae import CrystalVAE, VAEConfig
