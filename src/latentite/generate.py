@@ -30,7 +30,7 @@ __all__ = ["GenerateConfig", "GenerateResult", "generate", "generate_from", "sam
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class GenerateResult:
-    """What a run gives."""
+    """The crystals of a run, or where they lie, and its counts."""
 
     counts: Counts
     asked: int

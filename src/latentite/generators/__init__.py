@@ -1,1 +1,1 @@
-"""What generates crystals, and how each is asked."""
+"""Generators of crystals: their protocol, requests and jobs, and a folder for each kind."""

@@ -33,7 +33,7 @@ def build_asks(
     required: Sequence[str] | str | None = None,
     forbidden: Sequence[str] | str | None = None,
 ) -> tuple[Ask, ...]:
-    """What a run asks: one request per formula, or one in all, as the generator accepts them, ordered by request.
+    """The asks of a run: one request per formula, or one in all, as the generator accepts them, ordered by request.
 
     A request for a formula has one ask for each number of formula units, which `plan_jobs` draws from: by
     default the multiples whose number of atoms occurs in training, as often as there; if units are given, these

@@ -30,14 +30,14 @@ def element_numbers(option: str, symbols: Sequence[str] | str) -> tuple[int, ...
         ValueError: for what is no element with a class, naming the option.
     """
     names = re.split(r"[\s,-]+", symbols.strip()) if isinstance(symbols, str) else symbols
-    found = {}
+    numbers = {}
     for name in names:
         if name:
-            found[name] = ATOMIC_NUMBER.get(name, 0)
-            if not 1 <= found[name] <= MAX_ATOMIC_NUMBER:
+            numbers[name] = ATOMIC_NUMBER.get(name, 0)
+            if not 1 <= numbers[name] <= MAX_ATOMIC_NUMBER:
                 last = SYMBOLS[MAX_ATOMIC_NUMBER - 1]
                 raise ValueError(f"{option} must name elements from H to {last}, got '{name}'")
-    return tuple(sorted(set(found.values())))
+    return tuple(sorted(set(numbers.values())))
 
 
 def assign_composition(
@@ -145,7 +145,7 @@ def choose_elements(
 
 
 def fulfilled(crystals: CrystalBatch, jobs: Jobs) -> Bool[Tensor, " crystal"]:
-    """Whether each crystal has the number of atoms, the composition and the elements that its job asks for.
+    """True for each crystal that has the number of atoms, the composition and the elements that its job asks for.
 
     Counted from the crystals alone: it shares nothing with the way in which the elements were chosen. What a
     model was merely conditioned on (a band gap, a chemical system) is not judged here.

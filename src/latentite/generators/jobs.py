@@ -1,4 +1,4 @@
-"""What each crystal of a run is asked to be.
+"""Jobs: the crystals of a run one by one, and the asks that they fulfil.
 
 A run is a list of jobs, one per crystal: its index in the run, the attempt, its number of atoms, and what is asked of
 it. A job says everything that the result depends on besides the network and the run's seed, so jobs can be cut into
@@ -20,7 +20,7 @@ from latentite.nn.condition_values import ConditionValue
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ElementRules:
-    """Which elements a crystal may and must have; both hold by construction when it is decoded."""
+    """The elements that a crystal may and must have; both hold by construction when it is decoded."""
 
     allowed: tuple[int, ...] | None = None
     """Atomic numbers in increasing order; None for all."""
@@ -30,7 +30,7 @@ class ElementRules:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Ask:
-    """What is asked; many crystals of a run share one."""
+    """A wish for a crystal; many crystals of a run share one."""
 
     label: str = ""
     """For reports: a formula such as "LiFePO4 x 4"; empty when nothing in particular is asked."""
@@ -43,9 +43,9 @@ class Ask:
     num_atoms: int | None = None
     """Atoms in the cell where the request says so (a formula and its units, a structure to start from)."""
     start: int = 0
-    """Which of the run's starting structures (`start.Start`) it begins at, where there are any."""
+    """The number of the structure that it begins at, where there are any."""
     request: int = 0
-    """Which of the user's requests this is one way to fulfil, counted from 0 without gaps."""
+    """The number of the user's request that this is one way to fulfil, counted from 0 without gaps."""
     weight: float = 1.0
     """How often this way is taken, relative to the others of the same request (other formula units)."""
 
@@ -66,7 +66,7 @@ class Jobs:
     num_atoms: Int[Tensor, " crystal"]
     """0 where the generator chooses."""
     asks: Int[Tensor, " crystal"]
-    """Which of `asked` each is."""
+    """The place in `asked` of what each is asked."""
     asked: tuple[Ask, ...] = (Ask(),)
 
     def __len__(self) -> int:
@@ -99,8 +99,8 @@ class Jobs:
         for attempt in self.attempts.unique().tolist():
             positions = (self.attempts == attempt).nonzero().flatten().tolist()
             base = run_seed if attempt == 0 else crystal_seeds(run_seed, [-attempt])[0]
-            found = crystal_seeds(base, [int(self.indices[p]) for p in positions])
-            for position, seed in zip(positions, found, strict=True):
+            drawn = crystal_seeds(base, [int(self.indices[p]) for p in positions])
+            for position, seed in zip(positions, drawn, strict=True):
                 seeds[position] = seed
         return seeds
 

@@ -1,4 +1,4 @@
-"""What every generator of crystals can be asked and gives back: `sampling/` knows generators by this alone."""
+"""The protocol of a generator of crystals: its card, jobs in, crystals out; `sampling/` knows nothing else of it."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ Advance = Callable[[int], None]
 
 
 class Askable(StrEnum):
-    """What crystals can be asked to be, besides conditions."""
+    """Requests, besides conditions, that a generator may take."""
 
     FORMULA = "formula"
     """Exactly these atoms."""
@@ -33,7 +33,7 @@ class Askable(StrEnum):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class GeneratorCard:
-    """What a generator is, and what it can be asked."""
+    """A generator's name, origin and abilities."""
 
     kind: str
     """Its name in the table of generators (`generators.table.GENERATORS`)."""
@@ -42,7 +42,7 @@ class GeneratorCard:
     elements: tuple[int, ...]
     """Atomic numbers that it can make, increasing."""
     asks: frozenset[Askable]
-    """What can be asked of it besides conditions."""
+    """Requests that it takes besides conditions."""
     weights: Weights | None = None
     """Which of a checkpoint's two sets of weights; None where there are no two."""
     sizes: NumAtoms | None = None
@@ -66,7 +66,7 @@ class GeneratorCard:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Drawn:
-    """What a generator made of jobs, on the CPU."""
+    """Crystals that a generator made of jobs, on the CPU."""
 
     crystals: CrystalBatch
     """One for each job that has no failure, in the order of the jobs."""
@@ -83,7 +83,7 @@ class Generator(Protocol):
 
     @property
     def card(self) -> GeneratorCard:
-        """What it is."""
+        """Its name, origin and abilities."""
 
     @property
     def settings(self) -> Mapping[str, Any]:

@@ -1,4 +1,4 @@
-"""How many atoms each crystal of a run has, and the plan of a run.
+"""Numbers of atoms per crystal, and the plan of a run.
 
 A crystal's number of atoms is drawn from a distribution, by default that of the training set, as a function of (run
 seed, index) alone.

@@ -25,7 +25,7 @@ from latentite.generators.protocol import Generator
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class GeneratorKind:
-    """How a generator is made."""
+    """A kind of generator: its options, and how it is made."""
 
     options: type[Any]
     """Dataclass of the options that are its own; no name of them is one of `GenerateConfig`."""

@@ -34,7 +34,7 @@ from latentite.nn.condition_values import (
 
 
 class AbsentPlace(StrEnum):
-    """Where the learned stand-in for an absent condition enters."""
+    """The place at which the learned stand-in for an absent condition enters."""
 
     OUTPUT = "output"
     """Instead of the condition's embedding."""
@@ -70,7 +70,7 @@ class ConditionModuleConfig:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Conditioning:
-    """What a denoiser is told of crystals, one row each."""
+    """The conditions of crystals as a denoiser takes them, one row each."""
 
     vector: Float[Tensor, "crystal hidden"]
     """Everything that is asked in one; it is added to the embedding of time."""

@@ -51,7 +51,7 @@ SIZES = {
 
 
 class TokenIndex(StrEnum):
-    """How a token is told its place among the atoms of its crystal."""
+    """The way in which a token is told its place among the atoms of its crystal."""
 
     SINUSOIDAL = "sinusoidal"
     """The VAE's `index_embedding` is added to its embedding, as in the public checkpoints."""
@@ -62,7 +62,7 @@ class TokenIndex(StrEnum):
 
 
 class OutputLayout(StrEnum):
-    """How the last layer's `2 L` numbers per token become prediction and variance."""
+    """The way in which the last layer's `2 L` numbers per token become prediction and variance."""
 
     PLAIN = "plain"
     """A token's first L are its prediction, its last L its variance."""

@@ -1,1 +1,1 @@
-"""From a trained latent diffusion model to crystals in memory: what is asked (`jobs`), how it is walked (`chain`)."""
+"""Runs of a generator: window by window, into folders that are resumed, checked and merged."""

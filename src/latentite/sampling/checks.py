@@ -1,4 +1,4 @@
-"""Which sampled crystals cannot be: a cell that has collapsed, atoms on top of each other, numbers that are none.
+"""Refusals of sampled crystals that cannot be: collapsed cells, atoms on top of each other, numbers that are none.
 
 The limits are those of `data/readers/checks.py`, which decides what may enter a data set; here every refusal also has a
 kind, so that a run can count them.
@@ -16,7 +16,7 @@ from latentite.data.readers.checks import Limits, refusals
 
 
 class RefusalKind(StrEnum):
-    """Why a crystal cannot be used."""
+    """Reasons for which a crystal cannot be used."""
 
     NOT_DRAWN = "not_drawn"
     """The generator gave none, and said why."""

@@ -1,4 +1,4 @@
-"""What of a run's files counts, and whether it is what was written: journal, hashes, damage by name.
+"""The journal and the hashes of a run's files: how far they count, and damage named by file.
 
 Every line of the journal has length and sha256 of each file that grows, up to there; one of these files,
 `SHA256SUMS`, has the sha256 of every file of its own (CIFs, trajectories). So whoever trusts the journal can trust
@@ -84,10 +84,10 @@ def sum_lines(content: str) -> Iterator[tuple[str, str]]:
         ValueError: for a line that a run does not write.
     """
     for line in content.splitlines():
-        found = _LINE.fullmatch(line)
-        if found is None:
+        parts = _LINE.fullmatch(line)
+        if parts is None:
             raise ValueError(f"{CHECKSUMS} must have lines such as 'sha256  cifs/000000.cif', got {line!r}")
-        yield found[2], found[1]
+        yield parts[2], parts[1]
 
 
 def verify(folder: Path, commit: Commit) -> dict[str, _Hash]:

@@ -48,7 +48,7 @@ _REJECTED_COLUMNS = ("index", "attempt", "kind", "reason")
 
 
 class Format(StrEnum):
-    """How structures are written."""
+    """Formats in which structures are written."""
 
     CIF = "cif"
     EXTXYZ = "extxyz"
@@ -64,7 +64,7 @@ _STREAMS: dict[Format, tuple[str, Callable[[Sample], str]]] = {
 
 @dataclass(kw_only=True, slots=True)
 class Counts:
-    """What became of the crystals so far."""
+    """Numbers of crystals and attempts so far, by what became of them."""
 
     done: int = 0
     """Crystals that were asked for and are dealt with: written + failed."""

@@ -204,6 +204,6 @@ class Sessions:
 
 
 def versions() -> dict[str, str]:
-    """What the structures were made with."""
-    found = {"latentite": __version__, "python": platform.python_version(), "platform": platform.platform()}
-    return found | {name: metadata.version(name) for name in _PACKAGES}
+    """Versions of everything that the structures were made with."""
+    ours = {"latentite": __version__, "python": platform.python_version(), "platform": platform.platform()}
+    return ours | {name: metadata.version(name) for name in _PACKAGES}

@@ -64,16 +64,16 @@ def merge(parts: Sequence[str | Path], out: str | Path) -> Counts:
     folder = Path(out)
     if read_manifest(folder) is not None:
         raise ValueError(f"out must be a new or empty folder, got {folder}, which holds a run")
-    found = sorted((_open(Path(part)) for part in parts), key=lambda part: (part.first, part.stop))
-    for part in found[1:]:
-        _refuse_other(found[0], part)
-    _refuse_gaps(found)
-    for part in found:
+    opened = sorted((_open(Path(part)) for part in parts), key=lambda part: (part.first, part.stop))
+    for part in opened[1:]:
+        _refuse_other(opened[0], part)
+    _refuse_gaps(opened)
+    for part in opened:
         if part.commits:
             verify(part.folder, part.commits[-1])
-    manifest = _joined(found)
+    manifest = _joined(opened)
     with publishing(folder) as temporary:
-        counts = _copy(found, temporary)
+        counts = _copy(opened, temporary)
         manifest["counts"] = counts.to_plain()
         write_json(temporary / MANIFEST, manifest)
     if read_manifest(folder) != manifest:
@@ -98,9 +98,9 @@ def _open(folder: Path) -> _Part:
 
 def _refuse_other(first: _Part, other: _Part) -> None:
     """Refuse a part of another request."""
-    found = difference(first.manifest, other.manifest, without=("shard",))
-    if found is not None:
-        name, one, two = found
+    differing = difference(first.manifest, other.manifest, without=("shard",))
+    if differing is not None:
+        name, one, two = differing
         raise ValueError(
             f"parts must be of one run, with the same checkpoint and settings, but {name} is {one} in "
             f"{first.folder} and {two} in {other.folder}; leave one out"

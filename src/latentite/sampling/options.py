@@ -103,7 +103,7 @@ def read_formulas(value: Texts) -> list[str]:
     Raises:
         ValueError: for a file without formulas, or what looks like a file and is none.
     """
-    found = []
+    formulas = []
     for name in names(value):
         path = Path(name)
         if not path.is_file():
@@ -111,13 +111,13 @@ def read_formulas(value: Texts) -> list[str]:
                 raise ValueError(
                     f"formula must be a formula or a file with one per line, but {name} does not exist"
                 )
-            found.append(name)
+            formulas.append(name)
             continue
         lines = [line.partition("#")[0].strip() for line in path.read_text(encoding="utf-8").splitlines()]
         if not any(lines):
             raise ValueError(f"{path} must hold one formula per line, got none")
-        found += [line for line in lines if line]
-    return found
+        formulas += [line for line in lines if line]
+    return formulas
 
 
 def resolve_device(name: str) -> torch.device:

@@ -30,7 +30,7 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Run:
-    """What a run samples."""
+    """A run, or the part of it that is sampled here."""
 
     plan: Plan
     draw: Draw
@@ -46,14 +46,14 @@ class Run:
     max_attempts: int
     """At each crystal; 1 replaces none."""
     conditions: Callable[[Ask], str] = lambda ask: ""
-    """What the model is told of an ask, as a user would type it."""
+    """The conditions of an ask, as a user would type them."""
     has_deviation: bool = False
     """Whether atoms are fixed, so that every sample has a deviation."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Origin:
-    """What the manifest says of a run."""
+    """Where a run comes from, for its manifest."""
 
     settings: Mapping[str, Any]
     """Every option that the structures depend on, as plain values."""
@@ -114,16 +114,16 @@ def run_to_folder(
 def run_in_memory(run: Run) -> tuple[CrystalBatch, Jobs, Counts]:
     """Sample and keep everything: the usable crystals in the order of the index, their jobs, and the counts."""
     counts = Counts()
-    found: list[Window] = []
+    finished: list[Window] = []
     with RunProgress(run.stop - run.first) as progress:
         for window in _windows(run, run.first, BatchSize(run.batch_size), progress):
             counts.add(window)
-            found.append(window)
+            finished.append(window)
             progress.window(counts.done)
-    if not found:  # a shard of a run that has fewer windows than shards
+    if not finished:  # a shard of a run that has fewer windows than shards
         return CrystalBatch.from_arrays([]), run.plan([]), counts
-    crystals = CrystalBatch.concatenate([window.crystals for window in found])
-    return crystals, Jobs.concatenate([window.jobs for window in found]), counts
+    crystals = CrystalBatch.concatenate([window.crystals for window in finished])
+    return crystals, Jobs.concatenate([window.jobs for window in finished]), counts
 
 
 def refuse_folder(folder: Path, *, resume: bool) -> dict[str, Any] | None:
@@ -141,7 +141,7 @@ def refuse_folder(folder: Path, *, resume: bool) -> dict[str, Any] | None:
 
 
 def samples_of(run: Run, window: Window) -> list[Sample]:
-    """What the files say of a window's crystals."""
+    """A window's crystals with all that the files say of them."""
     jobs = window.jobs
     told = {ask: run.conditions(jobs.asked[ask]) for ask in jobs.asks.unique().tolist()}
     deviations: Sequence[float | None] = window.fixed_deviation or [None] * len(jobs)

@@ -45,7 +45,7 @@ class RejectedAttempt:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Window:
-    """What became of the crystals from `first` to before `stop`, in the order of the index."""
+    """The outcome of the crystals from `first` to before `stop`, in the order of the index."""
 
     first: int
     stop: int
@@ -80,7 +80,7 @@ class _Usable:
 
 
 class BatchSize:
-    """How many crystals fit into memory at once: halved whenever they did not."""
+    """The number of crystals that fit into memory at once: halved whenever they did not."""
 
     def __init__(self, value: int) -> None:
         self.value = value
@@ -113,7 +113,7 @@ class BatchSize:
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an error says that memory ran out: CUDA's, MPS's, the CPU allocator's or Python's own."""
+    """True for an error that says that memory ran out: CUDA's, MPS's, the CPU allocator's or Python's own."""
     text = str(error).lower()
     return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or any(
         words in text for words in ("out of memory", "can't allocate memory", "cannot allocate memory")
@@ -247,5 +247,5 @@ def _in_order(first: int, stop: int, parts: Sequence[_Usable], rejected: list[Re
 
 
 def _as_written(cifs: Sequence[str]) -> CrystalBatch:
-    """What stands in the CIFs."""
+    """The crystals as the CIFs have them."""
     return CrystalBatch.from_arrays([arrays for text in cifs if (arrays := parse_p1(text)) is not None])

@@ -44,7 +44,7 @@ class Sample:
     ask: str
     """Label of what was asked; empty when nothing in particular."""
     conditions: str
-    """What the model was told, as a user would type it."""
+    """The conditions that it was asked for, as a user would type them."""
     arrays: CrystalArrays
     cif: str
     fixed_deviation: float | None = None
@@ -87,15 +87,15 @@ def cif_text(crystal: CrystalArrays, formula: str) -> str:
 
 
 def reads_back(text: str, crystal: CrystalArrays) -> str | None:
-    """Why a CIF would not come back as the crystal that it was written from, or None when it does.
+    """Reason for which a CIF would not come back as the crystal that it was written from; None when it does.
 
     Reads it with the package's own parser, and rules out what pymatgen would take for something else.
     """
-    found = parse_p1(text)
-    if found is None:
+    read = parse_p1(text)
+    if read is None:
         return "the CIF is not in the layout that can be read back"
-    coords, cell, lattice = found.frac_coords, found.lattice, crystal.lattice
-    if not np.array_equal(found.atomic_numbers, crystal.atomic_numbers):
+    coords, cell, lattice = read.frac_coords, read.lattice, crystal.lattice
+    if not np.array_equal(read.atomic_numbers, crystal.atomic_numbers):
         return "the CIF has other elements than the crystal"
     difference = coords - crystal.frac_coords
     if not np.abs(difference - np.round(difference)).max() <= _COORDINATE_ERROR:

@@ -58,7 +58,7 @@ DTYPES = {Precision.BF16: torch.bfloat16, Precision.FP16: torch.float16}
 
 @dataclass(kw_only=True, slots=True)
 class SamplingConfig:
-    """How a denoiser's chain is walked."""
+    """Settings of a walk from noise to crystals."""
 
     sampler: SamplerKind | None = None
     """null: DDIM for a DDPM network, Heun's method for a flow's."""
@@ -111,7 +111,7 @@ def sampling_schedule(diffusion: DiffusionConfig, config: SamplingConfig) -> tup
 
 
 def spacing_of(diffusion: DiffusionConfig, kind: SamplerKind, steps: int) -> Spacing:
-    """Which levels a method walks in this number of steps."""
+    """The spacing of the levels that a method walks in this number of steps."""
     is_strided = diffusion.compatibility is Compatibility.CHEMELEON2 and kind is SamplerKind.DDIM
     if is_strided and has_stride(diffusion.num_steps, steps):
         return Spacing.STRIDE
@@ -119,7 +119,7 @@ def spacing_of(diffusion: DiffusionConfig, kind: SamplerKind, steps: int) -> Spa
 
 
 def sampler_settings(diffusion: DiffusionConfig, config: SamplingConfig) -> SamplerSettings:
-    """What the sampler must know of the network.
+    """The sampler's settings for this network.
 
     Raises:
         ValueError: for an eta or a noise scale that is no amount of noise.
@@ -157,7 +157,7 @@ def sample_jobs(
         jobs: see `sizes.plan_jobs`; what they ask is taken as possible (`asks.build_asks` checks it).
         seed: of the run.
         config: sampler, steps, guidance, batch size, precision.
-        start: structures to start from, with what is kept of them; the asks say which (`Start.asks`).
+        start: structures to start from, with what is kept of them; the asks say which (`Ask.start`).
         trajectory: decode every state on the way.
         advance: told after each batch how many crystals more are sampled.
 
@@ -190,7 +190,7 @@ def sample_jobs(
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class _Chain:
-    """What all batches share."""
+    """Everything that all batches share."""
 
     network: LatentDiffusion
     kind: SamplerKind
@@ -210,7 +210,7 @@ class _Chain:
             device=device,
         )
         begin = None if self.start is None else self.start.rows(jobs, self.schedule, noise)
-        found = sample(
+        walked = sample(
             self.kind,
             denoise_of(self.network, jobs, mask, self.config),
             noise.start() if begin is None else begin.state,
@@ -222,7 +222,7 @@ class _Chain:
             known=None if begin is None else begin.known,
             trajectory=trajectory,
         )
-        states = [found.latents] if found.states is None else list(found.states)
+        states = [walked.latents] if walked.states is None else list(walked.states)
         return [self._decode(state, mask, jobs, begin) for state in states]
 
     def _decode(

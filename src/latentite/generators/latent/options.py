@@ -98,7 +98,7 @@ def parse_guidance(value: float | str | Mapping[str, float]) -> float | dict[str
 
 
 def source_of(value: Structures) -> str | Path | Sequence[Structure | Atoms]:
-    """What the readers take: a path, or a list of structures."""
+    """A path or a list of structures, as the readers take them."""
     if isinstance(value, (str, Path, list, tuple)):
         return value
     return [value]  # type: ignore[list-item]  # one Structure, which is itself a sequence of sites

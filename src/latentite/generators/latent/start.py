@@ -182,7 +182,7 @@ def _fixed_atoms(
     sites: Sequence[int],
     species: Sequence[int],
 ) -> Bool[np.ndarray, " atom"]:
-    """Which atoms of a canonical structure are kept; `order` is each one's place in the input."""
+    """The atoms of a canonical structure that are kept; `order` is each one's place in the input."""
     wrong = [site for site in sites if not 0 <= site < len(numbers)]
     if wrong:
         raise ValueError(f"fix_sites must be from 0 to {len(numbers) - 1} in this structure, got {wrong[0]}")
