@@ -71,7 +71,6 @@ def open_generator(
     unknown = next((option for option in own if option not in known), None)
     if unknown is not None:
         raise ValueError(
-            f"{unknown} must be an option of the generator {name}, which {ckpt} is, and it has: {', '.join(known)}; "
-            "leave it out"
+            f"{unknown} must not be given: {ckpt} is of the generator {name}, whose own options are {', '.join(known)}"
         )
     return kind.build(record, kind.options(**own), device)
