@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import importlib
 import os
 import re
 import shlex
@@ -12,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from test_imports import PACKAGE, RANK, ROOT
+from test_imports import IMPORTS, MODULES, PACKAGE, RANK, ROOT
 
 DOCUMENTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
 SCRIPTS = [*sorted((ROOT / "examples").glob("*.py")), *sorted((ROOT / "benchmarks").glob("*.py"))]
@@ -208,6 +209,45 @@ def test_every_python_file_that_a_docstring_of_a_module_names_exists() -> None:
             f"{path.relative_to(ROOT)}: {name}"
             for name in missing_files(docstring, ROOT, PACKAGE, path.parent)
         ]
+    assert wrong == []
+
+
+def test_every_file_of_a_walk_has_to_do_with_another_of_it() -> None:
+    """Of the two walks in CONTRIBUTING: each file imports one of the same walk, or is imported by one."""
+    text = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    names = {
+        str(path.relative_to(PACKAGE)): name for name, path in MODULES.items() if PACKAGE in path.parents
+    }
+    for heading in ("The walk of one crystal", "The walk of one condition value"):
+        rows = re.findall(r"^\| .*→.*$", section(text, heading), re.MULTILINE)
+        walk = {names[file] for row in rows for file in NAMED_FILE.findall(row)}
+        pairs = {(name, target) for name in walk for _, target in IMPORTS[name] if target in walk - {name}}
+        assert walk - {name for pair in pairs for name in pair} == set(), heading
+
+
+def is_known(name: str) -> bool:
+    """Whether a dotted name is a module or what one has; of what lies deeper, the outermost name counts."""
+    try:
+        importlib.import_module(name)
+    except ModuleNotFoundError:
+        parent, _, attribute = name.rpartition(".")
+        if parent in MODULES:
+            return hasattr(importlib.import_module(parent), attribute)
+        return "." in parent and is_known(parent)
+    return True
+
+
+def test_every_name_of_the_package_that_a_document_says_exists() -> None:
+    """Those in running text, and those that blocks of Python import."""
+    wrong = []
+    for path in [document for document in DOCUMENTS if document.name != "log.md"]:
+        text = path.read_text(encoding="utf-8")
+        names = set(re.findall(r"(?<![\w./-])latentite(?:\.[a-zA-Z_]\w*)+", text))
+        for module, imported in re.findall(
+            r"^from (latentite[\w.]*) import (.+?)(?:  #.*)?$", text, re.MULTILINE
+        ):
+            names |= {f"{module}.{name.strip()}" for name in imported.split(",")}
+        wrong += [f"{path.name}: {name}" for name in sorted(names) if not is_known(name)]
     assert wrong == []
 
 
