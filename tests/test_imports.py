@@ -209,7 +209,11 @@ def import_all(names: list[str], home: Path, libraries: list[str]) -> subprocess
     }
     # Caches of bytecode are Python's own, and that of fonts is matplotlib's.
     environment |= {"PYTHONDONTWRITEBYTECODE": "1", "MPLCONFIGDIR": str(home.parent / "fonts")}
-    environment |= {"HOME": str(home), "PYTHONPATH": str(home.parent), "CUDA_VISIBLE_DEVICES": ""}
+    environment |= {
+        "HOME": str(home),
+        "PYTHONPATH": os.pathsep.join([str(home.parent), str(ROOT / "src")]),
+        "CUDA_VISIBLE_DEVICES": "",
+    }
     home.mkdir()
     return subprocess.run(
         [sys.executable, "-c", IMPORT_ALL, ",".join(libraries), ",".join(names)],
