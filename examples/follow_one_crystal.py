@@ -21,9 +21,9 @@ from pymatgen.core import Lattice, Structure
 
 from latentite.data.build import load_splits
 from latentite.data.canonical import canonicalize_many
-from latentite.data.checks import Limits
-from latentite.data.readers.records import open_records
-from latentite.data.readers.table import parse_many
+from latentite.data.readers.checks import Limits
+from latentite.data.readers.opening import open_records
+from latentite.data.readers.rows import parse_many
 from latentite.formulas import reduced_formulas
 from latentite.generators.jobs import Ask
 from latentite.generators.latent.chain import sample_jobs
@@ -77,10 +77,10 @@ def main(folder: Path) -> Path:
 
     # From a file to a batch: `latentite data build` and every training do this.
     record = next(iter(open_records(table)))
-    show("1. data/readers/records.py cuts the table into records", record)
+    show("1. data/readers/opening.py cuts the table into records", record)
 
     [arrays] = parse_many([record], Limits(max_atoms=20))
-    show("2. data/readers/table.py reads the CIF: eight atoms in the conventional cell", arrays)
+    show("2. data/readers/rows.py reads the CIF: eight atoms in the conventional cell", arrays)
 
     [canonical] = canonicalize_many([arrays])
     show("3. data/canonical.py: the same cell with axes, origin and order of atoms in one form", canonical)
