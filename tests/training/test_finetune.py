@@ -14,7 +14,7 @@ from latentite.checkpoint import Weights, export_portable, read_checkpoint
 from latentite.crystal import CrystalBatch
 from latentite.data.augment import AugmentationConfig
 from latentite.latent import LatentBatch
-from latentite.ldm_checkpoint import load_ldm
+from latentite.models import load_ldm
 from latentite.nn.denoiser import DenoiserConfig
 from latentite.nn.ldm import LatentDiffusion
 from latentite.nn.lora import LoraConfig

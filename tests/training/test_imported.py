@@ -16,7 +16,7 @@ from latentite.diffusion.samplers import SamplerKind
 from latentite.generators.latent.chain import SamplingConfig
 from latentite.interop.chemeleon2 import import_checkpoint
 from latentite.interop.export import export_chemeleon2
-from latentite.ldm_checkpoint import load_ldm
+from latentite.models import load_ldm
 from latentite.nn.conditions import AbsentPlace
 from latentite.nn.denoiser import OutputLayout
 from latentite.nn.lora import LoraConfig

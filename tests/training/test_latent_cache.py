@@ -11,7 +11,7 @@ from tiny_run import assert_same, read, tiny_datamodule, tiny_ldm_config, tiny_s
 
 from latentite.data.augment import AugmentationConfig
 from latentite.data.sampler import seeded_generator
-from latentite.evaluation.reconstruct import load_vae
+from latentite.models import load_vae
 from latentite.nn.vae import CrystalVAE
 from latentite.stages import TrainLDMConfig, train_ldm
 from latentite.training.latent_cache import CachedLatents, encode_split

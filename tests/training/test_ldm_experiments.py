@@ -20,7 +20,7 @@ from latentite.data.cache import write_dataset
 from latentite.generators.asks import build_asks
 from latentite.generators.jobs import Jobs
 from latentite.generators.latent.chain import SamplingConfig, sample_jobs
-from latentite.ldm_checkpoint import load_ldm
+from latentite.models import load_ldm
 from latentite.nn.condition_values import ConditionKind
 from latentite.nn.ldm import LatentDiffusion
 from latentite.stages import TrainLDMConfig, train_ldm

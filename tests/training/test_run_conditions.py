@@ -16,7 +16,7 @@ from latentite.config import compose, load
 from latentite.crystal import CrystalBatch
 from latentite.crystal_arrays import CrystalArrays
 from latentite.data.dataset import CrystalDataset
-from latentite.ldm_checkpoint import load_ldm
+from latentite.models import load_ldm
 from latentite.nn.condition_values import ConditionKind, Transform
 from latentite.stages import TrainLDMConfig, train_ldm
 from latentite.training.conditions import (

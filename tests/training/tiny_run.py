@@ -18,7 +18,6 @@ from latentite.objectives.ldm import DiffusionConfig, DiffusionKind
 from latentite.stages import TrainLDMConfig, TrainVAEConfig
 from latentite.training.datamodule import CrystalDataModule, DataConfig
 from latentite.training.ema import EMAConfig
-from latentite.training.ldm_config import LDMModuleConfig
 from latentite.training.optim import OptimizerConfig, SchedulerConfig
 from latentite.training.settings import (
     CallbacksConfig,
@@ -28,7 +27,7 @@ from latentite.training.settings import (
     WandbConfig,
     WandbMode,
 )
-from latentite.training.vae import VAEModuleConfig
+from latentite.training.stage_settings import LDMModuleConfig, VAEModuleConfig
 
 Config = TypeVar("Config", TrainVAEConfig, TrainLDMConfig)
 

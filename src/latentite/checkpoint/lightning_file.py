@@ -37,7 +37,7 @@ def record_from_lightning(path: Path, weights: Weights | None) -> CheckpointReco
             f"{path} is {kind}, but not one that Latentite wrote (it has no key 'latentite')"
         )
     payload = content[PAYLOAD_KEY]
-    stage = check_payload(payload, path)
+    stage, data = check_payload(payload, path)
     raw = {
         name.removeprefix(NETWORK_PREFIX): tensor
         for name, tensor in _tensors(content.get("state_dict"), "state_dict", path).items()
@@ -63,7 +63,7 @@ def record_from_lightning(path: Path, weights: Weights | None) -> CheckpointReco
         config=payload["config"],
         # The file is memory-mapped: a copy of what is used lets go of the optimizer's share.
         state={name: tensor.detach().clone() for name, tensor in raw.items()},
-        data=payload["data"],
+        data=data,
         metrics=payload["metrics"],
         sha256=sha256_file(path),
     )

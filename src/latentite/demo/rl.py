@@ -13,7 +13,8 @@ from latentite.demo.length import SLOWEST, finished
 from latentite.draw.curves import draw_reward_curve
 from latentite.generate import GenerateConfig, generate_from
 from latentite.rewards.combine import Rewards
-from latentite.stages import TrainRLConfig, train_rl
+from latentite.rl.config import TrainRLConfig
+from latentite.stages import train_rl
 from latentite.training.fit import FitResult
 
 RL_OVERRIDES = [

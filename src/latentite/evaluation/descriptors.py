@@ -84,10 +84,9 @@ def open_latent_space(name_or_path: str | Path) -> LatentSpace:
         CheckpointError: when the file is no VAE checkpoint.
         ValueError: for an unknown name.
     """
-    from latentite import hub
-    from latentite.evaluation.reconstruct import load_vae
+    from latentite.models import load_vae
 
-    network, record = load_vae(hub.resolve(name_or_path))
+    network, _, record = load_vae(name_or_path)
     return LatentSpace(
         path=str(name_or_path), sha256=record.sha256, weights=record.weights.value, network=network
     )

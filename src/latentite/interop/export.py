@@ -92,7 +92,7 @@ def export_chemeleon2(
             setting.
     """
     record = merge_adapters(read_checkpoint(path, weights=weights))
-    said = record.data.get("hyper_parameters")
+    said = record.data.others.get("hyper_parameters")
     training = {**TRAINING, **(said if isinstance(said, dict) else {})}
     if record.stage is Stage.VAE:
         state, hyper = _vae(record, training)

@@ -1,4 +1,4 @@
-"""Settings of the predictor stage: the `predictor_module` group."""
+"""Settings of the fourth stage: the `predictor_module` group, and a whole run. No Lightning here."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from latentite.nn.vae import VAEConfig
 from latentite.objectives.predictor import PredictorLossConfig
 from latentite.training.ema import EMAConfig
 from latentite.training.optim import OptimizerConfig, SchedulerConfig
+from latentite.training.settings import RunConfig
 
 
 class EncoderTraining(StrEnum):
@@ -173,3 +174,11 @@ class PredictorModuleConfig:
             reference=reference,
             fidelity_mode=self.fidelity_mode,
         )
+
+
+@dataclass(kw_only=True, slots=True)
+class TrainPredictorConfig(RunConfig):
+    """A run of stage 4."""
+
+    task_name: str = "train_predictor"
+    predictor_module: PredictorModuleConfig

@@ -25,7 +25,7 @@ from latentite.generators.latent.chain import (
 )
 from latentite.generators.latent.start import Start, start_from
 from latentite.generators.sizes import NumAtoms, choose_num_atoms, plan_jobs, training_sizes
-from latentite.ldm_checkpoint import load_ldm
+from latentite.models import load_ldm
 from latentite.nn.condition_values import value_text
 from latentite.nn.ldm import LatentDiffusion
 from latentite.objectives.ldm import DiffusionConfig
@@ -57,7 +57,7 @@ class Model:
         formulas = given.read_formulas(config.formula)
         units = None if config.formula_units is None else given.numbers("formula_units", config.formula_units)
         weights = None if config.weights is None else given.choice("weights", config.weights, Weights)
-        network, stage, record = load_ldm(config.ckpt, weights=weights)
+        network, stage, record = load_ldm(config.ckpt, weights)
         sampling_schedule(stage.diffusion, sampling)  # these two refuse what the process cannot do
         sampler_settings(stage.diffusion, sampling)
         network = network.to(device)

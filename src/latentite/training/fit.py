@@ -20,10 +20,11 @@ from typing import Any
 from lightning.fabric.utilities.rank_zero import rank_zero_only
 from lightning.pytorch import Callback, Trainer, seed_everything
 
-from latentite.checkpoint import Stage, plain
+from latentite.checkpoint import Stage
 from latentite.training.callbacks import (
     BeginCallback,
     EarlyStoppingCallback,
+    EMACallback,
     NanGuardCallback,
     Preempted,
     PreemptionCallback,
@@ -32,7 +33,7 @@ from latentite.training.callbacks import (
 )
 from latentite.training.checkpointing import CheckpointCallback
 from latentite.training.datamodule import CrystalDataModule
-from latentite.training.ema import EMACallback, EMAConfig
+from latentite.training.ema import EMAConfig
 from latentite.training.loggers import build_loggers, wandb_mode
 from latentite.training.module import StageModule
 from latentite.training.provenance import write_provenance
@@ -104,7 +105,7 @@ def fit(
     data.setup("fit")
     module = build_module()
     if resumption is not None:
-        resumption.check(config, data.statistics(), module)
+        resumption.check(config, data.data_card(), module)
     if config.compile:
         module.compile_network()
     checkpoints = CheckpointCallback(
@@ -112,13 +113,13 @@ def fit(
         config.run_dir / "checkpoints",
         stage=stage,
         network_config=network_config,
-        data=data.statistics,
+        data=data.data_card,
         run=run,
     )
     num_parameters = sum(p.numel() for p in module.parameters() if p.requires_grad)
 
     def begin() -> None:
-        write_provenance(config, plain(data.statistics()), num_parameters=num_parameters)
+        write_provenance(config, data.data_card().to_plain(), num_parameters=num_parameters)
         log.info("%s parameters, run in %s", f"{num_parameters:,}", config.run_dir)
 
     if resumption is not None and (reason := resumption.finished(config)):

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from latentite.base.plain import NOT_TYPED, check_seed
-from latentite.training.datamodule import DataConfig
+from latentite.training.data_config import DataConfig
 
 Config = TypeVar("Config", bound="RunConfig")
 
@@ -25,7 +25,6 @@ class Precision(StrEnum):
     FP32 = "32-true"
     BF16_MIXED = "bf16-mixed"
     FP16_MIXED = "16-mixed"
-    FP64 = "64-true"
 
 
 class WandbMode(StrEnum):
