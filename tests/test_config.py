@@ -371,7 +371,7 @@ def test_a_wrong_hub_name_is_refused_in_the_hub_s_own_words():
 
 @pytest.mark.parametrize("stage", STAGES)
 def test_the_settings_of_a_stage_are_composed_without_lightning(stage: str) -> None:
-    """They once came with the modules that train: `--cfg job`, and the refusal of a typing error, took twice as long."""
+    """They once came with the modules that train, and `--cfg job` took twice as long."""
     code = (
         "import sys; from latentite.config import STAGES, compose; "
         f"compose(STAGES[{stage!r}].config_name); print({{'lightning', 'pymatgen'}} & sys.modules.keys())"
