@@ -38,7 +38,7 @@ from latentite.elements import NUM_ELEMENT_CLASSES
 from latentite.nn.predictor import PredictorInput, PropertyPredictor
 from latentite.nn.vae import CrystalVAE
 from latentite.objectives.predictor import predictor_terms
-from latentite.predictor.cache import CachedInputs, encode_inputs
+from latentite.predictor.rows import CachedInputs, encode_inputs
 from latentite.predictor.settings import PredictorModuleConfig, TrainPredictorConfig
 from latentite.predictor.start import build_predictor_module, plan_predictor
 from latentite.training.datamodule import CrystalDataModule

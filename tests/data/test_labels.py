@@ -32,8 +32,8 @@ from latentite.data.checks import Limits
 from latentite.data.fidelities import FidelityConfig
 from latentite.data.labels import require_numbers, share_categories
 from latentite.data.named import read_labelled
-from latentite.training.data_config import DataConfig
 from latentite.training.data_loading import load_data
+from latentite.training.settings import DataConfig
 
 
 def rock_salt(row: int) -> str:

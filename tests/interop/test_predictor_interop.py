@@ -14,8 +14,7 @@ from latentite.checkpoint import CheckpointError
 from latentite.crystal import CrystalBatch
 from latentite.interop.chemeleon2 import import_checkpoint
 from latentite.interop.export import export_chemeleon2
-from latentite.interop.pickled import read_pickled
-from latentite.interop.records import Record
+from latentite.interop.pickled import Record, read_pickled
 from latentite.models import load_predictor
 from latentite.nn.condition_values import Transform
 from latentite.nn.predictor import PropertyPredictor

@@ -13,8 +13,7 @@ from latentite.crystal import CrystalBatch
 from latentite.crystal_arrays import CrystalArrays
 from latentite.data.cache import write_dataset
 from latentite.data.dataset import CrystalDataset
-from latentite.nn.baseline_file import read_baselines, write_baselines
-from latentite.nn.baseline_fit import fit_baselines
+from latentite.nn.baseline_fit import fit_baselines, read_baselines, write_baselines
 
 ENERGIES = {3: -1.9, 8: -4.9, 26: -8.3}
 

@@ -15,8 +15,8 @@ from latentite.data.atom_features import attach_features
 from latentite.data.cache import write_dataset
 from latentite.data.fidelities import FidelityConfig
 from latentite.data.properties import derive
-from latentite.training.data_config import BatchBy
 from latentite.training.datamodule import CrystalDataModule, DataConfig, load
+from latentite.training.settings import BatchBy
 
 
 @pytest.fixture

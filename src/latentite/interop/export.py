@@ -29,8 +29,14 @@ from latentite.checkpoint import (
 )
 from latentite.diffusion.schedule import ScheduleKind, Target
 from latentite.diffusion.steps import Variance
-from latentite.interop.architecture import CONDITION_KINDS, SCHEDULES
-from latentite.interop.demands import Demands, demand_ldm, demand_predictor, demand_vae
+from latentite.interop.architecture import (
+    CONDITION_KINDS,
+    SCHEDULES,
+    Demands,
+    demand_ldm,
+    demand_predictor,
+    demand_vae,
+)
 from latentite.interop.modules import (
     denoiser_module,
     load_shared,

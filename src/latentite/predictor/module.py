@@ -19,14 +19,21 @@ from latentite.models import load_predictor
 from latentite.nn.predictor import PredictorInput, PropertyPredictor
 from latentite.objectives.predictor import labels_of, predictor_terms
 from latentite.objectives.terms import LossTerms
-from latentite.predictor.cache import CachedInputs, encode_inputs
-from latentite.predictor.report import draw_split, report_run
-from latentite.predictor.rows import SplitRows, fit_spread_scale, gather_rows, measure
+from latentite.predictor.rows import (
+    CachedInputs,
+    FidelityDraws,
+    SplitRows,
+    draw_split,
+    encode_inputs,
+    fit_spread_scale,
+    gather_rows,
+    measure,
+    report_run,
+)
 from latentite.predictor.settings import EncoderTraining, PredictorModuleConfig
 from latentite.training.checkpointing import CheckpointCallback
-from latentite.training.fidelity_draws import FidelityDraws
-from latentite.training.gallery import log_picture
 from latentite.training.latent_cache import CachedBatch
+from latentite.training.loggers import log_picture
 from latentite.training.module import StageModule, Stream, freeze_parameters
 from latentite.training.optim import configure
 

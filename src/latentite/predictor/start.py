@@ -17,14 +17,13 @@ from latentite.base.plain import naming
 from latentite.data.fidelities import material_key
 from latentite.data.labels import require_numbers
 from latentite.models import load_predictor, load_vae
-from latentite.nn.fidelity_heads import FidelityHeads
 from latentite.nn.lora import trainable_summary
-from latentite.nn.predictor import PropertyPredictor
+from latentite.nn.predictor import FidelityHeads, PropertyPredictor
 from latentite.nn.predictor_config import FidelityMode, PredictorConfig
 from latentite.nn.vae import CrystalVAE
 from latentite.objectives.predictor import labels_of
-from latentite.predictor.cache import encode_inputs
 from latentite.predictor.module import PredictorTrainingModule, choose_trained
+from latentite.predictor.rows import encode_inputs
 from latentite.predictor.settings import PredictorModuleConfig
 from latentite.training.conditions import UNITS
 from latentite.training.datamodule import CrystalDataModule

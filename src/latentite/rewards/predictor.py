@@ -21,7 +21,7 @@ from latentite.crystal import CrystalBatch
 from latentite.data.canonical import canonicalize_many
 from latentite.models import load_predictor
 from latentite.nn.predictor_config import HeadKind
-from latentite.rewards.goal import Goal
+from latentite.rewards.properties import Goal
 
 if TYPE_CHECKING:
     from pymatgen.core import Structure

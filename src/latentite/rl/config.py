@@ -9,12 +9,12 @@ from latentite.nn.lora import LoraConfig
 from latentite.rewards.combine import RewardConfig
 from latentite.rl.policy_config import Algorithm, PolicyConfig
 from latentite.rl.replay import ReplayConfig
-from latentite.training.data_config import DataConfig
 from latentite.training.ema import EMAConfig
 from latentite.training.optim import OptimizerConfig
 from latentite.training.settings import (
     CallbacksConfig,
     CheckpointConfig,
+    DataConfig,
     MonitorMode,
     Precision,
     RunConfig,

@@ -22,7 +22,7 @@ from latentite.rl.policy import policy_terms
 from latentite.rl.policy_config import PolicyConfig
 from latentite.rl.rollout import Chain, Rollout, Transitions
 from latentite.rl.rollouts import Policy
-from latentite.training.reduce import num_processes
+from latentite.training.module import num_processes
 
 
 class Stepping(Protocol):

@@ -14,7 +14,7 @@ from latentite.data.atom_features import attach_features
 from latentite.data.dataset import CrystalDataset
 from latentite.data.fidelities import FidelityCounts, FidelityData, join_fidelities
 from latentite.data.sources import splits_folder
-from latentite.training.data_config import DataConfig
+from latentite.training.settings import DataConfig
 
 if TYPE_CHECKING:
     from latentite.data.build import BuildOptions

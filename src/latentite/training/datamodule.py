@@ -20,8 +20,8 @@ from latentite.crystal import FIDELITY
 from latentite.data.dataset import CrystalDataset
 from latentite.data.fidelities import FidelityCounts
 from latentite.data.sampler import BatchPlan, WeightedDraw, epoch_batches
-from latentite.training.data_config import DEFAULT_BATCH_ATOMS, BatchBy, DataConfig
 from latentite.training.data_loading import load, load_data
+from latentite.training.settings import DEFAULT_BATCH_ATOMS, BatchBy, DataConfig
 
 __all__ = ["BatchLoader", "BatchSource", "CrystalDataModule", "DataConfig", "load"]
 
