@@ -22,7 +22,7 @@ from torch import Tensor
 
 from latentite.base.files import replacing
 from latentite.crystal import FIDELITY, CrystalBatch
-from latentite.elements import ATOMIC_NUMBER, NUM_ELEMENTS, SYMBOLS
+from latentite.elements import NUM_ELEMENTS, SYMBOLS
 from latentite.nn.baseline_ridge import fit_trimmed
 from latentite.nn.baselines import ElementBaselines, Extent
 
@@ -269,45 +269,6 @@ def write_baselines(
     text = yaml.safe_dump(content, sort_keys=False, allow_unicode=True)
     with replacing(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
-
-
-def read_baselines(path: str | Path) -> ElementBaselines:
-    """The table of a file; elements and fidelities that it does not name have none.
-
-    Raises:
-        FileNotFoundError: when there is no such file.
-        ValueError: naming what in it is not as `write_baselines` writes it.
-    """
-    import yaml
-
-    path = Path(path)
-    if not path.is_file():
-        raise FileNotFoundError(
-            f"baselines must be an existing file, got {path}; `latentite baseline fit` makes one"
-        )
-    try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path} must be YAML, got a text that is not: {error}") from error
-    if not isinstance(content, dict) or content.get("format") != FORMAT:
-        raise ValueError(f"{path} must be baselines of format {FORMAT}, written by `latentite baseline fit`")
-    try:
-        return _table(content["targets"])
-    except (KeyError, TypeError, AttributeError, ValueError) as error:
-        raise ValueError(f"{path} must be as `latentite baseline fit` writes it, got {error!r}") from error
-
-
-def _table(targets: dict[str, Any]) -> ElementBaselines:
-    fidelities = list(dict.fromkeys(name for target in targets.values() for name in target["fidelities"]))
-    extents = [target["extent"] for target in targets.values()]
-    baselines = ElementBaselines(fidelities=fidelities, targets=list(targets), extents=extents)
-    for column, target in enumerate(targets.values()):
-        for fidelity, table in target["fidelities"].items():
-            for symbol, value in table["elements"].items():
-                if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
-                    raise ValueError(f"{symbol} of {fidelity} must be a finite number, got {value!r}")
-                baselines.values[fidelities.index(fidelity), column, ATOMIC_NUMBER[symbol]] = value
-    return baselines
 
 
 def _by_symbol(baselines: ElementBaselines, position: int, column: int) -> dict[str, float]:
