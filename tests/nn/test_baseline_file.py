@@ -1,4 +1,4 @@
-"""Baselines as YAML: what was fitted stands in the file; the command fits on the training split and says what is left."""
+"""Baselines as YAML: what was fitted stands there; the command fits on the training split and says what is left."""
 
 from __future__ import annotations
 

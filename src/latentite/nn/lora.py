@@ -6,7 +6,6 @@ fit before and after.
 
     names = add_lora(denoiser, LoraConfig())       # everything else is frozen from here on
     ...train...
-    torch.save(lora_state_dict(denoiser), path)    # the adapters alone
     plain = merged(denoiser)                       # an ordinary network with the same outputs
     state = merged_state_dict(state, LoraConfig())  # the same for the tensors of a checkpoint
 """
