@@ -16,6 +16,7 @@ from torch import nn
 from latentite import hub
 from latentite.base.plain import ConfigError, from_plain
 from latentite.checkpoint import (
+    LATENT_DIFFUSION,
     CheckpointError,
     CheckpointRecord,
     Stage,
@@ -68,7 +69,7 @@ _PREDICTOR = _Kind(stages=(Stage.PREDICTOR,), settings=PredictorConfig, build=Pr
 
 def load_vae(name_or_path: str | Path, weights: Weights | str | None = None) -> Loaded[CrystalVAE, VAEConfig]:
     """A trained crystal VAE; arguments and errors as `load_ldm`."""
-    return _load(_VAE, name_or_path, weights)
+    return _built(_VAE, read_record(name_or_path, weights=weights))
 
 
 def load_ldm(
@@ -86,14 +87,27 @@ def load_ldm(
         CheckpointError: when the file is not a checkpoint of such a model, or config and tensors do not fit.
         ValueError: for an unknown name, or a path at which there is no file.
     """
-    return _load(_LDM, name_or_path, weights)
+    return ldm_of(merge_adapters(read_record(name_or_path, weights=weights)))
+
+
+def ldm_of(record: CheckpointRecord) -> Loaded[LatentDiffusion, LDMStageConfig]:
+    """The model of a record whose adapters are merged.
+
+    Raises:
+        CheckpointError: when the record is not of such a model, or config and tensors do not fit.
+    """
+    if record.generator not in (None, LATENT_DIFFUSION):
+        raise CheckpointError(
+            f"{record.path}: expected a checkpoint of {LATENT_DIFFUSION}, got one of {record.generator}"
+        )
+    return _built(_LDM, record)
 
 
 def load_predictor(
     name_or_path: str | Path, weights: Weights | str | None = None
 ) -> Loaded[PropertyPredictor, PredictorConfig]:
     """A trained property predictor; its VAE's encoder is inside. Arguments and errors as `load_ldm`."""
-    return _load(_PREDICTOR, name_or_path, weights)
+    return _built(_PREDICTOR, read_record(name_or_path, weights=weights))
 
 
 def read_record(
@@ -103,10 +117,7 @@ def read_record(
     return read_checkpoint(hub.resolve(name_or_path), stage=stage, weights=weights)
 
 
-def _load(
-    kind: _Kind[Network, Settings], name_or_path: str | Path, weights: Weights | str | None
-) -> Loaded[Network, Settings]:
-    record = merge_adapters(read_record(name_or_path, weights=weights))
+def _built(kind: _Kind[Network, Settings], record: CheckpointRecord) -> Loaded[Network, Settings]:
     if record.stage not in kind.stages:
         raise CheckpointError(f"{record.path}: expected a {kind.stages[0]} checkpoint, got {record.stage}")
     settings = _settings(kind, record)
