@@ -32,9 +32,9 @@ from latentite.nn.predictions import central as central_outputs
 from latentite.nn.predictor import PredictorInput, PropertyPredictor
 from latentite.nn.predictor_config import Pooling
 from latentite.objectives.predictor import PredictorLossConfig, labels_of, predictor_terms
+from latentite.objectives.terms import num_processes
 from latentite.training.datamodule import CrystalDataModule
 from latentite.training.latent_cache import ENCODE_CHUNK, CachedBatch
-from latentite.training.module import num_processes
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
