@@ -30,7 +30,7 @@ from latentite.generate import generate, sample_with
 from latentite.generators.jobs import Ask, Jobs
 from latentite.generators.protocol import Advance, Askable, Drawn, GeneratorCard
 from latentite.generators.table import GENERATORS, GeneratorKind
-from latentite.ldm_checkpoint import load_ldm
+from latentite.models import load_ldm
 from latentite.sampling.merge import merge
 from latentite.sampling.options import GenerateConfig
 
