@@ -26,8 +26,8 @@ from latentite.data.fidelities import FidelityConfig
 from latentite.data.labels import require_numbers, share_categories
 from latentite.data.readers.checks import Limits
 from latentite.data.source_rows import BuildOptions
-from latentite.training.data_config import DataConfig
 from latentite.training.data_loading import load_data
+from latentite.training.settings import DataConfig
 
 
 def rock_salt(row: int) -> str:

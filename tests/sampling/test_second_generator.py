@@ -30,7 +30,7 @@ from latentite.generate import generate, sample_with
 from latentite.generators.jobs import Ask, Jobs
 from latentite.generators.protocol import Advance, Askable, Drawn, GeneratorCard
 from latentite.generators.table import GENERATORS, GeneratorKind
-from latentite.ldm_checkpoint import load_ldm
+from latentite.models import load_ldm
 from latentite.sampling.merge import merge
 from latentite.sampling.options import GenerateConfig
 
@@ -214,10 +214,10 @@ def test_what_the_chosen_generator_does_not_have_is_refused_in_one_sentence(
 def test_an_option_of_another_generator_and_an_unknown_one_are_refused(table: Path, tmp_path: Path) -> None:
     latent = write_checkpoint(tmp_path / "latent.ckpt")
     with pytest.raises(
-        ValueError, match="edge must not be given: .* is of the generator latent_diffusion, whose own"
+        ValueError, match=r"edge must not be given: .* is of the generator latent_diffusion, whose own"
     ):
         generate(latent, edge=7.0)
-    with pytest.raises(ValueError, match="stepps must not be given: .* own options are edge, missing"):
+    with pytest.raises(ValueError, match=r"stepps must not be given: .* own options are edge, missing"):
         latentite.generate(table, stepps=3)  # type: ignore[operator]  # a module that can be called
     with pytest.raises(ValueError, match="edge must be positive, got -1"):
         generate(table, edge=-1)

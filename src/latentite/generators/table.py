@@ -9,18 +9,17 @@ from typing import Any
 
 import torch
 
-from latentite import hub
 from latentite.checkpoint import (
     LATENT_DIFFUSION,
     CheckpointError,
     CheckpointRecord,
     Weights,
     merge_adapters,
-    read_checkpoint,
 )
 from latentite.generators.latent.generator import LatentGenerator
 from latentite.generators.latent.options import LatentOptions
 from latentite.generators.protocol import Generator
+from latentite.models import read_record
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -58,7 +57,7 @@ def open_generator(
         CheckpointError: when the file is no checkpoint of a generator that is known here.
         ValueError: for an unknown name, a path at which there is no file, or an option that cannot be.
     """
-    record = merge_adapters(read_checkpoint(hub.resolve(ckpt), weights=weights))
+    record = merge_adapters(read_record(ckpt, weights=weights))
     # Only latent diffusion models were written before checkpoints named their generator.
     name = record.generator or LATENT_DIFFUSION
     if name not in GENERATORS:

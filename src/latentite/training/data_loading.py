@@ -13,7 +13,7 @@ from torch import Tensor
 from latentite.data.dataset import CrystalDataset, attach_features
 from latentite.data.fidelities import FidelityCounts, FidelityData, join_fidelities
 from latentite.data.sources import splits_folder
-from latentite.training.data_config import DataConfig
+from latentite.training.settings import DataConfig
 
 if TYPE_CHECKING:
     from latentite.data.source_rows import BuildOptions
