@@ -9,17 +9,20 @@ A `.ckpt` has Lightning's own keys, the raw weights in `state_dict` under the pr
 
     "latentite": {"format": 1, "stage": "vae", "config": {...}, "data": {...}, "metrics": {...},
                   "ema": {parameter name without prefix: tensor} or None,
-                  "default_weights": "raw" or "ema", where it is not the EMA if there is one}
+                  "default_weights": "raw" or "ema", where it is not the EMA if there is one,
+                  "generator": name of the generator that it is, such as "latent_diffusion", where it is one}
 
 What others use is named here; the files of this folder say the rest.
 """
 
+from latentite.checkpoint.data_card import DataCard, FidelityCard, SplitCard
 from latentite.checkpoint.lightning_file import read_training_state
-from latentite.checkpoint.network import load_network_state, merge_adapters, network_of, require_fit
+from latentite.checkpoint.network import merge_adapters, network_of, require_fit
 from latentite.checkpoint.portable import Precision, read_portable, write_portable
 from latentite.checkpoint.read import export_portable, read_checkpoint
 from latentite.checkpoint.record import (
     FORMAT,
+    LATENT_DIFFUSION,
     NETWORK_PREFIX,
     PAYLOAD_KEY,
     CheckpointError,
@@ -27,23 +30,24 @@ from latentite.checkpoint.record import (
     Stage,
     Weights,
     build_payload,
-    config_from_plain,
     plain,
 )
 
 __all__ = [
     "FORMAT",
+    "LATENT_DIFFUSION",
     "NETWORK_PREFIX",
     "PAYLOAD_KEY",
     "CheckpointError",
     "CheckpointRecord",
+    "DataCard",
+    "FidelityCard",
     "Precision",
+    "SplitCard",
     "Stage",
     "Weights",
     "build_payload",
-    "config_from_plain",
     "export_portable",
-    "load_network_state",
     "merge_adapters",
     "network_of",
     "plain",

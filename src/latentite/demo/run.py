@@ -27,28 +27,24 @@ from latentite.draw.curves import draw_reward_curve, draw_training_curve
 from latentite.evaluation.reconstruct import (
     Reconstruction,
     draw_reconstructions,
-    load_vae,
     reconstruct,
     subset,
     write_report,
 )
-from latentite.evaluation.run import Evaluation, evaluate
-from latentite.generate import GenerateConfig, GenerateResult, generate_from
+from latentite.evaluation.result import Evaluation
+from latentite.evaluation.run import evaluate
+from latentite.generate import GenerateResult, generate_from
+from latentite.models import load_vae
+from latentite.predictor.settings import TrainPredictorConfig
 from latentite.rewards.combine import Rewards
-from latentite.stages import (
-    TrainLDMConfig,
-    TrainPredictorConfig,
-    TrainRLConfig,
-    TrainVAEConfig,
-    train_ldm,
-    train_predictor,
-    train_rl,
-    train_vae,
-)
+from latentite.rl.config import TrainRLConfig
+from latentite.sampling.options import GenerateConfig
+from latentite.stages import train_ldm, train_predictor, train_rl, train_vae
 from latentite.training.datamodule import CrystalDataModule
 from latentite.training.fit import FitResult, RunStatus
 from latentite.training.ldm_start import read_vae
 from latentite.training.settings import RunConfig
+from latentite.training.stage_settings import TrainLDMConfig, TrainVAEConfig
 
 log = logging.getLogger(__name__)
 
@@ -261,7 +257,7 @@ def show_reconstructions(
     vae: FitResult, data: CrystalDataModule, out_dir: Path, *, seed: int
 ) -> tuple[Reconstruction, Path]:
     """Send test crystals through the VAE; report, training curve and picture."""
-    network, record = load_vae(vae.last_path)
+    network, _, record = load_vae(vae.last_path)
     result = reconstruct(network, subset(data.splits["test"], NUM_TESTED, seed=seed))
     write_report(result, out_dir / "reconstruction", record=record, source="prototypes (test)", seed=seed)
     chosen = torch.randperm(len(result.ids), generator=seeded_generator(seed))[:NUM_PICTURES]
@@ -281,8 +277,8 @@ def show_samples(
     folder = out_dir / "samples"
     if folder.exists():  # of an earlier demo
         shutil.rmtree(folder)
-    config = GenerateConfig(ckpt=checkpoint, num_samples=NUM_SAMPLES, steps=NUM_STEPS, seed=seed, out=folder)
-    samples = generate_from(config, command=["latentite", "demo"])
+    config = GenerateConfig(ckpt=checkpoint, num_samples=NUM_SAMPLES, seed=seed, out=folder)
+    samples = generate_from(config, {"steps": NUM_STEPS}, command=["latentite", "demo"])
     if not samples.counts.written:
         return samples, None, []
     known = data.splits["train"].crystals.with_properties({})
@@ -319,8 +315,8 @@ def reinforce(config: TrainRLConfig, picture: Path, *, num_samples: int) -> Rein
 
 def judge(checkpoint: str | Path, config: TrainRLConfig, num_samples: int) -> Judgement:
     """Sample as `latentite sample` does and ask the rewards of the run."""
-    wanted = GenerateConfig(ckpt=checkpoint, num_samples=num_samples, steps=NUM_STEPS, no_replace=True)
-    samples = generate_from(wanted)
+    wanted = GenerateConfig(ckpt=checkpoint, num_samples=num_samples, no_replace=True)
+    samples = generate_from(wanted, {"steps": NUM_STEPS})
     assert samples.crystals is not None, "kept in memory"
     means = Rewards.build(config.rl_module.reward_fn)(samples.crystals).means()
     return Judgement(

@@ -10,13 +10,13 @@ import csv
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
 from latentite.base.files import parse_json
+from latentite.checkpoint import DataCard
 from latentite.diffusion.noise import crystal_uniforms
 from latentite.generators.jobs import Ask, Jobs
 
@@ -80,9 +80,9 @@ class NumAtoms:
         return NumAtoms.from_histogram(weights)
 
 
-def training_sizes(data: Mapping[str, Any]) -> NumAtoms | None:
+def training_sizes(data: DataCard) -> NumAtoms | None:
     """Sizes of the training set, from what a checkpoint says of its data; None where it does not say."""
-    counts = data.get("splits", {}).get("train", {}).get("num_atoms_histogram")
+    counts = data.train_sizes
     return None if counts is None else NumAtoms.from_histogram(counts)
 
 
@@ -168,7 +168,7 @@ def plan_jobs(
     indices: Sequence[int],
     *,
     seed: int,
-    sizes: NumAtoms,
+    sizes: NumAtoms | None,
     asks: Sequence[Ask] = (Ask(),),
     num_samples: int | None = None,
 ) -> Jobs:
@@ -180,7 +180,7 @@ def plan_jobs(
     Args:
         indices: places in the run.
         seed: of the run.
-        sizes: where a request does not fix the number of atoms, drawn from these.
+        sizes: where a request does not fix the number of atoms, drawn from these; None leaves it to the generator.
         asks: as `build_asks` gives them: ordered by request.
         num_samples: crystals per request; None for a run of one request.
 
@@ -199,9 +199,10 @@ def plan_jobs(
     num_atoms = torch.tensor([ask.num_atoms or 0 for ask in asks])[chosen]
     least = torch.tensor([ask.min_atoms for ask in asks])[chosen]
     uniforms = crystal_uniforms(seed, indices, _DRAW_SIZE)
-    for at_least in least[num_atoms == 0].unique().tolist():
-        drawn = (num_atoms == 0) & (least == at_least)
-        num_atoms[drawn] = sizes.quantile(uniforms[drawn], at_least)
+    if sizes is not None:
+        for at_least in least[num_atoms == 0].unique().tolist():
+            drawn = (num_atoms == 0) & (least == at_least)
+            num_atoms[drawn] = sizes.quantile(uniforms[drawn], at_least)
     return Jobs(
         indices=places,
         attempts=torch.zeros_like(places),
