@@ -261,7 +261,7 @@ def test_only_https_addresses_are_opened(served: Server, monkeypatch: pytest.Mon
 
 def test_every_dataset_can_be_had_or_says_how() -> None:
     for name, dataset in DATASETS.items():
-        assert dataset.is_made_here or dataset.address or dataset.advice, name
+        assert dataset.is_shipped or dataset.address or dataset.advice, name
         assert bool(dataset.rows) == bool(dataset.address), name
 
 
