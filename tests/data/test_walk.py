@@ -14,9 +14,10 @@ from hypothesis import strategies as st
 from pymatgen.core import Lattice, Structure
 from pymatgen.io.cif import CifWriter
 
-from latentite.data.build import BuildOptions, build_split, read_source
+from latentite.data.build import build_split, read_source
 from latentite.data.readers.records import PayloadKind, Record, Rejection
 from latentite.data.readers.rows import CHUNK, Row, pair, read, walk
+from latentite.data.source_rows import BuildOptions
 from latentite.evaluation.read import read_crystals
 from latentite.generators.latent.options import read_structures
 
