@@ -10,6 +10,7 @@ import pytest
 
 from latentite.crystal import CrystalBatch
 from latentite.crystal_arrays import CrystalArrays
+from latentite.energy import ase_calculator
 from latentite.energy.ase_calculator import sevennet_potential
 from latentite.energy.contract import check_potential
 

@@ -35,6 +35,8 @@ _PATIENCE = 60.0
 """Seconds to wait while another process writes."""
 _AT_ONCE = 500
 """Hashes in one query; SQLite itself allows 999 at the least."""
+_BLOCK = 256
+"""New values that are kept at a time: what an interruption can cost."""
 _CREATE = "CREATE TABLE IF NOT EXISTS results (hash TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID"
 
 Answer = TypeVar("Answer")
@@ -156,39 +158,50 @@ def _opened(path: Path) -> Iterator[sqlite3.Connection]:
 NumberRow = Float[np.ndarray, " number"]
 
 
-def kept_rows(
+def kept_values(
     store: ResultStore,
     keys: Sequence[str],
-    compute: Callable[[list[int]], Iterable[NumberRow]],
+    compute: Callable[[list[int]], Iterable[Any]],
     *,
     begin: Callable[[int], Callable[[int], None]],
-    at_once: int = 256,
-) -> list[NumberRow]:
-    """One row per key, from the store where it is known; with float32's seven digits either way.
+) -> list[Any]:
+    """One plain value per key, from the store where it is known; new ones go there block by block.
 
     Args:
-        store: of this kind of row and its settings.
-        keys: what a row belongs to; equal keys share one.
-        compute: rows of the positions in `keys` that it is given, in order; NaN for what cannot be computed is kept
-            as well.
-        begin: told how many rows are missing, unless none is; gives what to tell of those that are done.
-        at_once: rows in one block; it does not change the result.
+        store: of this kind of value and its settings.
+        keys: what a value belongs to; equal keys share one.
+        compute: values of the positions in `keys` that it is given, in order.
+        begin: told how many values are missing, unless none is; gives what to tell of those that are done.
     """
-    known = {key: _unpacked(text) for key, text in store.get_many(keys).items()}
+    known = store.get_many(keys)
     first: dict[str, int] = {}
     for place, key in enumerate(keys):
         if key not in known:
             first.setdefault(key, place)
     missing = list(first)
     advance = begin(len(missing)) if missing else lambda count: None
-    for start in range(0, len(missing), at_once):
-        block = missing[start : start + at_once]
+    for start in range(0, len(missing), _BLOCK):
+        block = missing[start : start + _BLOCK]
         computed = dict(zip(block, compute([first[key] for key in block]), strict=True))
-        texts = {key: _packed(row) for key, row in computed.items()}
-        store.put_many(texts)
-        known |= {key: _unpacked(text) for key, text in texts.items()}
+        store.put_many(computed)
+        known |= computed
         advance(len(block))
     return [known[key] for key in keys]
+
+
+def kept_rows(
+    store: ResultStore,
+    keys: Sequence[str],
+    compute: Callable[[list[int]], Iterable[NumberRow]],
+    *,
+    begin: Callable[[int], Callable[[int], None]],
+) -> list[NumberRow]:
+    """`kept_values` for rows of numbers, with float32's seven digits either way; NaN is kept as well."""
+
+    def packed(places: list[int]) -> list[str]:
+        return [_packed(row) for row in compute(places)]
+
+    return [_unpacked(text) for text in kept_values(store, keys, packed, begin=begin)]
 
 
 def _packed(row: NumberRow) -> str:

@@ -17,14 +17,15 @@ from latentite.data.properties import SYMPREC
 from latentite.evaluation.measure import BeginStep, Cell, Measured, timed
 from latentite.evaluation.protocols import Protocol
 from latentite.evaluation.read import Crystals
-from latentite.evaluation.store import ResultStore, namespace
+from latentite.evaluation.store import ResultStore, kept_values, namespace
 from latentite.evaluation.table import Counted, Section, Table, Work, all_of
 from latentite.metrics.charge import ChargeVerdict, charge_neutrality
 from latentite.metrics.composition import SmactRule
 
 _CHARGE_VERSION = 1
 """Raised when `metrics/charge.py` gives other verdicts."""
-_AT_ONCE = 512
+_ASKED = ("ask", "conditions")
+"""Labels of a sampling run that stand in the table."""
 
 
 def charge_section(work: Work, table: Mapping[str, list[Cell]]) -> Section:
@@ -44,22 +45,12 @@ def charge_verdicts(crystals: Crystals, stage: BeginStep) -> list[ChargeVerdict]
     """The verdict on each crystal, from the store where it is known; new ones go there block by block."""
     packages = {name: version(name) for name in ("pymatgen-core", "numpy")}
     store = ResultStore.open(namespace("charge", _CHARGE_VERSION, packages))
-    known = store.get_many(crystals.hashes)
-    first = {digest: place for place, digest in enumerate(crystals.hashes) if digest not in known}
-    missing = list(first)
-    advance = stage("charges", len(missing)) if missing else lambda count: None
-    for start in range(0, len(missing), _AT_ONCE):
-        block = missing[start : start + _AT_ONCE]
-        verdicts = charge_neutrality([crystals.arrays[first[digest]] for digest in block])
-        values = {digest: verdict.value for digest, verdict in zip(block, verdicts, strict=True)}
-        store.put_many(values)
-        known |= values
-        advance(len(block))
-    return [ChargeVerdict(known[digest]) for digest in crystals.hashes]
 
+    def compute(places: list[int]) -> list[str]:
+        return [verdict.value for verdict in charge_neutrality([crystals.arrays[place] for place in places])]
 
-_ASKED = ("ask", "conditions")
-"""Labels of a sampling run that stand in the table."""
+    values = kept_values(store, crystals.hashes, compute, begin=lambda count: stage("charges", count))
+    return [ChargeVerdict(value) for value in values]
 
 
 def source_section(work: Work, table: Mapping[str, list[Cell]]) -> Section:
