@@ -109,7 +109,7 @@ def _load_fidelities(
 
 
 def _options(config: DataConfig, *, numbers_only: bool) -> BuildOptions:
-    """How splits are read: the labels that are asked for, or all columns of numbers."""
+    """Options of reading splits: the labels that are asked for, or all columns of numbers."""
     from latentite.data.build import BuildOptions
     from latentite.data.checks import Limits
     from latentite.data.properties import DERIVED
