@@ -12,8 +12,7 @@ import yaml
 from latentite.cli import main
 from latentite.crystal import CrystalBatch
 from latentite.crystal_arrays import CrystalArrays
-from latentite.data.cache import write_dataset
-from latentite.data.dataset import CrystalDataset
+from latentite.data.dataset import CrystalDataset, write_dataset
 from latentite.elements import SYMBOLS
 from latentite.nn.baseline_fit import fit_baselines, write_baselines
 

@@ -11,12 +11,11 @@ import torch
 from safetensors.torch import save_file
 from tiny_run import tiny_split
 
-from latentite.data.atom_features import attach_features
-from latentite.data.cache import write_dataset
+from latentite.data.dataset import attach_features, write_dataset
 from latentite.data.fidelities import FidelityConfig
 from latentite.data.properties import derive
-from latentite.training.datamodule import CrystalDataModule, DataConfig, load
-from latentite.training.settings import BatchBy
+from latentite.training.datamodule import CrystalDataModule, load
+from latentite.training.settings import BatchBy, DataConfig
 
 
 @pytest.fixture

@@ -19,9 +19,10 @@ from latentite.nn.baselines import Extent
 from latentite.nn.predictor_config import FidelityMode, HeadKind, Pooling
 from latentite.predictor.settings import EncoderTraining, PredictorModuleConfig, TargetOptions
 from latentite.stages import TrainPredictorConfig, train_predictor
-from latentite.training.datamodule import CrystalDataModule, DataConfig
+from latentite.training.datamodule import CrystalDataModule
 from latentite.training.ema import EMAConfig
 from latentite.training.optim import SchedulerConfig
+from latentite.training.settings import DataConfig
 
 STATES = ("state_dict", "optimizer_states", "lr_schedulers", "global_step", "epoch")
 

@@ -80,6 +80,22 @@ def numbers(option: str, value: Numbers) -> list[int]:
         raise ValueError(f"{option} must be whole numbers such as 1,2,4, got {value}") from None
 
 
+def check_device(name: str) -> None:
+    """Refuse a `--device` that is not there.
+
+    Raises:
+        ValueError: saying what to take instead.
+    """
+    import torch
+
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise ValueError(f"--device must be cpu, cuda, cuda:0, ..., got {name}") from error
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise ValueError(f"--device {name} was asked for, but torch sees no CUDA device; use --device cpu")
+
+
 @contextmanager
 def naming(key: str) -> Iterator[None]:
     """Errors about what a setting names begin with the setting's dotted key.

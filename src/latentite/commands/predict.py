@@ -35,7 +35,7 @@ def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) ->
 
 def _predict(arguments: argparse.Namespace) -> int:
     # Imported here: torch and the networks take seconds, and `--help` should not.
-    from latentite.data.named import read_source
+    from latentite.data.build import read_source
     from latentite.models import load_predictor
     from latentite.predictor.predict import at_fidelity, predict_dataset, write_predictions
 

@@ -54,7 +54,7 @@ def _reconstruct(arguments: argparse.Namespace) -> int:
 
 def _run(arguments: argparse.Namespace) -> Reconstruction:
     # Imported here: torch and the networks take seconds, and `--help` should not.
-    from latentite.data.named import read_source
+    from latentite.data.build import read_source
     from latentite.evaluation.reconstruct import reconstruct, subset, write_report
     from latentite.models import load_vae
 

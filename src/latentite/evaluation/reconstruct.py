@@ -29,6 +29,7 @@ from latentite.base.files import replacing, write_json
 from latentite.checkpoint import CheckpointRecord
 from latentite.crystal import CrystalBatch
 from latentite.data.dataset import CrystalDataset
+from latentite.data.dataset_folder import write_rejections
 from latentite.data.readers.records import Rejection
 from latentite.data.sampler import BatchPlan, epoch_batches
 from latentite.draw.cells import draw_pairs, pretty
@@ -252,7 +253,7 @@ def write_report(
     folder.mkdir(parents=True, exist_ok=True)
     stems = file_stems(result.ids)
     written = _write_cifs(result, folder / "cifs", stems) if with_cifs else {}
-    _write_rejections(result.rejections, folder / "rejected.csv")
+    write_rejections(folder / "rejected.csv", result.rejections)
     _write_structures(result, folder / "structures.csv", written)
     if len(result.ids):
         generator = torch.Generator().manual_seed(seed)
@@ -320,13 +321,6 @@ def _right_handed(structure: Structure) -> Structure:
 def _write_text(path: Path, text: str) -> None:
     with replacing(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
-
-
-def _write_rejections(rejections: Iterable[Rejection], path: Path) -> None:
-    with replacing(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file)
-        writer.writerow(["source", "row", "id", "reason"])
-        writer.writerows([item.source, item.row, item.id, item.reason] for item in rejections)
 
 
 def _write_structures(result: Reconstruction, path: Path, files: dict[int, tuple[str, str]]) -> None:

@@ -27,7 +27,7 @@ from latentite.elements import SYMBOLS
 from latentite.formulas import plain_formula, reduced_composition
 from latentite.match.search import find_matches
 from latentite.match.settings import STRICT
-from latentite.metrics.symmetry import space_groups
+from latentite.metrics.geometry import space_groups
 
 SYMPREC = 0.1
 """Å; tolerance of the space group of `Kind.STRUCTURE`."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from latentite.data.augment import AugmentationConfig, NoiseConfig
+from latentite.data.sampler import AugmentationConfig, NoiseConfig
 from latentite.nn.decoder import DecoderConfig
 from latentite.nn.denoiser import DenoiserConfig
 from latentite.nn.encoders import EncoderConfig

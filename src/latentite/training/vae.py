@@ -6,8 +6,9 @@ import torch
 from torch import Tensor, nn
 
 from latentite.crystal import CrystalBatch
-from latentite.data.augment import corrupt
-from latentite.metrics.reconstruction import LOOSE, STRICT, reconstruction_table, summarise
+from latentite.data.sampler import corrupt
+from latentite.match.settings import LOOSE, STRICT
+from latentite.metrics.reconstruction import reconstruction_table, summarise
 from latentite.nn.vae import CrystalVAE
 from latentite.objectives.terms import LossTerms
 from latentite.objectives.vae import vae_loss

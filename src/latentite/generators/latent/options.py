@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, TypeAlias
 from latentite.base.plain import Numbers, Texts, choice, names, numbers
 from latentite.crystal import CrystalBatch
 from latentite.crystal_arrays import CrystalArrays
-from latentite.data.checks import Limits
+from latentite.data.readers.checks import Limits
 from latentite.data.readers.records import Rejection
-from latentite.data.readers.table import read
+from latentite.data.readers.rows import read
 from latentite.diffusion.samplers import SamplerKind
 from latentite.generators.latent.chain import Precision, SamplingConfig
 
