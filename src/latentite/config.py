@@ -49,7 +49,7 @@ HYDRA_FOLDERS = {"hydra.run.dir", "hydra.sweep.dir"}
 _OVERRIDE = re.compile(r"^(?P<head>\+{0,2}(?P<key>[A-Za-z_][\w./@]*))=(?P<value>.*)$", re.DOTALL)
 
 HYDRAS_OWN = {".hydra", "train.log"}
-"""What hydra puts into a run's folder before the stage has begun (`configs/hydra/default.yaml`)."""
+"""Files that hydra puts into a run's folder before the stage has begun (`configs/hydra/default.yaml`)."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -233,7 +233,7 @@ def _quoted(entry: StageEntry, argument: str, *, is_sweep: bool) -> str:
 
 
 def _as_text(value: str) -> tuple[str | None, bool]:
-    """What hydra reads as text (None: nothing, or something else), and whether it can read it at all."""
+    """The text that hydra reads (None: nothing, or something else), and whether it can read it at all."""
     try:
         override = OverridesParser.create().parse_override(f"key={value}")
     except HydraException:
@@ -251,7 +251,7 @@ def _names_path(key: str) -> bool:
 
 
 def _names_text(key: str) -> bool:
-    """Whether a key may be that of a text: only then its type is looked up, which takes seconds."""
+    """True if a key may be that of a text: only then its type is looked up, which takes seconds."""
     return _names_path(key) or key.endswith("name")
 
 

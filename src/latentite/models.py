@@ -41,9 +41,9 @@ class Loaded(NamedTuple, Generic[Network, Settings]):
     network: Network
     """On the CPU, in evaluation mode, LoRA adapters merged into its weights."""
     settings: Settings
-    """What the network was built from."""
+    """Config from which the network was built."""
     record: CheckpointRecord
-    """What else the file says: stage, which weights, training data, metrics, hash."""
+    """The rest of the file: stage, which weights, training data, metrics, hash."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -54,6 +54,13 @@ def labelled(crystals):
     return crystals.with_properties({**properties, FIDELITY: fidelity})
 
 
+def loss_of(network, batch, options):
+    """The objective of labelled crystals."""
+    inputs = network.prepare(batch)
+    labels = labels_of(network.config, batch.properties)
+    return predictor_terms(network, inputs, network.outputs(inputs), labels, options)
+
+
 @pytest.mark.parametrize("head", list(HeadKind))
 @pytest.mark.parametrize("filler", [1e9, -1e9, float("inf"), 0.0])
 def test_a_masked_label_changes_no_bit_of_loss_or_gradient(crystals, head, filler):
@@ -88,9 +95,7 @@ def test_a_masked_label_changes_no_bit_of_loss_or_gradient(crystals, head, fille
 def test_a_target_without_any_label_gives_no_gradient_and_no_nan(crystals):
     network = network_of()
     empty = {name: torch.full((len(crystals),), torch.nan) for name in "abc"}
-    inputs = network.prepare(crystals)
-    labels = labels_of(network.config, empty)
-    terms = predictor_terms(network, inputs, network.outputs(inputs), labels, PredictorLossConfig())
+    terms = loss_of(network, crystals.with_properties(empty), PredictorLossConfig())
     terms.total().backward()
     assert terms.total().item() == 0.0
     assert all(p.grad is None or not p.grad.any() for p in network.parameters())
@@ -118,9 +123,9 @@ def test_the_total_is_the_weighted_mean_over_what_is_present(crystals):
         ]
         means.append(sum(errors) / len(errors))
     expected = (2 * 3.0 * means[0] + 2 * 0.5 * means[1]) / (2 * 3.0 + 2 * 0.5)
-    assert predictor_loss(network, batch, options).total().item() == pytest.approx(expected, rel=1e-5)
+    assert loss_of(network, batch, options).total().item() == pytest.approx(expected, rel=1e-5)
     only_low = batch.select(torch.tensor(np.flatnonzero(codes == 0)))
-    total = predictor_loss(network, only_low, options).total().item()
+    total = loss_of(network, only_low, options).total().item()
     assert total == pytest.approx(means[0], rel=1e-5)
 
 
@@ -146,4 +151,4 @@ def test_the_pinball_loss_of_the_median_is_the_absolute_error():
 
 def test_a_missing_property_is_named(crystals):
     with pytest.raises(ValueError, match="target a must be a label of the crystals, which have: none"):
-        predictor_loss(network_of(), crystals, PredictorLossConfig())
+        loss_of(network_of(), crystals, PredictorLossConfig())

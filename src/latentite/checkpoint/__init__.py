@@ -1,4 +1,4 @@
-"""What a checkpoint of ours holds and how it is read safely.
+"""Checkpoints of ours: their content, and reading them safely.
 
 Two forms say the same. Training leaves Lightning `.ckpt` files, with optimizer and loops, to resume from;
 `export_portable` makes of one a pair `NAME.safetensors` + `NAME.json` (the card), to publish. Either is read

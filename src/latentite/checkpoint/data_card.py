@@ -1,4 +1,4 @@
-"""`DataCard`: what a checkpoint says of the crystals that its model was trained on."""
+"""`DataCard`: a checkpoint's description of the crystals that its model was trained on."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class FidelityCard:
     without_label: dict[str, int] | None = None
     """Rows that lack a property, by property."""
     dispersion: bool | None = None
-    """Whether the energies contain dispersion."""
+    """True where the energies contain dispersion."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -53,7 +53,7 @@ class DataCard:
     reference_fidelity: str | None = None
     """The one that the others are compared with."""
     others: dict[str, Any] = field(default_factory=dict)
-    """What else the file says, as it stands there; an imported model has its `source` and `hyper_parameters`."""
+    """Everything else in the section, as it stands there; an imported model has its `source` and `hyper_parameters`."""
 
     @staticmethod
     def of(data: Mapping[str, Any]) -> DataCard:

@@ -31,7 +31,7 @@ from latentite.checkpoint.record import (
 
 
 class Precision(StrEnum):
-    """How the float32 matrices of a portable checkpoint are stored; everything else is kept as it is."""
+    """Formats of the float32 matrices of a portable checkpoint; everything else is kept as it is."""
 
     FP32 = "fp32"
     FP16 = "fp16"
@@ -100,7 +100,7 @@ def _card(
     precision: Precision,
     about: Mapping[str, Any] | None,
 ) -> dict[str, Any]:
-    """What stands beside the weights: which they are, what they are for and where they come from."""
+    """The card beside the weights: which they are, their config, data and origin."""
     return {
         "format": FORMAT,
         "stage": record.stage.value,

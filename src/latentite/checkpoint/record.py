@@ -36,7 +36,7 @@ _GENERATORS = {Stage.LDM: LATENT_DIFFUSION, Stage.RL: LATENT_DIFFUSION}
 
 
 class Weights(StrEnum):
-    """Which of a checkpoint's two sets of weights."""
+    """The two sets of weights that a checkpoint may hold."""
 
     EMA = "ema"
     """The exponential moving average over training steps: what is validated, and what later stages use."""
@@ -56,7 +56,7 @@ class CheckpointRecord:
     """The file that holds the weights."""
     stage: Stage
     weights: Weights
-    """Which weights `state` has."""
+    """The set of weights that `state` has."""
     config: dict[str, Any]
     """Plain values; `from_plain` makes the network's dataclass of it."""
     state: dict[str, Tensor]
@@ -114,7 +114,7 @@ def build_payload(
     default_weights: Weights | None = None,
     generator: str | None = None,
 ) -> dict[str, Any]:
-    """What a Lightning module adds to its checkpoint under the key "latentite".
+    """The section "latentite" that a Lightning module adds to its checkpoint.
 
     Args:
         stage: which stage this is.
@@ -185,7 +185,7 @@ def check_payload(payload: Any, path: Path) -> tuple[Stage, DataCard]:
 
 
 def weights_of(value: Any, path: Path) -> Weights:
-    """Which weights a file says that it has, or gives to who does not choose."""
+    """Checks a file's statement of its weights, or of those that it gives to who does not choose."""
     if value not in list(Weights):
         raise CheckpointError(f"{path}: weights must be one of {', '.join(Weights)}, got {value!r:.80}")
     return Weights(value)

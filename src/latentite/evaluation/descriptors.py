@@ -41,7 +41,7 @@ def latent_features(
     """Posterior means averaged over the atoms of each crystal, in the order of the crystals.
 
     Args:
-        network: of `latentite.evaluation.reconstruct.load_vae`; features of different networks cannot be compared.
+        network: of `latentite.models.load_vae`; features of different networks cannot be compared.
         crystals: in canonical form (`data/canonical.py`), both sides of a comparison alike: the encoder sees cell,
             orientation and origin.
         batch_size: crystals at once; it does not change the result.

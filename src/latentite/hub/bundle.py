@@ -27,7 +27,7 @@ from latentite.hub.lookup import resolve
 
 @dataclass(kw_only=True, slots=True)
 class ModelCard:
-    """What people must know of a model; the rest of its card is taken from the checkpoint."""
+    """Facts about a model for people; the rest of its card is taken from the checkpoint."""
 
     trained_on: str
     """The data, in words."""
@@ -65,7 +65,7 @@ class ModelCard:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Bundled:
-    """What was written."""
+    """The files that were written."""
 
     weights: Path
     card: Path
@@ -143,7 +143,7 @@ def read_model_card(path: Path, checkpoint: Path) -> ModelCard:
 
 
 def _provenance(checkpoint: Path) -> dict[str, Any]:
-    """What the run noted in which `RUN/checkpoints/last.ckpt` was trained; empty where it is not known."""
+    """The provenance of the run that wrote `RUN/checkpoints/last.ckpt`; empty where it is not known."""
     path = checkpoint.parent.parent / "provenance.json"
     content = parse_json(path.read_text(encoding="utf-8")) if path.is_file() else {}
     return content if isinstance(content, dict) else {}

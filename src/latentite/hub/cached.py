@@ -61,12 +61,12 @@ def download(
 
 
 def cached_file(name: str) -> Path:
-    """Where the file of a public checkpoint lies, once it is downloaded."""
+    """Path of the file of a public checkpoint, once it is downloaded."""
     return cache_dir() / "hub" / f"{name}.ckpt"
 
 
 def converted_file(file: Path, sha256: str) -> Path:
-    """Where the conversion of a Chemeleon2 checkpoint of this content lies, once it is made."""
+    """Path of the conversion of a Chemeleon2 checkpoint of this content, once it is made."""
     return cache_dir() / "converted" / f"{file.stem}-{sha256[:16]}-v{CONVERSION}.ckpt"
 
 
@@ -79,7 +79,7 @@ def public_name(file: Path) -> str | None:
 
 
 def card(file: Path) -> dict[str, Any]:
-    """What is recorded of a file that `resolve` gave from the cache: hashes, origin, and what was converted to what.
+    """The record of a file that `resolve` gave from the cache: hashes, origin, and what was converted to what.
 
     Raises:
         ValueError: when nothing is recorded of it.
@@ -125,7 +125,7 @@ def write_record(file: Path, content: Path, **origin: Any) -> None:
 
 
 def problem_of(file: Path, *, is_thorough: bool) -> str | None:
-    """What is wrong with a cached file, or None; without `is_thorough` an untouched file is not hashed again.
+    """The fault of a cached file, or None; without `is_thorough` an untouched file is not hashed again.
 
     A file without record was put there by hand: it is taken as it is, and recorded, which is said. A record that cannot
     be read vouches for nothing, so the file beside it is not taken.

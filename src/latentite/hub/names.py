@@ -1,4 +1,4 @@
-"""Which names there are: the public checkpoints, those in the `ckpts` folders, and what a mistyped one may mean."""
+"""Names of checkpoints: the public ones, those in the `ckpts` folders, and what a mistyped one may mean."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ class HubError(DownloadError):
 
 
 class Kind(StrEnum):
-    """Where a name comes from."""
+    """Origins of a name."""
 
     BUNDLED = "bundled"
     PUBLIC = "public"
@@ -84,7 +84,7 @@ def missing_bundled(name: str) -> ValueError:
 
 
 def bundled_folders() -> list[Path]:
-    """Where bundled checkpoints are looked for: LATENTITE_CKPT_DIR if it is set, and nowhere else then; otherwise
+    """Folders of bundled checkpoints: LATENTITE_CKPT_DIR if it is set, and nowhere else then; otherwise
     `ckpts` inside the installed package, of the checkout that the package runs from, and of the working directory."""
     if own := os.environ.get("LATENTITE_CKPT_DIR"):
         return [Path(own)]

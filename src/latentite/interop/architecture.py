@@ -56,7 +56,7 @@ class Shapes:
         return shape
 
     def count(self, prefix: str) -> int:
-        """How many numbered modules `prefix.0`, `prefix.1`, ... there are."""
+        """Number of numbered modules `prefix.0`, `prefix.1`, ..."""
         numbers = {name[len(prefix) :].split(".")[0] for name in self.shapes if name.startswith(prefix)}
         return len(numbers)
 
@@ -194,7 +194,7 @@ def _whole(value: Any) -> int | None:
 
 @dataclass(kw_only=True, slots=True)
 class Demands:
-    """What a network must be for Chemeleon2 to have it."""
+    """Demands on a network for Chemeleon2 to have it."""
 
     path: Path
     unmet: list[str] = field(default_factory=list)

@@ -52,7 +52,7 @@ from latentite.nn.vae import CrystalVAE, VAEConfig
 from latentite.objectives.ldm import LDMStageConfig
 
 PACKAGE = ("src.vae_module.", "src.ldm_module.", "src.rl_module.", "src.predictor_module.")
-"""What the names of the project's classes begin with."""
+"""Beginning of the names of the project's classes."""
 PUBLIC_WIDTH, PUBLIC_HEADS = 512, 8
 """Of the VAE of all public checkpoints; those of later stages carry its tensors, but not its number of heads."""
 
@@ -71,11 +71,11 @@ class Imported:
     ema: dict[str, Tensor] | None
     """Averaged weights that differ from the raw ones; None where the file has no EMA."""
     hyper_parameters: dict[str, Any]
-    """What the file says of its training, as plain values."""
+    """The file's hyperparameters, as plain values."""
 
 
 def is_chemeleon2(path: str | Path) -> bool:
-    """Whether a file's pickle names classes of that project; a look at its bytes, nothing is loaded."""
+    """True if a file's pickle names classes of that project; a look at its bytes, nothing is loaded."""
     return any(name.startswith(PACKAGE) for name in names_in(path))
 
 

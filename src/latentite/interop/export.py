@@ -71,7 +71,7 @@ TRAINING: dict[str, Any] = {
 
 
 PREDICTING: dict[str, Any] = {"optimizer": {**TRAINING["optimizer"], "lr": 1e-3}}
-"""What is different for its predictors."""
+"""Differences for its predictors."""
 
 
 def export_chemeleon2(

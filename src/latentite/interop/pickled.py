@@ -1,4 +1,4 @@
-"""A torch checkpoint of classes that are not ours, read without importing or calling any of them.
+"""Reads a foreign pickle into inert records: a torch checkpoint of classes that are not ours, none of them called.
 
 Such a file is a zip of one pickle and the numbers of its tensors. A pickle is a small program that names classes and
 calls them; here every name that is not a plain container becomes a `Record`, which only remembers what it was given,
@@ -75,7 +75,7 @@ class DamagedPickleError(ValueError):
 
 
 class Record:
-    """What a pickled object of a foreign class said of itself; its class has the name in `kind`."""
+    """The state of a pickled object of a foreign class; its class has the name in `kind`."""
 
     kind: ClassVar[str] = ""
     __slots__ = ("args", "entries", "keywords", "state")
@@ -97,7 +97,7 @@ class Record:
         self.entries.append((key, value))
 
     def append(self, value: Any) -> None:
-        """What a list's subclass is given."""
+        """Keeps the items of a list's subclass."""
         self.entries.append(value)
 
     def __repr__(self) -> str:
@@ -119,7 +119,7 @@ class Record:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class StoredTensor:
-    """Where a tensor's numbers stand in the file."""
+    """Place of a tensor's numbers in the file."""
 
     key: str
     dtype: torch.dtype
@@ -312,7 +312,7 @@ class _Reader(pickle.Unpickler):
         self._kinds: dict[str, type[Record]] = {}
 
     def find_class(self, module: str, name: str) -> Any:
-        """What stands for a name of the pickle: a plain container, a function of ours, or a `Record` of its kind.
+        """The stand-in for a name of the pickle: a plain container, a function of ours, or a `Record` of its kind.
 
         Nothing is imported. Unpickling calls this for every name, so whatever it does not give cannot be called.
 

@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 import torch
+import yaml
 from jaxtyping import Float, Int
 from torch import Tensor
 
@@ -31,7 +32,7 @@ Array = np.ndarray
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class BaselineFit:
-    """How one fidelity and target was fitted; residuals are label minus baseline, in the unit of the labels."""
+    """Result of the fit of one fidelity and target; residuals are label minus baseline, in the unit of the labels."""
 
     fidelity: str
     target: str
@@ -146,7 +147,7 @@ class _LabelledRows:
     """Position of the reference fidelity."""
 
     def at(self, position: int) -> Array:
-        """Which rows have a label at this fidelity."""
+        """Mask of the rows that have a label at this fidelity."""
         return np.asarray(np.isfinite(self.totals) & (self.code == position))
 
 
@@ -245,8 +246,6 @@ def write_baselines(
         reference: name of the reference fidelity.
         provenance: plain values: source, hash, settings of the fit.
     """
-    import yaml
-
     targets = {
         target: {
             "extent": baselines.extents[column].value,

@@ -22,7 +22,7 @@ __all__ = ["FIDELITY", "ElementBaselines", "Extent"]
 
 
 class Extent(StrEnum):
-    """How a target grows with its crystal."""
+    """Growth of a target with its crystal."""
 
     PER_ATOM = "per_atom"
     """Intensive, per atom (a formation energy in eV/atom): the baseline is the mean over the atoms."""
@@ -112,5 +112,5 @@ class ElementBaselines(nn.Module):
         return sentences
 
     def has_baseline(self) -> bool:
-        """Whether any target has a baseline at all."""
+        """True where any target has a baseline."""
         return any(extent is not Extent.NONE for extent in self.extents)

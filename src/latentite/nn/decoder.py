@@ -21,7 +21,7 @@ from latentite.nn.transformer import PackedLayout, Transformer, TransformerSize,
 
 
 class CoordinateHead(StrEnum):
-    """What the decoder says of each coordinate."""
+    """Forms of the decoder's output of a coordinate."""
 
     LINEAR = "linear"
     """The number itself (3 per atom), as the public checkpoints have."""
@@ -40,7 +40,7 @@ class DecoderConfig(TransformerSize):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class DecodedCrystals:
-    """What the decoder says, packed like the crystals it stands for. Losses read it, `to_crystals` ends it."""
+    """Output of the decoder, packed like the crystals it stands for. Losses read it, `to_crystals` ends it."""
 
     num_atoms: Int[Tensor, " crystal"]
     element_logits: Float[Tensor, "atom element"] | None

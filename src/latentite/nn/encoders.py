@@ -23,7 +23,7 @@ from latentite.nn.transformer import PackedLayout, Transformer, TransformerSize,
 
 
 class EncoderFeatures(StrEnum):
-    """Which numbers an encoder is given."""
+    """Inputs of an encoder."""
 
     PLAIN = "plain"
     """Lattice matrix (9 numbers, Å) and fractional coordinates (3), as the public checkpoints have."""
@@ -86,7 +86,7 @@ def num_lattice_features(features: EncoderFeatures) -> int:
 
 
 class EncoderKind(StrEnum):
-    """Which encoder."""
+    """Kinds of encoder."""
 
     TRANSFORMER = "transformer"
     CSPNET = "cspnet"

@@ -29,7 +29,7 @@ class LDMConfig:
     vae: VAEConfig = field(default_factory=VAEConfig)
     denoiser: DenoiserConfig = field(default_factory=DenoiserConfig)
     condition_module: ConditionModuleConfig | None = None
-    """What the model can be asked for; null for an unconditional one."""
+    """Conditions that the model knows; null for an unconditional one."""
     lora: LoraConfig | None = None
     """Adapters of a denoiser that is being fine-tuned; null where it is trained in full, or when they are merged."""
 
@@ -91,7 +91,7 @@ class LatentDiffusion(nn.Module):
         num_atoms: Int[Tensor, " crystal"],
         generator: torch.Generator | None = None,
     ) -> LatentBatch:
-        """What `encode` makes of a posterior."""
+        """Normalised latents from a posterior, as `encode` gives them."""
         latent = posterior.mean if generator is None else posterior.sample(generator)
         latent = (latent.float() - self.latent_mean) / self.latent_std
         return LatentBatch.from_packed(latent, num_atoms)
@@ -100,6 +100,6 @@ class LatentDiffusion(nn.Module):
     def decode(
         self, latents: LatentBatch, atomic_numbers: Int[Tensor, " atom"] | None = None
     ) -> DecodedCrystals:
-        """What normalised latents stand for; `atomic_numbers` for a structure-prediction VAE."""
+        """Decodes normalised latents; `atomic_numbers` for a structure-prediction VAE."""
         latent = latents.packed * self.latent_std + self.latent_mean
         return self.vae.decode(latent, latents.num_atoms, atomic_numbers)

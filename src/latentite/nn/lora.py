@@ -26,7 +26,7 @@ from latentite.nn.denoiser import DenoiserAttention
 IN_PROJ = "in_proj"
 """Name, below an attention layer, of its fused projection."""
 _ADAPTED_WEIGHT = {"lora": "weight", "in_proj_adapter": "in_proj_weight"}
-"""What an adapter is called in the layer that it belongs to, and the weight that it adds to."""
+"""Name of an adapter in its layer, and of the weight that it adds to."""
 _ADAPTER_TENSOR = re.compile(rf"\.(?P<adapter>{'|'.join(_ADAPTED_WEIGHT)})\.(?P<factor>down|up)\.weight$")
 
 
@@ -80,12 +80,12 @@ class LoraBranch(nn.Module):
         nn.init.zeros_(self.up.weight)
 
     def forward(self, inputs: Float[Tensor, "*row input"]) -> Float[Tensor, "*row output"]:
-        """What is added to the output of the layer, for any number of leading axes."""
+        """The addition to the output of the layer, for any number of leading axes."""
         return self.config.scale * self.up(self.down(self.dropout(inputs)))
 
     @property
     def weight(self) -> Float[Tensor, "output input"]:
-        """What the branch adds to the weight of its layer, computed in double precision."""
+        """The addition to the weight of its layer, computed in double precision."""
         return _addition(self.up.weight, self.down.weight, self.config)
 
 
@@ -205,7 +205,7 @@ def merged_state_dict(state: Mapping[str, Tensor], config: LoraConfig) -> dict[s
 
 
 def _addition(up: Tensor, down: Tensor, config: LoraConfig) -> Tensor:
-    """What a branch adds to the weight of its layer, in double precision."""
+    """The addition of a branch to the weight of its layer, in double precision."""
     return config.scale * (up.double() @ down.double())
 
 
@@ -215,7 +215,7 @@ def _branches(network: nn.Module) -> list[str]:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TrainableSummary:
-    """Which parameters of a network are trained, in numbers."""
+    """Numbers of trained and frozen parameters of a network."""
 
     trainable: dict[str, int]
     """For each part of the network (first name) how many numbers are trained."""
@@ -243,7 +243,7 @@ class TrainableSummary:
 
 
 def trainable_summary(network: nn.Module) -> TrainableSummary:
-    """What is trained and what is frozen, by part of the network, adapters as a part of their own."""
+    """Counts trained and frozen parameters by part of the network, adapters as a part of their own."""
     counts: dict[bool, dict[str, int]] = {True: {}, False: {}}
     adapters = tuple(f"{name}." for name in _branches(network))
     for name, parameter in network.named_parameters():

@@ -99,7 +99,7 @@ def interval_miss(
     normalised: Float[Tensor, " crystal"],
     scale: Tensor | float,
 ) -> Float[Tensor, "nominal crystal"] | None:
-    """How far each label lies outside the central interval of each nominal coverage; 0 or less inside.
+    """Distance of each label from the central interval of each nominal coverage; 0 or less inside.
 
     Args:
         config: of the predictor.

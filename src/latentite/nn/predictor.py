@@ -57,7 +57,7 @@ class FidelityHeads(nn.Module):
         return nn.Sequential(nn.Linear(width, width), nn.SiLU(), last)
 
     def head(self, member: int, position: int) -> nn.Module:
-        """What a fidelity has of its own in a member of the ensemble; without parameters for the reference."""
+        """The part of a member of the ensemble that is a fidelity's own; without parameters for the reference."""
         heads = self.members[member]
         assert isinstance(heads, nn.ModuleList)
         return heads[position]
@@ -104,7 +104,7 @@ ENCODED_WEIGHT = 0.25
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class PredictorInput:
-    """What the heads need of a batch, after the encoder."""
+    """Inputs of the heads for a batch, after the encoder."""
 
     features: Float[Tensor, "row feature"]
     """One row per crystal, or per atom where the pooling is learned."""
@@ -183,7 +183,7 @@ class PropertyPredictor(nn.Module):
     def baseline(
         self, batch: CrystalBatch, fidelity: Int[Tensor, " crystal"]
     ) -> Float[Tensor, "crystal target"]:
-        """What composition alone says of every target, in the unit of the labels."""
+        """Baseline of every target from composition alone, in the unit of the labels."""
         if self.baselines is None:
             return batch.frac_coords.new_zeros(len(batch), len(self.config.targets))
         return self.baselines(batch, fidelity)
@@ -204,7 +204,7 @@ class PropertyPredictor(nn.Module):
     def head_outputs(
         self, features: Float[Tensor, "crystal feature"], fidelity: Int[Tensor, " crystal"]
     ) -> Float[Tensor, "member crystal output"]:
-        """What every member of the ensemble makes of one vector per crystal."""
+        """Outputs of every member of the ensemble for one vector per crystal."""
         if self.config.standardise:
             features = (features - self.feature_mean) / self.feature_std
         if self.fidelity_heads is not None:

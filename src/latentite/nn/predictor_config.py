@@ -1,4 +1,4 @@
-"""What a property predictor is: its targets, its pooling, its heads, its fidelities.
+"""Architecture of a property predictor: targets, pooling, heads, fidelities.
 
 `PredictorConfig` is all that a checkpoint needs to build the network again.
 """
@@ -16,7 +16,7 @@ from latentite.nn.vae import VAEConfig
 
 
 class Pooling(StrEnum):
-    """How the atoms of a crystal become one vector."""
+    """Ways from the atoms of a crystal to one vector."""
 
     MEAN = "mean"
     SUM = "sum"
@@ -25,7 +25,7 @@ class Pooling(StrEnum):
 
 
 class HeadKind(StrEnum):
-    """What a head says of a numeric target."""
+    """Forms of a head's prediction of a numeric target."""
 
     POINT = "point"
     """One number. With an ensemble, its members' disagreement is the uncertainty."""
@@ -34,7 +34,7 @@ class HeadKind(StrEnum):
 
 
 class FidelityMode(StrEnum):
-    """How the heads of several fidelities (levels of theory) belong together."""
+    """Relations between the heads of several fidelities (levels of theory)."""
 
     RESIDUAL = "residual"
     """`g(h) + d_f(h)`, the last layer of `d_f` zero at the start: a new fidelity begins at the reference's values."""
@@ -46,7 +46,7 @@ class FidelityMode(StrEnum):
 
 @dataclass(kw_only=True, slots=True)
 class HeadConfig:
-    """What the heads read and how they predict: settings of a network and of a run alike. Defaults are Chemeleon2's."""
+    """Inputs and form of the heads: settings of a network and of a run alike. Defaults are Chemeleon2's."""
 
     pooling: Pooling = Pooling.MEAN
     use_encoder_features: bool = True
@@ -175,5 +175,5 @@ class PredictorConfig(HeadConfig):
 
     @property
     def has_baselines(self) -> bool:
-        """Whether any target has a baseline per element."""
+        """True where any target has a baseline per element."""
         return any(self.extent(name) is not Extent.NONE for name in self.targets)

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class PackedLayout:
-    """Where each packed atom sits in a padded `[crystal, slot]` view. Derived from `num_atoms` once a batch."""
+    """Place of each packed atom in a padded `[crystal, slot]` view. Derived from `num_atoms` once a batch."""
 
     num_crystals: int
     num_slots: int
@@ -85,7 +85,7 @@ def attend(
 
 
 class Gelu(StrEnum):
-    """Which form of the GELU (Hendrycks & Gimpel 2016)."""
+    """Forms of the GELU (Hendrycks & Gimpel 2016)."""
 
     TANH = "tanh"
     EXACT = "exact"
@@ -126,7 +126,7 @@ class SelfAttention(nn.Module):
     def forward(
         self, tokens: Float[Tensor, "atom channel"], layout: PackedLayout
     ) -> Float[Tensor, "atom channel"]:
-        """What each atom takes from all atoms of its crystal, to be added; the same shape."""
+        """Attention of each atom to all atoms of its crystal, to be added; the same shape."""
         projected = layout.pad(F.linear(tokens, self.in_proj_weight, self.in_proj_bias))
         query, key, value = rearrange(
             projected, "c s (three h d) -> three c h s d", three=3, h=self.num_heads
@@ -196,7 +196,7 @@ def index_embedding(
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TokenLayout:
-    """Where the rows that the denoiser computes sit in the padded input. Derived from the mask, once a batch.
+    """Places of the rows that the denoiser computes in the padded input. Derived from the mask, once a batch.
 
     `of` packs: only atoms are computed, but it asks the device for their number. `dense` computes padding as
     well and needs no number from the device, which CUDA graphs want.

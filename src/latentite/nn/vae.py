@@ -65,7 +65,7 @@ class CrystalVAE(nn.Module):
         self.post_quant_conv = nn.Linear(config.latent_dim, config.decoder.d_model, bias=False)
 
     def features(self, batch: CrystalBatch) -> Float[Tensor, "atom feature"]:
-        """What the encoder says of each atom before the bottleneck."""
+        """The encoder's features of each atom, before the bottleneck."""
         return self.encoder(batch, PackedLayout.of(batch.num_atoms))
 
     def posterior(self, features: Float[Tensor, "atom feature"]) -> Posterior:

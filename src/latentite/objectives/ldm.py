@@ -25,7 +25,7 @@ from latentite.objectives.terms import LossTerms, Term
 
 
 class DiffusionKind(StrEnum):
-    """Which process the denoiser learns to reverse."""
+    """Processes that the denoiser learns to reverse."""
 
     DDPM = "ddpm"
     FLOW = "flow"
@@ -71,7 +71,7 @@ class DiffusionConfig:
 
     @property
     def learn_variance(self) -> bool:
-        """Whether the denoiser needs variance channels."""
+        """True where the denoiser needs variance channels."""
         return self.kind is DiffusionKind.DDPM and self.variance is Variance.LEARNED_RANGE
 
     def build_schedule(self) -> Schedule | None:
@@ -81,7 +81,7 @@ class DiffusionConfig:
 
 @dataclass(kw_only=True, slots=True)
 class LDMStageConfig(LDMConfig):
-    """What a checkpoint of this stage needs, to sample and to go on training."""
+    """Settings in a checkpoint of this stage, to sample and to go on training."""
 
     diffusion: DiffusionConfig = field(default_factory=DiffusionConfig)
 

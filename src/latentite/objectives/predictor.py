@@ -40,7 +40,7 @@ class PredictorLoss(StrEnum):
 
 @dataclass(kw_only=True, slots=True)
 class PredictorLossConfig:
-    """How errors are weighed."""
+    """Kind and weights of the errors."""
 
     kind: PredictorLoss = PredictorLoss.HUBER
     """Of point heads; quantile heads have the pinball loss, classes the cross-entropy."""

@@ -1,4 +1,4 @@
-"""`LossTerms`: what every objective gives back, named and not yet reduced to one number.
+"""`LossTerms`: the result of every objective, named and not yet reduced to one number; and the loss over processes.
 
 Each term is a sum with its count, so that several processes can divide by the count of all of them and the
 loss of a run does not depend on how its batches were dealt out.

@@ -43,7 +43,7 @@ class LossWeights:
 
 
 class CoordinateLoss(StrEnum):
-    """How a coordinate's error is measured."""
+    """Measures of a coordinate's error."""
 
     WRAPPED = "wrapped"
     """On the torus: an atom at 0.999 rebuilt at 0.001 is off by 0.002."""

@@ -86,7 +86,7 @@ def plan_dispersion(
     fidelity: str | None = None,
     labels_have_none: bool = False,
 ) -> dict[str, Any]:
-    """What of D3(BJ) is added to which target, where that makes sense.
+    """The D3(BJ) correction of a target, where that makes sense.
 
     Args:
         network: of `load_predictor`.

@@ -114,7 +114,7 @@ def load_exported(path: str | Path) -> ExportedPredictor:
 
 
 def pad(crystals: Sequence[CrystalArrays]) -> Padded:
-    """What a model takes: atomic number 0 in the slots that smaller crystals leave."""
+    """Input of a model: atomic number 0 in the slots that smaller crystals leave."""
     num_slots = max(crystal.num_atoms for crystal in crystals)
     atomic_numbers = torch.zeros(len(crystals), num_slots, dtype=torch.long)
     frac_coords = torch.zeros(len(crystals), num_slots, 3)

@@ -1,6 +1,6 @@
 """Stage 4: the Lightning module that trains a property predictor on a VAE's encoder.
 
-The maths is in `objectives/predictor.py`; `predictor_rows.py` measures a whole split.
+The maths is in `objectives/predictor.py`; `predictor/rows.py` measures a whole split.
 """
 
 from __future__ import annotations
@@ -71,7 +71,7 @@ class PredictorTrainingModule(StageModule):
         self._first_epoch = 0
         self._best_loss, self._drawn = float("inf"), 0.0
         self.report: dict[str, float] = {}
-        """What the best weights reach on validation and test; filled at the end."""
+        """Metrics of the best weights on validation and test; filled at the end."""
 
     def compile_network(self) -> None:
         """Compile the encoder's trunk in place; names of parameters stay as they are."""

@@ -46,7 +46,7 @@ class CachedInputs:
     inputs: PredictorInput
     labels: Float[Tensor, "crystal target"]
     is_per_atom: bool
-    """Whether the features have a row per atom."""
+    """True where the features have a row per atom."""
 
     @property
     def num_atoms(self) -> Int[Tensor, " crystal"]:
@@ -349,7 +349,7 @@ class FidelityDraws:
             self._counts.index_add_(0, fidelity, torch.ones_like(fidelity))
 
     def describe(self) -> str:
-        """What all processes drew so far, and the same number of rows as asked for; empty without fidelities."""
+        """Rows that all processes drew so far, and the same number as asked for; empty without fidelities."""
         if not self._names:
             return ""
         counts = self._counts.clone()

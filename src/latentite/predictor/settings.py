@@ -18,7 +18,7 @@ from latentite.training.settings import RunConfig
 
 
 class EncoderTraining(StrEnum):
-    """How much of the encoder is trained with the heads."""
+    """Parts of the encoder that are trained with the heads."""
 
     FROZEN = "frozen"
     LAST = "last"
@@ -28,7 +28,7 @@ class EncoderTraining(StrEnum):
 
 @dataclass(kw_only=True, slots=True)
 class TargetOptions:
-    """What may be said of one target; everything has a default."""
+    """Options of one target; everything has a default."""
 
     transform: Transform = Transform.NONE
     """Of a numeric target, before it is normalised."""
@@ -93,7 +93,7 @@ class PredictorModuleConfig(HeadConfig):
 
     @property
     def uses_cache(self) -> bool:
-        """Whether every crystal needs to be encoded only once."""
+        """True where every crystal needs to be encoded only once."""
         is_augmented = self.augmentation.translate or self.augmentation.rotate
         return self.feature_cache and self.encoder is EncoderTraining.FROZEN and not is_augmented
 

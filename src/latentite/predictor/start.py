@@ -17,6 +17,7 @@ from latentite.base.plain import naming
 from latentite.data.fidelities import material_key
 from latentite.data.labels import require_numbers
 from latentite.models import load_predictor, load_vae
+from latentite.nn.baseline_fit import fit_baselines
 from latentite.nn.lora import trainable_summary
 from latentite.nn.predictor import FidelityHeads, PropertyPredictor
 from latentite.nn.predictor_config import FidelityMode, PredictorConfig
@@ -36,14 +37,14 @@ FEATURE_SAMPLE = 1024
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class PredictorPlan:
-    """What a run needs to build its network."""
+    """The parts from which a run builds its network."""
 
     settings: PredictorConfig
     """From which a checkpoint of the run can build it again."""
     vae: CrystalVAE | None
     """The trained VAE of a new network; None where a trained predictor has it."""
     base: PropertyPredictor | None
-    """What is trained further."""
+    """The predictor that is trained further."""
 
 
 def wanted_targets(config: PredictorModuleConfig) -> list[str]:
@@ -123,8 +124,6 @@ def run_fidelities(data: CrystalDataModule) -> tuple[list[str], str | None]:
 
 def fit_baselines_of(network: PropertyPredictor, data: CrystalDataModule) -> None:
     """Fit the baselines per element to the training split, where a target has any."""
-    from latentite.nn.baseline_fit import fit_baselines
-
     if network.baselines is None:
         return
     config, table = network.config, network.baselines

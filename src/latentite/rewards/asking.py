@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 
 class Normalize(StrEnum):
-    """How a component is scaled over the crystals of a rollout."""
+    """Scalings of a component over the crystals of a rollout."""
 
     NONE = "none"
     MIN_MAX = "min_max"
@@ -34,7 +34,7 @@ class Normalize(StrEnum):
 
 @dataclass(kw_only=True, slots=True)
 class ComponentOptions:
-    """What may stand beside a component's `_target_` and its own arguments."""
+    """Options beside a component's `_target_` and its own arguments."""
 
     weight: float = 1.0
     """0: only for the log."""
@@ -77,13 +77,13 @@ class Component:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Answer:
-    """What a component said of some crystals."""
+    """Raw rewards of a component for some crystals."""
 
     values: Float[Tensor, " crystal"]
     """Raw, float64; NaN where it failed."""
     seconds: float
     failures: tuple[str, ...] = ()
-    """What it raised, each sentence once."""
+    """Messages of the errors that it raised, each once."""
 
     @staticmethod
     def failed(count: int, why: str) -> Answer:

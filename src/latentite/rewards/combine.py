@@ -84,7 +84,7 @@ class RewardTable:
     normalised: dict[str, Float[Tensor, " crystal"]]
     """After floor, cap and normalisation."""
     is_usable: Bool[Tensor, " crystal"]
-    """Whether a crystal was shown to the rewards at all."""
+    """False for crystals that no reward was asked about."""
     num_failed: dict[str, int]
     """By component, of the usable crystals."""
     seconds: dict[str, float]
@@ -92,7 +92,7 @@ class RewardTable:
     weights: dict[str, float]
     """By component."""
     is_repeated: Bool[Tensor, " crystal"] | None = None
-    """Whether the diversity filter took something away; None where there is none."""
+    """True where the diversity filter took something away; None without a filter."""
 
     def means(self) -> dict[str, float]:
         """For the log: raw, normalised and weighted mean of each component, failures, cost, and the total."""

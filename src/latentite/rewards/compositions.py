@@ -69,7 +69,7 @@ class TargetComposition:
 
 
 class TargetChemicalSystem:
-    """How well the set of elements fits a system such as `Li-Fe-O`: shared elements / all elements of both."""
+    """Overlap of the set of elements with a system such as `Li-Fe-O`: shared elements / all elements of both."""
 
     def __init__(self, system: str) -> None:
         """Take symbols joined by hyphens.

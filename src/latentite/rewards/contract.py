@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class RewardReport:
-    """What a check found."""
+    """Result of a check."""
 
     num_crystals: int
     num_failed: int

@@ -102,7 +102,7 @@ class EnergyAboveHull:
         )
 
     def reward(self, row: Stability, elements: int) -> float:
-        """What one crystal is paid; NaN for nothing."""
+        """The reward of one crystal; NaN where there is none."""
         above = row.energy_above_hull
         if above is None or above < -self.deepest:
             return math.nan

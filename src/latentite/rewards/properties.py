@@ -35,7 +35,7 @@ class Goal:
     """With `high` (or alone): minus the distance from the range, 0 inside."""
     high: float | None = None
     scale: float = 1.0
-    """How large a difference, in the property's unit, is worth 1."""
+    """Difference, in the property's unit, that is worth 1."""
 
     def __post_init__(self) -> None:
         is_range = self.low is not None or self.high is not None

@@ -1,4 +1,4 @@
-"""What a reward is: structures in, one number per crystal out, larger is better. The first file of this room.
+"""A reward: structures in, one number per crystal out, larger is better.
 
     class Heavy:
         def __call__(self, structures, batch):
@@ -68,7 +68,7 @@ def make_ready(reward: Reward, crystals: CrystalBatch) -> None:
 
 
 def is_collective(reward: Reward) -> bool:
-    """Whether a crystal's reward depends on the others of the batch: the reward's attribute `is_collective`.
+    """True if a crystal's reward depends on the others of the batch: the reward's attribute `is_collective`.
 
     Others are called again crystal by crystal when a call fails, so that one crystal spoils only itself.
     """

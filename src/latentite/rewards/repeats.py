@@ -73,7 +73,7 @@ class MemoryStore:
 
 
 def unique(duplicate_of: Sequence[int | None]) -> Bool[np.ndarray, " crystal"]:
-    """Whether no other crystal is a duplicate of each, or it of another; so that order does not matter."""
+    """Mask of the crystals that are no duplicate of another, nor another of them; so that order does not matter."""
     result = np.ones(len(duplicate_of), dtype=bool)
     for position, original in enumerate(duplicate_of):
         if original is not None:
@@ -82,7 +82,7 @@ def unique(duplicate_of: Sequence[int | None]) -> Bool[np.ndarray, " crystal"]:
 
 
 def unique_among(crystals: Sequence[CrystalArrays]) -> Bool[np.ndarray, " crystal"]:
-    """Whether each crystal has no copy among these, by pymatgen's matcher with its default tolerances."""
+    """Mask of the crystals that have no copy among these, by pymatgen's matcher with its default tolerances."""
     verdicts = find_matches(crystals, settings=[STRICT], workers=1).verdicts[STRICT.name]
     return unique([None if verdict is None else verdict.duplicate_of for verdict in verdicts])
 
@@ -115,7 +115,7 @@ def keep_share(
 
 @dataclass(kw_only=True, slots=True)
 class DiversityFilterConfig:
-    """Which crystals are of one kind, and how often one is paid: `rl_module.reward_fn.diversity_filter`."""
+    """The kinds of crystals, and how often one is paid: `rl_module.reward_fn.diversity_filter`."""
 
     kind: Kind = Kind.FORMULA
     free: int = 10
@@ -157,7 +157,7 @@ class DiversityFilter:
         return keep_share(total, share), share < 1.0
 
     def share(self, name: str) -> float:
-        """Which share of its reward a crystal of this kind keeps."""
+        """Share of its reward that a crystal of this kind keeps."""
         beyond = self._counts[name] - self.config.free + 1
         return min(max(1.0 - beyond / (self.config.fading + 1), 0.0), 1.0)
 

@@ -20,7 +20,7 @@ TARGET = "_target_"
 
 
 def locate(target: str) -> Any:
-    """What a name stands for.
+    """The object that a name stands for.
 
     Raises:
         ValueError: in one sentence, when there is no such file, module or name, or it cannot be imported.

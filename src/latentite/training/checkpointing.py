@@ -68,7 +68,7 @@ class CheckpointCallback(Checkpoint):
 
     @property
     def last_path(self) -> Path:
-        """Where `last.ckpt` lies."""
+        """Path of `last.ckpt`."""
         return self.folder / "last.ckpt"
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -163,7 +163,7 @@ class CheckpointCallback(Checkpoint):
             checkpoint["loops"]["fit_loop"] = self._loops_before_validation
 
     def state_dict(self) -> dict[str, Any]:
-        """Which epochs were best, and by what, for the resumed run."""
+        """The best epochs and their measure, for the resumed run."""
         best = [[score, path] for score, path in self.best]
         return {"best": best, "best_by": self._best_by()}
 
@@ -177,7 +177,7 @@ class CheckpointCallback(Checkpoint):
             log.info("the best epochs of the checkpoint were measured otherwise; the best are found anew")
 
     def _best_by(self) -> list[str]:
-        """What scores must share to be compared."""
+        """Metric, direction and data that scores must share to be compared."""
         validation = self._data().split("val").content_hash or ""
         return [self.config.monitor, self.config.mode.value, validation]
 

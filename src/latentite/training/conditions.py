@@ -1,4 +1,4 @@
-"""Which conditions a run trains: `data.target_condition` names them, `condition_module` says how.
+"""The conditions of a run: `data.target_condition` names them, `condition_module` says how they are trained.
 
 `resolve_conditions` joins the two with what the data say of each name into the network's own `ConditionModuleConfig`.
 """
@@ -30,7 +30,7 @@ UNITS = {
 
 @dataclass(kw_only=True, slots=True)
 class ConditionOptions:
-    """What may be said of one condition; everything has a default."""
+    """Options of one condition; everything has a default."""
 
     kind: ConditionKind | None = None
     """null: by the name for what is read off the crystal and for `space_group`, scalar for what has a unit in `UNITS`;
@@ -43,7 +43,7 @@ class ConditionOptions:
 
 @dataclass(kw_only=True, slots=True)
 class ConditionModuleOptions:
-    """How conditions are trained: `ldm_module.condition_module`; `{}` takes all defaults."""
+    """Training of conditions: `ldm_module.condition_module`; `{}` takes all defaults."""
 
     drop_probability: float = 0.1
     """Probability in training that a condition alone is hidden."""

@@ -108,7 +108,7 @@ def _load_fidelities(
 
 
 def _options(config: DataConfig, *, numbers_only: bool) -> BuildOptions:
-    """How splits are read: the labels that are asked for, or all columns of numbers."""
+    """Options of reading splits: the labels that are asked for, or all columns of numbers."""
     from latentite.data.properties import DERIVED
     from latentite.data.readers.checks import Limits
     from latentite.data.source_rows import BuildOptions

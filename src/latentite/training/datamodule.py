@@ -27,7 +27,7 @@ __all__ = ["BatchLoader", "BatchSource", "CrystalDataModule", "DataConfig", "loa
 
 
 class BatchSource(Protocol):
-    """What batches are taken from: a whole split as a `CrystalBatch`, or something that stands in for it."""
+    """A source of batches: a whole split as a `CrystalBatch`, or something that stands in for it."""
 
     @property
     def num_atoms(self) -> Int[Tensor, " crystal"]:
@@ -70,7 +70,7 @@ class BatchLoader:
 
     @property
     def sampler(self) -> BatchLoader:
-        """Where Lightning looks for `set_epoch`."""
+        """The object on which Lightning calls `set_epoch`."""
         return self
 
     def set_epoch(self, epoch: int) -> None:
@@ -105,7 +105,7 @@ class BatchLoader:
                 yield self.source.select(index)
 
     def state_dict(self) -> dict[str, int]:
-        """Where the order stands."""
+        """Position in the order of batches."""
         return {"epoch": self._epoch, "next_batch": self._next}
 
     def load_state_dict(self, state: Mapping[str, int]) -> None:
@@ -176,7 +176,7 @@ class CrystalDataModule(LightningDataModule):
             self._train_loader.source = source or self.splits["train"].crystals
 
     def state_dict(self) -> dict[str, Any]:
-        """Where training stands in the data.
+        """Position of training in the data.
 
         Lightning saves the loader's own state too, but forgets to restore it when the length of the run was
         asked for before (as schedules do).
@@ -198,7 +198,7 @@ class CrystalDataModule(LightningDataModule):
         return self._evaluation_loader("test")
 
     def data_card(self) -> DataCard:
-        """What a checkpoint says of its data."""
+        """The data card of a checkpoint."""
         splits = {
             name: SplitCard(
                 content_hash=dataset.content_hash,

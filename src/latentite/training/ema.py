@@ -42,7 +42,7 @@ class WeightAverage:
 
     @property
     def is_swapped(self) -> bool:
-        """Whether the averaged weights stand in the network at the moment."""
+        """True while the averaged weights stand in the network."""
         return self._is_swapped
 
     def decay_at(self, step: int) -> float:

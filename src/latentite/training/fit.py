@@ -109,11 +109,11 @@ OURS: dict[str, Any] = {
     # Validation without gradients, but with tensors of which a reward may take some of its own (forces).
     "inference_mode": False,
 }
-"""What the trainer is told besides settings."""
+"""Arguments of the trainer besides settings."""
 
 
 class RunStatus(StrEnum):
-    """How a run ended."""
+    """Ends of a run."""
 
     FINISHED = "finished"
     PREEMPTED = "preempted"
@@ -121,7 +121,7 @@ class RunStatus(StrEnum):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class FitResult:
-    """What a run leaves."""
+    """Result of a run."""
 
     status: RunStatus
     run_dir: Path

@@ -23,7 +23,7 @@ ENCODE_CHUNK = 128
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class CachedBatch:
-    """Which crystals of the split make a batch; their latents lie on the device already."""
+    """Positions of a batch's crystals in the split; their latents lie on the device already."""
 
     crystals: Int[Tensor, " crystal"]
     """Positions in the split."""

@@ -28,7 +28,7 @@ log = logging.getLogger(__name__)
 
 
 class Shown(StrEnum):
-    """Which conditions a loss lets the denoiser see."""
+    """Conditions that a loss lets the denoiser see."""
 
     ALL = "all"
     NONE = "none"
@@ -150,7 +150,7 @@ class LDMTrainingModule(StageModule):
     def _condition(
         self, values: dict[str, Tensor], num_crystals: int, generator: torch.Generator, shown: Shown
     ) -> Conditioning | None:
-        """What the denoiser is told of a batch; None for an unconditional model."""
+        """The conditioning of a batch; None for an unconditional model."""
         module = self.network.condition_module
         if module is None:
             return None

@@ -31,14 +31,14 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class NetworkPlan:
-    """What a run needs to build its network."""
+    """The parts from which a run builds its network."""
 
     settings: LDMStageConfig
     """From which a checkpoint of the run can build it again."""
     vae: CrystalVAE | None
     """The trained VAE of a new network; None in fine-tuning, where the base has it."""
     base: LatentDiffusion | None
-    """What is fine-tuned."""
+    """The model that is fine-tuned."""
 
 
 def plan_network(config: LDMModuleConfig, data: CrystalDataModule) -> NetworkPlan:
@@ -156,7 +156,7 @@ def _kept_conditions(base: ConditionModuleConfig, run: ConditionModuleConfig | N
 
 
 def _meaning(condition: ConditionConfig) -> dict[str, object]:
-    """What must not change between base and fine-tuning."""
+    """Properties of a condition that must not change between base and fine-tuning."""
     return {
         "kind": str(condition.kind),
         "unit": condition.unit,

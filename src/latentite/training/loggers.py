@@ -39,7 +39,7 @@ def build_loggers(config: LoggerConfig, run_dir: Path, *, task_name: str) -> lis
 
 
 def wandb_mode(config: WandbConfig) -> tuple[WandbMode, str]:
-    """What wandb will do, and in one phrase why that is not what the config says (empty if it is).
+    """The mode of wandb, and in one phrase why that is not what the config says (empty if it is).
 
     `WANDB_MODE` overrides `online` and `offline`; without an API key `online` becomes `offline`.
 
@@ -64,7 +64,7 @@ def wandb_mode(config: WandbConfig) -> tuple[WandbMode, str]:
 
 
 def _has_api_key() -> bool:
-    """Whether wandb would find a key, asked without starting wandb."""
+    """True if wandb would find a key, asked without starting wandb."""
     if os.environ.get("WANDB_API_KEY"):
         return True
     host = urlparse(os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai")).hostname

@@ -40,7 +40,7 @@ class SchedulerName(StrEnum):
 
 @dataclass(kw_only=True, slots=True)
 class OptimizerConfig:
-    """Which optimizer, and how fast."""
+    """The optimizer and its rate."""
 
     name: OptimizerName = OptimizerName.ADAMW
     lr: float = 1e-4
@@ -71,7 +71,7 @@ class OptimizerConfig:
 
 @dataclass(kw_only=True, slots=True)
 class SchedulerConfig:
-    """How the learning rate changes over the run."""
+    """The learning rate over the run."""
 
     name: SchedulerName = SchedulerName.CONSTANT
     warmup_steps: int = 0
@@ -104,12 +104,12 @@ class SchedulerConfig:
 
     @property
     def counts_steps(self) -> bool:
-        """Whether the rate is a function of the number of optimizer steps."""
+        """True where the rate is a function of the number of optimizer steps."""
         return self.name is not SchedulerName.PLATEAU and (self.falls or self.warmup_steps > 0)
 
     @property
     def falls(self) -> bool:
-        """Whether the rate is at its end after a certain number of steps."""
+        """True where the rate is at its end after a certain number of steps."""
         return self.name in (SchedulerName.COSINE, SchedulerName.WARMUP_LINEAR)
 
 
@@ -317,7 +317,7 @@ def configure(
     slow: Iterable[nn.Parameter] = (),
     slow_ratio: float = 1.0,
 ) -> dict[str, Any]:
-    """What `LightningModule.configure_optimizers` returns.
+    """The value that `LightningModule.configure_optimizers` returns.
 
     Args:
         parameters: of the network.

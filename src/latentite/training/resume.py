@@ -81,7 +81,7 @@ class Resumption:
 
     @staticmethod
     def of(config: RunConfig, stage: Stage, network_config: Any, run: Mapping[str, Any]) -> Resumption | None:
-        """What `config.ckpt_path` says; None for a new run.
+        """Reads `config.ckpt_path`; None for a new run.
 
         Args:
             config: with the settings in force.

@@ -1,4 +1,4 @@
-"""Where a checkpoint stands: how far its run is trained, and with what.
+"""The point at which a checkpoint stands: how far its run is trained, and with which settings.
 
 Checkpoints carry what resuming asks for, and nothing else does, under `latentite_run`: the settings in force, and
 what the checkpoints that the run started from weigh. Of older ones less is known.
@@ -34,7 +34,7 @@ STARTS = ("vae_ckpt_path", "ldm_ckpt_path", "predictor_ckpt_path")
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ResumePoint:
-    """Where a checkpoint stands."""
+    """The state of a run in a checkpoint."""
 
     path: Path
     stage: Stage
@@ -59,11 +59,11 @@ class ResumePoint:
     """Parameters that the optimizer knows."""
     callbacks: dict[str, Any]
     remembers: frozenset[str]
-    """What of `rl_memory` is not empty."""
+    """Keys of `rl_memory` that are not empty."""
 
     @property
     def place(self) -> str:
-        """Where it stands, in words."""
+        """The point in words."""
         return (
             f"in the middle of epoch {self.epochs + 1}" if self.is_mid_epoch else f"after epoch {self.epochs}"
         )
@@ -77,7 +77,7 @@ class ResumePoint:
 
 
 def run_record(config: RunConfig, stage: Stage) -> dict[str, Any]:
-    """What a checkpoint has to say of its run, as plain values.
+    """The record of a run in its checkpoints, as plain values.
 
     Args:
         config: with the settings in force.
@@ -101,7 +101,7 @@ def weights_digest(name_or_path: str | Path) -> str:
 
 
 def read_resume_point(path: Path, stage: Stage) -> ResumePoint:
-    """What `ckpt_path` holds.
+    """Reads `ckpt_path`.
 
     Raises:
         ValueError: when it is no checkpoint of that stage that training can go on from.

@@ -22,7 +22,7 @@ DEFAULT_BATCH_ATOMS = 4096
 
 
 class BatchBy(StrEnum):
-    """What limits a batch."""
+    """Limits of a batch."""
 
     CRYSTALS = "crystals"
     """`batch_size` crystals; where `batch_atoms` is given, also so many atoms."""
@@ -32,14 +32,14 @@ class BatchBy(StrEnum):
 
 @dataclass(kw_only=True, slots=True)
 class DataConfig:
-    """Which crystals, and how they are cut into batches."""
+    """The crystals of a run, and their division into batches."""
 
     name: str = "mp_20"
     """A named data set (`latentite.data.sources`); where `data_dir` is given, only a label."""
     data_dir: Path | None = None
     """Folder made by `latentite data build`, or one with train/val/test files."""
     cache_dir: Path | None = None
-    """Where packed splits are kept; null takes `LATENTITE_CACHE_DIR`, else `~/.cache/latentite`."""
+    """Folder of packed splits; null takes `LATENTITE_CACHE_DIR`, else `~/.cache/latentite`."""
     batch_size: int = 256
     """Crystals per step, over all processes together; with `batch_atoms` the most that a batch may hold."""
     batch_atoms: int | None = None
@@ -56,7 +56,7 @@ class DataConfig:
     seed: int | None = None
     """Of the order of the crystals; null takes the run's seed, or 0 where there is no run."""
     target_condition: list[str] | str | None = None
-    """What the diffusion stage is conditioned on: labels, which are loaded with the crystals, and names such as
+    """Conditions of the diffusion stage: labels, which are loaded with the crystals, and names such as
     `composition` that are read off the crystals themselves (`training/conditions.py`)."""
     properties: list[str] = field(default_factory=list)
     """Further properties to load."""
@@ -67,7 +67,7 @@ class DataConfig:
     reference_fidelity: str | None = None
     """The one that the others are compared with; null takes the first."""
     split_by: SplitBy = SplitBy.ID
-    """What makes rows of two fidelities the same material, which is then in one split only."""
+    """The key by which rows of two fidelities are the same material, which is then in one split only."""
     split_fractions: dict[str, float] = field(default_factory=lambda: dict(DEFAULT_FRACTIONS))
     """Of the materials that no fidelity's source has given a split."""
     split_seed: int = 0
@@ -154,7 +154,7 @@ class Precision(StrEnum):
 
 
 class WandbMode(StrEnum):
-    """What wandb may do."""
+    """Modes of wandb."""
 
     ONLINE = "online"
     OFFLINE = "offline"
@@ -162,7 +162,7 @@ class WandbMode(StrEnum):
 
 
 class MonitorMode(StrEnum):
-    """Whether a metric is better small or large."""
+    """Direction in which a metric is better."""
 
     MIN = "min"
     MAX = "max"
@@ -255,7 +255,7 @@ class WandbConfig:
 
 @dataclass(kw_only=True, slots=True)
 class LoggerConfig:
-    """Where metrics go: always to `metrics.csv` of the run, and to wandb if wanted."""
+    """Loggers of metrics: always `metrics.csv` of the run, and wandb if wanted."""
 
     wandb: WandbConfig = field(default_factory=WandbConfig)
 
@@ -268,7 +268,7 @@ class CheckpointConfig:
     """Validation metric that says which epochs are best."""
     mode: MonitorMode = MonitorMode.MIN
     save_top_k: int = 1
-    """How many of the best to keep; 0: none, -1: every validated epoch."""
+    """Number of best checkpoints to keep; 0: none, -1: every validated epoch."""
     every_n_epochs: int | None = None
     """Write `last.ckpt` every so many epochs; null: after each validation. Always at the end of the run."""
     every_n_minutes: float | None = 30.0
@@ -294,7 +294,7 @@ class EarlyStoppingConfig:
     patience: int = 20
     """Validations without improvement."""
     min_delta: float = 0.0
-    """What counts as an improvement."""
+    """Smallest change that counts as an improvement."""
 
     def __post_init__(self) -> None:
         if self.patience < 1:
@@ -305,7 +305,7 @@ class EarlyStoppingConfig:
 
 @dataclass(kw_only=True, slots=True)
 class CallbacksConfig:
-    """What happens around the training steps."""
+    """Callbacks around the training steps."""
 
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     early_stopping: EarlyStoppingConfig | None = None
@@ -315,7 +315,7 @@ class CallbacksConfig:
 
 @dataclass(kw_only=True, slots=True)
 class RunConfig:
-    """What every training run has; a stage's config adds the section of its module."""
+    """Settings of every training run; a stage's config adds the section of its module."""
 
     task_name: str = "train"
     run_dir: Path = field(default=Path("logs/train/run"), metadata=NOT_TYPED)

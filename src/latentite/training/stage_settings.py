@@ -78,7 +78,7 @@ class LDMModuleConfig:
     sample_posterior: bool = True
     """Train on posterior draws; off, on posterior means."""
     condition_module: ConditionModuleOptions | None = None
-    """How the conditions of `data.target_condition` are trained; null for an unconditional model."""
+    """Training of the conditions of `data.target_condition`; null for an unconditional model."""
     augmentation: AugmentationConfig = field(default_factory=AugmentationConfig)
     latent_cache: int = 0
     """Augmented copies of the training set that are encoded once, before training, and kept on the device; each
