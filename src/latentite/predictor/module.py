@@ -1,6 +1,6 @@
 """Stage 4: the Lightning module that trains a property predictor on a VAE's encoder.
 
-The maths is in `objectives/predictor.py`; `predictor_rows.py` measures a whole split.
+The maths is in `objectives/predictor.py`; `predictor/rows.py` measures a whole split.
 """
 
 from __future__ import annotations
