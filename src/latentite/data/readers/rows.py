@@ -4,10 +4,10 @@
         if isinstance(item, Rejection): ...
 
 Every row of a source comes out exactly once, as a `Row` or a `Rejection`; only a source that is unusable as a whole
-raises. `read` is for single crystals, `data/source_rows.py` for data sets; both open a source with `opening.open_records`,
-parse its records with `parse_many`, and send them along `walk`: chunks go out to work, in this process or in several
-with a bounded number of chunks under way, and come back in order, where `pair` puts every row beside its outcome, so
-that a row is nowhere lost or taken for its neighbour.
+raises. `read` is for single crystals, `data/source_rows.py` for data sets; both open a source with
+`opening.open_records`, parse its records with `parse_many`, and send them along `walk`: chunks go out to work, in this
+process or in several with a bounded number of chunks under way, and come back in order, where `pair` puts every row
+beside its outcome, so that a row is nowhere lost or taken for its neighbour.
 
 Does not import torch: worker processes start light.
 """
