@@ -17,7 +17,6 @@ from latentite.data.dataset import CrystalDataset, write_dataset
 from latentite.models import load_predictor
 from latentite.predictor.settings import TrainPredictorConfig
 from latentite.stages import train_predictor
-from latentite.stages import TrainPredictorConfig, train_predictor
 from latentite.training.fit import FitResult
 
 ELEMENTS = np.array([8, 12, 26])

@@ -24,8 +24,6 @@ from latentite.predictor.settings import (
     TrainPredictorConfig,
 )
 from latentite.stages import train_predictor
-from latentite.predictor.settings import EncoderTraining, PredictorModuleConfig, TargetOptions
-from latentite.stages import TrainPredictorConfig, train_predictor
 from latentite.training.datamodule import CrystalDataModule
 from latentite.training.ema import EMAConfig
 from latentite.training.optim import SchedulerConfig

@@ -21,7 +21,6 @@ from latentite.rewards.combine import RewardConfig, Rewards
 from latentite.rewards.contract import check_reward
 from latentite.rewards.predictor import PredictorReward
 from latentite.stages import train_ldm, train_predictor, train_rl
-from latentite.stages import TrainPredictorConfig, train_ldm, train_predictor, train_rl
 from latentite.training.datamodule import CrystalDataModule
 from latentite.training.settings import DataConfig
 

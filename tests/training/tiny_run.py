@@ -15,7 +15,6 @@ from latentite.nn.decoder import DecoderConfig
 from latentite.nn.denoiser import DenoiserConfig, DenoiserSize, TokenIndex
 from latentite.nn.encoders import EncoderConfig
 from latentite.objectives.ldm import DiffusionConfig, DiffusionKind
-from latentite.stages import TrainLDMConfig, TrainVAEConfig
 from latentite.training.datamodule import CrystalDataModule
 from latentite.training.ema import EMAConfig
 from latentite.training.optim import OptimizerConfig, SchedulerConfig

@@ -1,4 +1,4 @@
-"""`latentite data build | convert | info` and `csv-to-dataset`: the command line of `build.py` and `info.py`.
+"""`latentite data build | convert | info` and `csv-to-dataset`.
 
 `cli.py` calls `register`; each subcommand sets `func`, from the arguments to the exit code. Errors are raised
 as ValueError or FileNotFoundError and become one line there.

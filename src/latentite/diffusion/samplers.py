@@ -2,7 +2,7 @@
 
 `sample` is a free function of a `denoise` callable, a schedule and a noise callable: no model class, no
 files, no hidden generator. One loop serves every method; what differs is the step (`steps.py`).
-`generate.py` calls this, and `rollout.py` with `record=True`.
+Sampling calls it, and reinforcement learning with `record=True`.
 """
 
 from __future__ import annotations

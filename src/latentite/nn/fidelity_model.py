@@ -2,7 +2,7 @@
 
 Nothing in it depends on values, only on shapes, so that `torch.export` and `torch.jit.trace` take it for any number
 of crystals and atoms: atoms stay padded where the predictor packs them. Its baseline is added back; an element that
-has none gives NaN, which `exported.py` refuses by name before.
+has none gives NaN, which `predictor/exported.py` refuses by name before.
 """
 
 from __future__ import annotations
