@@ -26,12 +26,11 @@ from ldm import random_network, second_stage_parser
 from vae import matrix_rate, mp_20_like, timed
 
 from latentite.generators.latent.chain import SamplingConfig
+from latentite.generators.latent.policy import Policy, Prompts, Rollout, build_chain, collect
 from latentite.nn.denoiser import DenoiserSize
 from latentite.objectives.ldm import DiffusionConfig
-from latentite.rl.policy import choose_steps
-from latentite.rl.policy_config import PolicyConfig
-from latentite.rl.rollout import Rollout
-from latentite.rl.rollouts import Policy, Prompts, build_chain, collect
+from latentite.rl.config import PolicyConfig
+from latentite.rl.objective import choose_steps
 from latentite.rl.update import Learner, Lesson, minibatches
 
 

@@ -10,7 +10,7 @@ from latentite.diffusion.noise import CrystalNoise
 from latentite.diffusion.samplers import SamplerKind
 from latentite.diffusion.schedule import FlowSchedule, ddpm_schedule, respace
 from latentite.diffusion.steps import Denoise, SamplerSettings, Variance
-from latentite.rl.rollout import Chain, Rollout, roll_out
+from latentite.generators.latent.policy import Chain, Rollout, roll_out
 
 CHANNELS = 3
 SIZES = torch.tensor([1, 4, 2, 4, 3])

@@ -9,7 +9,7 @@ from latentite.predictor.module import PredictorTrainingModule
 from latentite.predictor.settings import PredictorModuleConfig
 from latentite.predictor.start import build_predictor_module, plan_predictor, wanted_targets
 from latentite.rl.config import RLModuleConfig
-from latentite.rl.start import build_rl_module, plan_rl
+from latentite.rl.module import build_rl_module, plan_rl
 from latentite.training.conditions import check_conditions
 from latentite.training.data_config import DataConfig
 from latentite.training.datamodule import CrystalDataModule

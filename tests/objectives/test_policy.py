@@ -11,16 +11,18 @@ from torch.distributions import Normal
 from torch.distributions import kl_divergence as torch_kl
 
 from latentite.diffusion.steps import Moments
-from latentite.rl.advantages import (
+from latentite.generators.latent.policy import Transitions, entropy, k3, kl_divergence, log_ratio
+from latentite.rl.config import Algorithm, Baseline, Keep, KLForm, PolicyConfig, StepChoice
+from latentite.rl.objective import (
     RunningRewards,
+    choose_steps,
+    compute_advantages,
     group_normalised,
+    kept_crystals,
     leave_one_out,
     places_in_group,
+    policy_terms,
 )
-from latentite.rl.gaussian import entropy, k3, kl_divergence, log_ratio
-from latentite.rl.policy import choose_steps, compute_advantages, kept_crystals, policy_terms
-from latentite.rl.policy_config import Algorithm, Baseline, Keep, KLForm, PolicyConfig, StepChoice
-from latentite.rl.rollout import Transitions
 
 SIZES = torch.tensor([1, 4, 2])
 

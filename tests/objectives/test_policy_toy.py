@@ -13,10 +13,9 @@ from latentite.diffusion.noise import CrystalNoise, crystal_seeds
 from latentite.diffusion.samplers import SamplerKind
 from latentite.diffusion.schedule import FlowSchedule
 from latentite.diffusion.steps import Denoise, SamplerSettings
-from latentite.rl.advantages import RunningRewards
-from latentite.rl.policy import compute_advantages, kept_crystals, policy_terms
-from latentite.rl.policy_config import Algorithm, Keep, PolicyConfig
-from latentite.rl.rollout import Chain, Rollout, roll_out
+from latentite.generators.latent.policy import Chain, Rollout, roll_out
+from latentite.rl.config import Algorithm, Keep, PolicyConfig
+from latentite.rl.objective import RunningRewards, compute_advantages, kept_crystals, policy_terms
 
 TARGET = torch.tensor([1.0, -0.5])
 SIZES = torch.tensor([1, 2]).repeat_interleave(32)

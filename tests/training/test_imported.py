@@ -14,6 +14,7 @@ import latentite
 from chemeleon2_files import BAND_GAP, LATENT, write_ldm, write_vae
 from latentite.diffusion.samplers import SamplerKind
 from latentite.generators.latent.chain import SamplingConfig
+from latentite.generators.latent.policy import Policy, Prompts, build_chain, collect
 from latentite.interop.chemeleon2 import import_checkpoint
 from latentite.interop.export import export_chemeleon2
 from latentite.ldm_checkpoint import load_ldm
@@ -21,7 +22,6 @@ from latentite.nn.conditions import AbsentPlace
 from latentite.nn.denoiser import OutputLayout
 from latentite.nn.lora import LoraConfig
 from latentite.objectives.ldm import Compatibility
-from latentite.rl.rollouts import Policy, Prompts, build_chain, collect
 from latentite.rl.update import passes
 from latentite.stages import TrainLDMConfig, train_ldm, train_rl
 from latentite.training.conditions import ConditionModuleOptions

@@ -14,7 +14,7 @@ from tiny_run import assert_same, read, tiny_datamodule, tiny_ldm_config
 from latentite.ldm_checkpoint import load_ldm
 from latentite.nn.lora import LoraConfig
 from latentite.objectives.ldm import DiffusionKind
-from latentite.rl.policy_config import Algorithm, Baseline
+from latentite.rl.config import Algorithm, Baseline
 from latentite.rl.update import minibatches, passes
 from latentite.stages import train_ldm, train_rl
 from latentite.training.datamodule import CrystalDataModule

@@ -14,14 +14,14 @@ from tiny_rl import VOLUME, make_usable, tiny_rl_config
 from tiny_run import assert_same, read, tiny_datamodule, tiny_ldm_config
 
 from latentite.crystal import CrystalBatch
+from latentite.generators.latent.policy import Rollout
 from latentite.rewards.combine import RewardConfig
 from latentite.rewards.diversity_filter import DiversityFilterConfig
 from latentite.rewards.kinds import Kind
-from latentite.rl.advantages import RunningRewards
+from latentite.rl.config import Algorithm, Keep, PolicyConfig, ReplayConfig
 from latentite.rl.module import MEMORY_KEY, RLTrainingModule
-from latentite.rl.policy_config import Algorithm, Keep, PolicyConfig
-from latentite.rl.replay import ReplayBuffer, ReplayConfig
-from latentite.rl.rollout import Rollout
+from latentite.rl.objective import RunningRewards
+from latentite.rl.replay import ReplayBuffer
 from latentite.stages import train_ldm, train_rl
 from latentite.training.fit import FitResult, RunStatus
 

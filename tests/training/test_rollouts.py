@@ -10,12 +10,10 @@ from tiny_run import tiny_datamodule, tiny_ldm_config
 
 from latentite.crystal import CrystalBatch
 from latentite.generators.latent.chain import SamplingConfig
+from latentite.generators.latent.policy import Chain, Policy, Prompts, build_chain, collect, decode, log_ratio
 from latentite.ldm_checkpoint import load_ldm
 from latentite.nn.ldm import LatentDiffusion
 from latentite.objectives.ldm import DiffusionConfig, DiffusionKind
-from latentite.rl.gaussian import log_ratio
-from latentite.rl.rollout import Chain
-from latentite.rl.rollouts import Policy, Prompts, build_chain, collect, decode
 from latentite.stages import train_ldm
 from latentite.training.conditions import ConditionModuleOptions
 

@@ -1,6 +1,6 @@
 """What may stand beside a component's own arguments, and what that makes of its raw values.
 
-The only place where rewards are scaled; `rl/advantages.py` is the only one where crystals are compared.
+The only place where rewards are scaled; `rl/objective.py` is the only one where crystals are compared.
 """
 
 from __future__ import annotations

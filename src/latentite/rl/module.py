@@ -1,6 +1,6 @@
 """Stage 3: the Lightning module that fine-tunes a latent diffusion model towards rewards.
 
-A training step is a rollout, its rewards, and the updates that they allow; the maths is in `rl/policy.py`.
+A training step is a rollout, its rewards, and the updates that they allow; the maths is in `rl/objective.py`.
 With `reward_workers` a step draws a rollout and learns from the one before it; the last step of an epoch learns from
 both. The network is always in evaluation mode: dropout in one of the two passes of a ratio would be noise in it. Comes
 after `rl_config.py`, `rollouts.py`, `flight.py` and `rl_update.py`; `fit.py` drives it.
@@ -8,8 +8,10 @@ after `rl_config.py`, `rollouts.py`, `flight.py` and `rl_update.py`; `fit.py` dr
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -17,22 +19,24 @@ import torch
 from lightning.pytorch.core.optimizer import LightningOptimizer
 from torch import Tensor
 
+from latentite.base.plain import naming
 from latentite.crystal import CrystalBatch
 from latentite.data.augment import AugmentationConfig
+from latentite.generators.latent.policy import Policy, Prompts, build_chain, collect, decode
+from latentite.ldm_checkpoint import load_ldm
 from latentite.nn.ldm import LatentDiffusion
+from latentite.nn.lora import trainable_summary
 from latentite.objectives.ldm import LDMStageConfig
 from latentite.objectives.terms import LossTerms
 from latentite.rewards.combine import Rewards
 from latentite.rewards.diversity_filter import DiversityFilter
 from latentite.rewards.workers import RewardWorkers
-from latentite.rl.advantages import RunningRewards
 from latentite.rl.config import RLModuleConfig
-from latentite.rl.flight import Drawn, Flight, lesson_of
-from latentite.rl.gather import Judged, start_judging, start_rewards
-from latentite.rl.policy import choose_steps, compute_advantages
+from latentite.rl.objective import RunningRewards, choose_steps, compute_advantages
 from latentite.rl.replay import ReplayBuffer
-from latentite.rl.rollouts import Policy, Prompts, build_chain, collect, decode
+from latentite.rl.rollout import Drawn, Flight, Judged, lesson_of, start_judging, start_rewards
 from latentite.rl.update import Learner, minibatches
+from latentite.training.conditions import check_labels
 from latentite.training.datamodule import CrystalDataModule
 from latentite.training.module import StageModule, Stream
 from latentite.training.optim import SchedulerConfig
@@ -258,3 +262,53 @@ class RLTrainingModule(StageModule):
             on_epoch=not on_step,
             sync_dist=not on_step,
         )
+
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RLPlan:
+    """What a run starts from."""
+
+    settings: LDMStageConfig
+    base: LatentDiffusion
+    rewards: Rewards | RewardWorkers
+
+
+def plan_rl(config: RLModuleConfig, data: CrystalDataModule) -> RLPlan:
+    """Read the base and build the rewards.
+
+    Raises:
+        ValueError: when one of them cannot be used, or the conditions of base and data differ.
+    """
+    assert config.ldm_ckpt_path is not None
+    with naming("rl_module.ldm_ckpt_path"):
+        base, settings, _ = load_ldm(config.ldm_ckpt_path)
+    names = [] if base.condition_module is None else list(base.condition_module.names)
+    if data.config.conditions != names:
+        raise ValueError(
+            f"data.target_condition must be [{', '.join(names)}], the conditions of rl_module.ldm_ckpt_path, "
+            f"got [{', '.join(data.config.conditions)}]"
+        )
+    if settings.condition_module is not None:
+        check_labels(settings.condition_module.conditions, data.splits["train"])
+    build_chain(settings.diffusion, config.sampling)
+    config.rl_configs.check_rollout(data.config.batch_size * config.rl_configs.num_group_samples)
+    rewards: Rewards | RewardWorkers = Rewards.build(config.reward_fn)
+    if config.reward_workers > 0:
+        rewards = RewardWorkers(config.reward_fn, config.reward_workers)
+    return RLPlan(settings=replace(settings, lora=config.lora), base=base, rewards=rewards)
+
+
+def build_rl_module(
+    config: RLModuleConfig, plan: RLPlan, *, seed: int, max_norm: float | None
+) -> RLTrainingModule:
+    """The training module; adapters are drawn from torch's own generator."""
+    network = LatentDiffusion(plan.settings)
+    found = network.load_state_dict(plan.base.state_dict(), strict=False)
+    assert not found.unexpected_keys, "a fine-tuned network has all that its base has"
+    log.info("fine-tuning %s: %s", config.ldm_ckpt_path, trainable_summary(network))
+    return RLTrainingModule(
+        config, network, plan.base, plan.settings, plan.rewards, seed=seed, max_norm=max_norm
+    )

@@ -1,7 +1,7 @@
 """The best trajectories of a run so far, to be trained on again: a bounded memory that a checkpoint carries.
 
 Each kind of crystal is there once, by its best; what is too old or no longer better than the policy is left out. What
-is sound about it is said in `rl/policy.py`, departure 6.
+is sound about it is said in `rl/objective.py`, departure 6.
 """
 
 from __future__ import annotations
@@ -15,31 +15,11 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from latentite.crystal import CrystalBatch
-from latentite.rewards.kinds import Kind, kinds
-from latentite.rl.advantages import RunningRewards
-from latentite.rl.policy import replay_advantages
-from latentite.rl.policy_config import PolicyConfig
-from latentite.rl.rollout import Rollout
+from latentite.generators.latent.policy import Rollout
+from latentite.rewards.kinds import kinds
+from latentite.rl.config import PolicyConfig, ReplayConfig
+from latentite.rl.objective import RunningRewards, replay_advantages
 from latentite.rl.update import Lesson
-
-
-@dataclass(kw_only=True, slots=True)
-class ReplayConfig:
-    """How much is kept and used: `rl_module.replay`."""
-
-    size: int = 64
-    """Trajectories that are kept; one is about 100 kB (50 steps, 20 atoms, 8 channels), also in checkpoints."""
-    num_samples: int = 16
-    """Drawn for each rollout's updates, of those that are better than the rollout's mean."""
-    max_age: int = 50
-    """Rollouts after which a trajectory is dropped."""
-    kind: Kind = Kind.FORMULA
-    """Of each kind only the best is kept."""
-
-    def __post_init__(self) -> None:
-        for name in ("size", "num_samples", "max_age"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -17,11 +17,10 @@ from torch import Tensor, nn
 
 from latentite.diffusion.steps import Moments
 from latentite.generators.latent.chain import max_padding
+from latentite.generators.latent.policy import Chain, Policy, Rollout, Transitions
 from latentite.objectives.terms import LossTerms
-from latentite.rl.policy import policy_terms
-from latentite.rl.policy_config import PolicyConfig
-from latentite.rl.rollout import Chain, Rollout, Transitions
-from latentite.rl.rollouts import Policy
+from latentite.rl.config import PolicyConfig
+from latentite.rl.objective import policy_terms
 from latentite.training.reduce import num_processes
 
 
