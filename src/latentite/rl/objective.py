@@ -1,4 +1,4 @@
-"""The third stage's objective: GRPO, PPO and REINFORCE as choices of one loss over denoising decisions.
+"""The third stage's objective: GRPO, PPO and REINFORCE as choices of one loss over the decisions of a policy.
 
 For a decision with log-ratio l = log p_new - log p_old and a crystal's advantage A the surrogate is
 
@@ -41,8 +41,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from latentite.diffusion.steps import Moments
-from latentite.generators.latent.policy import Transitions, entropy, k3, kl_divergence, log_ratio
+from latentite.generators.policy import Decision
 from latentite.objectives.terms import LossTerms, Term
 from latentite.rl.config import Algorithm, Baseline, Keep, KLForm, PolicyConfig, StepChoice
 
@@ -113,7 +112,7 @@ def kept_crystals(
 def choose_steps(
     num_decisions: int, config: PolicyConfig, generator: torch.Generator
 ) -> Int[Tensor, " chosen"]:
-    """Which decisions of a chain are trained, in order; on the generator's device. A shorter chain is trained whole."""
+    """Decisions of a trajectory that are trained, in order, on the generator's device; a short one is trained whole."""
     every = torch.arange(num_decisions, device=generator.device)
     wanted = config.num_train_steps
     if wanted is None or wanted >= num_decisions:
@@ -124,52 +123,56 @@ def choose_steps(
     return drawn.sort().values
 
 
-def policy_terms(
-    rows: Transitions,
-    new: Moments,
-    reference: Moments | None,
-    advantages: Float[Tensor, " row"],
-    config: PolicyConfig,
-    *,
-    is_first: Bool[Tensor, " row"],
-) -> LossTerms:
+def policy_terms(decisions: Decision, advantages: Float[Tensor, " row"], config: PolicyConfig) -> LossTerms:
     """The objective of some decisions; what is only for the log has weight 0.
 
     Args:
-        rows: the decisions.
-        new: the policy that is trained, at their states.
-        reference: the frozen one; None where `kl_weight` is 0.
-        advantages: of each row's crystal.
+        decisions: under the policy that is trained; compared with the reference where `kl_weight` is not 0.
+        advantages: of each row's trajectory.
         config: algorithm and weights.
-        is_first: of each row, whether the policy has not moved since it drew this decision.
+
+    Raises:
+        ValueError: when KL is wanted in a closed form that the policy does not have.
     """
-    is_own = is_first[:, None, None]
-    old = Moments(
-        mean=torch.where(is_own, new.mean.detach(), rows.old.mean),
-        std=torch.where(is_own, torch.as_tensor(new.std).detach(), torch.as_tensor(rows.old.std)),
-    )
-    log_r = log_ratio(rows.next_states, new, old, rows.mask, per_entry=config.per_entry)
-    ratio = log_r.exp()
-    clip = config.clip_ratio
+    ratio, clip, advantage = decisions.log_ratio.exp(), config.clip_ratio, advantages.unsqueeze(-1)
     if config.algorithm is Algorithm.REINFORCE:
-        surrogate = -log_r * advantages
+        surrogate = -decisions.log_ratio * advantage
     else:
-        surrogate = -torch.minimum(ratio * advantages, ratio.clamp(1.0 - clip, 1.0 + clip) * advantages)
-    is_clipped = ((ratio - 1.0) * advantages.sign() > clip).float()
-    terms = {
-        "policy": Term.mean_of(surrogate, 1.0),
-        "entropy": Term.mean_of(entropy(new, rows.mask, per_entry=config.per_entry), -config.entropy_weight),
-        "ratio": Term.mean_of(ratio.detach(), 0.0),
-        "clipped": Term.mean_of(is_clipped, 0.0),
+        surrogate = -torch.minimum(ratio * advantage, ratio.clamp(1.0 - clip, 1.0 + clip) * advantage)
+    is_clipped = ((ratio - 1.0) * advantage.sign() > clip).float()
+    values = {
+        "policy": (surrogate, 1.0),
+        "entropy": (decisions.entropy, -config.entropy_weight),
+        "ratio": (ratio.detach(), 0.0),
+        "clipped": (is_clipped, 0.0),
     }
-    if reference is not None:
-        if config.kl_form is KLForm.K3:
-            to_new = log_ratio(rows.next_states, reference, new, rows.mask, per_entry=config.per_entry)
-            kl = k3(to_new)
-        else:
-            kl = kl_divergence(new, reference, rows.mask, per_entry=config.per_entry)
-        terms["kl"] = Term.mean_of(kl, config.kl_weight)
-    return LossTerms(terms=terms)
+    if decisions.reference_log_ratio is not None:
+        kl = k3(decisions.reference_log_ratio) if config.kl_form is KLForm.K3 else decisions.kl
+        if kl is None:
+            raise ValueError(
+                "rl_configs.kl_form must be k3 for a policy whose KL has no closed form, got closed"
+            )
+        values["kl"] = (kl, config.kl_weight)
+    count = decisions.is_real.sum().float()
+    return LossTerms(
+        terms={
+            name: Term(
+                sum=torch.where(decisions.is_real, value.float(), 0.0).sum(), count=count, weight=weight
+            )
+            for name, (value, weight) in values.items()
+        }
+    )
+
+
+def k3(log_ratio_to_new: Float[Tensor, "*decision"]) -> Float[Tensor, "*decision"]:
+    """Estimator of KL(new || reference) from actions of the new policy: r - 1 - log r, r = p_reference / p_new.
+
+    Schulman 2020, "Approximating KL divergence"; never negative, unbiased.
+
+    Args:
+        log_ratio_to_new: log p_reference(action) - log p_new(action).
+    """
+    return log_ratio_to_new.expm1() - log_ratio_to_new
 
 
 EPSILON = 1e-6
