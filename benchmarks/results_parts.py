@@ -20,8 +20,7 @@ from pymatgen.core import Composition
 
 from latentite.checkpoint import read_checkpoint
 from latentite.crystal import CrystalBatch
-from latentite.data.build import BuildOptions
-from latentite.data.named import read_labelled, read_source
+from latentite.data.build import BuildOptions, read_labelled, read_source
 from latentite.energy.potential import TheoryLevel
 from latentite.evaluation.energy_options import EnergyOptions
 from latentite.evaluation.reconstruct import load_vae, reconstruct, subset, summary

@@ -23,9 +23,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from latentite.data.build import BuildOptions, build_split
-from latentite.data.readers.records import fingerprint, id_of
+from latentite.data.readers.opening import fingerprint
+from latentite.data.readers.records import Rejection, id_of
+from latentite.data.readers.rows import Row, read
 from latentite.data.readers.structure_files import key_value_pairs
-from latentite.data.readers.table import Rejection, Row, read
 from latentite.evaluation.read import read_crystals
 
 LABELS: list[dict[str, object]] = [

@@ -14,7 +14,7 @@ import pytest
 from pymatgen.core import Lattice, Structure
 
 from latentite.crystal_arrays import CrystalArrays
-from latentite.data.readers.table import Row, read
+from latentite.data.readers.rows import Row, read
 from latentite.match import tasks
 from latentite.match.compare import Comparer, fits
 from latentite.match.lattices import Comparable

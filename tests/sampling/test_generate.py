@@ -22,10 +22,12 @@ from tiny_ldm import ALL_CONDITIONS, FLOW, NUM_ATOMS
 
 import latentite
 from latentite import cli
-from latentite.data.checks import Limits
-from latentite.data.readers.table import Row, read
+from latentite.base.plain import names, numbers
+from latentite.data.readers.checks import Limits
+from latentite.data.readers.rows import Row, read
 from latentite.generate import GenerateConfig, GenerateResult, generate
-from latentite.sampling.options import names, numbers, parse_guidance, parse_shard, read_formulas
+from latentite.generators.latent.options import LatentOptions, parse_guidance
+from latentite.sampling.options import parse_shard, read_formulas
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -142,7 +144,7 @@ def test_every_option_of_the_command_is_an_option_of_the_function() -> None:
     arguments += " --weights ema --noise-scale 0.5"
     found = vars(parser.parse_args(["sample", *arguments.split()]))
     found.pop("func")
-    assert set(found) == set(GenerateConfig.__dataclass_fields__)
+    assert set(found) == {*GenerateConfig.__dataclass_fields__, *LatentOptions.__dataclass_fields__}
     assert found["formula"] == ["NaCl", "LiFePO4"]
     assert GenerateConfig(ckpt="x").format == ("cif", "extxyz")
 

@@ -69,10 +69,9 @@ def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) ->
 
 def _fit(arguments: argparse.Namespace) -> int:
     # Imported here: torch takes seconds, and `--help` should not.
-    from latentite.data.build import BuildOptions
-    from latentite.data.checks import Limits
+    from latentite.data.build import BuildOptions, read_labelled
     from latentite.data.labels import ours, require_numbers
-    from latentite.data.named import read_labelled
+    from latentite.data.readers.checks import Limits
     from latentite.nn.baseline_file import write_baselines
     from latentite.nn.baseline_fit import fit_baselines
 

@@ -6,7 +6,8 @@ import argparse
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from latentite.data.splits import DEFAULT_FRACTIONS, SPLITS
+from latentite.data.sources import SPLITS
+from latentite.data.splits import DEFAULT_FRACTIONS
 
 if TYPE_CHECKING:
     from latentite.data.build import BuildOptions
@@ -118,7 +119,7 @@ def build_options(arguments: argparse.Namespace) -> BuildOptions:
         ValueError: for limits that are none.
     """
     from latentite.data.build import BuildOptions  # imports torch, which `--help` should not
-    from latentite.data.checks import Limits
+    from latentite.data.readers.checks import Limits
 
     return BuildOptions(
         limits=Limits(max_atoms=arguments.max_atoms or None, min_distance=arguments.min_distance),

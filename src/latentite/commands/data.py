@@ -13,7 +13,7 @@ from pathlib import Path
 from rich.console import Console
 
 from latentite.commands.build_arguments import add_build_options, build_options, fractions
-from latentite.data.splits import SPLITS
+from latentite.data.sources import SPLITS
 
 
 def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -114,7 +114,7 @@ def _source(text: str) -> Path:
 
 
 def _build(arguments: argparse.Namespace) -> int:
-    from latentite.data.build import build_dataset
+    from latentite.data.dataset_folder import build_dataset
 
     options = build_options(arguments)  # wrong ones are refused before a data set is fetched
     summary = build_dataset(
@@ -152,11 +152,10 @@ def _build(arguments: argparse.Namespace) -> int:
 
 
 def _convert(arguments: argparse.Namespace) -> int:
-    from latentite.data.build import BuildOptions
-    from latentite.data.checks import Limits
-    from latentite.data.named import read_labelled
+    from latentite.data.build import BuildOptions, read_labelled
+    from latentite.data.dataset_folder import count_reasons, write_rejections
+    from latentite.data.readers.checks import Limits
     from latentite.data.readers.hdf5 import write_hdf5
-    from latentite.data.report import count_reasons, write_rejections
 
     if arguments.out.suffix.lower() not in (".h5", ".hdf5"):
         raise ValueError(f"--out must end in .h5 or .hdf5, got {arguments.out}")
@@ -179,8 +178,8 @@ def _convert(arguments: argparse.Namespace) -> int:
 
 def _info(arguments: argparse.Namespace) -> int:
     from latentite.data.build import BuildOptions, load_splits
-    from latentite.data.checks import Limits
     from latentite.data.info import describe, draw, tables
+    from latentite.data.readers.checks import Limits
 
     options = BuildOptions(limits=Limits(max_atoms=arguments.max_atoms or None))
     folder = _source(arguments.data_dir)

@@ -46,7 +46,7 @@ def check_running(arguments: argparse.Namespace) -> None:
     Raises:
         ValueError: for a batch size below 1, or a device that is not there.
     """
-    from latentite.data.named import check_device  # imports torch, which `--help` should not
+    from latentite.base.plain import check_device  # imports torch, which `--help` should not
 
     if arguments.batch_size < 1:
         raise ValueError(f"--batch-size must be at least 1, got {arguments.batch_size}")

@@ -35,7 +35,7 @@ def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) ->
 
 def _predict(arguments: argparse.Namespace) -> int:
     # Imported here: torch and the networks take seconds, and `--help` should not.
-    from latentite.data.named import read_source
+    from latentite.data.build import read_source
     from latentite.predictor.predict import at_fidelity, largest_cell, predict_dataset, write_predictions
     from latentite.predictor_checkpoint import load_predictor
 

@@ -55,7 +55,7 @@ def _reconstruct(arguments: argparse.Namespace) -> int:
 def _run(arguments: argparse.Namespace) -> Reconstruction:
     # Imported here: torch and the networks take seconds, and `--help` should not.
     from latentite import hub
-    from latentite.data.named import read_source
+    from latentite.data.build import read_source
     from latentite.evaluation.reconstruct import load_vae, reconstruct, subset, write_report
 
     _check(arguments)

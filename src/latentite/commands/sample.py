@@ -167,12 +167,12 @@ def _add_campaign(group: argparse._ArgumentGroup) -> None:
 
 def _sample(arguments: argparse.Namespace) -> int:
     # Imported here: torch and the networks take seconds, and `--help` should not.
-    from latentite.generate import GenerateConfig, generate_from
+    from latentite.generate import generate_from, split_options
 
     options = {name: value for name, value in vars(arguments).items() if name != "func"}
     typed = sys.argv[1:]
     command = ["latentite", *([] if typed[:1] == ["sample"] else ["sample"]), *typed]  # or src/sample.py
-    result = generate_from(GenerateConfig(**options), command=command)
+    result = generate_from(*split_options(options), command=command)
     _print(summary_lines(result))
     return 0
 

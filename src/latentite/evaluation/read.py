@@ -17,14 +17,13 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 from latentite.crystal import CrystalBatch
 from latentite.crystal_arrays import CrystalArrays
-from latentite.data.build import split_files
-from latentite.data.cache import read_dataset, read_rejections
-from latentite.data.checks import Limits, refusals
+from latentite.data.dataset import read_dataset, read_rejections
 from latentite.data.kinds import read_column
 from latentite.data.labels import unique_ids
+from latentite.data.readers.checks import Limits, refusals
 from latentite.data.readers.records import Rejection, Value
-from latentite.data.readers.table import Row, parse_rows, read
-from latentite.data.sources import DATASETS, near_names, resolve
+from latentite.data.readers.rows import Row, parse_rows, read
+from latentite.data.sources import DATASETS, near_names, resolve, split_files
 from latentite.evaluation.sampled import SAMPLED_TEXTS, find_manifest, read_sampled
 from latentite.evaluation.store import structure_hash
 

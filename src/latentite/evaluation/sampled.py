@@ -15,7 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from latentite.base.files import parse_json, sha256_file
-from latentite.data.readers.records import Record, Rejection, open_records, to_properties
+from latentite.data.readers.opening import open_records
+from latentite.data.readers.records import Record, Rejection, to_properties
 from latentite.data.readers.structure_files import record_of_file
 from latentite.sampling.checksums import CHECKSUMS, read_commits, sum_lines
 from latentite.sampling.folder import JOURNAL, MANIFEST, REJECTED, SAMPLES

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from latentite.base.plain import naming
 from latentite.crystal import CrystalBatch
-from latentite.data.augment import AugmentationConfig
+from latentite.data.sampler import AugmentationConfig
 from latentite.generators.latent.policy import LatentPolicy
 from latentite.generators.latent.trajectories import build_chain
 from latentite.generators.policy import Policy, Prompts
