@@ -8,20 +8,27 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from jaxtyping import Bool, Float, Int
+from lightning.pytorch import Trainer
 from torch import Tensor, nn
 
 from latentite.crystal import CrystalBatch
+from latentite.data.dataset import CrystalDataset
 from latentite.generators.policy import Decision, Policy, Prompts, Rows, passes
-from latentite.rl.config import Algorithm, Keep, KLForm, PolicyConfig, ReplayConfig
+from latentite.rewards.combine import RewardConfig, Rewards
+from latentite.rl.config import Algorithm, Keep, KLForm, PolicyConfig, ReplayConfig, RLModuleConfig
+from latentite.rl.module import MEMORY_KEY, RLTrainingModule
 from latentite.rl.objective import RunningRewards, choose_steps, compute_advantages
 from latentite.rl.replay import ReplayBuffer
 from latentite.rl.rollout import Rollout, RolloutRewards, experience_of
 from latentite.rl.update import Experience, Learner, minibatches
+from latentite.training.datamodule import CrystalDataModule, DataConfig
+from latentite.training.optim import OptimizerConfig
 
 STOP, NUM_TOKENS, MAX_LENGTH = 0, 4, 5
 ELEMENTS = torch.tensor([0, 8, 14, 26])
@@ -104,10 +111,11 @@ class TokenPolicy:
     def crystals(self, trajectories: TokenTrajectories) -> CrystalBatch:
         is_atom = trajectories.tokens != STOP
         numbers = ELEMENTS[trajectories.tokens[is_atom]]
+        places = (is_atom.cumsum(1) - 1)[is_atom]
         return CrystalBatch(
             atomic_numbers=numbers,
-            frac_coords=torch.linspace(0.0, 0.9, len(numbers))[:, None].expand(-1, 3).contiguous(),
-            lattice=4.0 * torch.eye(3).expand(len(trajectories), 3, 3).contiguous(),
+            frac_coords=torch.stack([places / MAX_LENGTH, 0.0 * places, 0.0 * places], dim=1),
+            lattice=torch.diag(torch.tensor([15.0, 3.0, 3.0])).expand(len(trajectories), 3, 3).contiguous(),
             num_atoms=is_atom.sum(1),
         )
 
@@ -266,6 +274,56 @@ def test_the_first_ratio_is_one_to_the_bit_and_the_first_divergence_zero(form: K
     assert float(logs[0]["ratio"]) == 1.0
     assert float(logs[0]["kl"]) == 0.0
     assert float(logs[1]["kl"]) > 1e-4
+
+
+REWARD = """
+import torch
+
+def oxygen(structures, batch):
+    return torch.tensor([sum(site.specie.symbol == "O" for site in s) / len(s) for s in structures])
+"""
+
+
+def test_the_training_module_of_the_stage_trains_a_policy_of_tokens(tmp_path: Path) -> None:
+    """With replay; the share of oxygen is rewarded, and the chance of it at the first place more than doubles."""
+    (tmp_path / "oxygen.py").write_text(REWARD)
+    config = RLModuleConfig(
+        ldm_ckpt_path="none",
+        rl_configs=PolicyConfig(**SETTINGS | {"num_group_samples": 16}),
+        reward_fn=RewardConfig(components={"oxygen": {"_target_": f"{tmp_path / 'oxygen.py'}:oxygen"}}),
+        replay=ReplayConfig(),
+        optimizer=OptimizerConfig(lr=0.1),
+        num_pictures=0,
+    )
+    policy = new_policy()
+    one = prompts_of(0, config.rl_configs).crystals
+    data = CrystalDataset(crystals=one, ids=tuple(map(str, range(len(one)))), content_hash="tokens")
+    module = RLTrainingModule(config, policy, Rewards.build(config.reward_fn))
+    before = {name: tensor.clone() for name, tensor in policy.reference.state_dict().items()}
+    trainer = Trainer(
+        accelerator="cpu",
+        max_epochs=1,
+        limit_train_batches=15,
+        limit_val_batches=1,
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+    )
+    trainer.fit(
+        module,
+        datamodule=CrystalDataModule(
+            DataConfig(name="tokens", batch_size=2), splits={"train": data, "val": data}
+        ),
+    )
+    start = torch.zeros(1, MAX_LENGTH, dtype=torch.long)
+    assert float(policy.network(start)[0, 0, 1].detach().exp()) > 2.0 / 3.0, "it began with a third"
+    assert all(before[name].equal(tensor) for name, tensor in policy.reference.state_dict().items())
+    assert trainer.callback_metrics["train/reward"] > 0.6
+    assert trainer.callback_metrics["reward/unusable"] == 0.0
+    memory: dict[str, Any] = {}
+    module.on_save_checkpoint(memory)
+    assert len(memory[MEMORY_KEY]["replay"]["names"]) > 1
 
 
 def test_a_strong_reference_holds_a_policy_of_tokens_back() -> None:

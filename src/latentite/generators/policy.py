@@ -1,4 +1,4 @@
-"""What reinforcement learning can train: `Policy`, a generator that makes each crystal by a sequence of decisions.
+"""`Policy`: a generator that reinforcement learning can train, since it makes each crystal by a sequence of decisions.
 
 A trajectory is the sequence that ends in one crystal: the noisy steps of a denoising chain, the tokens of a language
 model. `rl/` knows a generator by this file alone; a generator that can be trained has a policy beside its other code
@@ -21,7 +21,7 @@ from latentite.diffusion.noise import crystal_seeds
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Prompts:
-    """What each crystal of a rollout is asked.
+    """Requests, one for each crystal of a rollout.
 
     A prompt is a crystal of the data: its number of atoms and its conditions are asked, and for a structure-prediction
     model its elements. Each crystal of a rollout owns a seed, so that neither batches nor processes matter.
@@ -88,12 +88,12 @@ class Rows:
     trajectory: Int[Tensor, " row"]
     """Positions among the trajectories; a trajectory may have several rows."""
     step: Int[Tensor, "row step"]
-    """Which decisions of it, from 0; a step beyond its end is none (`Decision.is_real`)."""
+    """Decisions of that trajectory, from 0; a step beyond its end is none (`Decision.is_real`)."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Decision:
-    """Probabilities of decisions under the policy of now, relative to others; with gradients.
+    """Log-probabilities of decisions under the policy of now, relative to others; with gradients.
 
     Log-probabilities come as differences because a policy may know these better than their two sides: those of a
     Gaussian over many numbers are large, and their difference would be rounding.
@@ -120,7 +120,7 @@ class Policy(Protocol[T]):
 
     @property
     def network(self) -> nn.Module:
-        """What is trained, and what a checkpoint holds."""
+        """The network that is trained and that a checkpoint holds."""
         ...
 
     def to(self, device: torch.device | str) -> Self:
@@ -136,7 +136,10 @@ class Policy(Protocol[T]):
         ...
 
     def crystals(self, trajectories: T) -> CrystalBatch:
-        """What the trajectories end in, on the CPU."""
+        """The crystal that each trajectory ends in, on the CPU.
+
+        A trajectory that ends in none gives one whose cell is not finite; it counts as unusable.
+        """
         ...
 
     def passes(

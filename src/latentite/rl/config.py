@@ -23,10 +23,10 @@ class Algorithm(StrEnum):
 
 
 class KLForm(StrEnum):
-    """How the divergence from the reference is measured."""
+    """Measure of the divergence from the reference."""
 
     CLOSED = "closed"
-    """Exactly: both are Gaussians."""
+    """Exactly, by the formula for the two distributions (for latent diffusion Gaussians)."""
     K3 = "k3"
     """Estimated at the action that was drawn."""
 
@@ -41,7 +41,7 @@ class Baseline(StrEnum):
 
 
 class Keep(StrEnum):
-    """Which crystals of a prompt are trained, if more are drawn."""
+    """The crystals of a prompt that are trained, if more are drawn."""
 
     BEST = "best"
     EXTREMES = "extremes"
@@ -49,7 +49,7 @@ class Keep(StrEnum):
 
 
 class StepChoice(StrEnum):
-    """Which of the denoising decisions are trained, if not all."""
+    """The decisions of a trajectory that are trained, if not all."""
 
     RANDOM = "random"
     """Drawn anew for every rollout."""
@@ -65,9 +65,9 @@ class PolicyConfig:
     num_group_samples: int = 64
     """Crystals per prompt that are trained; `data.batch_size` is the number of prompts of a rollout."""
     best_of: int = 1
-    """So many times as many are drawn and judged; 1: all are trained."""
+    """So many times as many are drawn and get rewards; 1: all are trained."""
     keep: Keep = Keep.BEST
-    """Which of them are trained."""
+    """The ones that are trained."""
     baseline: Baseline = Baseline.GROUP
     scale_advantages: bool = True
     """GRPO: divide by the spread within the group."""
@@ -84,7 +84,7 @@ class PolicyConfig:
     per_entry: bool = True
     """Log-ratios, divergences and entropies are means over a crystal's entries; off, sums."""
     num_inner_epochs: int = 1
-    """How often a rollout is used."""
+    """Passes over each rollout."""
     num_minibatches: int = 2
     """Optimizer steps per inner epoch."""
     num_train_steps: int | None = 10
@@ -125,7 +125,7 @@ class PolicyConfig:
 
     @property
     def num_drawn(self) -> int:
-        """Crystals per prompt that are drawn and judged."""
+        """Crystals per prompt that are drawn and get rewards."""
         return self.best_of * self.num_group_samples
 
     def check_rollout(self, num_crystals: int) -> None:
@@ -142,7 +142,7 @@ class PolicyConfig:
 
 @dataclass(kw_only=True, slots=True)
 class ReplayConfig:
-    """How much is kept and used: `rl_module.replay`."""
+    """Replay of the best trajectories: `rl_module.replay`."""
 
     size: int = 64
     """Trajectories that are kept; one is about 100 kB (50 steps, 20 atoms, 8 channels), also in checkpoints."""

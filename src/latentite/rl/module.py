@@ -1,4 +1,4 @@
-"""Stage 3: the Lightning module that fine-tunes a policy towards rewards, and what its run starts from.
+"""Stage 3: the Lightning module that fine-tunes a policy towards rewards, and the start of its run.
 
 A training step is a rollout, its rewards, and the updates that they allow; the maths is in `rl/objective.py`.
 With `reward_workers` a step draws a rollout and learns from the one before it; the last step of an epoch learns from
@@ -267,7 +267,7 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class RLPlan:
-    """What a run starts from."""
+    """The base, its settings and the rewards that a run starts from."""
 
     settings: LDMStageConfig
     base: LatentDiffusion

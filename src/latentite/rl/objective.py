@@ -16,9 +16,9 @@ Departures, all algorithms:
 4. In a rollout's first update the policy is still the one that drew: r is then 1 to the bit, not to rounding. Where
    rewards overlap the next rollout (`rl_module.reward_workers`), that one is drawn before the update by this one: all
    its updates are off-policy by one rollout, and r starts from the probabilities of the policy that drew it.
-5. Best-of-n (`best_of`): more crystals are drawn and judged than are trained. Advantages are those among all that were
-   drawn, hence have zero mean over these only: what is kept is compared with what the policy does, and the best are
-   not told to be worse than each other. It is the gradient for a reward of which the middle (and, with
+5. Best-of-n (`best_of`): more crystals are drawn, and get rewards, than are trained. Advantages are those among all
+   that were drawn, hence have zero mean over these only: what is kept is compared with what the policy does, and the
+   best are not told to be worse than each other. It is the gradient for a reward of which the middle (and, with
    `keep=best`, the low end) is flat; `extremes` as down-sampled rollouts (Xu et al. 2025, arXiv 2504.13818).
 6. Replay of the best (`rl_module.replay`, not of REINFORCE): trajectories of earlier rollouts join the update with the
    probabilities of the policy that drew them, so that r is right and they are raised to 1 + c times those at most.
@@ -62,12 +62,12 @@ def compute_advantages(
     """
     compared = torch.zeros_like(groups) if config.baseline is Baseline.BATCH else groups
     if config.algorithm is Algorithm.PPO:
-        found = running.normalised(rewards)
+        advantages = running.normalised(rewards)
     elif config.algorithm is Algorithm.GRPO:
-        found = group_normalised(rewards, compared, scale=config.scale_advantages)
+        advantages = group_normalised(rewards, compared, scale=config.scale_advantages)
     else:
-        found = leave_one_out(rewards, compared)
-    return _limited(found, config)
+        advantages = leave_one_out(rewards, compared)
+    return _limited(advantages, config)
 
 
 def replay_advantages(
@@ -76,7 +76,7 @@ def replay_advantages(
     config: PolicyConfig,
     running: RunningRewards,
 ) -> Float[Tensor, " trajectory"]:
-    """How much better earlier crystals are than the rollout of now, float32; 0 for those that are not.
+    """Advantages of earlier crystals over the rollout of now, float32; 0 for those that are not better.
 
     Args:
         replayed: their rewards.
@@ -85,10 +85,10 @@ def replay_advantages(
         running: as in `compute_advantages`.
     """
     if config.algorithm is Algorithm.PPO:
-        found = running.normalised(replayed)
+        advantages = running.normalised(replayed)
     else:
-        found = normalised_by(replayed, rewards, scale=config.scale_advantages)
-    return _limited(found.clamp(min=0.0), config)
+        advantages = normalised_by(replayed, rewards, scale=config.scale_advantages)
+    return _limited(advantages.clamp(min=0.0), config)
 
 
 def _limited(advantages: Tensor, config: PolicyConfig) -> Tensor:
@@ -99,7 +99,7 @@ def _limited(advantages: Tensor, config: PolicyConfig) -> Tensor:
 def kept_crystals(
     rewards: Float[Tensor, " crystal"], groups: Int[Tensor, " crystal"], config: PolicyConfig
 ) -> Bool[Tensor, " crystal"]:
-    """Which crystals are trained: `num_group_samples` of each prompt, of equal ones the first."""
+    """Marks the crystals that are trained: `num_group_samples` of each prompt, of equal ones the first."""
     if config.best_of == 1:
         return torch.ones_like(groups, dtype=torch.bool)
     place = places_in_group(rewards, groups)

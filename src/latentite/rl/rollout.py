@@ -68,7 +68,7 @@ class PendingRollout:
 
     rollout: Rollout
     crystals: CrystalBatch
-    """What its trajectories end in, on the CPU."""
+    """The ends of its trajectories, on the CPU."""
     wait: Callable[[], RolloutRewards]
     """Waits for the rewards."""
 
