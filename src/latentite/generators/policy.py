@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol, Self, TypeVar
+from typing import Any, Protocol, TypeVar, runtime_checkable
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -50,6 +50,10 @@ class Prompts:
         )
 
 
+Own = TypeVar("Own", bound="Trajectories")
+
+
+@runtime_checkable
 class Trajectories(Protocol):
     """Trajectories of one policy, with all that is needed to ask for the probabilities of their decisions again.
 
@@ -63,16 +67,16 @@ class Trajectories(Protocol):
         """Length of each trajectory."""
         ...
 
-    def select(self, members: Int[Tensor, " member"]) -> Self:
+    def select(self: Own, members: Int[Tensor, " member"]) -> Own:
         """These trajectories in this order; the positions may be on any device."""
         ...
 
     @classmethod
-    def concatenate(cls, parts: Sequence[Self], order: Int[Tensor, " member"] | None = None) -> Self:
+    def concatenate(cls: type[Own], parts: Sequence[Own], order: Int[Tensor, " member"] | None = None) -> Own:
         """Trajectories of one device as one batch; with an order those of all parts that it names."""
         ...
 
-    def to(self, device: torch.device | str) -> Self:
+    def to(self: Own, device: torch.device | str) -> Own:
         """The same on a device."""
         ...
 
@@ -115,6 +119,7 @@ class Decision:
 T = TypeVar("T", bound=Trajectories)
 
 
+@runtime_checkable
 class Policy(Protocol[T]):
     """A trainable generator together with the frozen reference that it must stay near."""
 
@@ -123,7 +128,7 @@ class Policy(Protocol[T]):
         """The network that is trained and that a checkpoint holds."""
         ...
 
-    def to(self, device: torch.device | str) -> Self:
+    def to(self, device: torch.device | str) -> Policy[T]:
         """The same policy with all that belongs to it, the reference included, on a device."""
         ...
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 import torch.distributed as dist
@@ -22,6 +22,7 @@ from latentite.rl.objective import policy_terms
 from latentite.training.reduce import num_processes
 
 
+@runtime_checkable
 class Optimizer(Protocol):
     """PyTorch's own, or Lightning's wrapper of one."""
 
