@@ -23,10 +23,11 @@ from pathlib import Path
 
 import torch
 
-from latentite.data.build import BuildOptions, build_split
+from latentite.data.build import build_split
 from latentite.data.dataset import read_dataset
 from latentite.data.readers.checks import Limits
 from latentite.data.sampler import BatchPlan, epoch_batches
+from latentite.data.source_rows import BuildOptions
 
 DEFAULT_CSV = Path(__file__).resolve().parents[2] / "shared/data/mp_20_biternary/train.csv.gz"
 

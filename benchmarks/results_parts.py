@@ -20,16 +20,17 @@ from pymatgen.core import Composition
 
 from latentite.checkpoint import read_checkpoint
 from latentite.crystal import CrystalBatch
-from latentite.data.build import BuildOptions, read_labelled, read_source
+from latentite.data.build import read_labelled, read_source
+from latentite.data.source_rows import BuildOptions
 from latentite.energy.potential import TheoryLevel
 from latentite.evaluation.energy_options import EnergyOptions
-from latentite.evaluation.reconstruct import load_vae, reconstruct, subset, summary
+from latentite.evaluation.reconstruct import reconstruct, subset, summary
 from latentite.evaluation.run import evaluate
 from latentite.formulas import reduced_formulas
 from latentite.generate import generate
 from latentite.metrics.regression import regression_metrics
+from latentite.models import load_predictor, load_vae
 from latentite.predictor.predict import predict_dataset
-from latentite.predictor_checkpoint import load_predictor
 
 CONDITION, ASKED, TOLERANCE = "formation_energy_per_atom", (-3.0, -2.0, -1.0, 0.0), 0.2
 """What the conditional model is asked for, and how near counts as a hit, in eV/atom."""
@@ -75,7 +76,7 @@ class Setup:
 
 def measure_vae(setup: Setup, folder: Path) -> dict[str, Any]:
     """Test crystals through the VAE and back."""
-    network, record = load_vae(setup.checkpoints["vae"])
+    network, _, record = load_vae(setup.checkpoints["vae"])
     dataset, rejections = read_source(str(setup.data), split="test", max_atoms=0)
     dataset = subset(dataset, setup.sizes.crystals, seed=setup.seed)
     start = time.perf_counter()
@@ -159,7 +160,7 @@ def measure_predictors(setup: Setup, folder: Path) -> dict[str, Any]:
     """Errors on test crystals, beside those of always saying the training mean."""
     found = {}
     for name in sorted(name for name in setup.checkpoints if name.startswith("predictor")):
-        network, record = load_predictor(setup.checkpoints[name])
+        network, _, record = load_predictor(setup.checkpoints[name])
         targets = tuple(target for target in network.config.targets if target not in network.config.classes)
         options = BuildOptions(properties=targets)
         test, _ = read_labelled(str(setup.data), split="test", options=options)

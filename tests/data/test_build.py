@@ -25,11 +25,11 @@ from latentite.crystal import CrystalBatch
 from latentite.crystal_arrays import CrystalArrays
 from latentite.data import build as build_module
 from latentite.data import dataset_folder, source_rows
-from latentite.data.build import BuildOptions, build_split, load_splits
+from latentite.data.build import build_split, load_splits
 from latentite.data.dataset_folder import build_dataset
 from latentite.data.labels import unique_ids
 from latentite.data.readers.checks import Limits
-from latentite.data.source_rows import cache_key
+from latentite.data.source_rows import BuildOptions, cache_key
 from latentite.data.splits import assign_splits, check_fractions, formula_keys
 
 

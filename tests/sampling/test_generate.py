@@ -25,9 +25,9 @@ from latentite import cli
 from latentite.base.plain import names, numbers
 from latentite.data.readers.checks import Limits
 from latentite.data.readers.rows import Row, read
-from latentite.generate import GenerateConfig, GenerateResult, generate
+from latentite.generate import GenerateResult, generate
 from latentite.generators.latent.options import LatentOptions, parse_guidance
-from latentite.sampling.options import parse_shard, read_formulas
+from latentite.sampling.options import GenerateConfig, parse_shard, read_formulas
 
 ROOT = Path(__file__).resolve().parents[2]
 

@@ -19,14 +19,15 @@ from latentite.generators.latent.trajectories import build_chain
 from latentite.generators.policy import Prompts, passes
 from latentite.interop.chemeleon2 import import_checkpoint
 from latentite.interop.export import export_chemeleon2
-from latentite.ldm_checkpoint import load_ldm
+from latentite.models import load_ldm
 from latentite.nn.conditions import AbsentPlace
 from latentite.nn.denoiser import OutputLayout
 from latentite.nn.lora import LoraConfig
 from latentite.objectives.ldm import Compatibility
-from latentite.stages import TrainLDMConfig, train_ldm, train_rl
+from latentite.stages import train_ldm, train_rl
 from latentite.training.conditions import ConditionModuleOptions
 from latentite.training.datamodule import CrystalDataModule
+from latentite.training.stage_settings import TrainLDMConfig
 
 
 @pytest.fixture(autouse=True)

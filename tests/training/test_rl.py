@@ -12,7 +12,7 @@ from tiny_rl import VOLUME, make_usable, tiny_rl_config
 from tiny_run import assert_same, read, tiny_datamodule, tiny_ldm_config
 
 from latentite.generators.policy import passes
-from latentite.ldm_checkpoint import load_ldm
+from latentite.models import load_ldm
 from latentite.nn.lora import LoraConfig
 from latentite.objectives.ldm import DiffusionKind
 from latentite.rl.config import Algorithm, Baseline

@@ -13,7 +13,7 @@ from latentite.generators.latent.chain import SamplingConfig
 from latentite.generators.latent.policy import LatentPolicy
 from latentite.generators.latent.trajectories import build_chain
 from latentite.generators.policy import Prompts, Rows
-from latentite.ldm_checkpoint import load_ldm
+from latentite.models import load_ldm
 from latentite.nn.ldm import LatentDiffusion
 from latentite.objectives.ldm import DiffusionConfig, DiffusionKind
 from latentite.stages import train_ldm

@@ -69,11 +69,11 @@ def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) ->
 
 def _fit(arguments: argparse.Namespace) -> int:
     # Imported here: torch takes seconds, and `--help` should not.
-    from latentite.data.build import BuildOptions, read_labelled
+    from latentite.data.build import read_labelled
     from latentite.data.labels import ours, require_numbers
     from latentite.data.readers.checks import Limits
-    from latentite.nn.baseline_file import write_baselines
-    from latentite.nn.baseline_fit import fit_baselines
+    from latentite.data.source_rows import BuildOptions
+    from latentite.nn.baseline_fit import fit_baselines, write_baselines
 
     name = ours(arguments.property)
     options = BuildOptions(limits=Limits(max_atoms=arguments.max_atoms or None), properties=(name,))

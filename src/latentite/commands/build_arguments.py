@@ -10,7 +10,7 @@ from latentite.data.sources import SPLITS
 from latentite.data.splits import DEFAULT_FRACTIONS
 
 if TYPE_CHECKING:
-    from latentite.data.build import BuildOptions
+    from latentite.data.source_rows import BuildOptions
 
 
 def add_build_options(parser: argparse.ArgumentParser) -> None:
@@ -118,8 +118,8 @@ def build_options(arguments: argparse.Namespace) -> BuildOptions:
     Raises:
         ValueError: for limits that are none.
     """
-    from latentite.data.build import BuildOptions  # imports torch, which `--help` should not
     from latentite.data.readers.checks import Limits
+    from latentite.data.source_rows import BuildOptions
 
     return BuildOptions(
         limits=Limits(max_atoms=arguments.max_atoms or None, min_distance=arguments.min_distance),

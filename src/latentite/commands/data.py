@@ -152,10 +152,11 @@ def _build(arguments: argparse.Namespace) -> int:
 
 
 def _convert(arguments: argparse.Namespace) -> int:
-    from latentite.data.build import BuildOptions, read_labelled
+    from latentite.data.build import read_labelled
     from latentite.data.dataset_folder import count_reasons, write_rejections
     from latentite.data.readers.checks import Limits
     from latentite.data.readers.hdf5 import write_hdf5
+    from latentite.data.source_rows import BuildOptions
 
     if arguments.out.suffix.lower() not in (".h5", ".hdf5"):
         raise ValueError(f"--out must end in .h5 or .hdf5, got {arguments.out}")
@@ -177,9 +178,10 @@ def _convert(arguments: argparse.Namespace) -> int:
 
 
 def _info(arguments: argparse.Namespace) -> int:
-    from latentite.data.build import BuildOptions, load_splits
+    from latentite.data.build import load_splits
     from latentite.data.info import describe, draw, tables
     from latentite.data.readers.checks import Limits
+    from latentite.data.source_rows import BuildOptions
 
     options = BuildOptions(limits=Limits(max_atoms=arguments.max_atoms or None))
     folder = _source(arguments.data_dir)

@@ -36,14 +36,14 @@ def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) ->
 def _predict(arguments: argparse.Namespace) -> int:
     # Imported here: torch and the networks take seconds, and `--help` should not.
     from latentite.data.build import read_source
-    from latentite.predictor.predict import at_fidelity, largest_cell, predict_dataset, write_predictions
-    from latentite.predictor_checkpoint import load_predictor
+    from latentite.models import load_predictor
+    from latentite.predictor.predict import at_fidelity, predict_dataset, write_predictions
 
     check_running(arguments)
     if arguments.out.is_dir():
         raise ValueError(f"--out must be a file such as table.csv, got the folder {arguments.out}")
-    network, record = load_predictor(arguments.checkpoint, weights=arguments.weights)
-    max_atoms = largest_cell(record) if arguments.max_atoms is None else arguments.max_atoms
+    network, _, record = load_predictor(arguments.checkpoint, weights=arguments.weights)
+    max_atoms = record.data.largest_cell if arguments.max_atoms is None else arguments.max_atoms
     dataset, rejections = read_source(arguments.source, split=arguments.split, max_atoms=max_atoms)
     at_fidelity(network, dataset.crystals, arguments.fidelity)
     with counting("predict", len(dataset)) as advance:

@@ -54,12 +54,12 @@ def _reconstruct(arguments: argparse.Namespace) -> int:
 
 def _run(arguments: argparse.Namespace) -> Reconstruction:
     # Imported here: torch and the networks take seconds, and `--help` should not.
-    from latentite import hub
     from latentite.data.build import read_source
-    from latentite.evaluation.reconstruct import load_vae, reconstruct, subset, write_report
+    from latentite.evaluation.reconstruct import reconstruct, subset, write_report
+    from latentite.models import load_vae
 
     _check(arguments)
-    network, record = load_vae(hub.resolve(arguments.checkpoint), weights=arguments.weights)
+    network, _, record = load_vae(arguments.checkpoint, arguments.weights)
     dataset, rejections = read_source(arguments.source, split=arguments.split, max_atoms=arguments.max_atoms)
     num_accepted = len(dataset)
     if num_accepted == 0:

@@ -12,13 +12,13 @@ from typing import TYPE_CHECKING, Any
 from latentite import __version__
 from latentite.base.files import replacing, write_json
 from latentite.base.plain import check_seed
-from latentite.data.build import WHOLE, BuildOptions, BuildResult, BuiltSplits, build_splits
+from latentite.data.build import WHOLE, BuildResult, BuiltSplits, build_splits
 from latentite.data.canonical import CANONICAL_VERSION
 from latentite.data.dataset import CrystalDataset, write_dataset
 from latentite.data.readers.label_table import labelled
 from latentite.data.readers.opening import fingerprint
 from latentite.data.readers.records import Rejection, Source, name_of
-from latentite.data.source_rows import build_notes
+from latentite.data.source_rows import BuildOptions, build_notes
 from latentite.data.sources import SPLITS, split_files
 from latentite.data.splits import DEFAULT_FRACTIONS, check_fractions, divide, shared_formulas
 

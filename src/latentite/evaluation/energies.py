@@ -9,20 +9,20 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from latentite.base.files import replacing
 from latentite.crystal_arrays import CrystalArrays
 from latentite.elements import SYMBOLS
-from latentite.energy.displacement import displacement_rmsd, volume_change
 from latentite.energy.hull import Hull
 from latentite.energy.parallel import Kept, RelaxHow, double_batch, relax_many
 from latentite.energy.potential import PotentialCard
-from latentite.energy.references import ElementReferences, check_same_theory
-from latentite.energy.relaxation import RelaxCell, Relaxed, RelaxStatus
-from latentite.energy.stability import Stability, stability
+from latentite.energy.references import ElementReferences, Stability, check_same_theory, stability
+from latentite.energy.relax import RelaxCell, Relaxed, RelaxStatus, displacement_rmsd, volume_change
 from latentite.evaluation.measure import Cell
 from latentite.evaluation.store import ResultStore, namespace
 from latentite.formulas import chemical_system, compositions
@@ -54,12 +54,12 @@ class Energies:
 
     @property
     def is_relaxation(self) -> bool:
-        """Whether anything moved; false for single points."""
+        """True when anything may move; false for single points."""
         return self.how.settings.cell != RelaxCell.NONE
 
     @property
     def is_converged(self) -> Bool[Tensor, " crystal"]:
-        """Whether a relaxation came to its end."""
+        """True for structures whose relaxation came to its end."""
         return torch.tensor(
             [status is RelaxStatus.CONVERGED for status in self.relaxed.status], dtype=torch.bool
         )
@@ -72,15 +72,15 @@ class Energies:
     @property
     def failures(self) -> list[tuple[int, str, str]]:
         """Position, metric and reason of every gap."""
-        found: list[tuple[int, str, str]] = []
+        gaps: list[tuple[int, str, str]] = []
         has_energy = self.relaxed.start_energy.isfinite().tolist()
         for position, reason in enumerate(self.relaxed.reasons):
             if reason is not None:
-                found.append((position, "relax" if has_energy[position] else "energy", reason))
+                gaps.append((position, "relax" if has_energy[position] else "energy", reason))
         for position, row in enumerate(self.raw_stability or ()):
             if row.reason is not None and has_energy[position]:
-                found.append((position, "energy_above_hull", row.reason))
-        return sorted(found)
+                gaps.append((position, "energy_above_hull", row.reason))
+        return sorted(gaps)
 
     def columns(self) -> dict[str, list[Cell]]:
         """The columns of the table, empty where there is no number; energies in eV/atom, forces in eV/Å."""
@@ -170,7 +170,7 @@ def measure_energies(
 
 
 def energy_store(how: RelaxHow) -> ResultStore | None:
-    """Where results of this potential and these settings are kept; None where nobody can tell which potential
+    """The store of this potential and these settings; None where nobody can tell which potential
     it is (a calculator without version or weights), so that nothing may be kept."""
     identity = how.identity()
     return None if identity is None else ResultStore.open(namespace("energy", VERSION, identity))
@@ -205,3 +205,48 @@ def _unknown(
 
 def _cells(values: Tensor) -> list[Cell]:
     return [value if value - value == 0.0 else None for value in values.tolist()]
+
+
+def write_relaxed(path: str | Path, energies: Energies, ids: Sequence[str]) -> None:
+    """All structures in order, one frame each, atomically; `ase.io.read(path, index=":")` reads them.
+
+    The info of a frame has `id`, `status`, `steps`, `converged` and `potential`, and `reason` for a failure. A
+    failure keeps the last geometry that the potential could judge, with that one's energy, forces and stress;
+    one that it never judged stands as it came, without numbers.
+
+    Args:
+        path: of the file.
+        energies: of `measure_energies`.
+        ids: of each structure.
+
+    Raises:
+        ValueError: when there is not one id per structure.
+    """
+    from ase.calculators.singlepoint import SinglePointCalculator
+    from ase.io.extxyz import write_extxyz
+
+    relaxed = energies.relaxed
+    if len(ids) != len(relaxed.crystals):
+        raise ValueError(f"one id per structure is needed, got {len(ids)} for {len(relaxed.crystals)}")
+    forces = relaxed.forces.split(relaxed.crystals.num_atoms.tolist())
+    is_judged = relaxed.is_judged.tolist()
+    with replacing(path) as temporary, temporary.open("w", encoding="utf-8") as file:
+        for k, atoms in enumerate(relaxed.crystals.to_atoms()):
+            status, reason = relaxed.status[k], relaxed.reasons[k]
+            atoms.info = {
+                "id": ids[k],
+                "status": status.value,
+                "steps": int(relaxed.steps[k]),
+                "converged": status is RelaxStatus.CONVERGED,
+                "potential": energies.card.name,
+            }
+            if reason is not None:
+                atoms.info["reason"] = " ".join(reason.replace('"', "'").split())
+            if is_judged[k]:
+                atoms.calc = SinglePointCalculator(
+                    atoms,
+                    energy=float(relaxed.energy[k]),
+                    forces=forces[k].numpy(),
+                    stress=relaxed.stress[k].numpy()[[0, 1, 2, 1, 0, 0], [0, 1, 2, 2, 2, 1]],  # as Voigt
+                )
+            write_extxyz(file, [atoms])

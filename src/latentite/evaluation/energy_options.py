@@ -1,4 +1,4 @@
-"""What is asked of energies: which potential, what may move, what competes. Checked before anything heavy."""
+"""Options of energies: the potential, what may move, what competes. Checked before anything heavy."""
 
 from __future__ import annotations
 
@@ -8,21 +8,21 @@ from pathlib import Path
 from typing import Any
 
 from latentite.energy.catalogue import potential_by_name
-from latentite.energy.hull_sources import hull_from_json
+from latentite.energy.hull import hull_from_json
 from latentite.energy.parallel import RelaxHow
 from latentite.energy.potential import TheoryLevel
-from latentite.energy.relaxation import RelaxCell, RelaxSettings
+from latentite.energy.relax import RelaxCell, RelaxSettings
 from latentite.energy.table import NoEnergiesError, find_table, read_rows
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class EnergyOptions:
-    """Which potential judges, what it may move, and what a structure competes with."""
+    """The potential that judges, what it may move, and what a structure competes with."""
 
     potential: str
     """`chgnet`, `7net-0` or `package.module:Class` of an ASE calculator."""
     cell: RelaxCell = RelaxCell.FULL
-    """What relaxation moves; `none` judges the structures as they are."""
+    """Moved by relaxation; `none` judges the structures as they are."""
     max_steps: int = 500
     fmax: float = 0.05
     """eV/Å."""

@@ -1,8 +1,10 @@
-"""What is measured of each structure alone: cell, density, distances, SMACT, symmetry, supply risk."""
+"""Numbers of each structure alone (cell, density, distances, SMACT, symmetry, supply risk), and the clock of steps."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.metadata import version
 
@@ -10,19 +12,33 @@ import numpy as np
 
 from latentite.data.properties import derive_rows
 from latentite.evaluation.read import Crystals
-from latentite.evaluation.steps import Stage, timed
 from latentite.evaluation.store import ResultStore, namespace
 from latentite.formulas import Composition, reduced_composition, usual_formula
-from latentite.metrics.composition import SmactRule, has_unknown_element, is_smact_valid
-from latentite.metrics.geometry import min_distances, volumes
-from latentite.metrics.supply_risk import supply_risk
-from latentite.metrics.symmetry import SYMPRECS, space_groups
+from latentite.metrics.composition import SmactRule, has_unknown_element, is_smact_valid, supply_risk
+from latentite.metrics.geometry import SYMPRECS, min_distances, space_groups, volumes
+
+BeginStep = Callable[[str, int | None], Callable[[int], None]]
+"""Told that a step of so many structures (None: unknown) begins; gives what to tell of those that are done."""
+
+
+def silent(text: str, total: int | None) -> Callable[[int], None]:
+    """A `BeginStep` that says nothing."""
+    return lambda count: None
+
+
+@contextmanager
+def timed(seconds: dict[str, float], name: str) -> Iterator[None]:
+    """Adds the wall time of the block to `seconds[name]`."""
+    start = time.perf_counter()
+    yield
+    seconds[name] = round(seconds.get(name, 0.0) + time.perf_counter() - start, 3)
+
 
 Cell = float | int | bool | str | None
 """A cell of the table; None where a metric gave nothing."""
 
 _SPACE_GROUPS_VERSION = 1
-"""Raised when `metrics/symmetry.py` gives other numbers."""
+"""Raised when `metrics/geometry.py` gives other numbers."""
 _DERIVED = ("composition", "chemical_system", "num_elements", "density", "volume_per_atom")
 
 
@@ -52,14 +68,16 @@ class Measured:
     @property
     def failures(self) -> list[tuple[int, str, str]]:
         """Position, metric and reason of everything that could not be computed."""
-        found = [
+        failures = [
             (int(position), "min_distance", "the cell is too flat to be reduced")
             for position in np.flatnonzero(np.isnan(self.own_distance))
         ]
         for symprec, groups in self.space_groups.items():
             reason = f"no space group was found at {symprec:g} Å"
-            found += [(int(p), f"space_group_{symprec:g}", reason) for p in np.flatnonzero(np.isnan(groups))]
-        return found
+            failures += [
+                (int(p), f"space_group_{symprec:g}", reason) for p in np.flatnonzero(np.isnan(groups))
+            ]
+        return failures
 
     def columns(self) -> dict[str, list[Cell]]:
         """The columns of the table, in its order."""
@@ -96,7 +114,7 @@ def measure(
     *,
     workers: int | None,
     seconds: dict[str, float],
-    stage: Stage,
+    stage: BeginStep,
     symprecs: Sequence[float] = SYMPRECS,
     name: str = "",
 ) -> Measured:
@@ -149,18 +167,18 @@ def _space_groups(
     first = {digest: place for place, digest in enumerate(crystals.hashes) if digest not in known}
     missing = list(first)
 
-    def keep(start: int, found: np.ndarray) -> None:
-        values = [[None if np.isnan(group) else int(group) for group in row] for row in found]
+    def keep(start: int, groups: np.ndarray) -> None:
+        values = [[None if np.isnan(group) else int(group) for group in row] for row in groups]
         store.put_many(dict(zip(missing[start:], values, strict=False)))
 
     if missing:
-        found = space_groups(
+        computed = space_groups(
             [crystals.arrays[place] for place in first.values()],
             symprecs=symprecs,
             workers=workers,
             advance=begin(len(missing)),
             keep=keep,
         )
-        known |= dict(zip(missing, found.tolist(), strict=True))
+        known |= dict(zip(missing, computed.tolist(), strict=True))
     # dtype=float makes NaN of None
     return np.array([known[digest] for digest in crystals.hashes], dtype=float).reshape(-1, len(symprecs))

@@ -16,7 +16,7 @@ import logging
 import math
 import re
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -26,17 +26,10 @@ from rich.table import Table
 
 from latentite import __version__
 from latentite.base.files import replacing, write_json
-from latentite.base.plain import from_plain
-from latentite.checkpoint import (
-    CheckpointError,
-    CheckpointRecord,
-    Stage,
-    Weights,
-    network_of,
-    read_checkpoint,
-)
+from latentite.checkpoint import CheckpointRecord
 from latentite.crystal import CrystalBatch
 from latentite.data.dataset import CrystalDataset
+from latentite.data.dataset_folder import write_rejections
 from latentite.data.readers.records import Rejection
 from latentite.data.sampler import BatchPlan, epoch_batches
 from latentite.draw.cells import draw_pairs, pretty
@@ -44,7 +37,7 @@ from latentite.formulas import reduced_formulas
 from latentite.match.settings import LOOSE, STRICT, MatcherSettings, is_comparable
 from latentite.metrics.rates import Rate
 from latentite.metrics.reconstruction import reconstruction_table
-from latentite.nn.vae import CrystalVAE, VAEConfig
+from latentite.nn.vae import CrystalVAE
 
 if TYPE_CHECKING:
     from pymatgen.core import Structure
@@ -96,23 +89,6 @@ class Reconstruction:
             finite = self.table[name][np.isfinite(self.table[name])]
             means[name] = float(finite.mean()) if len(finite) else math.nan
         return means
-
-
-def load_vae(
-    path: str | Path, *, weights: Weights | str | None = None
-) -> tuple[CrystalVAE, CheckpointRecord]:
-    """The network of a VAE checkpoint in evaluation mode, on the CPU, and what else the file says.
-
-    Raises:
-        CheckpointError: when the file is not a VAE checkpoint of ours.
-    """
-    record = read_checkpoint(path, stage=Stage.VAE, weights=weights)
-    names = [item.name for item in fields(VAEConfig)]
-    missing = [name for name in names if name not in record.config]
-    if missing:
-        raise CheckpointError(f"{path}: its config must have the key '{missing[0]}', but it is missing")
-    config = from_plain(VAEConfig, {name: record.config[name] for name in names})
-    return network_of(record.state, lambda: CrystalVAE(config), record.path).eval(), record
 
 
 @torch.inference_mode()
@@ -277,7 +253,7 @@ def write_report(
     folder.mkdir(parents=True, exist_ok=True)
     stems = file_stems(result.ids)
     written = _write_cifs(result, folder / "cifs", stems) if with_cifs else {}
-    _write_rejections(result.rejections, folder / "rejected.csv")
+    write_rejections(folder / "rejected.csv", result.rejections)
     _write_structures(result, folder / "structures.csv", written)
     if len(result.ids):
         generator = torch.Generator().manual_seed(seed)
@@ -345,13 +321,6 @@ def _right_handed(structure: Structure) -> Structure:
 def _write_text(path: Path, text: str) -> None:
     with replacing(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
-
-
-def _write_rejections(rejections: Iterable[Rejection], path: Path) -> None:
-    with replacing(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file)
-        writer.writerow(["source", "row", "id", "reason"])
-        writer.writerows([item.source, item.row, item.id, item.reason] for item in rejections)
 
 
 def _write_structures(result: Reconstruction, path: Path, files: dict[int, tuple[str, str]]) -> None:

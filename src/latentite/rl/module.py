@@ -24,13 +24,13 @@ from latentite.data.sampler import AugmentationConfig
 from latentite.generators.latent.policy import LatentPolicy
 from latentite.generators.latent.trajectories import build_chain
 from latentite.generators.policy import Policy, Prompts
-from latentite.ldm_checkpoint import load_ldm
+from latentite.models import load_ldm
 from latentite.nn.ldm import LatentDiffusion
 from latentite.nn.lora import trainable_summary
 from latentite.objectives.ldm import LDMStageConfig
 from latentite.objectives.terms import LossTerms
 from latentite.rewards.combine import Rewards
-from latentite.rewards.diversity_filter import DiversityFilter
+from latentite.rewards.repeats import DiversityFilter
 from latentite.rewards.workers import RewardWorkers
 from latentite.rl.config import RLModuleConfig
 from latentite.rl.objective import RunningRewards, choose_steps, compute_advantages
@@ -197,7 +197,7 @@ class RLTrainingModule(StageModule):
         logged: dict[str, Tensor | float] = {f"val/reward/{name}": value for name, value in means.items()}
         self._log(logged | {"val/reward": means["total"]}, len(batch), on_step=False)
         if batch_idx == 0 and self.trainer.is_global_zero and not self.trainer.sanity_checking:
-            from latentite.training.gallery import show_best
+            from latentite.training.loggers import show_best
 
             show_best(self.trainer, crystals, table, self.config.num_pictures)
 

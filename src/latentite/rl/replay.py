@@ -16,7 +16,7 @@ from torch import Tensor
 
 from latentite.crystal import CrystalBatch
 from latentite.generators.policy import Policy, Trajectories
-from latentite.rewards.kinds import kinds
+from latentite.rewards.repeats import kinds
 from latentite.rl.config import PolicyConfig, ReplayConfig
 from latentite.rl.objective import RunningRewards, replay_advantages
 from latentite.rl.update import Experience

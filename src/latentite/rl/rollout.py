@@ -18,14 +18,14 @@ from torch import Tensor
 
 from latentite.crystal import CrystalBatch
 from latentite.generators.policy import Policy, Prompts, Trajectories
+from latentite.objectives.terms import num_processes
 from latentite.rewards.combine import Rewards, RewardTable
-from latentite.rewards.diversity_filter import DiversityFilter
+from latentite.rewards.repeats import DiversityFilter
 from latentite.rewards.workers import RewardWorkers
 from latentite.rl.config import PolicyConfig
 from latentite.rl.objective import kept_crystals
 from latentite.rl.update import Experience
 from latentite.sampling.checks import geometry_refusals
-from latentite.training.reduce import num_processes
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

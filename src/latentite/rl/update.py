@@ -16,10 +16,9 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from latentite.generators.policy import Policy, Trajectories
-from latentite.objectives.terms import LossTerms
+from latentite.objectives.terms import LossTerms, num_processes
 from latentite.rl.config import PolicyConfig
 from latentite.rl.objective import policy_terms
-from latentite.training.reduce import num_processes
 
 
 @runtime_checkable

@@ -13,10 +13,10 @@ from torch import Tensor
 from latentite.data.dataset import CrystalDataset, attach_features
 from latentite.data.fidelities import FidelityCounts, FidelityData, join_fidelities
 from latentite.data.sources import splits_folder
-from latentite.training.data_config import DataConfig
+from latentite.training.settings import DataConfig
 
 if TYPE_CHECKING:
-    from latentite.data.build import BuildOptions
+    from latentite.data.source_rows import BuildOptions
 
 log = logging.getLogger(__name__)
 
@@ -109,9 +109,9 @@ def _load_fidelities(
 
 def _options(config: DataConfig, *, numbers_only: bool) -> BuildOptions:
     """How splits are read: the labels that are asked for, or all columns of numbers."""
-    from latentite.data.build import BuildOptions
     from latentite.data.properties import DERIVED
     from latentite.data.readers.checks import Limits
+    from latentite.data.source_rows import BuildOptions
 
     wanted = config.wanted_properties
     return BuildOptions(
