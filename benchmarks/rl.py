@@ -26,13 +26,14 @@ from ldm import random_network, second_stage_parser
 from vae import matrix_rate, mp_20_like, timed
 
 from latentite.generators.latent.chain import SamplingConfig
+from latentite.generators.latent.policy import LatentPolicy
+from latentite.generators.latent.trajectories import LatentTrajectories, build_chain
+from latentite.generators.policy import Prompts
 from latentite.nn.denoiser import DenoiserSize
 from latentite.objectives.ldm import DiffusionConfig
-from latentite.rl.policy import choose_steps
-from latentite.rl.policy_config import PolicyConfig
-from latentite.rl.rollout import Rollout
-from latentite.rl.rollouts import Policy, Prompts, build_chain, collect
-from latentite.rl.update import Learner, Lesson, minibatches
+from latentite.rl.config import PolicyConfig
+from latentite.rl.objective import choose_steps
+from latentite.rl.update import Experience, Learner, minibatches
 
 
 def measure(
@@ -41,6 +42,7 @@ def measure(
     """One size, precision and number of trained steps."""
     device = torch.device(args.device)
     network = random_network(args.vae, size).to(device).eval()
+    network.vae.requires_grad_(False)
     reference = copy.deepcopy(network).requires_grad_(False)
     timed_steps = args.timed_steps or args.steps
     sampling = SamplingConfig(steps=timed_steps, batch_size=args.batch_size)
@@ -48,33 +50,27 @@ def measure(
     config = PolicyConfig(
         num_group_samples=args.group, num_train_steps=trained, update_tokens=args.update_tokens
     )
-    learner = Learner(
-        chain=build_chain(DiffusionConfig(), sampling).to(device),
-        policy=Policy(network=network, sampling=sampling),
-        reference=Policy(network=reference, sampling=sampling),
-        config=config,
-    )
-    parameters = list(network.denoiser.parameters())
-    optimizer = torch.optim.AdamW(parameters, lr=1e-5, fused=True)
+    chain = build_chain(DiffusionConfig(), sampling)
+    policy = LatentPolicy(network=network, reference=reference, chain=chain, sampling=sampling).to(device)
+    learner = Learner(policy=policy, config=config)
+    optimizer = torch.optim.AdamW(network.denoiser.parameters(), lr=1e-5, fused=True)
     prompts = Prompts.of(mp_20_like(args.prompts).to(device), num_samples=args.group, run_seed=0)
     advantages = torch.randn(len(prompts), device=device)
     draws = torch.Generator().manual_seed(0)
-    steps = choose_steps(learner.chain.num_decisions, config, draws).to(device)
+    steps = choose_steps(chain.num_decisions, config, draws).to(device)
     autocast = torch.autocast(device.type, torch.bfloat16, enabled=dtype is torch.bfloat16)
-    kept: list[Rollout] = []
+    kept: list[LatentTrajectories] = []
 
     def roll() -> None:
         with autocast:
-            kept[:] = [collect(learner.policy, learner.chain, prompts)]
+            kept[:] = [policy.rollout(prompts)]
 
     def update() -> None:
         parts = minibatches(torch.arange(len(prompts)), len(prompts), config.num_minibatches, draws)
-        is_first = torch.ones(len(prompts), dtype=torch.bool, device=device)
-        lesson = Lesson(rollout=kept[0], values={}, advantages=advantages, is_first=is_first)
+        is_on_policy = torch.ones(len(prompts), dtype=torch.bool, device=device)
+        experience = Experience(trajectories=kept[0], advantages=advantages, is_on_policy=is_on_policy)
         with autocast:
-            learner.improve(
-                lesson, steps, [part.to(device) for part in parts], optimizer, parameters, max_norm=1.0
-            )
+            learner.update(experience, steps, [part.to(device) for part in parts], optimizer, max_norm=1.0)
 
     before = matrix_rate(dtype, device)
     rollout_s, update_s = timed(roll, 1, device), timed(update, 1, device)

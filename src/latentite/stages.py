@@ -9,7 +9,7 @@ from latentite.predictor.module import PredictorTrainingModule
 from latentite.predictor.settings import TrainPredictorConfig
 from latentite.predictor.start import build_predictor_module, plan_predictor, wanted_targets
 from latentite.rl.config import TrainRLConfig
-from latentite.rl.start import build_rl_module, plan_rl
+from latentite.rl.module import build_rl_module, plan_rl
 from latentite.training.datamodule import CrystalDataModule
 from latentite.training.fit import FitResult, fit
 from latentite.training.ldm_start import build_module, plan_network

@@ -14,6 +14,9 @@ import latentite
 from chemeleon2_files import BAND_GAP, LATENT, write_ldm, write_vae
 from latentite.diffusion.samplers import SamplerKind
 from latentite.generators.latent.chain import SamplingConfig
+from latentite.generators.latent.policy import LatentPolicy
+from latentite.generators.latent.trajectories import build_chain
+from latentite.generators.policy import Prompts, passes
 from latentite.interop.chemeleon2 import import_checkpoint
 from latentite.interop.export import export_chemeleon2
 from latentite.models import load_ldm
@@ -21,8 +24,6 @@ from latentite.nn.conditions import AbsentPlace
 from latentite.nn.denoiser import OutputLayout
 from latentite.nn.lora import LoraConfig
 from latentite.objectives.ldm import Compatibility
-from latentite.rl.rollouts import Policy, Prompts, build_chain, collect
-from latentite.rl.update import passes
 from latentite.stages import train_ldm, train_rl
 from latentite.training.conditions import ConditionModuleOptions
 from latentite.training.datamodule import CrystalDataModule
@@ -143,19 +144,22 @@ def test_the_policy_of_an_imported_model_is_the_same_in_its_updates(tmp_path: Pa
     torch.manual_seed(0)
     network, settings, _ = load_ldm(write_ldm(tmp_path))
     sampling = SamplingConfig(sampler=SamplerKind.DDPM, steps=5)
-    policy, chain = Policy(network=network, sampling=sampling), build_chain(settings.diffusion, sampling)
+    chain = build_chain(settings.diffusion, sampling)
+    policy = LatentPolicy(network=network, reference=network, chain=chain, sampling=sampling)
     crystals = tiny_datamodule().splits["val"].crystals
     assert len(crystals.num_atoms.unique()) > 1
-    rollout = collect(policy, chain, Prompts.of(crystals, num_samples=2, run_seed=1))
-    crystal = torch.arange(len(rollout)).repeat(rollout.num_decisions)
-    step = torch.arange(rollout.num_decisions).repeat_interleave(len(rollout))
+    drawn = policy.rollout(Prompts.of(crystals, num_samples=2, run_seed=1))
+    crystal = torch.arange(len(drawn)).repeat(chain.num_decisions)
+    step = torch.arange(chain.num_decisions).repeat_interleave(len(drawn))
 
     @torch.no_grad()
     def difference(is_padded: bool) -> float:
         worst = 0.0
-        for rows in passes(rollout.num_atoms[crystal], 8192, is_padded=is_padded):
-            asked = rollout.transitions(step[rows], crystal[rows])
-            found = chain.moments(policy.denoise({}, asked.mask), asked.states, asked.levels, asked.mask)
+        for rows in passes(drawn.num_atoms[crystal], 8192, is_padded=is_padded):
+            asked = drawn.transitions(step[rows], crystal[rows])
+            found = chain.moments(
+                policy.denoise(network, {}, asked.mask), asked.states, asked.levels, asked.mask
+            )
             worst = max(worst, float(((found.std - asked.old.std) / (asked.old.std + 1e-12)).abs().max()))
         return worst
 

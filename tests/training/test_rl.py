@@ -11,11 +11,12 @@ import torch
 from tiny_rl import VOLUME, make_usable, tiny_rl_config
 from tiny_run import assert_same, read, tiny_datamodule, tiny_ldm_config
 
+from latentite.generators.policy import passes
 from latentite.models import load_ldm
 from latentite.nn.lora import LoraConfig
 from latentite.objectives.ldm import DiffusionKind
-from latentite.rl.policy_config import Algorithm, Baseline
-from latentite.rl.update import minibatches, passes
+from latentite.rl.config import Algorithm, Baseline
+from latentite.rl.update import minibatches
 from latentite.stages import train_ldm, train_rl
 from latentite.training.datamodule import CrystalDataModule
 from latentite.training.fit import FitResult

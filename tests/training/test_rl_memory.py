@@ -16,11 +16,8 @@ from tiny_run import assert_same, read, tiny_datamodule, tiny_ldm_config
 from latentite.crystal import CrystalBatch
 from latentite.rewards.combine import RewardConfig
 from latentite.rewards.repeats import DiversityFilterConfig, Kind
-from latentite.rl.advantages import RunningRewards
+from latentite.rl.config import Algorithm, Keep, ReplayConfig
 from latentite.rl.module import MEMORY_KEY, RLTrainingModule
-from latentite.rl.policy_config import Algorithm, Keep, PolicyConfig
-from latentite.rl.replay import ReplayBuffer, ReplayConfig
-from latentite.rl.rollout import Rollout
 from latentite.stages import train_ldm, train_rl
 from latentite.training.fit import FitResult, RunStatus
 
@@ -102,7 +99,7 @@ def test_overlapped_rewards_train_the_same_with_any_number_of_workers_and_resume
         patch.setattr(RLTrainingModule, "training_step", step)
         part = run(tmp_path / "part", base, rl_module__reward_workers=1, **shared)
     assert part.status is RunStatus.PREEMPTED
-    assert [flight["batch_idx"] for flight in trained(part)[MEMORY_KEY]["in_flight"]] == [1]
+    assert [rollout["batch_idx"] for rollout in trained(part)[MEMORY_KEY]["pending"]] == [1]
     rest = run(tmp_path / "rest", base, rl_module__reward_workers=1, ckpt_path=part.last_path, **shared)
     assert_same(trained(one), trained(rest))
 
@@ -140,59 +137,3 @@ def test_what_does_not_go_together_is_refused(base: Path, tmp_path: Path) -> Non
     config.check_processes(1)
     with pytest.raises(ValueError, match="size must be at least 1, got 0"):
         ReplayConfig(size=0)
-
-
-def rollout(first: int, count: int, steps: int = 2) -> Rollout:
-    """Crystals of one atom whose every number is their own."""
-    own = torch.arange(first, first + count, dtype=torch.float32)
-    each = own[None, :, None, None].expand(steps, count, 1, 1)
-    return Rollout(
-        states=own[None, :, None, None].expand(steps + 1, count, 1, 1).clone(),
-        means=each.clone(),
-        stds=each.clone(),
-        log_probs=own.expand(steps, count).clone(),
-        levels=torch.arange(steps),
-        latents=each[0].clone(),
-        mask=torch.ones(count, 1, dtype=torch.bool),
-    )
-
-
-def test_the_buffer_keeps_the_best_of_each_kind_for_a_while() -> None:
-    buffer = ReplayBuffer(ReplayConfig(size=3, max_age=1))
-    values = {"x": torch.arange(5)}
-    buffer.add(rollout(0, 5), values, torch.tensor([1.0, 5.0, 3.0, 4.0, 0.0]), ["A", "A", "B", "B", "C"])
-    assert buffer.memories is not None
-    assert buffer.memories.rewards.tolist() == [5.0, 4.0, 0.0], "the best A, the best B, C"
-    assert buffer.memories.rollout.latents.flatten().tolist() == [1.0, 3.0, 4.0]
-    assert buffer.memories.values["x"].tolist() == [1, 3, 4]
-    buffer.add(rollout(10, 2), {"x": torch.tensor([10, 11])}, torch.tensor([6.0, 2.0]), ["B", "D"])
-    assert buffer.memories.names == ["B", "A", "D"], "a better B, and no room for C"
-    assert buffer.memories.rollout.states[:, :, 0, 0].tolist() == [[10.0, 1.0, 11.0]] * 3
-    buffer.add(rollout(20, 1), {"x": torch.tensor([20])}, torch.tensor([0.5]), ["E"])
-    assert buffer.memories.names == ["B", "D", "E"], "A is too old"
-    again = ReplayBuffer(ReplayConfig(size=3, max_age=1))
-    again.restore(buffer.state(), 2)
-    assert_same(again.state(), buffer.state())
-    with pytest.raises(ValueError, match=r"rl_module\.sampling\.steps must be 3 to resume .*, got 5"):
-        again.restore(buffer.state(), 4)
-
-
-@pytest.mark.parametrize("algorithm", [Algorithm.GRPO, Algorithm.PPO])
-def test_only_what_is_better_than_now_is_replayed(algorithm: Algorithm) -> None:
-    buffer = ReplayBuffer(ReplayConfig(num_samples=2))
-    config = PolicyConfig(algorithm=algorithm)
-    draw = torch.Generator().manual_seed(0)
-    now = torch.tensor([1.0, 3.0])  # mean 2, standard deviation 1
-    running = RunningRewards.empty().updated(now, 0.9)
-    assert buffer.draw(now, config, running, draw) is None
-    buffer.add(rollout(0, 4), {}, torch.tensor([1.0, 3.5, 5.0, 30.0]), ["A", "B", "C", "D"])
-    found = buffer.draw(now, config, running, draw)
-    assert found is not None
-    assert len(found) == 2
-    assert not found.is_first.any()
-    wanted = {1.0: 1.5, 2.0: 3.0, 3.0: 5.0}  # D would have 28: clipped
-    for own, advantage in zip(
-        found.rollout.latents.flatten().tolist(), found.advantages.tolist(), strict=True
-    ):
-        assert advantage == pytest.approx(wanted[own])
-    assert buffer.draw(now + 100.0, config, running.updated(now + 100.0, 0.0), draw) is None

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
+from enum import StrEnum
 
 from latentite.generators.latent.chain import SamplingConfig
 from latentite.nn.lora import LoraConfig
 from latentite.rewards.combine import RewardConfig
-from latentite.rl.policy_config import Algorithm, PolicyConfig
-from latentite.rl.replay import ReplayConfig
+from latentite.rewards.repeats import Kind
 from latentite.training.ema import EMAConfig
 from latentite.training.optim import OptimizerConfig
 from latentite.training.settings import (
@@ -20,6 +21,151 @@ from latentite.training.settings import (
     RunConfig,
     TrainerConfig,
 )
+
+
+class Algorithm(StrEnum):
+    """Surrogate and baseline."""
+
+    GRPO = "grpo"
+    PPO = "ppo"
+    REINFORCE = "reinforce"
+
+
+class KLForm(StrEnum):
+    """Measure of the divergence from the reference."""
+
+    CLOSED = "closed"
+    """Exactly, by the formula for the two distributions (for latent diffusion Gaussians)."""
+    K3 = "k3"
+    """Estimated at the action that was drawn."""
+
+
+class Baseline(StrEnum):
+    """Over which crystals GRPO and REINFORCE compare rewards."""
+
+    GROUP = "group"
+    """Those of the same prompt: the same number of atoms and the same conditions."""
+    BATCH = "batch"
+    """All of a rollout."""
+
+
+class Keep(StrEnum):
+    """The crystals of a prompt that are trained, if more are drawn."""
+
+    BEST = "best"
+    EXTREMES = "extremes"
+    """As many of the best as of the worst."""
+
+
+class StepChoice(StrEnum):
+    """The decisions of a trajectory that are trained, if not all."""
+
+    RANDOM = "random"
+    """Drawn anew for every rollout."""
+    EARLY = "early"
+    """The first, noisiest ones."""
+
+
+@dataclass(kw_only=True, slots=True)
+class PolicyConfig:
+    """The algorithm: `rl_module.rl_configs`. Defaults are Chemeleon2's but for `num_train_steps`."""
+
+    algorithm: Algorithm = Algorithm.GRPO
+    num_group_samples: int = 64
+    """Crystals per prompt that are trained; `data.batch_size` is the number of prompts of a rollout."""
+    best_of: int = 1
+    """So many times as many are drawn and get rewards; 1: all are trained."""
+    keep: Keep = Keep.BEST
+    """The ones that are trained."""
+    baseline: Baseline = Baseline.GROUP
+    scale_advantages: bool = True
+    """GRPO: divide by the spread within the group."""
+    max_advantage: float | None = 5.0
+    """Advantages are clipped to this size; null: not."""
+    running_decay: float = 0.9
+    """PPO: share of the running statistics that a rollout keeps."""
+    clip_ratio: float = 1e-3
+    """c; not of REINFORCE."""
+    kl_weight: float = 1.0
+    kl_form: KLForm = KLForm.CLOSED
+    entropy_weight: float = 1e-5
+    """Only steps of learned variance have an entropy that can change."""
+    per_entry: bool = True
+    """Log-ratios, divergences and entropies are means over a crystal's entries; off, sums."""
+    num_inner_epochs: int = 1
+    """Passes over each rollout."""
+    num_minibatches: int = 2
+    """Optimizer steps per inner epoch."""
+    num_train_steps: int | None = 10
+    """Most denoising decisions of a chain that are trained; null: all. With 10 of 50 the reward rises two to three
+    times as fast as with 25 or all (docs/rl.md)."""
+    step_choice: StepChoice = StepChoice.RANDOM
+    update_tokens: int | None = None
+    """Most atoms in one pass of an update: memory and speed, not the result; null: 1024 on a CPU, 8192 elsewhere."""
+
+    def __post_init__(self) -> None:
+        for name in ("num_group_samples", "best_of", "num_inner_epochs", "num_minibatches"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        if self.num_train_steps is not None and self.num_train_steps < 1:
+            raise ValueError(f"num_train_steps must be at least 1 or null, got {self.num_train_steps}")
+        if self.update_tokens is not None and self.update_tokens < 1:
+            raise ValueError(f"update_tokens must be at least 1 or null, got {self.update_tokens}")
+        for name in ("clip_ratio", "max_advantage"):
+            value = getattr(self, name)
+            if value is not None and not value > 0.0:
+                raise ValueError(f"{name} must be above 0, got {value}")
+        for name in ("kl_weight", "entropy_weight"):
+            if not (math.isfinite(getattr(self, name)) and getattr(self, name) >= 0.0):
+                raise ValueError(f"{name} must be 0 or more, got {getattr(self, name)}")
+        if not 0.0 <= self.running_decay < 1.0:
+            raise ValueError(f"running_decay must lie in [0, 1), got {self.running_decay}")
+        is_compared = self.algorithm is not Algorithm.PPO and self.baseline is Baseline.GROUP
+        if is_compared and self.num_drawn == 1:
+            raise ValueError(
+                f"num_group_samples must be at least 2 for {self.algorithm} with baseline=group (a crystal is "
+                "compared with the others of its group), got 1; or set baseline=batch"
+            )
+        if self.algorithm is Algorithm.REINFORCE and self.num_inner_epochs > 1:
+            raise ValueError(
+                f"num_inner_epochs must be 1 for reinforce, which does not correct for a policy that has moved, "
+                f"got {self.num_inner_epochs}"
+            )
+
+    @property
+    def num_drawn(self) -> int:
+        """Crystals per prompt that are drawn and get rewards."""
+        return self.best_of * self.num_group_samples
+
+    def check_rollout(self, num_crystals: int) -> None:
+        """Refuse a rollout in which nothing can be compared.
+
+        Raises:
+            ValueError: naming the settings.
+        """
+        if self.algorithm is not Algorithm.PPO and num_crystals < 2:
+            raise ValueError(
+                "data.batch_size x rl_configs.num_group_samples must be at least 2, got a rollout of 1 crystal"
+            )
+
+
+@dataclass(kw_only=True, slots=True)
+class ReplayConfig:
+    """Replay of the best trajectories: `rl_module.replay`."""
+
+    size: int = 64
+    """Trajectories that are kept; one is about 100 kB (50 steps, 20 atoms, 8 channels), also in checkpoints."""
+    num_samples: int = 16
+    """Drawn for each rollout's updates, of those that are better than the rollout's mean."""
+    max_age: int = 50
+    """Rollouts after which a trajectory is dropped."""
+    kind: Kind = Kind.FORMULA
+    """Of each kind only the best is kept."""
+
+    def __post_init__(self) -> None:
+        for name in ("size", "num_samples", "max_age"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
 
 
 @dataclass(kw_only=True, slots=True)

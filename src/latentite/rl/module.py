@@ -1,15 +1,16 @@
-"""Stage 3: the Lightning module that fine-tunes a latent diffusion model towards rewards.
+"""Stage 3: the Lightning module that fine-tunes a policy towards rewards, and the start of its run.
 
-A training step is a rollout, its rewards, and the updates that they allow; the maths is in `rl/policy.py`.
+A training step is a rollout, its rewards, and the updates that they allow; the maths is in `rl/objective.py`.
 With `reward_workers` a step draws a rollout and learns from the one before it; the last step of an epoch learns from
-both. The network is always in evaluation mode: dropout in one of the two passes of a ratio would be noise in it. Comes
-after `rl_config.py`, `rollouts.py`, `flight.py` and `rl_update.py`; `fit.py` drives it.
+both. The network is always in evaluation mode: dropout in one of the two passes of a ratio would be noise in it.
 """
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -17,22 +18,33 @@ import torch
 from lightning.pytorch.core.optimizer import LightningOptimizer
 from torch import Tensor
 
+from latentite.base.plain import naming
 from latentite.crystal import CrystalBatch
 from latentite.data.sampler import AugmentationConfig
+from latentite.generators.latent.policy import LatentPolicy
+from latentite.generators.latent.trajectories import build_chain
+from latentite.generators.policy import Policy, Prompts
+from latentite.models import load_ldm
 from latentite.nn.ldm import LatentDiffusion
+from latentite.nn.lora import trainable_summary
 from latentite.objectives.ldm import LDMStageConfig
 from latentite.objectives.terms import LossTerms
 from latentite.rewards.combine import Rewards
 from latentite.rewards.repeats import DiversityFilter
 from latentite.rewards.workers import RewardWorkers
-from latentite.rl.advantages import RunningRewards
 from latentite.rl.config import RLModuleConfig
-from latentite.rl.flight import Drawn, Flight, lesson_of
-from latentite.rl.gather import Judged, start_judging, start_rewards
-from latentite.rl.policy import choose_steps, compute_advantages
+from latentite.rl.objective import RunningRewards, choose_steps, compute_advantages
 from latentite.rl.replay import ReplayBuffer
-from latentite.rl.rollouts import Policy, Prompts, build_chain, collect, decode
+from latentite.rl.rollout import (
+    PendingRollout,
+    Rollout,
+    RolloutRewards,
+    experience_of,
+    start_rewards,
+    start_rollout_rewards,
+)
 from latentite.rl.update import Learner, minibatches
+from latentite.training.conditions import check_labels
 from latentite.training.datamodule import CrystalDataModule
 from latentite.training.module import StageModule, Stream
 from latentite.training.optim import SchedulerConfig
@@ -42,29 +54,24 @@ MEMORY_KEY = "rl_memory"
 
 
 class RLTrainingModule(StageModule):
-    """Fine-tunes `network.denoiser` and `network.condition_module`; the reference stays as it was."""
+    """Fine-tunes the network of a policy; its reference stays as it was."""
 
-    network: LatentDiffusion
     running_rewards: Tensor
 
     def __init__(
         self,
         config: RLModuleConfig,
-        network: LatentDiffusion,
-        reference: LatentDiffusion,
-        settings: LDMStageConfig,
+        policy: Policy[Any],
         rewards: Rewards | RewardWorkers,
         *,
         seed: int = 0,
         max_norm: float | None = 1.0,
     ) -> None:
-        """Take the network to train and the frozen reference, which start equal.
+        """Take the policy, which starts equal to its reference.
 
         Args:
             config: of the stage.
-            network: what is trained.
-            reference: what it must stay near.
-            settings: of both, with the diffusion process.
+            policy: what is trained.
             rewards: what is wanted.
             seed: of all draws.
             max_norm: gradients are clipped to this norm; None: not.
@@ -77,111 +84,106 @@ class RLTrainingModule(StageModule):
         )
         self.automatic_optimization = False
         self.config = config
-        self.network = network.eval()
-        # In a tuple, so that it is neither a parameter nor in checkpoints: it is read from its own.
-        self._reference = (reference.eval().requires_grad_(False),)
+        self.network = policy.network.eval()
+        # No module itself, so that the reference is neither a parameter nor in checkpoints: it is read from its own.
+        self.policy = policy
         self.rewards = rewards
         self.max_norm = max_norm
-        self.chain = build_chain(settings.diffusion, config.sampling)
         self.register_buffer("running_rewards", RunningRewards.empty().state)
         wanted = config.reward_fn.diversity_filter
         self.diversity_filter = None if wanted is None else DiversityFilter(wanted)
         self.replay = None if config.replay is None else ReplayBuffer(config.replay)
-        self._in_flight: list[Flight] = []
+        self._pending: list[PendingRollout] = []
         self._resumed: dict[str, Any] = {}
 
     def compile_network(self) -> None:
-        """Compile the denoiser's blocks in place, of both networks."""
-        for network in (self.network, *self._reference):
-            for block in network.denoiser.blocks:
-                block.compile(dynamic=True)
+        """Compile policy and reference in place."""
+        self.policy.compile()
 
     def training_terms(self, batch: CrystalBatch, generator: torch.Generator) -> LossTerms:
         """Not of this stage: a step is many updates."""
         raise NotImplementedError("reinforcement learning has no single loss per batch")
 
     def on_fit_start(self) -> None:
-        """Check the processes, make the rewards ready, and put back what was in flight when the run was stopped."""
+        """Check the processes, prepare the rewards, and restore rollouts that were pending when the run stopped."""
         self.config.check_processes(self.trainer.world_size)
-        reference = self._reference[0].to(self.device)
-        self.chain = self.chain.to(self.device)
-        data = self.trainer.datamodule  # type: ignore[attr-defined]  # Lightning's own attribute
-        assert isinstance(data, CrystalDataModule)
-        self.rewards.set_reference(data.splits["train"].crystals)
-        self._learner = Learner(
-            chain=self.chain,
-            policy=Policy(network=self.network, sampling=self.config.sampling),
-            reference=Policy(network=reference, sampling=self.config.sampling),
-            config=self.config.rl_configs,
-        )
-        drawn = [Drawn.restored(state, self.device) for state in self._resumed.get("in_flight", ())]
-        self._in_flight = [self._take_off(one) for one in drawn]
+        self.policy = self.policy.to(self.device)
+        self.rewards.set_reference(self.datamodule.splits["train"].crystals)
+        self._learner = Learner(policy=self.policy, config=self.config.rl_configs)
+        states = self._resumed.get("pending", ())
+        rollouts = [Rollout.restored(state, self.policy, self.device) for state in states]
+        self._pending = [self._start_rewards(rollout) for rollout in rollouts]
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        found: dict[str, Any] = {}
-        if self._in_flight:
-            found["in_flight"] = [flight.drawn.state() for flight in self._in_flight]
+        memory: dict[str, Any] = {}
+        if self._pending:
+            memory["pending"] = [pending.rollout.state() for pending in self._pending]
         if self.diversity_filter is not None:
-            found["diversity_filter"] = self.diversity_filter.state()
+            memory["diversity_filter"] = self.diversity_filter.state()
         if self.replay is not None:
-            found["replay"] = self.replay.state()
-        if found:
-            checkpoint[MEMORY_KEY] = found
+            memory["replay"] = self.replay.state()
+        if memory:
+            checkpoint[MEMORY_KEY] = memory
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         self._resumed = checkpoint.get(MEMORY_KEY, {})
+        if "in_flight" in self._resumed:
+            raise ValueError(
+                "ckpt_path must be a checkpoint of the end of an epoch to go on from a run of an earlier version, got "
+                "one of the middle, with rollouts whose rewards were pending"
+            )
         if self.diversity_filter is not None:
             self.diversity_filter.restore(self._resumed.get("diversity_filter", {}))
         if self.replay is not None:
-            self.replay.restore(self._resumed.get("replay", {}), self.chain.num_decisions)
+            self.replay.restore(self._resumed.get("replay", {}), self.policy)
 
     def on_train_epoch_start(self) -> None:
         self.network.eval()
 
     def training_step(self, batch: CrystalBatch, batch_idx: int) -> Tensor | None:
-        """Roll out, judge, update; the update is that of the rollout before where rewards overlap."""
-        self._in_flight.append(self._take_off(self._draw(batch, batch_idx)))
-        num_staying = int(self.config.reward_workers > 0 and not self.trainer.is_last_batch)
-        learnt = []
-        while len(self._in_flight) > num_staying:
-            learnt.append(self._learn(self._in_flight.pop(0)))
-        if not learnt:
+        """Rollout, rewards, update; the update is that of the rollout before where rewards overlap."""
+        self._pending.append(self._start_rewards(self._rollout(batch, batch_idx)))
+        num_left = int(self.config.reward_workers > 0 and not self.trainer.is_last_batch)
+        logs = []
+        while len(self._pending) > num_left:
+            logs.append(self._learn(self._pending.pop(0)))
+        if not logs:
             return None
-        logged = {name: sum(one[name] for one in learnt) / len(learnt) for name in learnt[0]}
+        logged = {name: sum(log[name] for log in logs) / len(logs) for name in logs[0]}
         self._log(logged, len(batch), on_step=True)
         return torch.tensor(logged["train/loss"])
 
-    def _draw(self, batch: CrystalBatch, batch_idx: int) -> Drawn:
+    def _rollout(self, batch: CrystalBatch, batch_idx: int) -> Rollout:
         prompts = self._prompts(batch, Stream.ROLLOUT, batch_idx, self.config.rl_configs.num_drawn)
         start = time.perf_counter()
-        rollout = collect(self._learner.policy, self.chain, prompts)
-        return Drawn(
-            rollout=rollout,
+        trajectories = self.policy.rollout(prompts)
+        return Rollout(
+            trajectories=trajectories,
             prompts=prompts,
             epoch=self.current_epoch,
             batch_idx=batch_idx,
-            drawn_at=self.global_step,
+            num_updates=self.global_step,
             seconds=time.perf_counter() - start,
         )
 
-    def _take_off(self, drawn: Drawn) -> Flight:
-        crystals = decode(self.network, drawn.rollout, drawn.prompts)
+    def _start_rewards(self, rollout: Rollout) -> PendingRollout:
+        crystals = self.policy.crystals(rollout.trajectories)
         start = partial(start_rewards, self.rewards, repeats=self.diversity_filter)
-        finish = start_judging(crystals, drawn.prompts, start)
-        return Flight(drawn=drawn, crystals=crystals, finish=finish)
+        wait = start_rollout_rewards(crystals, rollout.prompts, start)
+        return PendingRollout(rollout=rollout, crystals=crystals, wait=wait)
 
-    def _learn(self, flight: Flight) -> dict[str, float]:
-        """Wait for the rewards and learn from them; what is to be logged."""
+    def _learn(self, pending: PendingRollout) -> dict[str, float]:
+        """Wait for the rewards and learn from them; returns what is to be logged."""
         start = time.perf_counter()
-        judged = flight.finish()
+        rewards = pending.wait()
         rewarded = time.perf_counter()
-        values = self._update(flight, judged)
+        values = self._update(pending, rewards)
         logged = {f"train/{name}": float(value) for name, value in values.items()}
-        logged |= {f"reward/{name}": value for name, value in judged.means.items()}
+        logged |= {f"reward/{name}": value for name, value in rewards.means.items()}
         return logged | {
-            "train/reward": float(judged.rewards.mean()),
-            "train/reward_std": float(judged.rewards.std(correction=0)),
-            "time/rollout": flight.drawn.seconds,
+            "train/reward": float(rewards.values.mean()),
+            "train/reward_std": float(rewards.values.std(correction=0)),
+            "time/rollout": pending.rollout.seconds,
             "time/reward": rewarded - start,
             "time/update": time.perf_counter() - rewarded,
         }
@@ -189,8 +191,7 @@ class RLTrainingModule(StageModule):
     def validation_step(self, batch: CrystalBatch, batch_idx: int) -> None:
         """One crystal for each of the batch, with the same seeds every time."""
         prompts = self._prompts(batch, Stream.VALIDATION, batch_idx, 1, epoch=0)
-        rollout = collect(self._learner.policy, self.chain, prompts)
-        crystals = decode(self.network, rollout, prompts)
+        crystals = self.policy.crystals(self.policy.rollout(prompts))
         table = start_rewards(self.rewards, crystals)()
         means = table.means()
         logged: dict[str, Tensor | float] = {f"val/reward/{name}": value for name, value in means.items()}
@@ -213,25 +214,27 @@ class RLTrainingModule(StageModule):
             world_size=self.trainer.world_size,
         )
 
-    def _update(self, flight: Flight, judged: Judged) -> dict[str, Tensor]:
+    def _update(self, pending: PendingRollout, rewards: RolloutRewards) -> dict[str, Tensor]:
         """All optimizer steps of a rollout."""
-        config, drawn = self.config.rl_configs, flight.drawn
+        config, rollout = self.config.rl_configs, pending.rollout
         running = RunningRewards(state=self.running_rewards.cpu())
-        running = running.updated(judged.rewards, config.running_decay)
+        running = running.updated(rewards.values, config.running_decay)
         self.running_rewards.copy_(running.state)
-        draws = self._generator_on_cpu(Stream.MINIBATCHES, drawn)
-        values = self._learner.policy.values(drawn.prompts.crystals)
-        advantages = compute_advantages(judged.rewards, judged.groups, config, running)
-        is_first = drawn.drawn_at == self.global_step
-        lesson, places, count = lesson_of(drawn, judged, values, advantages, config, is_first=is_first)
+        draws = self._generator_on_cpu(Stream.MINIBATCHES, rollout)
+        advantages = compute_advantages(rewards.values, rewards.groups, config, running)
+        is_on_policy = rollout.num_updates == self.global_step
+        experience, places, count = experience_of(
+            rollout, rewards, advantages, config, is_on_policy=is_on_policy
+        )
         num_replayed = 0
         if self.replay is not None:
-            replayed = self.replay.draw(judged.rewards, config, running, draws)
+            replayed = self.replay.draw(rewards.values, config, running, draws)
             if replayed is not None:
-                lesson, num_replayed = lesson.joined(replayed), len(replayed)
+                experience, num_replayed = experience.joined(replayed), len(replayed)
                 places = torch.cat([places, count + torch.arange(num_replayed)])
-            self.replay.remember(drawn.rollout, values, flight.crystals, judged.rewards, judged.is_usable)
-        steps = choose_steps(drawn.rollout.num_decisions, config, self._generator_on_cpu(Stream.STEPS, drawn))
+            self.replay.remember(rollout.trajectories, pending.crystals, rewards.values, rewards.is_usable)
+        num_decisions = int(experience.trajectories.num_decisions.max())
+        steps = choose_steps(num_decisions, config, self._generator_on_cpu(Stream.STEPS, rollout))
         parts = [
             part.to(self.device)
             for _ in range(config.num_inner_epochs)
@@ -239,15 +242,14 @@ class RLTrainingModule(StageModule):
         ]
         optimizer = self.optimizers()
         assert isinstance(optimizer, LightningOptimizer)
-        parameters = list(self.network.parameters())
-        found = self._learner.improve(
-            lesson, steps.to(self.device), parts, optimizer, parameters, max_norm=self.max_norm
+        logged = self._learner.update(
+            experience, steps.to(self.device), parts, optimizer, max_norm=self.max_norm
         )
-        return found if self.replay is None else found | {"replayed": torch.tensor(float(num_replayed))}
+        return logged if self.replay is None else logged | {"replayed": torch.tensor(float(num_replayed))}
 
-    def _generator_on_cpu(self, stream: Stream, drawn: Drawn) -> torch.Generator:
+    def _generator_on_cpu(self, stream: Stream, rollout: Rollout) -> torch.Generator:
         """The same draws in every process and on every device."""
-        draws = self.generator(stream, drawn.epoch, drawn.batch_idx, 0)
+        draws = self.generator(stream, rollout.epoch, rollout.batch_idx, 0)
         return torch.Generator().manual_seed(draws.initial_seed())
 
     def _log(self, values: Mapping[str, Tensor | float], batch_size: int, *, on_step: bool) -> None:
@@ -258,3 +260,58 @@ class RLTrainingModule(StageModule):
             on_epoch=not on_step,
             sync_dist=not on_step,
         )
+
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RLPlan:
+    """The base, its settings and the rewards that a run starts from."""
+
+    settings: LDMStageConfig
+    base: LatentDiffusion
+    rewards: Rewards | RewardWorkers
+
+
+def plan_rl(config: RLModuleConfig, data: CrystalDataModule) -> RLPlan:
+    """Read the base and build the rewards.
+
+    Raises:
+        ValueError: when one of them cannot be used, or the conditions of base and data differ.
+    """
+    assert config.ldm_ckpt_path is not None
+    with naming("rl_module.ldm_ckpt_path"):
+        base, settings, _ = load_ldm(config.ldm_ckpt_path)
+    names = [] if base.condition_module is None else list(base.condition_module.names)
+    if data.config.conditions != names:
+        raise ValueError(
+            f"data.target_condition must be [{', '.join(names)}], the conditions of rl_module.ldm_ckpt_path, "
+            f"got [{', '.join(data.config.conditions)}]"
+        )
+    if settings.condition_module is not None:
+        check_labels(settings.condition_module.conditions, data.splits["train"])
+    build_chain(settings.diffusion, config.sampling)
+    config.rl_configs.check_rollout(data.config.batch_size * config.rl_configs.num_group_samples)
+    rewards: Rewards | RewardWorkers = Rewards.build(config.reward_fn)
+    if config.reward_workers > 0:
+        rewards = RewardWorkers(config.reward_fn, config.reward_workers)
+    return RLPlan(settings=replace(settings, lora=config.lora), base=base, rewards=rewards)
+
+
+def build_rl_module(
+    config: RLModuleConfig, plan: RLPlan, *, seed: int, max_norm: float | None
+) -> RLTrainingModule:
+    """The training module; adapters are drawn from torch's own generator."""
+    network = LatentDiffusion(plan.settings)
+    loaded = network.load_state_dict(plan.base.state_dict(), strict=False)
+    assert not loaded.unexpected_keys, "a fine-tuned network has all that its base has"
+    log.info("fine-tuning %s: %s", config.ldm_ckpt_path, trainable_summary(network))
+    policy = LatentPolicy(
+        network=network,
+        reference=plan.base.eval().requires_grad_(False),
+        chain=build_chain(plan.settings.diffusion, config.sampling),
+        sampling=config.sampling,
+        per_entry=config.rl_configs.per_entry,
+    )
+    return RLTrainingModule(config, policy, plan.rewards, seed=seed, max_norm=max_norm)

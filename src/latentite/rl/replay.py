@@ -1,7 +1,7 @@
 """The best trajectories of a run so far, to be trained on again: a bounded memory that a checkpoint carries.
 
 Each kind of crystal is there once, by its best; what is too old or no longer better than the policy is left out. What
-is sound about it is said in `rl/policy.py`, departure 6.
+is sound about it is said in `rl/objective.py`, departure 6.
 """
 
 from __future__ import annotations
@@ -15,40 +15,18 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from latentite.crystal import CrystalBatch
-from latentite.rewards.repeats import Kind, kinds
-from latentite.rl.advantages import RunningRewards
-from latentite.rl.policy import replay_advantages
-from latentite.rl.policy_config import PolicyConfig
-from latentite.rl.rollout import Rollout
-from latentite.rl.update import Lesson
-
-
-@dataclass(kw_only=True, slots=True)
-class ReplayConfig:
-    """How much is kept and used: `rl_module.replay`."""
-
-    size: int = 64
-    """Trajectories that are kept; one is about 100 kB (50 steps, 20 atoms, 8 channels), also in checkpoints."""
-    num_samples: int = 16
-    """Drawn for each rollout's updates, of those that are better than the rollout's mean."""
-    max_age: int = 50
-    """Rollouts after which a trajectory is dropped."""
-    kind: Kind = Kind.FORMULA
-    """Of each kind only the best is kept."""
-
-    def __post_init__(self) -> None:
-        for name in ("size", "num_samples", "max_age"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+from latentite.generators.policy import Policy, Trajectories
+from latentite.rewards.repeats import kinds
+from latentite.rl.config import PolicyConfig, ReplayConfig
+from latentite.rl.objective import RunningRewards, replay_advantages
+from latentite.rl.update import Experience
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Memories:
-    """Trajectories with what is known of them, best first; on the CPU."""
+    """Trajectories with their rewards, best first; on the CPU."""
 
-    rollout: Rollout
-    values: dict[str, Tensor]
-    """Conditions that were asked."""
+    trajectories: Trajectories
     rewards: Float[Tensor, " trajectory"]
     names: list[str]
     """Kinds; each occurs once."""
@@ -72,7 +50,7 @@ class ReplayBuffer:
         config: PolicyConfig,
         running: RunningRewards,
         generator: torch.Generator,
-    ) -> Lesson | None:
+    ) -> Experience | None:
         """Some of those that are better than a rollout with these rewards; None where there is none.
 
         Args:
@@ -88,63 +66,46 @@ class ReplayBuffer:
         if not len(worthy):
             return None
         chosen = worthy[torch.randperm(len(worthy), generator=generator)[: self.config.num_samples]]
-        every = Lesson(
-            rollout=self.memories.rollout,
-            values=self.memories.values,
+        every = Experience(
+            trajectories=self.memories.trajectories,
             advantages=advantages,
-            is_first=torch.zeros(len(advantages), dtype=torch.bool),
+            is_on_policy=torch.zeros(len(advantages), dtype=torch.bool),
         )
         return every.select(chosen)
 
     def remember(
         self,
-        rollout: Rollout,
-        values: Mapping[str, Tensor],
+        trajectories: Trajectories,
         crystals: CrystalBatch,
         rewards: Float[Tensor, " crystal"],
         is_usable: Bool[Tensor, " crystal"],
     ) -> None:
-        """`add` the crystals of a rollout that can be, under the names of their kinds."""
+        """`add` the trajectories of a rollout whose crystals are usable, under the names of their kinds."""
         usable = is_usable.nonzero().flatten()
-        there = usable.to(rollout.mask.device)
-        told = {name: column[there] for name, column in values.items()}
         names = kinds(crystals.select(usable), self.config.kind)
-        self.add(rollout.select(there), told, rewards[usable], names)
+        self.add(trajectories.select(usable), rewards[usable], names)
 
     def add(
-        self,
-        rollout: Rollout,
-        values: Mapping[str, Tensor],
-        rewards: Float[Tensor, " crystal"],
-        names: Sequence[str],
+        self, trajectories: Trajectories, rewards: Float[Tensor, " trajectory"], names: Sequence[str]
     ) -> None:
         """Take over what is among the best.
 
         Args:
-            rollout: usable crystals of one rollout.
-            values: conditions that they were asked.
+            trajectories: of one rollout, whose crystals are usable.
             rewards: theirs.
-            names: their kinds.
+            names: kinds of their crystals.
         """
-        columns = {name: column.cpu() for name, column in values.items()}
-        rollout, rewards, names, ages = (
-            rollout.to("cpu"),
-            rewards.double().cpu(),
-            list(names),
-            [0] * len(names),
-        )
+        parts, rewards = [trajectories.to("cpu")], rewards.double().cpu()
+        names, ages = list(names), [0] * len(names)
         old = self.memories
-        parts = [rollout]
         if old is not None:
-            parts = [old.rollout, rollout]
-            columns = {name: torch.cat([old.values[name], column]) for name, column in columns.items()}
+            parts = [old.trajectories, *parts]
             rewards = torch.cat([old.rewards, rewards])
             names = [*old.names, *names]
             ages = [*(age + 1 for age in old.ages), *ages]
         chosen = self._best(rewards, names, ages)
         self.memories = Memories(
-            rollout=Rollout.concatenate(parts, chosen),
-            values={name: column[chosen] for name, column in columns.items()},
+            trajectories=type(parts[0]).concatenate(parts, chosen),
             rewards=rewards[chosen],
             names=[names[i] for i in chosen.tolist()],
             ages=[ages[i] for i in chosen.tolist()],
@@ -162,21 +123,18 @@ class ReplayBuffer:
         """Plain values for a checkpoint."""
         if self.memories is None:
             return {}
-        found = {item.name: getattr(self.memories, item.name) for item in fields(Memories)}
-        return found | {"rollout": self.memories.rollout.state()}
+        plain = {item.name: getattr(self.memories, item.name) for item in fields(Memories)}
+        return plain | {"trajectories": self.memories.trajectories.state()}
 
-    def restore(self, state: Mapping[str, Any], num_decisions: int) -> None:
+    def restore(self, state: Mapping[str, Any], policy: Policy[Any]) -> None:
         """Go on from a checkpoint.
 
         Raises:
-            ValueError: when its trajectories are of a chain with another number of decisions.
+            ValueError: when its trajectories are not of this policy.
         """
         if not state:
             return
-        rollout = Rollout(**state["rollout"])
-        if rollout.num_decisions != num_decisions:
-            raise ValueError(
-                f"rl_module.sampling.steps must be {rollout.num_decisions + 1} to resume with the replayed "
-                f"trajectories of ckpt_path, got {num_decisions + 1}"
-            )
-        self.memories = Memories(**{**state, "rollout": rollout})
+        state = dict(state)
+        if "rollout" in state:  # version 0.1 kept what was asked beside the trajectories
+            state["trajectories"] = state.pop("rollout") | {"values": state.pop("values")}
+        self.memories = Memories(**{**state, "trajectories": policy.restored(state["trajectories"])})

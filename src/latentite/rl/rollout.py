@@ -1,231 +1,187 @@
-"""The denoising chain as a Markov decision process: `Chain`, and `Rollout`, what one walk along it leaves.
+"""A rollout from the policy that draws it to the experience that updates learn from, with its rewards in between.
 
-A state is a crystal's noisy latent with its level, an action is the next latent, and the policy is the Gaussian of a
-stochastic sampler's step (Black et al. 2023, arXiv 2305.13301, section 4; Liu et al. 2025, arXiv 2505.05470 for
-flows).
+Rewards compare crystals with each other (duplicates, diversity, normalisation), so that no process could compute its
+own alone: they are computed once, of all crystals together, in one order. Where they overlap the next rollout, one is
+always pending; a checkpoint carries it, so that resuming is exact.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import torch
-import torch.nn.functional as F
+import torch.distributed as dist
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from latentite.diffusion.samplers import STEPS, AnySchedule, Noise, SamplerKind, sample
-from latentite.diffusion.schedule import Schedule
-from latentite.diffusion.steps import (
-    Denoise,
-    Moments,
-    SamplerSettings,
-    ddim_moments,
-    ddpm_moments,
-    flow_sde_moments,
-)
-
-STOCHASTIC: dict[SamplerKind, Callable[[Tensor, Tensor, Any, SamplerSettings], Moments]] = {
-    SamplerKind.DDPM: ddpm_moments,
-    SamplerKind.DDIM: ddim_moments,
-    SamplerKind.FLOW_SDE: flow_sde_moments,
-}
-"""Samplers whose steps are Gaussians, with the function of one step."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Chain:
-    """A stochastic sampler on a schedule."""
-
-    kind: SamplerKind
-    schedule: AnySchedule
-    settings: SamplerSettings
-
-    def __post_init__(self) -> None:
-        if self.kind not in STOCHASTIC:
-            raise ValueError(
-                f"sampler must be one with noise in its steps ({', '.join(STOCHASTIC)}) for reinforcement learning, "
-                f"got {self.kind}"
-            )
-        if not isinstance(self.schedule, STEPS[self.kind][0]):
-            raise ValueError(
-                f"sampler {self.kind} needs a {STEPS[self.kind][0].__name__}, got a {type(self.schedule).__name__}"
-            )
-        noise = {"eta": self.settings.eta, "noise_scale": self.settings.noise_scale}
-        for name in (
-            key for key, value in noise.items() if value == 0.0 and self.kind is not SamplerKind.DDPM
-        ):
-            raise ValueError(
-                f"{name} must be above 0 for reinforcement learning with {self.kind} (without noise a step has no "
-                "probability), got 0"
-            )
-        if self.schedule.num_steps < 2:
-            raise ValueError(
-                f"steps must be at least 2 for reinforcement learning (the last step adds no noise), "
-                f"got {self.schedule.num_steps}"
-            )
-
-    @property
-    def num_decisions(self) -> int:
-        """Steps that draw something: all but the last one, which goes to the data without noise."""
-        return self.schedule.num_steps - 1
-
-    def to(self, device: torch.device | str) -> Chain:
-        """The chain for index tensors on this device."""
-        if not isinstance(self.schedule, Schedule):
-            return self
-        return replace(self, schedule=self.schedule.to(device))
-
-    def moments(
-        self,
-        denoise: Denoise,
-        states: Float[Tensor, "row token channel"],
-        levels: Int[Tensor, " row"],
-        mask: Bool[Tensor, "row token"],
-    ) -> Moments:
-        """The policy at many states at once, each with a level of its own; mean and std are 0 in padding."""
-        level = self.schedule.at(levels)
-        time = torch.as_tensor(level.time).flatten()
-        real = mask[..., None]
-        output = torch.where(real, denoise(states, time).to(states.dtype), 0.0)
-        found = STOCHASTIC[self.kind](output, states, level, self.settings)
-        std = torch.as_tensor(found.std, dtype=states.dtype, device=states.device).expand(states.shape)
-        return Moments(mean=torch.where(real, found.mean, 0.0), std=torch.where(real, std, 0.0))
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Transitions:
-    """Some decisions of a rollout as rows of one batch."""
-
-    crystal: Int[Tensor, " row"]
-    """Whose decision it is: position in the rollout."""
-    states: Float[Tensor, "row token channel"]
-    next_states: Float[Tensor, "row token channel"]
-    levels: Int[Tensor, " row"]
-    mask: Bool[Tensor, "row token"]
-    old: Moments
-    """The policy that drew the next states."""
+from latentite.crystal import CrystalBatch
+from latentite.generators.policy import Policy, Prompts, Trajectories
+from latentite.objectives.terms import num_processes
+from latentite.rewards.combine import Rewards, RewardTable
+from latentite.rewards.repeats import DiversityFilter
+from latentite.rewards.workers import RewardWorkers
+from latentite.rl.config import PolicyConfig
+from latentite.rl.objective import kept_crystals
+from latentite.rl.update import Experience
+from latentite.sampling.checks import geometry_refusals
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Rollout:
-    """A walk of many crystals along a chain: every state, and the policy's Gaussian at each decision.
+    """Trajectories of one training step, as this process drew them."""
 
-    Padding is zero everywhere. The last, deterministic step is part of `latents` only.
-    """
+    trajectories: Trajectories
+    prompts: Prompts
+    epoch: int
+    batch_idx: int
+    """Of the training step within the epoch."""
+    num_updates: int
+    """Optimizer steps of the run before it was drawn."""
+    seconds: float
+    """That drawing took."""
 
-    states: Float[Tensor, "state crystal token channel"]
-    """From the start to what the last decision drew: one more than decisions."""
-    means: Float[Tensor, "step crystal token channel"]
-    stds: Float[Tensor, "step crystal token channel"]
-    log_probs: Float[Tensor, "step crystal"]
-    """Of each decision, summed over a crystal's tokens and channels."""
-    levels: Int[Tensor, " step"]
-    """Index in the schedule of the level that each decision starts from."""
-    latents: Float[Tensor, "crystal token channel"]
-    """Clean latents."""
-    mask: Bool[Tensor, "crystal token"]
-
-    def __len__(self) -> int:
-        return self.mask.shape[0]
-
-    @property
-    def num_decisions(self) -> int:
-        """Per crystal."""
-        return self.levels.shape[0]
-
-    @property
-    def num_atoms(self) -> Int[Tensor, " crystal"]:
-        """Atoms of each crystal."""
-        return self.mask.sum(dim=-1)
-
-    def transitions(self, step: Int[Tensor, " row"], crystal: Int[Tensor, " row"]) -> Transitions:
-        """These decisions as rows, padded to the largest crystal among them only."""
-        mask = self.mask[crystal]
-        width = int(mask.sum(dim=-1).max()) if len(mask) else 0
-        return Transitions(
-            crystal=crystal,
-            states=self.states[step, crystal, :width],
-            next_states=self.states[step + 1, crystal, :width],
-            levels=self.levels[step],
-            mask=mask[:, :width],
-            old=Moments(mean=self.means[step, crystal, :width], std=self.stds[step, crystal, :width]),
-        )
-
-    def select(self, crystals: Int[Tensor, " crystal"]) -> Rollout:
-        """These crystals in this order."""
-        return Rollout.concatenate([self], crystals)
-
-    def to(self, device: torch.device | str) -> Rollout:
-        """The same on a device."""
-        return Rollout(**{name: tensor.to(device) for name, tensor in self.state().items()})
-
-    def state(self) -> dict[str, Tensor]:
-        """All tensors by name, for a checkpoint; `Rollout(**state)` is the way back."""
-        return {item.name: getattr(self, item.name) for item in fields(self)}
+    def state(self) -> dict[str, Any]:
+        """Plain values for a checkpoint."""
+        crystals = {item.name: getattr(self.prompts.crystals, item.name) for item in fields(CrystalBatch)}
+        prompts = {"crystals": crystals, "groups": self.prompts.groups, "seeds": self.prompts.seeds}
+        plain = {item.name: getattr(self, item.name) for item in fields(Rollout)}
+        return plain | {"trajectories": self.trajectories.state(), "prompts": prompts}
 
     @staticmethod
-    def concatenate(parts: Sequence[Rollout], order: Int[Tensor, " crystal"]) -> Rollout:
-        """Rollouts of one chain as one, padded to the largest, those crystals and in the order that is given."""
-        width = max(part.mask.shape[1] for part in parts)
+    def restored(state: Mapping[str, Any], policy: Policy[Any], device: torch.device) -> Rollout:
+        """From the plain values of a checkpoint.
 
-        def joined(tensors: Sequence[Tensor], dim: int) -> Tensor:
-            padded = [F.pad(t, (0, 0, 0, width - t.shape[-2])) for t in tensors]
-            return torch.cat(padded, dim=dim).index_select(dim, order.to(tensors[0].device))
+        Raises:
+            ValueError: when they are not of this policy.
+        """
+        crystals = CrystalBatch(**state["prompts"]["crystals"]).to(device)
+        prompts = Prompts(**{**state["prompts"], "crystals": crystals})
+        trajectories = policy.restored(state["trajectories"]).to(device)
+        return Rollout(**{**state, "trajectories": trajectories, "prompts": prompts})
 
-        masks = [F.pad(part.mask, (0, width - part.mask.shape[1])) for part in parts]
-        places = order.to(masks[0].device)
-        return Rollout(
-            states=joined([part.states for part in parts], 1),
-            means=joined([part.means for part in parts], 1),
-            stds=joined([part.stds for part in parts], 1),
-            log_probs=torch.cat([part.log_probs for part in parts], dim=1)[:, places],
-            levels=parts[0].levels,
-            latents=joined([part.latents for part in parts], 0),
-            mask=torch.cat(masks)[places],
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class PendingRollout:
+    """A rollout whose rewards are being computed."""
+
+    rollout: Rollout
+    crystals: CrystalBatch
+    """The ends of its trajectories, on the CPU."""
+    wait: Callable[[], RolloutRewards]
+    """Waits for the rewards."""
+
+
+def experience_of(
+    rollout: Rollout,
+    rewards: RolloutRewards,
+    advantages: Float[Tensor, " crystal"],
+    config: PolicyConfig,
+    *,
+    is_on_policy: bool,
+) -> tuple[Experience, Int[Tensor, " member"], int]:
+    """The experience that a rollout gives: all of it, or with `best_of` what is kept.
+
+    Args:
+        rollout: of this process.
+        rewards: of all processes.
+        advantages: of the crystals of all processes.
+        config: of the algorithm.
+        is_on_policy: the policy has not moved since.
+
+    Returns:
+        The experience of this process, the places of its crystals among those of all processes, and how many these are.
+    """
+    groups, device = rollout.prompts.groups, rollout.prompts.crystals.device
+    places = groups * config.num_drawn + torch.arange(len(groups)) % config.num_drawn
+    experience = Experience(
+        trajectories=rollout.trajectories,
+        advantages=advantages[places].to(device),
+        is_on_policy=torch.full((len(groups),), is_on_policy, device=device),
+    )
+    if config.best_of == 1:
+        return experience, places, len(advantages)
+    kept = kept_crystals(rewards.values, rewards.groups, config)
+    mine = kept[places].nonzero().flatten()
+    return experience.select(mine.to(device)), (kept.cumsum(0) - 1)[places[mine]], int(kept.sum())
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RolloutRewards:
+    """Rewards of all crystals of all processes, ordered by group."""
+
+    values: Float[Tensor, " crystal"]
+    groups: Int[Tensor, " crystal"]
+    is_usable: Bool[Tensor, " crystal"]
+    means: dict[str, float]
+    """For the log."""
+
+    @staticmethod
+    def of(table: RewardTable, groups: Int[Tensor, " crystal"]) -> RolloutRewards:
+        """The part of a table that an update needs."""
+        return RolloutRewards(
+            values=table.total, groups=groups, is_usable=table.is_usable, means=table.means()
         )
 
 
-@torch.no_grad()
-def roll_out(
-    chain: Chain,
-    denoise: Denoise,
-    start_state: Float[Tensor, "crystal token channel"],
-    mask: Bool[Tensor, "crystal token"],
-    noise: Noise,
-) -> Rollout:
-    """Walk the chain once.
+def start_rewards(
+    rewards: Rewards | RewardWorkers, crystals: CrystalBatch, *, repeats: DiversityFilter | None = None
+) -> Callable[[], RewardTable]:
+    """Begin to compute the rewards of crystals; those of impossible geometry are not usable.
 
     Args:
-        chain: sampler and schedule.
-        denoise: (tokens, time) -> raw output of the policy's network.
-        start_state: x_T.
-        mask: True where a token is real.
-        noise: step from 0 -> standard normals (`noise.CrystalNoise`).
+        rewards: what is wanted.
+        crystals: on the CPU.
+        repeats: takes from the rewards of what came often before, and counts these; None: nothing.
+
+    Returns:
+        A function that waits for the rewards.
     """
-    found = sample(
-        chain.kind,
-        denoise,
-        start_state,
-        mask,
-        schedule=chain.schedule,
-        noise=noise,
-        settings=chain.settings,
-        record=True,
-    )
-    assert found.states is not None
-    assert found.means is not None
-    assert found.stds is not None
-    assert found.log_probs is not None
-    last = chain.num_decisions
-    return Rollout(
-        states=found.states[: last + 1],
-        means=found.means[:last],
-        stds=found.stds[:last],
-        log_probs=found.log_probs[:last],
-        levels=found.levels[:last].to(mask.device),
-        latents=found.latents,
-        mask=mask,
-    )
+    is_usable = torch.tensor([refusal is None for refusal in geometry_refusals(crystals)])
+    finish = rewards.start(crystals, is_usable)
+
+    def filtered() -> RewardTable:
+        table = finish()
+        if repeats is None:
+            return table
+        total, is_repeated = repeats(table.total, crystals, table.is_usable)
+        return replace(table, total=total, is_repeated=is_repeated)
+
+    return filtered
+
+
+def start_rollout_rewards(
+    crystals: CrystalBatch,
+    prompts: Prompts,
+    start: Callable[[CrystalBatch], Callable[[], RewardTable]],
+) -> Callable[[], RolloutRewards]:
+    """Begin to compute the rewards of a rollout; all processes must call, and wait.
+
+    Args:
+        crystals: of this process, on the CPU.
+        prompts: theirs; crystals of a group lie together.
+        start: begins to compute those of a batch; called by the first process only.
+
+    Returns:
+        A function that waits for the rewards.
+    """
+    if num_processes() == 1:
+        finish = start(crystals)
+        return lambda: RolloutRewards.of(finish(), prompts.groups)
+    parts: list[Any] | None = [None] * num_processes() if dist.get_rank() == 0 else None
+    dist.gather_object((crystals, prompts.groups), parts)
+    if parts is None:
+        return lambda: _shared(None)
+    groups = torch.cat([part[1] for part in parts])
+    order = groups.argsort(stable=True)
+    finish = start(CrystalBatch.concatenate([part[0] for part in parts]).select(order))
+    return lambda: _shared(RolloutRewards.of(finish(), groups[order]))
+
+
+def _shared(rewards: RolloutRewards | None) -> RolloutRewards:
+    """The first process's in all of them."""
+    answer: list[Any] = [rewards]
+    dist.broadcast_object_list(answer)
+    assert isinstance(answer[0], RolloutRewards)
+    return answer[0]

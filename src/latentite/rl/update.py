@@ -1,31 +1,29 @@
-"""One rollout made into optimizer steps: minibatches of crystals, their decisions flattened into large passes.
+"""A rollout made into optimizer steps: minibatches of trajectories, their decisions evaluated in large passes.
 
-Rows are (denoising step, crystal) pairs. Those of a minibatch are sorted by size and cut into passes of at most
-`update_tokens` atoms, whose gradients add up; so memory is bounded and padding is nearly none.
+A policy cuts the decisions of a minibatch into passes of at most `update_tokens` tokens, whose gradients add up; so
+memory is bounded and padding is nearly none.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 import torch.distributed as dist
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from latentite.diffusion.steps import Moments
-from latentite.generators.latent.chain import max_padding
+from latentite.generators.policy import Policy, Trajectories
 from latentite.objectives.terms import LossTerms, num_processes
-from latentite.rl.policy import policy_terms
-from latentite.rl.policy_config import PolicyConfig
-from latentite.rl.rollout import Chain, Rollout, Transitions
-from latentite.rl.rollouts import Policy
+from latentite.rl.config import PolicyConfig
+from latentite.rl.objective import policy_terms
 
 
-class Stepping(Protocol):
-    """What is needed of an optimizer; Lightning's wrapper of one has it as well."""
+@runtime_checkable
+class Optimizer(Protocol):
+    """PyTorch's own, or Lightning's wrapper of one."""
 
     def zero_grad(self) -> None: ...
 
@@ -33,133 +31,111 @@ class Stepping(Protocol):
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Lesson:
-    """Trajectories to learn from."""
+class Experience:
+    """Trajectories with their advantages."""
 
-    rollout: Rollout
-    values: dict[str, Tensor]
-    """Conditions that their crystals were asked."""
-    advantages: Float[Tensor, " crystal"]
-    is_first: Bool[Tensor, " crystal"]
-    """Whether the policy is still the one that drew them."""
+    trajectories: Trajectories
+    advantages: Float[Tensor, " trajectory"]
+    is_on_policy: Bool[Tensor, " trajectory"]
+    """True where the policy has not moved since it drew the trajectory."""
 
     def __len__(self) -> int:
-        return len(self.rollout)
+        return len(self.trajectories)
 
-    def select(self, crystals: Int[Tensor, " member"]) -> Lesson:
+    def select(self, members: Int[Tensor, " member"]) -> Experience:
         """Some of them."""
-        return Lesson(
-            rollout=self.rollout.select(crystals),
-            values={name: column[crystals] for name, column in self.values.items()},
-            advantages=self.advantages[crystals],
-            is_first=self.is_first[crystals],
+        return Experience(
+            trajectories=self.trajectories.select(members),
+            advantages=self.advantages[members],
+            is_on_policy=self.is_on_policy[members],
         )
 
-    def joined(self, other: Lesson) -> Lesson:
+    def joined(self, other: Experience) -> Experience:
         """These and others, on the device of these."""
         device = self.advantages.device
-        both = torch.arange(len(self) + len(other))
-        return Lesson(
-            rollout=Rollout.concatenate([self.rollout, other.rollout.to(device)], both),
-            values={
-                name: torch.cat([column, other.values[name].to(device)])
-                for name, column in self.values.items()
-            },
+        parts = [self.trajectories, other.trajectories.to(device)]
+        return Experience(
+            trajectories=type(self.trajectories).concatenate(parts),
             advantages=torch.cat([self.advantages, other.advantages.to(device)]),
-            is_first=torch.cat([self.is_first, other.is_first.to(device)]),
+            is_on_policy=torch.cat([self.is_on_policy, other.is_on_policy.to(device)]),
         )
 
-    def moved_on(self) -> Lesson:
-        """The same after an update: no probability is that of the present policy any more."""
-        return replace(self, is_first=torch.zeros_like(self.is_first))
+    def after_update(self) -> Experience:
+        """The same once the policy has moved: nothing is on-policy any more."""
+        return replace(self, is_on_policy=torch.zeros_like(self.is_on_policy))
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Learner:
-    """What all updates of a run share."""
+    """A policy and how it is improved."""
 
-    chain: Chain
-    policy: Policy
-    reference: Policy
-    """The frozen one."""
+    policy: Policy[Any]
     config: PolicyConfig
 
-    def improve(
+    def update(
         self,
-        lesson: Lesson,
+        experience: Experience,
         steps: Int[Tensor, " step"],
-        parts: Iterable[Int[Tensor, " member"]],
-        optimizer: Stepping,
-        parameters: Sequence[nn.Parameter],
+        minibatches: Iterable[Int[Tensor, " member"]],
+        optimizer: Optimizer,
         *,
         max_norm: float | None,
     ) -> dict[str, Tensor]:
         """One optimizer step for each minibatch.
 
         Args:
-            lesson: what is learnt from.
-            steps: decisions that are trained.
-            parts: crystals of each minibatch.
-            optimizer: of the parameters.
-            parameters: those of the policy.
+            experience: trajectories to learn from.
+            steps: decisions of each that are trained.
+            minibatches: positions of the trajectories of each.
+            optimizer: of the parameters of the policy's network.
             max_norm: gradients are clipped to this norm; None: not.
 
         Returns:
-            Means of all terms over all of it and all processes, `loss`, and the mean norm of the gradients.
+            Means of all terms over all minibatches and all processes, `loss`, and the mean norm of the gradients.
         """
-        sums, norms = Sums(), []
-        for crystals in parts:
+        sums, norms = TermSums(), []
+        parameters = list(self.policy.network.parameters())
+        for members in minibatches:
             optimizer.zero_grad()
-            sums.merge(self.gradients(lesson, steps, crystals))
+            sums.merge(self.gradients(experience, steps, members))
             sum_gradients(parameters)
             norms.append(nn.utils.clip_grad_norm_(parameters, float("inf") if max_norm is None else max_norm))
             optimizer.step()
-            lesson = lesson.moved_on()
+            experience = experience.after_update()
         return sums.values() | {"grad_norm": torch.stack(norms).mean()}
 
     def gradients(
-        self, lesson: Lesson, steps: Int[Tensor, " step"], crystals: Int[Tensor, " member"]
-    ) -> Sums:
+        self, experience: Experience, steps: Int[Tensor, " step"], members: Int[Tensor, " member"]
+    ) -> TermSums:
         """Add the gradient of a minibatch's loss to the parameters, over all processes together.
 
         Args:
-            lesson: all of it.
-            steps: decisions that are trained.
-            crystals: those of the minibatch.
+            experience: all of it.
+            steps: decisions of each trajectory that are trained.
+            members: positions of the trajectories of the minibatch.
 
         Returns:
             Sums and counts of the terms, of this process.
         """
-        step = steps.repeat_interleave(len(crystals))
-        crystal = crystals.repeat(len(steps))
-        count = torch.tensor(float(len(step)), device=lesson.advantages.device)
+        trajectories = experience.trajectories
+        count = (steps < trajectories.num_decisions[members].unsqueeze(-1)).sum().float()
         if num_processes() > 1:
             dist.all_reduce(count)
-        sums = Sums()
-        is_padded = max_padding(self.policy.network) > 0.0
-        sizes = lesson.rollout.num_atoms[crystal]
-        tokens = self.config.update_tokens or pass_tokens(lesson.advantages.device)
-        for rows in passes(sizes, tokens, is_padded=is_padded):
-            terms = self._terms(lesson, lesson.rollout.transitions(step[rows], crystal[rows]))
+        sums = TermSums()
+        for rows in self.policy.passes(trajectories, members, steps, max_tokens=self.config.update_tokens):
+            decisions = self.policy.evaluate(
+                trajectories,
+                rows,
+                is_on_policy=experience.is_on_policy[rows.trajectory],
+                with_reference=self.config.kl_weight != 0.0,
+            )
+            terms = policy_terms(decisions, experience.advantages[rows.trajectory], self.config)
             terms.total(dict.fromkeys(terms.terms, count)).backward()
             sums.add(terms)
         return sums
 
-    def _terms(self, lesson: Lesson, rows: Transitions) -> LossTerms:
-        told = {name: column[rows.crystal] for name, column in lesson.values.items()}
-        new = self._moments(self.policy, rows, told)
-        reference = None
-        if self.config.kl_weight != 0.0:
-            with torch.no_grad():
-                reference = self._moments(self.reference, rows, told)
-        advantages, is_first = lesson.advantages[rows.crystal], lesson.is_first[rows.crystal]
-        return policy_terms(rows, new, reference, advantages, self.config, is_first=is_first)
 
-    def _moments(self, policy: Policy, rows: Transitions, told: dict[str, Tensor]) -> Moments:
-        return self.chain.moments(policy.denoise(told, rows.mask), rows.states, rows.levels, rows.mask)
-
-
-class Sums:
+class TermSums:
     """Sums and counts of the terms of many passes."""
 
     def __init__(self) -> None:
@@ -174,7 +150,7 @@ class Sums:
             self._counts[name] = self._counts.get(name, 0.0) + term.count
             self._weights[name] = term.weight
 
-    def merge(self, other: Sums) -> None:
+    def merge(self, other: TermSums) -> None:
         """Count in all passes of another."""
         for name, value in other._sums.items():
             self._sums[name] = self._sums.get(name, 0.0) + value
@@ -194,7 +170,7 @@ class Sums:
 def minibatches(
     places: Int[Tensor, " crystal"], num_crystals: int, count: int, generator: torch.Generator
 ) -> list[Int[Tensor, " member"]]:
-    """Which of this process's crystals belong to each minibatch; a random cut of all crystals of all processes.
+    """This process's share of each minibatch; together they are a random cut of all crystals of all processes.
 
     Args:
         places: of this process's crystals among all.
@@ -212,30 +188,6 @@ def minibatches(
     rank = torch.randperm(num_crystals, generator=generator).argsort()[places]
     share = rank * count // num_crystals
     return [(share == part).nonzero().flatten() for part in range(count)]
-
-
-def pass_tokens(device: torch.device) -> int:
-    """Atoms in one pass where nobody says otherwise: what stays in a CPU's caches, what fills a GPU."""
-    return 1024 if device.type == "cpu" else 8192
-
-
-def passes(
-    num_atoms: Int[Tensor, " row"], max_tokens: int, *, is_padded: bool = True
-) -> Iterator[Int[Tensor, " member"]]:
-    """Rows cut into passes of about `max_tokens` atoms (one row at least), rows of one size together.
-
-    Args:
-        num_atoms: of each row.
-        max_tokens: atoms in a pass.
-        is_padded: whether a pass may have rows of different sizes.
-    """
-    if not len(num_atoms):
-        return
-    order = num_atoms.argsort(stable=True)
-    part = (num_atoms[order].cumsum(0) - 1) // max_tokens
-    keys = torch.stack([part, part if is_padded else num_atoms[order]])
-    _, counts = keys.unique_consecutive(dim=1, return_counts=True)
-    yield from order.split(counts.tolist())
 
 
 def sum_gradients(parameters: Iterable[nn.Parameter]) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 from hypothesis import given
@@ -11,16 +13,22 @@ from torch.distributions import Normal
 from torch.distributions import kl_divergence as torch_kl
 
 from latentite.diffusion.steps import Moments
-from latentite.rl.advantages import (
+from latentite.generators.latent.policy import entropy, gaussian_decisions, kl_divergence, log_ratio
+from latentite.generators.latent.trajectories import Transitions
+from latentite.generators.policy import Decision
+from latentite.objectives.terms import LossTerms
+from latentite.rl.config import Algorithm, Baseline, Keep, KLForm, PolicyConfig, StepChoice
+from latentite.rl.objective import (
     RunningRewards,
+    choose_steps,
+    compute_advantages,
     group_normalised,
+    k3,
+    kept_crystals,
     leave_one_out,
     places_in_group,
+    policy_terms,
 )
-from latentite.rl.gaussian import entropy, k3, kl_divergence, log_ratio
-from latentite.rl.policy import choose_steps, compute_advantages, kept_crystals, policy_terms
-from latentite.rl.policy_config import Algorithm, Baseline, Keep, KLForm, PolicyConfig, StepChoice
-from latentite.rl.rollout import Transitions
 
 SIZES = torch.tensor([1, 4, 2])
 
@@ -160,6 +168,22 @@ def rows(old: Moments = OLD) -> Transitions:
     )
 
 
+def terms_of(
+    asked: Transitions,
+    new: Moments,
+    reference: Moments | None,
+    advantages: Tensor,
+    config: PolicyConfig,
+    *,
+    is_on_policy: Tensor,
+) -> LossTerms:
+    """The objective of Gaussian decisions."""
+    decisions = gaussian_decisions(
+        asked, new, reference, is_on_policy=is_on_policy, per_entry=config.per_entry
+    )
+    return policy_terms(decisions, advantages, config)
+
+
 ADVANTAGES = torch.tensor([1.0, -2.0, 0.5])
 
 
@@ -169,7 +193,7 @@ def test_before_the_first_update_all_algorithms_have_one_gradient(algorithm: Alg
     mean = NEW.mean.clone().requires_grad_()
     new = Moments(mean=mean, std=NEW.std)
     config = PolicyConfig(algorithm=algorithm, kl_weight=0.0)
-    terms = policy_terms(rows(), new, None, ADVANTAGES, config, is_first=torch.ones(3, dtype=torch.bool))
+    terms = terms_of(rows(), new, None, ADVANTAGES, config, is_on_policy=torch.ones(3, dtype=torch.bool))
     assert terms.values()["ratio"] == 1.0
     assert terms.values()["clipped"] == 0.0
     wanted = 0.0 if algorithm is Algorithm.REINFORCE else -float(ADVANTAGES.mean())
@@ -201,13 +225,13 @@ def test_clipping_stops_the_gradient_only_where_the_ratio_has_gone_too_far_alrea
     )
     config = PolicyConfig(kl_weight=0.0, clip_ratio=0.1)
     advantages = torch.tensor([1.0, -1.0, 1.0])
-    terms = policy_terms(
+    terms = terms_of(
         decisions,
         Moments(mean=mean, std=std),
         None,
         advantages,
         config,
-        is_first=torch.zeros(3, dtype=torch.bool),
+        is_on_policy=torch.zeros(3, dtype=torch.bool),
     )
     (found,) = torch.autograd.grad(terms.total(), mean)
     assert found[0].eq(0).all()
@@ -221,11 +245,11 @@ def test_at_the_reference_the_divergence_and_its_gradient_are_zero(form: KLForm)
     mean = NEW.mean.clone().requires_grad_()
     new = Moments(mean=mean, std=NEW.std)
     config = PolicyConfig(kl_form=form, kl_weight=2.0)
-    terms = policy_terms(rows(), new, NEW, torch.zeros(3), config, is_first=torch.ones(3, dtype=torch.bool))
+    terms = terms_of(rows(), new, NEW, torch.zeros(3), config, is_on_policy=torch.ones(3, dtype=torch.bool))
     assert terms.values()["kl"] == 0.0
     (found,) = torch.autograd.grad(terms.terms["kl"].sum, mean)
     assert found.abs().max() < 1e-12
-    away = policy_terms(rows(), new, OLD, torch.zeros(3), config, is_first=torch.ones(3, dtype=torch.bool))
+    away = terms_of(rows(), new, OLD, torch.zeros(3), config, is_on_policy=torch.ones(3, dtype=torch.bool))
     assert away.values()["kl"] > 0.0
 
 
@@ -254,10 +278,10 @@ def test_settings_under_which_nothing_can_be_compared_are_refused() -> None:
 
 def test_each_row_starts_from_the_policy_that_drew_it() -> None:
     """Rows of this policy have ratio 1 to the bit, others that of the stored probabilities."""
-    is_first = torch.tensor([True, False, True])
+    is_on_policy = torch.tensor([True, False, True])
     config = PolicyConfig(algorithm=Algorithm.REINFORCE, kl_weight=0.0, per_entry=False)
     advantages = torch.tensor([2.0, 1.0, 4.0])
-    terms = policy_terms(rows(), NEW, None, advantages, config, is_first=is_first)
+    terms = terms_of(rows(), NEW, None, advantages, config, is_on_policy=is_on_policy)
     log_r = by_hand(1, lambda new, old, x: new.log_prob(x) - old.log_prob(x)).sum()
     assert float(terms.values()["policy"]) == pytest.approx(-float(log_r) / 3, rel=1e-5)
 
@@ -287,3 +311,19 @@ def test_one_trained_of_several_drawn_can_be_compared() -> None:
     PolicyConfig(num_group_samples=1, best_of=4)
     with pytest.raises(ValueError, match="best_of must be at least 1, got 0"):
         PolicyConfig(best_of=0)
+
+
+def test_a_closed_form_of_kl_that_a_policy_does_not_have_is_refused() -> None:
+    zeros = torch.zeros(2, 1)
+    decisions = Decision(
+        is_real=torch.ones(2, 1, dtype=torch.bool),
+        log_ratio=zeros,
+        entropy=zeros,
+        reference_log_ratio=zeros - 1.0,
+    )
+    with pytest.raises(
+        ValueError, match="kl_form must be k3 for a policy whose KL has no closed form, got closed"
+    ):
+        policy_terms(decisions, torch.ones(2), PolicyConfig())
+    terms = policy_terms(decisions, torch.ones(2), PolicyConfig(kl_form=KLForm.K3))
+    assert float(terms.values()["kl"]) == pytest.approx(math.exp(-1.0))

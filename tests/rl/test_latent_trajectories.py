@@ -10,7 +10,7 @@ from latentite.diffusion.noise import CrystalNoise
 from latentite.diffusion.samplers import SamplerKind
 from latentite.diffusion.schedule import FlowSchedule, ddpm_schedule, respace
 from latentite.diffusion.steps import Denoise, SamplerSettings, Variance
-from latentite.rl.rollout import Chain, Rollout, roll_out
+from latentite.generators.latent.trajectories import Chain, LatentTrajectories, roll_out
 
 CHANNELS = 3
 SIZES = torch.tensor([1, 4, 2, 4, 3])
@@ -43,7 +43,9 @@ def denoiser(mask: Tensor, outputs: int = 2 * CHANNELS) -> Denoise:
     return denoise
 
 
-def walk(one: Chain, sizes: Tensor = SIZES, seeds: range | None = None, width: int | None = None) -> Rollout:
+def walk(
+    one: Chain, sizes: Tensor = SIZES, seeds: range | None = None, width: int | None = None
+) -> LatentTrajectories:
     outputs = CHANNELS if one.kind is SamplerKind.FLOW_SDE else 2 * CHANNELS
     noise = CrystalNoise(
         list(seeds or range(len(sizes))), num_atoms=sizes, num_channels=CHANNELS, num_tokens=width
@@ -96,14 +98,14 @@ def test_rollouts_are_joined_in_the_order_that_is_asked_for() -> None:
     whole = walk(one)
     first, second = torch.tensor([1, 3]), torch.tensor([0, 2, 4])
     parts = [walk_of(one, members) for members in (first, second)]
-    joined = Rollout.concatenate(parts, torch.cat([first, second]).argsort())
+    joined = LatentTrajectories.concatenate(parts, torch.cat([first, second]).argsort())
     assert joined.mask.equal(whole.mask)
     torch.testing.assert_close(joined.latents, whole.latents, rtol=1e-5, atol=1e-5)
     torch.testing.assert_close(joined.states, whole.states, rtol=1e-5, atol=1e-5)
     torch.testing.assert_close(joined.log_probs, whole.log_probs, rtol=1e-4, atol=1e-4)
 
 
-def walk_of(one: Chain, members: Tensor) -> Rollout:
+def walk_of(one: Chain, members: Tensor) -> LatentTrajectories:
     sizes = SIZES[members]
     noise = CrystalNoise(members.tolist(), num_atoms=sizes, num_channels=CHANNELS)
     mask = torch.arange(noise.num_tokens) < sizes[:, None]

@@ -13,10 +13,12 @@ from latentite.diffusion.noise import CrystalNoise, crystal_seeds
 from latentite.diffusion.samplers import SamplerKind
 from latentite.diffusion.schedule import FlowSchedule
 from latentite.diffusion.steps import Denoise, SamplerSettings
-from latentite.rl.advantages import RunningRewards
-from latentite.rl.policy import compute_advantages, kept_crystals, policy_terms
-from latentite.rl.policy_config import Algorithm, Keep, PolicyConfig
-from latentite.rl.rollout import Chain, Rollout, roll_out
+from latentite.generators.latent.chain import SamplingConfig
+from latentite.generators.latent.policy import LatentPolicy
+from latentite.generators.latent.trajectories import Chain, LatentTrajectories, roll_out
+from latentite.generators.policy import Rows
+from latentite.rl.config import Algorithm, Keep, PolicyConfig
+from latentite.rl.objective import RunningRewards, compute_advantages, kept_crystals, policy_terms
 
 TARGET = torch.tensor([1.0, -0.5])
 SIZES = torch.tensor([1, 2]).repeat_interleave(32)
@@ -34,51 +36,56 @@ class Toy(nn.Module):
         super().__init__()
         self.shift = nn.Parameter(torch.zeros(7, 2))
 
-    def denoise(self) -> Denoise:
-        def call(tokens: Tensor, time: Tensor) -> Tensor:
-            t = time[:, None, None] / 1000.0
-            variance = 0.25 * (1.0 - t) ** 2 + t**2
-            return (t - 0.25 * (1.0 - t)) / variance * tokens + self.shift[(6 * t).round().long().flatten()][
-                :, None
-            ]
-
-        return call
+    def forward(self, tokens: Tensor, time: Tensor) -> Tensor:
+        t = time[:, None, None] / 1000.0
+        variance = 0.25 * (1.0 - t) ** 2 + t**2
+        shift = self.shift[(6 * t).round().long().flatten()]
+        return (t - 0.25 * (1.0 - t)) / variance * tokens + shift[:, None]
 
 
-def reward(rollout: Rollout) -> Tensor:
+class ToyPolicy(LatentPolicy):
+    """The policy of latent diffusion with another network."""
+
+    def denoise(self, network: nn.Module, values: dict[str, Tensor], mask: Tensor) -> Denoise:
+        return network
+
+
+def policy_of(toy: Toy) -> ToyPolicy:
+    return ToyPolicy(network=toy, reference=Toy(), chain=CHAIN, sampling=SamplingConfig())
+
+
+def reward(trajectories: LatentTrajectories) -> Tensor:
     """Minus the mean squared distance of a crystal's tokens from the target; 0 is the optimum of the mean."""
-    squares = ((rollout.latents - TARGET) ** 2).sum(-1) * rollout.mask
-    return -squares.sum(1) / rollout.num_atoms
+    squares = ((trajectories.latents - TARGET) ** 2).sum(-1) * trajectories.mask
+    return -squares.sum(1) / trajectories.num_atoms
 
 
-def rolled(toy: Toy, run_seed: int) -> Rollout:
+def rolled(toy: Toy, run_seed: int) -> LatentTrajectories:
     seeds = crystal_seeds(run_seed, range(len(SIZES)))
     noise = CrystalNoise(seeds, num_atoms=SIZES, num_channels=2)
-    return roll_out(CHAIN, toy.denoise(), noise.start(), MASK, noise)
+    return roll_out(CHAIN, toy, noise.start(), MASK, noise)
 
 
 def train(config: PolicyConfig, num_rollouts: int, lr: float, *, delay: int = 0) -> Toy:
     """Train; with a delay each rollout is learnt from so many rollouts after it was drawn."""
-    toy, frozen, running = Toy(), Toy(), RunningRewards.empty()
+    toy, running = Toy(), RunningRewards.empty()
+    policy = policy_of(toy)
     optimizer = torch.optim.Adam(toy.parameters(), lr=lr)
-    waiting: list[Rollout] = []
+    waiting: list[LatentTrajectories] = []
     for run_seed in range(num_rollouts):
         waiting.append(rolled(toy, run_seed))
         if len(waiting) <= delay:
             continue
-        rollout = waiting.pop(0)
-        rewards = reward(rollout)
+        trajectories = waiting.pop(0)
+        rewards = reward(trajectories)
         running = running.updated(rewards, config.running_decay)
         advantages = compute_advantages(rewards, GROUPS, config, running)
         kept = kept_crystals(rewards, GROUPS, config).nonzero().flatten()
-        step = torch.arange(CHAIN.num_decisions).repeat_interleave(len(kept))
-        rows = rollout.transitions(step, kept.repeat(CHAIN.num_decisions))
+        rows = Rows(trajectory=kept, step=torch.arange(CHAIN.num_decisions).expand(len(kept), -1))
         for epoch in range(config.num_inner_epochs):
-            new = CHAIN.moments(toy.denoise(), rows.states, rows.levels, rows.mask)
-            with torch.no_grad():
-                reference = CHAIN.moments(frozen.denoise(), rows.states, rows.levels, rows.mask)
-            is_first = torch.full((len(step),), epoch == 0 and delay == 0)
-            terms = policy_terms(rows, new, reference, advantages[rows.crystal], config, is_first=is_first)
+            is_on_policy = torch.full((len(kept),), epoch == 0 and delay == 0)
+            decisions = policy.evaluate(trajectories, rows, is_on_policy=is_on_policy, with_reference=True)
+            terms = policy_terms(decisions, advantages[kept], config)
             optimizer.zero_grad()
             terms.total().backward()
             optimizer.step()
@@ -86,8 +93,8 @@ def train(config: PolicyConfig, num_rollouts: int, lr: float, *, delay: int = 0)
 
 
 def mean_latent(toy: Toy) -> Tensor:
-    rollout = rolled(toy, 10_000)
-    return rollout.latents[rollout.mask].mean(0)
+    trajectories = rolled(toy, 10_000)
+    return trajectories.latents[trajectories.mask].mean(0)
 
 
 LEARN: dict[Algorithm, Callable[[PolicyConfig], PolicyConfig]] = {
