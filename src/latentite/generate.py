@@ -13,12 +13,13 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+from latentite.base.devices import resolve_device
 from latentite.crystal import CrystalBatch
 from latentite.generators.jobs import Jobs
 from latentite.hub import DEFAULT_LDM
 from latentite.sampling.folder import Counts
 from latentite.sampling.model import Model, plain_settings
-from latentite.sampling.options import GenerateConfig, parse_shard, resolve_device
+from latentite.sampling.options import GenerateConfig, parse_shard
 from latentite.sampling.run import Origin, refuse_folder, run_in_memory, run_to_folder
 
 __all__ = ["GenerateConfig", "GenerateResult", "generate", "generate_from"]

@@ -23,7 +23,8 @@ from latentite.data.build import WHOLE
 from latentite.data.cache import content_hash
 from latentite.data.dataset import CrystalDataset
 from latentite.data.labels import share_categories
-from latentite.data.splits import SPLITS, check_fractions, formula_keys, select
+from latentite.data.options import SPLITS
+from latentite.data.splits import check_fractions, formula_keys, select
 
 _REPEATED = re.compile(r"#\d+\Z")
 _IN_GROUP = re.compile(r"\d+/\d+\Z")

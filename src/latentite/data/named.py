@@ -63,19 +63,3 @@ def read_labelled(
     built = build_splits(tables, options=options)
     log_labels(built.labels)
     return built.results[split].dataset, built.results[split].rejections
-
-
-def check_device(name: str) -> None:
-    """Refuse a `--device` that is not there.
-
-    Raises:
-        ValueError: saying what to take instead.
-    """
-    import torch
-
-    try:
-        device = torch.device(name)
-    except RuntimeError as error:
-        raise ValueError(f"--device must be cpu, cuda, cuda:0, ..., got {name}") from error
-    if device.type == "cuda" and not torch.cuda.is_available():
-        raise ValueError(f"--device {name} was asked for, but torch sees no CUDA device; use --device cpu")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -10,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from latentite import __version__
-from latentite.base.files import replacing
+from latentite.base.tables import write_csv
 from latentite.data.canonical import CANONICAL_VERSION
 from latentite.data.dataset import CrystalDataset
 from latentite.data.readers.records import Rejection
@@ -73,10 +72,8 @@ def report(
 
 def write_rejections(path: Path, rejections: Sequence[Rejection]) -> None:
     """A CSV with source, row, id and reason; only the header when nothing was rejected."""
-    with replacing(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as handle:
-        writer = csv.writer(handle)
-        writer.writerow(["source", "row", "id", "reason"])
-        writer.writerows([item.source, item.row, item.id, item.reason] for item in rejections)
+    rows = ([item.source, item.row, item.id, item.reason] for item in rejections)
+    write_csv(path, ["source", "row", "id", "reason"], rows)
 
 
 def count_reasons(rejections: Sequence[Rejection]) -> dict[str, int]:

@@ -16,10 +16,8 @@ import torch
 from latentite.crystal import CrystalBatch
 from latentite.data import cache
 from latentite.data.dataset import CrystalDataset
+from latentite.data.options import SPLITS
 from latentite.data.readers.records import CANONICAL_NAMES
-
-SPLITS = ("train", "val", "test")
-DEFAULT_FRACTIONS = {"train": 0.8, "val": 0.1, "test": 0.1}
 
 
 def check_fractions(fractions: Mapping[str, float]) -> dict[str, float]:

@@ -11,7 +11,6 @@
 
 from __future__ import annotations
 
-import csv
 import logging
 import math
 import re
@@ -25,8 +24,10 @@ import torch
 from rich.table import Table
 
 from latentite import __version__
+from latentite.base.devices import BATCH_SIZE
 from latentite.base.files import replacing, write_json
 from latentite.base.plain import from_plain
+from latentite.base.tables import write_csv
 from latentite.checkpoint import (
     CheckpointError,
     CheckpointRecord,
@@ -38,6 +39,7 @@ from latentite.checkpoint import (
 from latentite.crystal import CrystalBatch
 from latentite.data.dataset import CrystalDataset
 from latentite.data.readers.records import Rejection
+from latentite.data.report import write_rejections
 from latentite.data.sampler import BatchPlan, epoch_batches
 from latentite.draw.cells import draw_pairs, pretty
 from latentite.formulas import reduced_formulas
@@ -120,7 +122,7 @@ def rebuild(
     network: CrystalVAE,
     crystals: CrystalBatch,
     *,
-    batch_size: int = 256,
+    batch_size: int = BATCH_SIZE,
     device: torch.device | str = "cpu",
     advance: Advance = lambda count: None,
 ) -> CrystalBatch:
@@ -148,7 +150,7 @@ def reconstruct(
     *,
     rejections: Iterable[Rejection] = (),
     num_accepted: int | None = None,
-    batch_size: int = 256,
+    batch_size: int = BATCH_SIZE,
     device: torch.device | str = "cpu",
     advance: Advance = lambda count: None,
 ) -> Reconstruction:
@@ -277,7 +279,7 @@ def write_report(
     folder.mkdir(parents=True, exist_ok=True)
     stems = file_stems(result.ids)
     written = _write_cifs(result, folder / "cifs", stems) if with_cifs else {}
-    _write_rejections(result.rejections, folder / "rejected.csv")
+    write_rejections(folder / "rejected.csv", result.rejections)
     _write_structures(result, folder / "structures.csv", written)
     if len(result.ids):
         generator = torch.Generator().manual_seed(seed)
@@ -347,29 +349,16 @@ def _write_text(path: Path, text: str) -> None:
         temporary.write_text(text, encoding="utf-8")
 
 
-def _write_rejections(rejections: Iterable[Rejection], path: Path) -> None:
-    with replacing(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file)
-        writer.writerow(["source", "row", "id", "reason"])
-        writer.writerows([item.source, item.row, item.id, item.reason] for item in rejections)
-
-
 def _write_structures(result: Reconstruction, path: Path, files: dict[int, tuple[str, str]]) -> None:
     matched = {f"matched_{m.name}": np.isfinite(result.table[f"rmsd_{m.name}"]) for m in MATCHERS}
     header = ["id", "formula", "num_atoms", "reconstructed_formula", *matched, *result.table]
     header += ["cif_original", "cif_reconstructed"]
     formulas, others = reduced_formulas(result.originals), reduced_formulas(result.rebuilt)
     num_atoms = result.originals.num_atoms.tolist()
-    with replacing(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file)
-        writer.writerow(header)
-        for i, identifier in enumerate(result.ids):
-            cells: list[object] = [identifier, formulas[i], num_atoms[i], others[i]]
-            cells += ["yes" if values[i] else "no" for values in matched.values()]
-            cells += [_cell(float(values[i])) for values in result.table.values()]
-            writer.writerow([*cells, *files.get(i, ("", ""))])
-
-
-def _cell(value: float) -> str:
-    """Six digits; empty where there is no number, as every reader of CSV understands."""
-    return f"{value:.6g}" if math.isfinite(value) else ""
+    rows = []
+    for i, identifier in enumerate(result.ids):
+        cells: list[object] = [identifier, formulas[i], num_atoms[i], others[i]]
+        cells += [bool(values[i]) for values in matched.values()]
+        cells += [float(values[i]) for values in result.table.values()]
+        rows.append([*cells, *files.get(i, ("", ""))])
+    write_csv(path, header, rows)

@@ -12,16 +12,14 @@ Its files:
 
 from __future__ import annotations
 
-import csv
 from collections import Counter
-from collections.abc import Iterable, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 from latentite import __version__
 from latentite.base.files import replacing, write_json
-from latentite.evaluation.measure import Cell
+from latentite.base.tables import write_csv
 from latentite.evaluation.page import make_page
 from latentite.evaluation.protocols import MATCHERS
 from latentite.evaluation.run import Evaluation
@@ -42,9 +40,9 @@ def write_report(result: Evaluation, out_dir: str | Path, *, seed: int = 0) -> N
     folder.mkdir(parents=True, exist_ok=True)
     columns = list(result.table)
     rows = zip(*result.table.values(), strict=True)
-    _write_csv(folder / "structures.csv", columns, ([_text(cell) for cell in row] for row in rows))
+    write_csv(folder / "structures.csv", columns, rows)
     failures = ([item.source, item.row, item.id, item.step, item.reason] for item in result.failures)
-    _write_csv(folder / "failed.csv", ["source", "row", "id", "step", "reason"], failures)
+    write_csv(folder / "failed.csv", ["source", "row", "id", "step", "reason"], failures)
     for section in result.sections:
         for name, write in section.files.items():
             write(folder / name)
@@ -106,18 +104,3 @@ def _version(package: str) -> str | None:
         return version(package)
     except PackageNotFoundError:
         return None
-
-
-def _text(cell: Cell) -> str:
-    if cell is None:
-        return ""
-    if isinstance(cell, bool):
-        return "yes" if cell else "no"
-    return f"{cell:.6g}" if isinstance(cell, float) else str(cell)
-
-
-def _write_csv(path: Path, header: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
-    with replacing(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as handle:
-        writer = csv.writer(handle)
-        writer.writerow(header)
-        writer.writerows(rows)

@@ -8,8 +8,6 @@ from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeAlias, TypeVar
 
-import torch
-
 from latentite.base.plain import check_seed
 from latentite.checkpoint import Weights
 from latentite.crystal import CrystalBatch
@@ -264,26 +262,3 @@ def read_structures(source: str | Path | Sequence[Structure | Atoms]) -> Crystal
     if not found:
         raise ValueError(f"init must hold a structure, got none in {source}")
     return CrystalBatch.from_arrays(found)
-
-
-def resolve_device(name: str) -> torch.device:
-    """`auto`, `cpu`, `cuda`, `cuda:1`, `mps`.
-
-    Raises:
-        ValueError: for a device that is not there.
-    """
-    has_cuda, has_mps = torch.cuda.is_available(), torch.backends.mps.is_available()
-    if name == "auto":
-        return torch.device("cuda" if has_cuda else "mps" if has_mps else "cpu")
-    try:
-        device = torch.device(name)
-    except RuntimeError:
-        raise ValueError(f"device must be auto, cpu, cuda, cuda:1 or mps, got {name}") from None
-    is_there = {
-        "cpu": True,
-        "mps": has_mps,
-        "cuda": has_cuda and (device.index or 0) < torch.cuda.device_count(),
-    }
-    if not is_there.get(device.type, False):
-        raise ValueError(f"device must be one that torch sees, got {name}; use auto or cpu")
-    return device

@@ -7,7 +7,8 @@ from enum import StrEnum
 from pathlib import Path
 
 from latentite.data.fidelities import FidelityConfig, SplitBy
-from latentite.data.splits import DEFAULT_FRACTIONS, check_fractions
+from latentite.data.options import DEFAULT_FRACTIONS
+from latentite.data.splits import check_fractions
 from latentite.training.conditions import FROM_CRYSTAL
 
 DEFAULT_BATCH_ATOMS = 4096
