@@ -23,8 +23,7 @@ import torch
 
 from latentite.crystal import CrystalBatch
 from latentite.energy.chgnet import CHGNetPotential
-from latentite.energy.relax import relax
-from latentite.energy.relaxation import RelaxSettings, RelaxStatus
+from latentite.energy.relax import RelaxSettings, RelaxStatus, relax
 
 DEFAULT_CSV = Path(__file__).resolve().parents[2] / "shared/data/mp_20_biternary/test.csv.gz"
 

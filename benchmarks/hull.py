@@ -28,13 +28,11 @@ from latentite.crystal import CrystalBatch
 from latentite.crystal_arrays import CrystalArrays
 from latentite.data.checks import Limits
 from latentite.data.readers.table import Row, read
-from latentite.energy.hull import Hull
-from latentite.energy.hull_sources import hull_from_crystals
+from latentite.energy.hull import Hull, hull_from_crystals
 from latentite.energy.parallel import RelaxHow, double_batch, relax_many
-from latentite.energy.reference_fit import matching_terms, spread_sample
 from latentite.energy.references import fit_references
-from latentite.energy.relaxation import RelaxCell, RelaxSettings
-from latentite.energy.table import FORMATION_ENERGY, MATERIALS_PROJECT
+from latentite.energy.relax import RelaxCell, RelaxSettings
+from latentite.energy.table import FORMATION_ENERGY, MATERIALS_PROJECT, matching_terms, spread_sample
 from latentite.formulas import compositions
 
 DATA = Path(__file__).resolve().parents[2] / "shared/data"

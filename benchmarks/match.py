@@ -25,8 +25,7 @@ from latentite.crystal_arrays import CrystalArrays
 from latentite.data.properties import derive_rows
 from latentite.data.readers.table import Row, read
 from latentite.evaluation.store import ResultStore, namespace, structure_hash
-from latentite.match.compare import Comparer
-from latentite.match.lattices import Comparable
+from latentite.match.compare import Comparable, Comparer
 from latentite.match.reduced import reduce_crystals, reduction_settings, structure_of
 from latentite.match.search import Matches, find_matches
 from latentite.match.settings import LOOSE, STRICT

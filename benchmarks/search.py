@@ -35,7 +35,7 @@ from compare_recipes import ROOT, last_values, run_once, table
 
 from latentite.base.files import write_json
 from latentite.energy.catalogue import parse_theory
-from latentite.energy.relaxation import RelaxCell
+from latentite.energy.relax import RelaxCell
 from latentite.evaluation.energy_options import EnergyOptions
 from latentite.evaluation.run import evaluate
 from latentite.generate import generate

@@ -13,7 +13,7 @@ from matplotlib.image import imread
 from latentite.crystal import CrystalBatch
 from latentite.crystal_arrays import CrystalArrays
 from latentite.draw import cells as pictures
-from latentite.draw import charts, curves
+from latentite.draw import curves
 
 
 def test_border_atoms_are_drawn_on_every_face_edge_and_corner(rocksalt: CrystalArrays) -> None:
@@ -121,8 +121,3 @@ def test_rewards_of_another_stage_are_refused(tmp_path: Path) -> None:
     path.write_text("step,train/loss\n0,1.0\n", encoding="utf-8")
     with pytest.raises(ValueError, match="must be of a run of reinforcement learning"):
         curves.draw_reward_curve(path, tmp_path / "reward.png")
-
-
-def test_histograms_take_missing_and_constant_values(tmp_path: Path) -> None:
-    values = {"atoms": [4, 4, 4], "gap": [0.1, float("nan"), 2.0], "none": [float("nan")]}
-    assert charts.draw_histograms(values, tmp_path / "h.png", dpi=40).stat().st_size > 1000

@@ -108,7 +108,7 @@ def test_nothing_else_opens_or_parses_crystals() -> None:
             if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("latentite.data."):
                 for name in users.keys() & {alias.name for alias in node.names}:
                     users[name].add(path.relative_to(PACKAGE).as_posix())
-    readers = {"data/readers/folders.py", "data/readers/label_table.py", "evaluation/sampled.py"}
+    readers = {"data/readers/folders.py", "data/readers/label_table.py", "evaluation/read.py"}
     assert users["open_records"] == {"data/readers/table.py", "data/source_rows.py"} | readers
     assert users["parse_many"] == {"data/pack.py"}
     assert users["pair"] == {"data/readers/table.py", "data/source_rows.py"}

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from small_crystals import packed
 
 from latentite.crystal_arrays import CrystalArrays
-from latentite.energy.displacement import displacement_rmsd, volume_change
+from latentite.energy.relax import displacement_rmsd, volume_change
 
 CELL = np.array([[4.0, 0.0, 0.0], [0.5, 5.0, 0.0], [0.0, -0.7, 6.0]])
 

@@ -17,19 +17,21 @@ from small_crystals import fcc, packed
 from latentite.crystal import CrystalBatch
 from latentite.crystal_arrays import CrystalArrays
 from latentite.data.build import BuildOptions, build_dataset
-from latentite.energy import parallel, reference_fit, table
+from latentite.energy import parallel, table
 from latentite.energy.parallel import RelaxHow, chunks_of
 from latentite.energy.potential import TheoryLevel
-from latentite.energy.reference_fit import matching_terms, spread_sample, table_references
-from latentite.energy.reference_terms import ReferenceTerms
+from latentite.energy.references import ReferenceTerms
 from latentite.energy.table import (
     FORMATION_ENERGY,
     MATERIALS_PROJECT,
     MissingPhases,
     find_table,
+    matching_terms,
     missing_phases,
     read_rows,
+    spread_sample,
     table_hull,
+    table_references,
 )
 from latentite.formulas import parse_formula
 
@@ -178,7 +180,7 @@ def test_references_are_those_that_made_the_table_and_are_fitted_once(
     def never(*_: object, **__: object) -> None:
         raise AssertionError("the fit is known already")
 
-    monkeypatch.setattr(reference_fit, "relax_many", never)
+    monkeypatch.setattr(table, "relax_many", never)
     np.testing.assert_array_equal(table_references(found, HOW).weights, fit.weights)
     with pytest.raises(AssertionError):
         table_references(found, HOW, seed=1)

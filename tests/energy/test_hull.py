@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import json
 from pathlib import Path
 
@@ -14,12 +13,10 @@ from hypothesis import strategies as st
 
 from latentite.crystal import CrystalBatch
 from latentite.crystal_arrays import CrystalArrays
-from latentite.energy.hull import Hull
-from latentite.energy.hull_sources import (
+from latentite.energy.hull import (
+    Hull,
     hull_from_crystals,
-    hull_from_entries,
     hull_from_json,
-    hull_from_table,
 )
 from latentite.energy.potential import TheoryLevel
 from latentite.formulas import Composition, compositions, parse_formula, plain_formula
@@ -107,46 +104,18 @@ def test_rows_enter_at_the_height_of_the_hull() -> None:
         hull_from_crystals(crystals.with_properties({}))
 
 
-def test_tables_give_the_same_hull(tmp_path: Path) -> None:
-    rows = [("NaCl", -2.0, 0.0), ("Na2Cl2", -1.5, 0.5), ("NaN", -0.5, 0.25), ("Nd(Mo3Se4)2", -0.9, 0.03)]
-    for name in ("e_above_hull", "energy_above_hull"):
-        path = tmp_path / f"{name}.csv"
-        with path.open("w", newline="") as handle:
-            csv.writer(handle).writerows([("pretty_formula", "formation_energy_per_atom", name), *rows])
-        hull = hull_from_table([path])
-        assert hull.query(parse_formula("Na4Cl4")).energy == pytest.approx(-2.0)
-        assert hull.query(parse_formula("NaN")).energy == pytest.approx(
-            -0.75
-        )  # a nitride, not a missing value
-        assert hull.phases[(34, 8), (42, 6), (60, 1)] == pytest.approx(-0.93)
-    with pytest.raises(ValueError, match=r"must have a column 'formula', got pretty_formula"):
-        hull_from_table([path], formula_column="formula")
+def test_entries_give_formation_energies(tmp_path: Path) -> None:
+    path = tmp_path / "entries.json"
 
+    def hull_of(*rows: tuple[dict[str, int], float]) -> Hull:
+        path.write_text(json.dumps([{"composition": amounts, "energy": energy} for amounts, energy in rows]))
+        return hull_from_json(path)
 
-def test_a_table_of_formulas_refuses_energies_that_are_no_numbers_and_says_what_is_missing(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
-    path = tmp_path / "hull.csv"
-    rows = [("NaCl", "-2.0"), ("KCl", "-"), ("NaN", "-0.5")]
-    for text in ("-2.0 eV", "-2.0"):
-        rows[0] = ("NaCl", text)
-        with path.open("w", newline="") as handle:
-            csv.writer(handle).writerows([("pretty_formula", "formation_energy_per_atom"), *rows])
-        if text == "-2.0 eV":
-            with pytest.raises(ValueError, match=r"must be numbers.*'-2.0 eV' in row 0 of hull.csv"):
-                hull_from_table([path])
-    assert len(hull_from_table([path])) == 5  # two compounds and the elements Na, Cl, N
-    assert "1 of 3 rows have no formation_energy_per_atom and are missing from the hull" in caplog.text
-
-
-def test_entries_give_formation_energies() -> None:
-    from pymatgen.entries.computed_entries import ComputedEntry
-
-    entries = [ComputedEntry("Li4", -8.0), ComputedEntry("Li", -1.5), ComputedEntry("O2", -10.0)]
-    hull = hull_from_entries([*entries, ComputedEntry("Li2O", -15.0)])
+    entries = [({"Li": 4}, -8.0), ({"Li": 1}, -1.5), ({"O": 2}, -10.0)]
+    hull = hull_of(*entries, ({"Li": 2, "O": 1}, -15.0))
     assert hull.query(parse_formula("Li2O")).energy == pytest.approx((-15.0 + 4.0 + 5.0) / 3)
     with pytest.raises(ValueError, match="got none of Fe"):
-        hull_from_entries([*entries, ComputedEntry("FeO", -15.0)])
+        hull_of(*entries, ({"Fe": 1, "O": 1}, -15.0))
 
 
 def test_json_of_a_phase_diagram_or_of_entries_gives_the_same_hull(tmp_path: Path) -> None:

@@ -13,8 +13,7 @@ from torch import Tensor
 from latentite.crystal import CrystalBatch
 from latentite.crystal_arrays import CrystalArrays
 from latentite.energy.potential import TheoryLevel
-from latentite.energy.reference_terms import ReferenceTerms
-from latentite.energy.references import ElementReferences, check_same_theory, fit_references
+from latentite.energy.references import ElementReferences, ReferenceTerms, check_same_theory, fit_references
 
 PBE = TheoryLevel(functional="PBE(+U)", is_corrected=True)
 UNCORRECTED = TheoryLevel(functional="PBE(+U)", is_corrected=False)

@@ -13,8 +13,7 @@ from small_crystals import argon, fcc, packed
 from latentite.crystal import CrystalBatch
 from latentite.crystal_arrays import CrystalArrays
 from latentite.energy.potential import EnergyForces, PotentialCard
-from latentite.energy.relax import relax
-from latentite.energy.relaxation import RelaxCell, RelaxSettings, RelaxStatus
+from latentite.energy.relax import RelaxCell, RelaxSettings, RelaxStatus, relax
 
 TIGHT = RelaxSettings(fmax=1e-3, smax=1e-4, max_steps=1000)
 

@@ -10,9 +10,8 @@ import pytest
 
 from latentite.crystal import CrystalBatch
 from latentite.crystal_arrays import CrystalArrays
-from latentite.energy import sevennet
+from latentite.energy.ase_calculator import sevennet_potential
 from latentite.energy.contract import check_potential
-from latentite.energy.sevennet import sevennet_potential
 
 needs_sevenn = pytest.mark.skipif(
     importlib.util.find_spec("sevenn") is None, reason="the extra `sevennet` is not installed"
@@ -48,6 +47,6 @@ def test_rocksalt_keeps_its_energy(rocksalt: CrystalArrays) -> None:
 
 
 def test_without_its_package_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sevennet, "find_spec", lambda name: None)
+    monkeypatch.setattr(ase_calculator, "find_spec", lambda name: None)
     with pytest.raises(ImportError, match=r"latentite\[sevennet\]"):
         sevennet_potential()

@@ -10,9 +10,7 @@ from latentite.crystal import CrystalBatch
 from latentite.crystal_arrays import CrystalArrays
 from latentite.energy.hull import Hull
 from latentite.energy.potential import TheoryLevel
-from latentite.energy.reference_terms import ReferenceTerms
-from latentite.energy.references import ElementReferences
-from latentite.energy.stability import stability
+from latentite.energy.references import ElementReferences, ReferenceTerms, stability
 from latentite.formulas import parse_formula
 
 PBE = TheoryLevel(functional="PBE(+U)", is_corrected=True)

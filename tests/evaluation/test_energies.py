@@ -14,11 +14,9 @@ from latentite.crystal_arrays import CrystalArrays
 from latentite.energy.hull import Hull
 from latentite.energy.parallel import RelaxHow
 from latentite.energy.potential import TheoryLevel
-from latentite.energy.reference_terms import ReferenceTerms
-from latentite.energy.references import ElementReferences
-from latentite.energy.relaxation import RelaxCell, RelaxSettings, RelaxStatus
-from latentite.evaluation.energies import Energies, energy_store, measure_energies
-from latentite.evaluation.relaxed_file import write_relaxed
+from latentite.energy.references import ElementReferences, ReferenceTerms
+from latentite.energy.relax import RelaxCell, RelaxSettings, RelaxStatus
+from latentite.evaluation.energies import Energies, energy_store, measure_energies, write_relaxed
 from latentite.evaluation.store import structure_hash
 from latentite.formulas import parse_formula
 

@@ -22,7 +22,7 @@ from scipy.stats import wasserstein_distance
 import latentite
 from latentite import cli
 from latentite.energy.potential import TheoryLevel
-from latentite.energy.relaxation import RelaxCell
+from latentite.energy.relax import RelaxCell
 from latentite.energy.table import read_rows
 from latentite.evaluation.energy_options import EnergyOptions
 from latentite.evaluation.protocols import PROTOCOLS

@@ -16,8 +16,8 @@ import latentite
 from latentite import cli
 from latentite.crystal import CrystalBatch
 from latentite.crystal_arrays import CrystalArrays
-from latentite.evaluation import report, sections
-from latentite.metrics import symmetry
+from latentite.evaluation import matching_section, report
+from latentite.metrics import geometry
 
 Make = Callable[[int, int], list[CrystalArrays]]
 
@@ -25,7 +25,7 @@ Make = Callable[[int, int], list[CrystalArrays]]
 @pytest.fixture(autouse=True)
 def _fresh_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("LATENTITE_CACHE_DIR", str(tmp_path / "cache"))
-    monkeypatch.setattr(symmetry, "_CHUNK", 4)
+    monkeypatch.setattr(geometry, "_CHUNK", 4)
     # Pictures take nearly all of the time of these tests.
     monkeypatch.setattr(report, "make_page", lambda result, summary, seed: "page")
 
@@ -46,7 +46,7 @@ def known(planted: Make) -> CrystalBatch:
 def searched(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Takes the name of every slow piece of work: `symmetry` per structure and tolerance, `match` per run."""
     calls: list[str] = []
-    search, match = symmetry.space_group_number, sections.find_matches
+    search, match = geometry.space_group_number, matching_section.find_matches
 
     def counted_search(*arrays: object, **options: object) -> object:
         calls.append("symmetry")
@@ -56,8 +56,8 @@ def searched(monkeypatch: pytest.MonkeyPatch) -> list[str]:
         calls.append("match")
         return match(*arrays, **options)  # type: ignore[arg-type]  # passed on as they are
 
-    monkeypatch.setattr(symmetry, "space_group_number", counted_search)
-    monkeypatch.setattr(sections, "find_matches", counted_match)
+    monkeypatch.setattr(geometry, "space_group_number", counted_search)
+    monkeypatch.setattr(matching_section, "find_matches", counted_match)
     return calls
 
 
@@ -121,9 +121,9 @@ SCRIPT = """
 import os, signal, sys
 from pathlib import Path
 from latentite.evaluation.run import evaluate
-from latentite.metrics import symmetry
+from latentite.metrics import geometry
 
-symmetry._CHUNK = 2
+geometry._CHUNK = 2
 
 def stage(text, total):
     done = []

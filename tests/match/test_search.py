@@ -15,11 +15,10 @@ from pymatgen.core import Lattice, Structure
 
 from latentite.crystal_arrays import CrystalArrays
 from latentite.data.readers.table import Row, read
-from latentite.match import tasks
-from latentite.match.compare import Comparer, fits
-from latentite.match.lattices import Comparable
-from latentite.match.reduced import pair_rms, reduce_crystals
-from latentite.match.search import find_matches, structure_of
+from latentite.match import search
+from latentite.match.compare import Comparable, Comparer, fits
+from latentite.match.reduced import pair_rms, reduce_crystals, structure_of
+from latentite.match.search import find_matches
 from latentite.match.settings import LOOSE, STRICT, MatcherSettings, why_not_comparable
 
 SETTINGS = (STRICT, LOOSE)
@@ -158,9 +157,9 @@ class Kept:
 def test_many_of_one_formula_walk_in_blocks_with_the_same_result(monkeypatch: pytest.MonkeyPatch) -> None:
     crystals = [arrays(one) for one in a_mixed_set(4, 40)]
     whole = find_matches(crystals, settings=SETTINGS, workers=1)
-    monkeypatch.setattr(tasks, "_BLOCK", 4)
-    monkeypatch.setattr(tasks, "_PAIRS", 6)
-    monkeypatch.setattr(tasks, "_FEWEST", 1)
+    monkeypatch.setattr(search, "_BLOCK", 4)
+    monkeypatch.setattr(search, "_PAIRS", 6)
+    monkeypatch.setattr(search, "_FEWEST", 1)
     told: list[int] = []
     assert find_matches(crystals, settings=SETTINGS, workers=2, advance=told.append) == whole
     assert sum(told) == len(crystals)

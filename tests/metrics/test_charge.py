@@ -17,10 +17,16 @@ from pymatgen.core.bond_valence import ELECTRONEG, PRIOR_PROB, BVAnalyzer, calcu
 from latentite.crystal_arrays import CrystalArrays
 from latentite.elements import SYMBOLS
 from latentite.formulas import reduced_composition
-from latentite.match.search import structure_of
-from latentite.metrics.bond_valence import bond_valence_states, bond_valence_sums
-from latentite.metrics.charge import ChargeVerdict, charge_neutrality
-from latentite.metrics.oxidation_states import ELECTRONEGATIVE, best_neutral, charge_plausibility
+from latentite.match.reduced import structure_of
+from latentite.metrics.charge import (
+    ELECTRONEGATIVE,
+    ChargeVerdict,
+    best_neutral,
+    bond_valence_states,
+    bond_valence_sums,
+    charge_neutrality,
+    charge_plausibility,
+)
 
 
 def of(**counts: int) -> tuple[tuple[int, int], ...]:

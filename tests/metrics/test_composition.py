@@ -8,8 +8,7 @@ from hypothesis import strategies as st
 
 from latentite.elements import SYMBOLS
 from latentite.formulas import reduced_composition
-from latentite.metrics.composition import SmactRule, has_unknown_element, is_smact_valid
-from latentite.metrics.supply_risk import supply_risk
+from latentite.metrics.composition import SmactRule, has_unknown_element, is_smact_valid, supply_risk
 
 SMACT_NAMES = {SmactRule.PAULING: "smact14", SmactRule.ICSD24: "icsd24"}
 

@@ -7,7 +7,7 @@ import math
 import numpy as np
 import pytest
 
-from latentite.metrics.conditional import categorical_hit_rate, numeric_hit_rate, numeric_hits
+from latentite.metrics.rates import categorical_hit_rate, numeric_hit_rate, numeric_hits
 
 
 def test_unknown_values_are_misses_of_the_strict_rate_and_left_out_of_the_other() -> None:

@@ -9,7 +9,7 @@ import pytest
 from pymatgen.core import Lattice
 
 from latentite.crystal_arrays import CrystalArrays
-from latentite.metrics.crystal_nn import MAX_COORDINATION, MOTIFS, NUM_FEATURES, crystal_nn
+from latentite.metrics.fingerprints import MAX_COORDINATION, MOTIFS, NUM_CRYSTAL_NN_FEATURES, crystal_nn
 
 MATMINER = """
 wt CN_1 = 0.18519; sgl_bd CN_1 = 0.18519; wt CN_2 = 0.234979; L-shaped CN_2 = 0.222047;
@@ -43,7 +43,7 @@ def test_fingerprint_equals_matminer() -> None:
     expected = {name: float(value) for name, value in pairs}
     assert expected.keys() <= set(labels())
     found = crystal_nn([CrystalArrays(np.array([30, 16, 8]), coords, lattice)], workers=1)[0]
-    assert len(labels()) == NUM_FEATURES == 61
+    assert len(labels()) == NUM_CRYSTAL_NN_FEATURES == 61
     np.testing.assert_allclose(found, [expected.get(label, 0.0) for label in labels()], atol=2e-6)
 
 

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.linalg import sqrtm
 
-from latentite.metrics.frechet import fit_gaussian, frechet_distance, frechet_diversity
+from latentite.metrics.distributions import fit_gaussian, frechet_distance, frechet_diversity
 
 
 def by_sqrtm(first: np.ndarray, second: np.ndarray) -> float:

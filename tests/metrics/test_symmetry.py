@@ -10,7 +10,7 @@ from pymatgen.core import Lattice, Structure
 
 from latentite.crystal_arrays import CrystalArrays
 from latentite.data.properties import space_group_number
-from latentite.metrics.symmetry import SYMPRECS, space_groups
+from latentite.metrics.geometry import SYMPRECS, space_groups
 
 
 def arrays(structure: Structure) -> CrystalArrays:

@@ -13,7 +13,7 @@ from pymatgen.core import Lattice, Structure
 from latentite.base.plain import from_plain
 from latentite.config import compose
 from latentite.crystal import CrystalBatch
-from latentite.energy.stability import Stability
+from latentite.energy.references import Stability
 from latentite.rewards.combine import RewardConfig, Rewards
 from latentite.rewards.energy import EnergyAboveHull
 

@@ -22,7 +22,7 @@ from latentite.commands.evaluate_options import (
 
 if TYPE_CHECKING:
     from latentite.evaluation.compare import Comparison
-    from latentite.evaluation.run import Evaluation
+    from latentite.evaluation.result import Evaluation
 
 
 def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:

@@ -155,7 +155,7 @@ def energy_options(arguments: argparse.Namespace) -> EnergyOptions | str:
     if arguments.relax == "none":
         return "none"
     from latentite.energy.catalogue import parse_theory
-    from latentite.energy.relaxation import RelaxCell
+    from latentite.energy.relax import RelaxCell
     from latentite.evaluation.energy_options import EnergyOptions
 
     try:

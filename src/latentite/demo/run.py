@@ -39,7 +39,8 @@ from latentite.evaluation.reconstruct import (
     subset,
     write_report,
 )
-from latentite.evaluation.run import Evaluation, evaluate
+from latentite.evaluation.result import Evaluation
+from latentite.evaluation.run import evaluate
 from latentite.generate import GenerateConfig, GenerateResult, generate_from
 from latentite.stages import (
     TrainLDMConfig,

@@ -19,40 +19,6 @@ if TYPE_CHECKING:
 COLOURS = ["#2f6f9f", "#d1495b", "#3a7d44", "#edae49", "#6b4c9a", "#66717e"]
 
 
-def draw_histograms(
-    values: Mapping[str, Sequence[float] | np.ndarray],
-    path: str | Path,
-    *,
-    columns: int = 3,
-    bins: int = 40,
-    heading: str | None = None,
-    dpi: int = 150,
-) -> Path:
-    """Write one histogram per name as PNG; values that are not finite are counted in the title, not drawn.
-
-    Raises:
-        ValueError: for no names.
-    """
-    if not values:
-        raise ValueError("draw_histograms needs at least one named series, got none")
-    columns = min(columns, len(values))
-    rows = math.ceil(len(values) / columns)
-    figure = new_figure(3.1 * columns, 2.3 * rows, heading)
-    axes = figure.subplots(rows, columns, squeeze=False).flat
-    for axis in axes[len(values) :]:
-        axis.set_axis_off()
-    for axis, (name, series) in zip(axes, values.items(), strict=False):
-        array = np.asarray(series, dtype=float)
-        finite = array[np.isfinite(array)]
-        is_count = len(finite) > 0 and bool((finite == np.round(finite)).all()) and np.ptp(finite) < 120
-        edges = np.arange(finite.min() - 0.5, finite.max() + 1.0) if is_count else bins
-        axis.hist(finite, bins=edges, color=COLOURS[0], edgecolor="white", linewidth=0.3)
-        missing = len(array) - len(finite)
-        axis.set_title(name + (f" ({missing} missing)" if missing else ""), fontsize=9, color=INK)
-        plain_style(axis)
-    return save_figure(figure, path, dpi)
-
-
 def draw_parity(
     panels: Mapping[str, tuple[np.ndarray, np.ndarray]],
     path: str | Path,

@@ -11,10 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from latentite.base.files import sha256_file
-from latentite.energy.ase_calculator import ASEPotential
+from latentite.energy.ase_calculator import ASEPotential, sevennet_potential
 from latentite.energy.chgnet import CHGNetPotential
 from latentite.energy.potential import Potential, PotentialCard, TheoryLevel
-from latentite.energy.sevennet import sevennet_potential
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

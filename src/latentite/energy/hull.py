@@ -1,6 +1,8 @@
 """Energy above hull: how far a crystal lies above the best mixture of its competing phases.
 
-`hull_sources.py` builds one from a table or from entries. A query is a linear programme over the phases of its
+A hull is made of crystals with formation energies (`hull_from_crystals`: the elements stand at 0 and each row at its
+formation energy minus its energy above hull, which is the height of the hull there) or of a JSON file
+(`hull_from_json`). A query is a linear programme over the phases of its
 chemical system: minimise sum_i w_i E_i subject to sum_i w_i x_i = x, w_i >= 0, with compositions x and energies E per
 atom; equal to pymatgen's `PhaseDiagram`. What lies below the hull gets a negative number.
 """
@@ -9,7 +11,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Sequence
+import logging
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,8 +21,12 @@ import numpy as np
 from jaxtyping import Float
 
 from latentite.base.files import parse_json, write_json
+from latentite.crystal import CrystalBatch
+from latentite.data.kinds import ColumnKind, Remark, read_column
+from latentite.data.readers.records import Value
+from latentite.elements import ATOMIC_NUMBER, SYMBOLS
 from latentite.energy.potential import TheoryLevel
-from latentite.formulas import Composition, parse_formula, plain_formula, reduced
+from latentite.formulas import Composition, compositions, parse_formula, plain_formula, reduced, whole_amounts
 
 FORMAT = 2
 """2: the hash covers the level of theory."""
@@ -201,3 +208,146 @@ def _best_mixture(
         weights = np.zeros_like(weights)
         weights[used] = exact
     return weights
+
+
+log = logging.getLogger(__name__)
+
+ABOVE_HULL = ("energy_above_hull", "e_above_hull")
+"""Names of one column in the tables of this field; our data sets use the first."""
+
+
+def read_energies(
+    cells: Sequence[Value], name: str, *, where: Callable[[int], str]
+) -> Float[np.ndarray, " cell"]:
+    """A column of energies, NaN where one is missing.
+
+    Args:
+        cells: as they stand in the table, of all its files: what they are is decided together.
+        name: of the column.
+        where: says where a cell is.
+
+    Raises:
+        ValueError: naming the first cell that is no number.
+    """
+    column = read_column(cells)
+    if column.kind in (ColumnKind.NUMBERS, ColumnKind.EMPTY):
+        for remark in column.remarks:
+            log.warning("%s: %r in %s: %s", name, remark.text, where(remark.position), remark.words)
+        return column.numbers
+    problem = column.problem
+    if problem is None:
+        position, text = next(
+            (k, cell) for k, cell in enumerate(cells) if isinstance(cell, str) and cell.strip()
+        )
+        problem = Remark(position=position, text=text, words="no cell of this column is a number")
+    raise ValueError(
+        f"{name} must be numbers (eV/atom), got {problem.text!r} in {where(problem.position)}: {problem.words}; "
+        "correct this cell, or empty it where the energy is not known"
+    )
+
+
+def hull_from_crystals(
+    crystals: CrystalBatch,
+    *,
+    formation_energy: str = "formation_energy_per_atom",
+    above_hull: Sequence[str] = ABOVE_HULL,
+    theory: TheoryLevel | None = None,
+) -> Hull:
+    """A hull of the crystals of a data set (better of all its splits: missing phases make things look stable).
+
+    Args:
+        crystals: with the properties named next; rows where the first is NaN do not enter.
+        formation_energy: name of the property, eV/atom.
+        above_hull: names of the property, eV/atom; the first that is there counts. The row enters at its
+            formation energy minus it; where there is none (or NaN), at its formation energy.
+        theory: level of these energies.
+
+    Raises:
+        ValueError: when the formation energies are not there.
+    """
+    if formation_energy not in crystals.properties:
+        raise ValueError(
+            f"a hull needs the property {formation_energy!r}, got {', '.join(crystals.properties) or 'none'}"
+        )
+    energies = crystals.properties[formation_energy].double()
+    height = next((name for name in above_hull if name in crystals.properties), None)
+    if height is not None:
+        energies = energies - crystals.properties[height].double().nan_to_num(0.0)
+    rows = zip(compositions(crystals), energies.tolist(), strict=True)
+    return Hull(((composition, energy) for composition, energy in rows if energy == energy), theory=theory)
+
+
+def hull_from_json(path: str | Path, *, theory: TheoryLevel | None = None) -> Hull:
+    """A hull of a JSON file: one that `Hull.write` has written, pymatgen's `PhaseDiagram.as_dict()`, or a list of
+    entries `{"composition": {"Li": 2, "O": 1}, "energy": -15.0}` (eV for that many atoms; `correction` is added).
+
+    The file is read as plain numbers; no class that it names is imported.
+
+    Args:
+        path: of the file.
+        theory: level of the energies, where the file does not say; only hulls of our own do.
+
+    Raises:
+        FileNotFoundError: when there is no such file.
+        ValueError: naming the file, the entry and what is wrong with it.
+    """
+    if not Path(path).is_file():
+        raise FileNotFoundError(f"a hull was expected at {path}, and there is no such file")
+    try:
+        content = parse_json(Path(path).read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path} must be a hull as JSON, got something else: {error}") from error
+    if isinstance(content, dict) and "latentite.hull" in content:
+        hull = Hull.read(path)
+        if None not in (theory, hull.theory) and theory != hull.theory:
+            raise ValueError(
+                f"{path} holds energies of {hull.theory}, not of {theory}; leave the level of theory out"
+            )
+        return hull if hull.theory is not None else Hull(hull.phases.items(), theory=theory)
+    if isinstance(content, dict):
+        content = content.get("computed_data", content)
+        content = content.get("all_entries", content.get("entries"))
+    if not isinstance(content, list) or not content:
+        raise ValueError(
+            f"{path} must hold a hull of latentite, a pymatgen phase diagram or a list of entries, got none of these"
+        )
+    rows = [_plain_entry(path, position, entry) for position, entry in enumerate(content)]
+    try:
+        return _hull_of_totals(rows, theory)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
+
+
+def _plain_entry(path: str | Path, position: int, entry: Any) -> tuple[dict[int, float], float]:
+    """Amounts by atomic number and energy per atom of an entry as pymatgen writes it."""
+    try:
+        counts = {
+            ATOMIC_NUMBER[symbol]: float(amount) for symbol, amount in entry["composition"].items() if amount
+        }
+        if min(counts.values(), default=0.0) <= 0.0:
+            raise ValueError("amounts of atoms must be above 0")
+        energy = float(entry["energy"]) + float(entry.get("correction") or 0.0)
+        return counts, energy / sum(counts.values())
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise ValueError(
+            f"{path}: entry {position} must have a composition such as {{'Li': 2, 'O': 1}} and an energy in eV "
+            f"({type(error).__name__}: {error})"
+        ) from error
+
+
+def _hull_of_totals(rows: Sequence[tuple[Mapping[int, float], float]], theory: TheoryLevel | None) -> Hull:
+    """A hull of amounts by atomic number and total energies, eV/atom."""
+    references: dict[int, float] = {}
+    for counts, per_atom in rows:
+        if len(counts) == 1:
+            (number,) = counts
+            references[number] = min(per_atom, references.get(number, np.inf))
+    missing = sorted({number for counts, _ in rows for number in counts} - references.keys())
+    if missing:
+        names = ", ".join(SYMBOLS[number - 1] for number in missing)
+        raise ValueError(f"a hull of entries needs an entry of each element alone, got none of {names}")
+    phases = []
+    for counts, per_atom in rows:
+        zero = sum(amount * references[number] for number, amount in counts.items()) / sum(counts.values())
+        phases.append((whole_amounts(dict(counts)), per_atom - zero))
+    return Hull(phases, theory=theory)

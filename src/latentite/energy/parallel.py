@@ -22,8 +22,7 @@ from latentite.crystal import CrystalBatch
 from latentite.crystal_arrays import CrystalArrays
 from latentite.energy.catalogue import identity, potential_by_name
 from latentite.energy.potential import Potential, TheoryLevel
-from latentite.energy.relax import relax
-from latentite.energy.relaxation import Relaxed, RelaxSettings, RelaxStatus
+from latentite.energy.relax import Relaxed, RelaxSettings, RelaxStatus, relax
 
 ATOMS_PER_CHUNK = 256
 """As many as one call of the potential takes by default; more would only make progress coarser."""

@@ -1,4 +1,4 @@
-"""Element references: from a potential's total energies to formation energies that a table's hull can judge.
+"""Element references: from a potential's total energies to formation energies and energies above a table's hull.
 
 A potential gives total energies, a table formation energies; between them stands one reference energy per element,
 fitted by ridge least squares on rows of the table: E_potential - E_formation = sum_i x_i mu_i. Where the potential
@@ -9,7 +9,9 @@ and one per transition metal in oxides and fluorides.
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import asdict, dataclass, fields
+from enum import StrEnum
 from typing import Any
 
 import numpy as np
@@ -18,9 +20,54 @@ from jaxtyping import Float
 from torch import Tensor
 
 from latentite.crystal import CrystalBatch
-from latentite.elements import NUM_ELEMENTS, SYMBOLS
+from latentite.elements import ATOMIC_NUMBER, NUM_ELEMENTS, SYMBOLS
+from latentite.energy.hull import Hull
 from latentite.energy.potential import TheoryLevel
-from latentite.energy.reference_terms import ReferenceTerms, features
+from latentite.formulas import compositions
+from latentite.nn.segment import segment_count
+
+_ANIONS = tuple(ATOMIC_NUMBER[s] for s in ["N", "O", "F", "Si", "S", "Cl", "Se", "Br", "Sb", "Te", "I"])
+_U_METALS = tuple(ATOMIC_NUMBER[s] for s in ["V", "Cr", "Mn", "Fe", "Co", "Ni", "Mo", "W"])
+_U_ANIONS = tuple(ATOMIC_NUMBER[s] for s in ["O", "F"])
+
+
+class ReferenceTerms(StrEnum):
+    """What the difference between potential and table depends on."""
+
+    ELEMENTS = "elements"
+    """The fraction of each element."""
+    CORRECTIONS = "corrections"
+    """Also the fraction of the most electronegative element where MP2020 corrects it, and of V, Cr, Mn, Fe, Co,
+    Ni, Mo and W in oxides and fluorides; for a potential that predicts uncorrected energies."""
+
+
+def features(crystals: CrystalBatch, terms: ReferenceTerms) -> Float[np.ndarray, "crystal term"]:
+    """Fractions of the elements, and of what the corrections act on."""
+    count = len(crystals)
+    index, numbers = crystals.crystal_index.cpu(), crystals.atomic_numbers.cpu()
+    amounts = segment_count(index * NUM_ELEMENTS + numbers - 1, count * NUM_ELEMENTS)
+    fractions = amounts.reshape(count, NUM_ELEMENTS).double() / crystals.num_atoms.cpu()[:, None]
+    if terms == ReferenceTerms.ELEMENTS:
+        return fractions.numpy()
+    strength = torch.from_numpy(_electronegativities())
+    leader = torch.where(fractions > 0, strength, -1.0).argmax(1) + 1
+    is_compound = (fractions > 0).sum(1) > 1
+    anions = [
+        fractions[:, n - 1] * ((leader == n) & is_compound) for n in _ANIONS
+    ]  # an element alone is not an anion
+    metals = [
+        fractions[:, n - 1] * ((leader == anion) & is_compound) for anion in _U_ANIONS for n in _U_METALS
+    ]
+    return torch.cat([fractions, torch.stack([*anions, *metals], dim=1)], dim=1).numpy()
+
+
+def _electronegativities() -> Float[np.ndarray, " element"]:
+    """Pauling's; 0 where there is none."""
+    from pymatgen.core import Element
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # one warning for each element without
+        return np.nan_to_num(np.array([float(Element(symbol).X) for symbol in SYMBOLS]))
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -214,3 +261,57 @@ def check_same_theory(
         "level of theory; declare both, fit terms=corrections where only the corrections differ, or allow the "
         "mixture (allow_mixed_theory)"
     )
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Stability:
+    """Of one crystal."""
+
+    formation_energy: float | None
+    """eV/atom."""
+    energy_above_hull: float | None
+    """eV/atom, negative below the hull; None where unknown."""
+    num_competing: int
+    """Phases that the hull knows in the chemical system, the elements not counted."""
+    reason: str | None
+    """Why the energy above hull is unknown."""
+
+
+def stability(
+    crystals: CrystalBatch,
+    energy: Float[Tensor, " crystal"],
+    references: ElementReferences,
+    hull: Hull,
+    *,
+    allow_mixed_theory: bool = False,
+) -> list[Stability]:
+    """One row per crystal, in order.
+
+    Args:
+        crystals: as the potential judged them.
+        energy: eV per cell, NaN where there is none.
+        references: fitted to a table of the hull's level of theory.
+        hull: what competes.
+        allow_mixed_theory: also where the levels of theory of table and hull differ, or are not known.
+
+    Raises:
+        ValueError: when levels of theory are mixed.
+    """
+    check_same_theory(references.table_theory, hull.theory, allow_mixed_theory=allow_mixed_theory)
+    formation, reasons = references.formation_energy(crystals, energy)
+    above, num_competing = hull.energy_above_hull(compositions(crystals), formation.tolist())
+    rows = []
+    for value, height, count, reason in zip(formation.tolist(), above, num_competing, reasons, strict=True):
+        if reason is None and value != value:
+            reason = "the potential gave no energy"
+        elif reason is None and height is None:
+            reason = "the hull has no references in this chemical system"
+        rows.append(
+            Stability(
+                formation_energy=value if value == value else None,
+                energy_above_hull=height,
+                num_competing=count,
+                reason=reason,
+            )
+        )
+    return rows

@@ -1,4 +1,4 @@
-"""Relaxation of many crystals at once, each with its own end.
+"""Relaxation of many crystals at once, each with its own end: settings, results, and how far a crystal was moved.
 
 A crystal that has converged, or that has failed (exploded, stalled, over its budget of steps, refused by the
 potential), leaves the batch with its reason, and the next one takes its place.
@@ -6,19 +6,161 @@ potential), leaves the batch with its reason, and the next one takes its place.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
+from enum import StrEnum
 from functools import partial
 
 import torch
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from latentite.crystal import CrystalBatch
 from latentite.energy.fire import Flight, fire_step
-from latentite.energy.gate import gate
+from latentite.energy.gate import GateLimits, gate
 from latentite.energy.potential import EnergyForces, Potential, single_points
-from latentite.energy.relaxation import RelaxCell, Relaxed, RelaxSettings, RelaxStatus
+from latentite.lattice import wrapped_difference
 from latentite.nn.segment import segment_max, segment_sum
+
+
+class RelaxCell(StrEnum):
+    """What may move besides the atoms."""
+
+    FULL = "full"
+    """Every component of the strain."""
+    FIXED = "fixed"
+    """Nothing."""
+    NONE = "none"
+    """Nothing, and the atoms stay as well: one evaluation of each crystal as it is."""
+
+
+class RelaxStatus(StrEnum):
+    """How a relaxation ended."""
+
+    CONVERGED = "converged"
+    SINGLE_POINT = "single_point"
+    """One evaluation, and no more was asked."""
+    REFUSED = "refused"
+    """The gate let it not even begin."""
+    EXPLODED = "exploded"
+    """On its way it became something that the gate refuses, or its volume left the bounds."""
+    STALLED = "stalled"
+    """No progress for `patience` steps."""
+    STEP_LIMIT = "step_limit"
+    """Not converged within `max_steps`."""
+    POTENTIAL_FAILED = "potential_failed"
+    """The potential gave no finite numbers."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RelaxSettings:
+    """When a relaxation ends, and how much of it is done at once."""
+
+    cell: RelaxCell = RelaxCell.FULL
+    fmax: float = 0.05
+    """eV/Å; no atom's force is longer at convergence."""
+    smax: float = 0.001
+    """eV/Å^3 (0.16 GPa); no component of the stress is larger at convergence (when the cell may move). With 0.003 a
+    soft alloy (InAgAu2) stopped 0.02 eV/atom above its minimum."""
+    max_steps: int = 500
+    """Per crystal; a step is one evaluation of the potential."""
+    patience: int = 100
+    """Steps without a lower energy (by 1e-5 eV/atom) or smaller forces after which a crystal has stalled."""
+    max_move: float = 0.2
+    """Å; longest step, over all atoms and the cell together."""
+    max_volume_ratio: float = 3.0
+    """A volume this many times larger or smaller than at the start is an explosion."""
+    max_atoms: int = 256
+    """Most atoms in one call of the potential."""
+    limits: GateLimits = field(default_factory=GateLimits)
+    energy_only: bool = False
+    """With `cell` none: forces and stresses are not computed and stay NaN, at about a third of the time."""
+
+    def __post_init__(self) -> None:
+        if self.cell not in list(RelaxCell):
+            raise ValueError(f"cell must be one of {', '.join(RelaxCell)}, got {self.cell!r}")
+        if self.energy_only and self.cell is not RelaxCell.NONE:
+            raise ValueError(f"energy_only must go with cell=none, got cell={self.cell}")
+        for name in ("fmax", "smax", "max_move"):
+            if not getattr(self, name) > 0.0:
+                raise ValueError(f"{name} must be above 0, got {getattr(self, name)}")
+        for name in ("max_steps", "patience", "max_atoms"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        if not self.max_volume_ratio > 1.0:
+            raise ValueError(f"max_volume_ratio must be above 1, got {self.max_volume_ratio}")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Relaxed:
+    """Crystals after relaxation, in the order in which they came.
+
+    The numbers of a crystal that failed are those of the last geometry that the potential could judge; one that
+    it could never judge stands as it came, with NaN.
+    """
+
+    crystals: CrystalBatch
+    """float64."""
+    start_energy: Float[Tensor, " crystal"]
+    """eV per cell."""
+    energy: Float[Tensor, " crystal"]
+    """eV per cell."""
+    forces: Float[Tensor, "atom 3"]
+    """eV/Å; NaN where energies alone were asked for."""
+    stress: Float[Tensor, "crystal 3 3"]
+    """eV/Å^3; likewise."""
+    steps: Int[Tensor, " crystal"]
+    """Evaluations of the potential."""
+    status: tuple[RelaxStatus, ...]
+    reasons: tuple[str | None, ...]
+    """A sentence for each that has neither converged nor was to be evaluated once only."""
+
+    @property
+    def is_judged(self) -> Bool[Tensor, " crystal"]:
+        """Whether the numbers of a crystal belong to its geometry (even where the relaxation failed)."""
+        return self.energy.isfinite()
+
+    @property
+    def max_force(self) -> Float[Tensor, " crystal"]:
+        """eV/Å; length of the longest force on an atom of each crystal, NaN where there is none."""
+        lengths = self.forces.norm(dim=1)
+        return segment_max(lengths, self.crystals.crystal_index, len(self.crystals))
+
+
+def displacement_rmsd(before: CrystalBatch, after: CrystalBatch) -> Float[Tensor, " crystal"]:
+    """Root mean square displacement of the atoms, Å, a common translation and a homogeneous strain taken out.
+
+    sqrt(mean_i |u_i|^2), where u_i is the periodic difference of the fractional coordinates of atom i, less its
+    mean over the atoms, in the mean of both cells. The atoms are followed one by one, so there is no matcher:
+    `StructureMatcher.get_rms_dist`, which others report, may exchange atoms of one element, gives nothing where
+    the structures no longer match, and divides by (volume per atom)^(1/3) unless told otherwise. This number is
+    therefore never smaller than the matcher's in Å, and always there. Periodic differences are the shortest per
+    axis, which in very skew cells need not be the shortest of all.
+
+    Args:
+        before: crystals in any cells.
+        after: the same atoms in the same order.
+
+    Returns:
+        Å; NaN where coordinates or cells are not finite.
+    """
+    index, count = before.crystal_index, len(before)
+    num_atoms = before.num_atoms.double()[:, None]
+    moved = after.frac_coords.double() - before.frac_coords.double()
+    # The mean on the torus first: atoms on both sides of half a cell would average to nowhere.
+    angle = 2.0 * math.pi * moved
+    common = torch.atan2(segment_sum(angle.sin(), index, count), segment_sum(angle.cos(), index, count))
+    moved = wrapped_difference(moved, common[index] / (2.0 * math.pi))
+    moved = moved - (segment_sum(moved, index, count) / num_atoms)[index]
+    cell = 0.5 * (before.lattice.double() + after.lattice.double())
+    squares = torch.einsum("ai,aij->aj", moved, cell[index]).square().sum(-1)
+    return (segment_sum(squares, index, count) / num_atoms[:, 0]).sqrt()
+
+
+def volume_change(before: CrystalBatch, after: CrystalBatch) -> Float[Tensor, " crystal"]:
+    """Volume after over volume before, minus 1."""
+    return after.volume.double() / before.volume.double() - 1.0
 
 
 class _Results:

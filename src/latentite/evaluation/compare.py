@@ -18,7 +18,7 @@ import numpy as np
 from jaxtyping import Float
 
 from latentite.base.files import parse_json, replacing, write_json
-from latentite.evaluation.resume import read_record
+from latentite.evaluation.report import read_record
 from latentite.metrics.rates import Difference, Rate, difference
 
 MUST_AGREE = (

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from html import escape
 
 from latentite.evaluation.compare import ColumnPair, Comparison, NumberPair, RatePair
-from latentite.evaluation.page import STYLE
+from latentite.evaluation.markup import STYLE
 from latentite.metrics.rates import Rate
 
 

@@ -18,13 +18,11 @@ import numpy as np
 from latentite.data.properties import SYMPREC
 from latentite.data.readers.records import CANONICAL_NAMES
 from latentite.elements import ATOMIC_NUMBER
-from latentite.evaluation.distributions import finite
 from latentite.evaluation.measure import Cell
 from latentite.evaluation.read import Crystals
-from latentite.evaluation.table import Counted, MakeSection, Section, Table, Work
+from latentite.evaluation.table import Counted, MakeSection, Section, Table, Work, finite
 from latentite.formulas import parse_amounts
-from latentite.metrics.conditional import HitRate, categorical_hit_rate, numeric_hit_rate, numeric_hits
-from latentite.metrics.rates import Rate
+from latentite.metrics.rates import HitRate, Rate, categorical_hit_rate, numeric_hit_rate, numeric_hits
 from latentite.nn.condition_values import split_request
 
 RELATIVE_TOLERANCE = 0.05

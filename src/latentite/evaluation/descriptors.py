@@ -1,7 +1,8 @@
 """Features of the crystals of an evaluation, each kept in the store by the crystal that it belongs to.
 
-Fingerprints need no network (`metrics/fingerprints.py`, `metrics/crystal_nn.py`), latents need a VAE. A crystal of
-which there is none has a row of NaN.
+Fingerprints need no network (`metrics/fingerprints.py`); latents need a VAE, one vector per crystal: the mean of its
+atoms' latents, the feature space in which Chemeleon2 measures Fréchet distances and diversity too. A crystal of which
+there is none has a row of NaN.
 """
 
 from __future__ import annotations
@@ -14,18 +15,52 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
+import torch
 from jaxtyping import Float
 
+from latentite.crystal import CrystalBatch
 from latentite.crystal_arrays import CrystalArrays
 from latentite.data.canonical import canonicalize_many
-from latentite.evaluation.kept_rows import kept_rows
-from latentite.evaluation.steps import Stage
-from latentite.evaluation.store import ResultStore, namespace
+from latentite.data.sampler import BatchPlan, epoch_batches
+from latentite.evaluation.measure import Stage
+from latentite.evaluation.store import ResultStore, kept_rows, namespace
 from latentite.metrics import fingerprints
-from latentite.metrics.crystal_nn import NUM_FEATURES, crystal_nn
+from latentite.metrics.fingerprints import NUM_CRYSTAL_NN_FEATURES, crystal_nn
+from latentite.nn.segment import segment_mean
+from latentite.nn.vae import CrystalVAE
 
 if TYPE_CHECKING:
     from latentite.nn.vae import CrystalVAE
+
+
+@torch.inference_mode()
+def latent_features(
+    network: CrystalVAE,
+    crystals: CrystalBatch,
+    *,
+    batch_size: int = 256,
+    device: torch.device | str = "cpu",
+) -> Float[np.ndarray, "crystal channel"]:
+    """Posterior means averaged over the atoms of each crystal, in the order of the crystals.
+
+    Args:
+        network: of `latentite.evaluation.reconstruct.load_vae`; features of different networks cannot be compared.
+        crystals: in canonical form (`data/canonical.py`), both sides of a comparison alike: the encoder sees cell,
+            orientation and origin.
+        batch_size: crystals at once; it does not change the result.
+        device: where the network works.
+
+    Raises:
+        ValueError: for a batch size below 1.
+    """
+    network = network.to(device).eval()
+    pooled = torch.zeros(len(crystals), network.config.latent_dim, dtype=torch.float64)
+    for chosen in epoch_batches(crystals.num_atoms, BatchPlan(batch_size=batch_size, shuffle=False)):
+        batch = crystals.select(chosen).with_properties({}).to(device)
+        mean = network.encode(batch).mean
+        pooled[chosen] = segment_mean(mean, batch.crystal_index, len(batch)).cpu().double()
+    return pooled.numpy()
+
 
 _RADIAL_VERSION = _CRYSTAL_NN_VERSION = _LATENTS_VERSION = 1
 """Raised when the code behind gives other rows."""
@@ -63,7 +98,7 @@ def crystal_nn_features(
     store = ResultStore.open(namespace("crystal_nn", _CRYSTAL_NN_VERSION, settings))
 
     compute = partial(crystal_nn, workers=workers)
-    return _kept(arrays, hashes, store, compute, NUM_FEATURES, stage, name)
+    return _kept(arrays, hashes, store, compute, NUM_CRYSTAL_NN_FEATURES, stage, name)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -98,7 +133,6 @@ def latent_rows(
 ) -> Features:
     """Pooled latents of the crystals in canonical form; NaN for a cell that has none."""
     from latentite.crystal import CrystalBatch
-    from latentite.evaluation.latent_features import latent_features
 
     width = space.network.config.latent_dim
 

@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from latentite.energy.catalogue import potential_by_name
-from latentite.energy.hull_sources import hull_from_json
+from latentite.energy.hull import hull_from_json
 from latentite.energy.parallel import RelaxHow
 from latentite.energy.potential import TheoryLevel
-from latentite.energy.relaxation import RelaxCell, RelaxSettings
+from latentite.energy.relax import RelaxCell, RelaxSettings
 from latentite.energy.table import NoEnergiesError, find_table, read_rows
 
 

@@ -9,24 +9,33 @@ relaxed structures, which are compared anew with each other and with the referen
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from html import escape
+from typing import Any
 
 import numpy as np
 
-from latentite.energy.hull_sources import hull_from_json
+from latentite.draw.charts import COLOURS
+from latentite.energy.hull import Hull, hull_from_json
 from latentite.energy.parallel import RelaxHow
-from latentite.energy.reference_fit import table_references
-from latentite.energy.relaxation import RelaxCell
-from latentite.energy.table import find_table, missing_phases, table_hull
-from latentite.evaluation.energies import Energies, energy_store, measure_energies
+from latentite.energy.references import ElementReferences
+from latentite.energy.relax import RelaxCell
+from latentite.energy.table import (
+    EnergyTable,
+    MissingPhases,
+    find_table,
+    missing_phases,
+    table_hull,
+    table_references,
+)
+from latentite.evaluation.energies import Energies, energy_store, measure_energies, write_relaxed
 from latentite.evaluation.energy_options import EnergyOptions
-from latentite.evaluation.energy_page import energy_page
-from latentite.evaluation.energy_summary import Competition, energy_summary, label_distances
-from latentite.evaluation.measure import Cell
-from latentite.evaluation.relaxed_file import write_relaxed
-from latentite.evaluation.sections import stored_matches
-from latentite.evaluation.steps import timed
+from latentite.evaluation.markup import share_axes, svg_text
+from latentite.evaluation.matching_section import stored_matches
+from latentite.evaluation.measure import Cell, timed
 from latentite.evaluation.store import structure_hash
-from latentite.evaluation.table import Counted, Denominator, MakeSection, Section, Table, Work, all_of
+from latentite.evaluation.table import Counted, Denominator, MakeSection, Section, Table, Work, all_of, finite
+from latentite.metrics.distributions import wasserstein
 
 METASTABLE = 0.1
 """eV/atom above hull."""
@@ -38,6 +47,32 @@ _STEPS = {
     RelaxCell.FULL: "relax structures",
 }
 _PROTOCOL_LABELS = {"protocol_sun": "SUN", "protocol_msun": "MSUN"}
+
+
+_LABELS = {
+    "formation_energy": ("formation_energy_per_atom",),
+    "energy_above_hull": ("energy_above_hull", "e_above_hull"),
+}
+"""Columns of the reference that hold the same property."""
+_MEDIANS = (
+    "energy",
+    "energy_above_hull",
+    "relaxed_energy",
+    "relaxed_energy_above_hull",
+    "rmsd_to_relaxed",
+    "relaxed_volume_change",
+    "relax_steps",
+)
+_RANGE = (-0.2, 1.0)
+"""eV/atom; how many lie outside stands in the legend."""
+
+_MEDIAN_LABELS = {
+    "energy_above_hull": ("energy above hull as they came", "eV/atom"),
+    "relaxed_energy_above_hull": ("energy above hull, relaxed", "eV/atom"),
+    "rmsd_to_relaxed": ("RMSD to the relaxed structure", "Å"),
+    "relaxed_volume_change": ("relative change of volume", ""),
+    "relax_steps": ("steps of relaxation", ""),
+}
 
 
 def energy_section(options: EnergyOptions) -> MakeSection:
@@ -187,3 +222,167 @@ def _as_protocol(work: Work, table: Mapping[str, list[Cell]]) -> Table:
     if protocol.msun is not None:
         found["protocol_msun"] = table[f"{prefix}{protocol.msun}"]
     return found
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Competition:
+    """What structures compete with; nothing of it without a table."""
+
+    phases: EnergyTable | None = None
+    """The table with formation energies."""
+    hull: Hull | None = None
+    """Of that table, or the phase diagram that was given instead."""
+    missing: MissingPhases | None = None
+    """Rows of the table that its hull lacks; None for a phase diagram."""
+    references: ElementReferences | None = None
+    """Between the potential and the table."""
+
+
+def energy_summary(
+    options: EnergyOptions,
+    energies: Energies,
+    competition: Competition,
+    columns: Mapping[str, Sequence[Cell]],
+) -> dict[str, Any]:
+    """Potential, settings, hull and element references by name and hash; how relaxations ended; medians."""
+    phases, hull, references = competition.phases, competition.hull, competition.references
+    card = energies.card
+    found: dict[str, Any] = {
+        "potential": {
+            "name": card.name,
+            "version": card.version,
+            "sha256": card.sha256,
+            "theory": None if card.theory is None else str(card.theory),
+        },
+        "relaxation": {"cell": options.cell.value, "fmax": options.fmax, "max_steps": options.max_steps},
+        "settings": asdict(energies.how.settings),
+        "status": energies.counts,
+        "medians": {name: median for name in _MEDIANS if (median := _median(columns.get(name))) is not None},
+        "hull": None,
+        "unknown_systems": energies.unknown_systems,
+        "unknown_elements": energies.unknown_elements,
+    }
+    if phases is not None and hull is not None and references is not None:
+        found["hull"] = {
+            "name": phases.name if options.phase_diagram is None else str(options.phase_diagram),
+            "sha256": hull.sha256,
+            "theory": None if phases.theory is None else str(phases.theory),
+            "num_phases": len(hull),
+            "missing_phases": None if competition.missing is None else asdict(competition.missing),
+            "element_references": {
+                "table": phases.name,
+                "terms": references.terms.value,
+                "num_rows": references.num_rows,
+                "mean_absolute_residual": references.mean_absolute_residual,
+                "left_out_residual": finite(references.left_out_residual),
+            },
+        }
+    return found
+
+
+def label_distances(work: Work, columns: Mapping[str, Sequence[Cell]]) -> dict[str, float | None]:
+    """Wasserstein distances to the labels of the reference, where it has such labels."""
+    found: dict[str, float | None] = {}
+    labels = {} if work.reference is None else work.reference.labels
+    for name, names in _LABELS.items():
+        label = next((labels[n] for n in names if n in labels), None)
+        for column in (name, f"relaxed_{name}"):
+            if label is not None and column in columns:
+                found[column] = finite(wasserstein(_numbers(columns[column]), _numbers(label)))
+    return found
+
+
+def _numbers(cells: Sequence[object]) -> np.ndarray:
+    return np.array([float(cell) for cell in cells if isinstance(cell, int | float) and np.isfinite(cell)])
+
+
+def _median(column: Sequence[Cell] | None) -> float | None:
+    known = _numbers(column or ())
+    return float(np.median(known)) if len(known) else None
+
+
+def energy_page(found: Mapping[str, Any], columns: Mapping[str, Sequence[Cell]]) -> str:
+    """HTML of the section.
+
+    Args:
+        found: what the summary says of energies.
+        columns: of the section.
+    """
+    potential, hull = found["potential"], found["hull"]
+    words = f"{escape(potential['name'])} {escape(str(potential['version']))} ({escape(str(potential['theory']))})"
+    parts = [f"<h2>Energies</h2><p>Potential {words}; what may move: {found['relaxation']['cell']}."]
+    if hull is None:
+        parts.append(" No hull was given, so nothing is called stable.</p>")
+    else:
+        residual = hull["element_references"]["left_out_residual"]
+        parts.append(
+            f" Hull of {escape(hull['name'])}: {hull['num_phases']:,} compositions; element references fitted on "
+            f"{hull['element_references']['num_rows']:,} rows, mean absolute residual of rows left out "
+            f"{'–' if residual is None else f'{residual:.3f}'} eV/atom. An incomplete hull errs towards stable.</p>"
+        )
+        if (missing := hull["missing_phases"]) and (
+            lost := missing["without_energy"] + missing["unreadable"]
+        ):
+            parts.append(
+                f"<p><b>{lost:,} of {missing['num_rows']:,} phases of this table are missing from the hull</b> "
+                f"({missing['without_energy']:,} without a formation energy, {missing['unreadable']:,} unreadable): "
+                "fewer phases make everything look stable.</p>"
+            )
+        parts.append(f"<figure><figcaption>Energy above hull</figcaption>{_histogram(columns)}</figure>")
+    parts.append(
+        _two_columns("median", [_median_row(name, value) for name, value in found["medians"].items()])
+    )
+    distances = [
+        (_MEDIAN_LABELS.get(name, (name, ""))[0], "–" if value is None else f"{value:.3f} eV/atom")
+        for name, value in found["wasserstein_eV_per_atom"].items()
+    ]
+    parts.append(_two_columns("Wasserstein distance to the reference's own labels", distances))
+    parts.append(
+        _two_columns("how it ended", [(name, f"{count:,}") for name, count in found["status"].items()])
+    )
+    unknown = list(found["unknown_systems"].items())
+    if unknown:
+        listed = ", ".join(f"{escape(name)} ({count:,})" for name, count in unknown[:30])
+        more = f" and {len(unknown) - 30:,} more" if len(unknown) > 30 else ""
+        parts.append(f"<p class='small'>Unknown to the hull: {listed}{more}.</p>")
+    return "".join(parts)
+
+
+def _median_row(name: str, value: float) -> tuple[str, str]:
+    label, unit = _MEDIAN_LABELS.get(name, (name, "eV/atom"))
+    return label, f"{value:.3f} {unit}".strip()
+
+
+def _two_columns(title: str, rows: Sequence[tuple[str, str]]) -> str:
+    if not rows:
+        return ""
+    body = "".join(
+        f"<tr><td>{escape(name)}</td><td class='n'>{escape(text)}</td></tr>" for name, text in rows
+    )
+    return f"<table><tr><th>{title}</th><th></th></tr>{body}</table>"
+
+
+def _histogram(columns: Mapping[str, Sequence[Cell]]) -> str:
+    """Shares of the known ones, as they came and relaxed."""
+    figure, axes = share_axes("eV/atom", width=9.4, height=2.6)
+    edges = np.linspace(*_RANGE, 61)
+    sides = {"as they came": "energy_above_hull", "relaxed": "relaxed_energy_above_hull"}
+    for colour, (name, column) in zip(COLOURS, sides.items(), strict=False):
+        known = np.array([cell for cell in columns.get(column, ()) if cell is not None], dtype=float)
+        if not len(known):
+            continue
+        outside = int(((known < edges[0]) | (known > edges[-1])).sum())
+        axes.hist(
+            known,
+            edges.tolist(),
+            weights=np.full(len(known), 1 / len(known)),
+            color=colour,
+            label=f"{name} ({len(known):,}; {outside:,} outside)",
+            histtype="stepfilled" if name == "relaxed" else "step",
+            alpha=0.8,
+            linewidth=1.6,
+        )
+    for height in (0.0, 0.1):
+        axes.axvline(height, color="#22272e", linewidth=0.8, linestyle=":")
+    axes.legend(frameon=False, fontsize=8, loc="upper right")
+    return svg_text(figure)

@@ -1,8 +1,10 @@
-"""What is measured of each structure alone: cell, density, distances, SMACT, symmetry, supply risk."""
+"""Numbers of each structure alone (cell, density, distances, SMACT, symmetry, supply risk), and the clock of steps."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.metadata import version
 
@@ -10,19 +12,33 @@ import numpy as np
 
 from latentite.data.properties import derive_rows
 from latentite.evaluation.read import Crystals
-from latentite.evaluation.steps import Stage, timed
 from latentite.evaluation.store import ResultStore, namespace
 from latentite.formulas import Composition, reduced_composition, usual_formula
-from latentite.metrics.composition import SmactRule, has_unknown_element, is_smact_valid
-from latentite.metrics.geometry import min_distances, volumes
-from latentite.metrics.supply_risk import supply_risk
-from latentite.metrics.symmetry import SYMPRECS, space_groups
+from latentite.metrics.composition import SmactRule, has_unknown_element, is_smact_valid, supply_risk
+from latentite.metrics.geometry import SYMPRECS, min_distances, space_groups, volumes
+
+Stage = Callable[[str, int | None], Callable[[int], None]]
+"""Told that a step of so many structures (None: unknown) begins; gives what to tell of those that are done."""
+
+
+def silent(text: str, total: int | None) -> Callable[[int], None]:
+    """A `Stage` that says nothing."""
+    return lambda count: None
+
+
+@contextmanager
+def timed(seconds: dict[str, float], name: str) -> Iterator[None]:
+    """Adds the wall time of the block to `seconds[name]`."""
+    start = time.perf_counter()
+    yield
+    seconds[name] = round(seconds.get(name, 0.0) + time.perf_counter() - start, 3)
+
 
 Cell = float | int | bool | str | None
 """A cell of the table; None where a metric gave nothing."""
 
 _SPACE_GROUPS_VERSION = 1
-"""Raised when `metrics/symmetry.py` gives other numbers."""
+"""Raised when `metrics/geometry.py` gives other numbers."""
 _DERIVED = ("composition", "chemical_system", "num_elements", "density", "volume_per_atom")
 
 

@@ -15,25 +15,13 @@ import numpy as np
 
 from latentite.crystal import CrystalBatch
 from latentite.draw.cells import draw_crystals, pretty
-from latentite.evaluation.charts import draw_charts
-from latentite.evaluation.run import Evaluation
+from latentite.evaluation.distribution_section import draw_charts
+from latentite.evaluation.markup import STYLE
+from latentite.evaluation.result import Evaluation
 from latentite.evaluation.table import Table
 from latentite.metrics.rates import Rate
 
 NUM_PICTURES = 24
-
-STYLE = """
-body{font:15px/1.45 system-ui,sans-serif;color:#22272e;max-width:1000px;margin:2rem auto;padding:0 1rem}
-h1{font-size:1.6rem;margin:0}h2{font-size:1.15rem;margin:2rem 0 .6rem}p{margin:.4rem 0}
-table{border-collapse:collapse;width:100%}td,th{padding:.28rem .6rem;border-bottom:1px solid #e3e6ea;text-align:left}
-td.n{text-align:right;font-variant-numeric:tabular-nums;white-space:nowrap}
-.bar{position:relative;height:.8rem;background:#eef0f3;border-radius:3px;width:16rem}
-.bar i{position:absolute;top:0;bottom:0;left:0;background:#2f6f9f;border-radius:3px}
-.bar b{position:absolute;top:.3rem;height:.2rem;background:#22272e;opacity:.55}
-.charts{display:flex;flex-wrap:wrap;gap:1rem}.charts figure{margin:0;flex:1 1 440px}.charts figure.wide{flex-basis:100%}
-figcaption{font-weight:600;font-size:.9rem}svg,img{max-width:100%;height:auto}.small{color:#5b6470;font-size:.87rem}
-code{font-size:.85em;overflow-wrap:anywhere}
-"""
 
 _WIDE = ("Space groups", "Elements")
 

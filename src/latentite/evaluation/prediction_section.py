@@ -12,6 +12,7 @@ import hashlib
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import astuple, dataclass
+from html import escape
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -21,23 +22,25 @@ from jaxtyping import Bool, Float, Int
 
 from latentite.base.tables import write_csv
 from latentite.data.properties import SYMPREC
-from latentite.evaluation.charge_section import charge_verdicts
-from latentite.evaluation.distributions import finite
-from latentite.evaluation.kept_rows import kept_rows
-from latentite.evaluation.measure import Cell, Measured, measure
-from latentite.evaluation.prediction_page import prediction_lines, prediction_page
+from latentite.evaluation.measure import Cell, Measured, measure, timed
 from latentite.evaluation.protocols import MATCHERS, CompositionRule
 from latentite.evaluation.read import Crystals
-from latentite.evaluation.sections import structure_validity
-from latentite.evaluation.steps import timed
-from latentite.evaluation.store import ResultStore, namespace
-from latentite.evaluation.table import MakeSection, Section, Work
+from latentite.evaluation.store import ResultStore, kept_rows, namespace
+from latentite.evaluation.structure_section import charge_verdicts, structure_validity
+from latentite.evaluation.table import MakeSection, Section, Work, finite
 from latentite.match.settings import MatcherSettings
 from latentite.metrics.composition import SmactRule, is_smact_valid
 from latentite.metrics.crystal_structure_prediction import MatchRate, match_rate, sample_distances
+from latentite.metrics.rates import Rate
 
 _VERSION = 1
 """Raised when `metrics/crystal_structure_prediction.py` gives other distances."""
+_ROWS = (
+    ("k1_all_pairs", "first sample, all pairs"),
+    ("k1_valid_pairs", "first sample, both sides valid"),
+    ("any_all_pairs", "best of all samples, all pairs (METRe, cRMSE)"),
+    ("any_valid_pairs", "best of all samples, both sides valid"),
+)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -213,3 +216,50 @@ def _write(path: Path, result: _Found) -> None:
             row += [*(not math.isnan(value) for value in (first, best)), float(first), float(best)]
         rows.append(row)
     write_csv(path, header, rows)
+
+
+def prediction_page(found: Mapping[str, Any]) -> str:
+    """HTML: counts, and a table for each matcher."""
+    targets, samples = found["targets"], found["samples_per_target"]
+    parts = [
+        f"<h2>Structure prediction</h2><p>{targets['num_targets']:,} targets of {escape(targets['name'])}, "
+        f"{targets['num_formulas']:,} formulas; {targets['without_samples']:,} have no sample and count as not "
+        f"matched. Samples per target: {samples['min']:,} to {samples['max']:,}.</p>"
+    ]
+    for matcher in MATCHERS:
+        tolerances = f"{matcher.ltol:g}/{matcher.stol:g}/{matcher.angle_tol:g}°"
+        rows = []
+        for name, words in _ROWS:
+            one = found["matchers"][matcher.name][name]
+            numbers = "".join(f"<td class='n'>{_number(one[key])}</td>" for key in ("rmse", "corrected_rmse"))
+            rows.append(f"<tr><td>{words}</td><td class='n'>{_rate_of(one)}</td>{numbers}</tr>")
+        head = f"<tr><th>matched, {matcher.name} ({tolerances})</th><th></th><th>RMSE</th><th>corrected RMSE</th></tr>"
+        parts.append(f"<table>{head}{''.join(rows)}</table>")
+    return "".join(parts) + "<p class='small'>Each target stands in targets.csv.</p>"
+
+
+def prediction_lines(found: Mapping[str, Any], matcher: MatcherSettings) -> tuple[tuple[str, str], ...]:
+    """Label and value of what the terminal shows: over all pairs, by the protocol's matcher.
+
+    Args:
+        found: `prediction` of the summary.
+        matcher: the protocol's.
+    """
+    targets, samples = found["targets"], found["samples_per_target"]
+    first, best = (found["matchers"][matcher.name][f"{name}_all_pairs"] for name in ("k1", "any"))
+    counts = f"{targets['num_targets']}, of which {targets['without_samples']} have no sample"
+    return (
+        ("targets", f"{counts}; {samples['min']} to {samples['max']} samples each"),
+        (f"matched by the first sample ({matcher.name})", str(_rate_of(first))),
+        (f"matched by any sample, METRe ({matcher.name})", str(_rate_of(best))),
+        ("RMSE of those, first and best sample", f"{_number(first['rmse'])} and {_number(best['rmse'])}"),
+        (f"cRMSE, {matcher.stol:g} for a target without match", _number(best["corrected_rmse"])),
+    )
+
+
+def _rate_of(one: Mapping[str, Any]) -> Rate:
+    return Rate(numerator=one["rate"]["numerator"], denominator=one["rate"]["denominator"])
+
+
+def _number(value: float | None) -> str:
+    return "–" if value is None else f"{value:.4f}"

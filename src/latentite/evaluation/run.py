@@ -1,55 +1,149 @@
-"""The walk of an evaluation: read, measure each structure, compare, count. `latentite.evaluate` in Python.
+"""The walk of an evaluation: plan, read, measure each structure, compare, count. `latentite.evaluate` in Python.
 
     from latentite import evaluate
     result = evaluate("samples/", reference="mp_20", protocol="chemeleon2", out="report")
     print(result.rates["unique"])
 
 In = scored + failed. A structure that one metric fails on keeps the others: that cell stays empty, the failure is
-listed with its reason, and the rate's denominator leaves it out and says so.
+listed with its reason, and the rate's denominator leaves it out and says so. Everything that a user can get wrong is
+refused before anything heavy (`Plan`).
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from enum import StrEnum
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from latentite.base.plain import check_seed
 from latentite.base.processes import count_workers
 from latentite.data.properties import SYMPREC
-from latentite.evaluation.charge_section import charge_section
-from latentite.evaluation.distributions import distribution_section
-from latentite.evaluation.energy_options import EnergyOptions
-from latentite.evaluation.measure import Measured, measure
-from latentite.evaluation.plan import Plan, make_plan
+from latentite.evaluation.condition_section import check_tolerances, condition_section
+from latentite.evaluation.descriptors import LatentSpace, open_latent_space
+from latentite.evaluation.distribution_section import distribution_section
+from latentite.evaluation.energy_options import EnergyOptions, reference_hull
+from latentite.evaluation.energy_section import energy_section
+from latentite.evaluation.feature_section import feature_section
+from latentite.evaluation.matching_section import matching_section, verdict_section
+from latentite.evaluation.measure import Stage, measure, silent, timed
+from latentite.evaluation.prediction_section import prediction_section
 from latentite.evaluation.protocols import Protocol, find_protocol
 from latentite.evaluation.read import Crystals, Source, read_crystals, require_source
-from latentite.evaluation.resume import new_record, recording
-from latentite.evaluation.sections import (
-    matching_section,
+from latentite.evaluation.report import new_record, recording, write_report
+from latentite.evaluation.result import Evaluation
+from latentite.evaluation.several import read_sources, sources_of
+from latentite.evaluation.structure_section import (
+    charge_section,
     measured_section,
     source_section,
     validity_section,
-    verdict_section,
 )
-from latentite.evaluation.several import read_sources, sources_of
-from latentite.evaluation.steps import Stage, silent, timed
 from latentite.evaluation.table import (
-    Failure,
     MakeSection,
-    Section,
-    Table,
     Work,
     count_rates,
     list_failures,
     make_table,
 )
 from latentite.metrics.rates import Rate
+
+
+class Fingerprints(StrEnum):
+    """By which coverage is measured."""
+
+    RADIAL = "radial"
+    CRYSTALNN = "crystalnn"
+    """CDVAE's as well: about 0.3 s a crystal."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Plan:
+    """Options that were checked."""
+
+    energies: EnergyOptions | None
+    fingerprints: Fingerprints
+    space: LatentSpace | None
+    tolerances: Mapping[str, float]
+
+    @property
+    def relax(self) -> str:
+        """In a few words."""
+        return "none" if self.energies is None else self.energies.name
+
+    def to_plain(self) -> dict[str, Any]:
+        """Plain values, for the record of a run."""
+        return {
+            "relax": "none" if self.energies is None else self.energies.to_plain(),
+            "fingerprints": self.fingerprints.value,
+            "vae (sha256)": None if self.space is None else self.space.sha256,
+            "tolerances": dict(self.tolerances),
+        }
+
+    def check_source(self, crystals: Crystals) -> None:
+        """What can only be said of the options once the source is read.
+
+        Raises:
+            ValueError: for tolerances of what was not asked, or an energy that was asked to be 0 without one.
+        """
+        check_tolerances(self.tolerances, crystals, has_energies=self.energies is not None)
+
+    def sections(self, targets: Crystals | None) -> tuple[MakeSection, ...]:
+        """The sections in their order, after those that every evaluation has."""
+        found = [
+            feature_section(with_crystal_nn=self.fingerprints is Fingerprints.CRYSTALNN, space=self.space)
+        ]
+        if self.energies is not None:
+            found.append(energy_section(self.energies))
+        found.append(condition_section(self.tolerances))  # after the energies, which may be asked
+        if targets is not None:
+            found.append(prediction_section(targets))
+        return tuple(found)
+
+
+def make_plan(
+    *,
+    relax: str | EnergyOptions,
+    hull: str | Path | Sequence[str | Path] | None,
+    reference: object,
+    fingerprints: str,
+    vae: str | Path | None,
+    tolerances: Mapping[str, float] | None,
+) -> Plan:
+    """The plan for options as users give them; `run.evaluate` says what they mean and raise."""
+    if fingerprints not in list(Fingerprints):
+        raise ValueError(f"--fingerprints must be one of {', '.join(Fingerprints)}, got {fingerprints!r}")
+    chosen = Fingerprints(fingerprints)
+    for option, is_given in (("--fingerprints crystalnn", chosen is Fingerprints.CRYSTALNN), ("--vae", vae)):
+        if is_given and reference is None:
+            raise ValueError(f"{option} must be given together with --reference, got nothing to compare with")
+    return Plan(
+        energies=_energy_options(relax, hull, reference),
+        fingerprints=chosen,
+        space=None if vae is None else open_latent_space(vae),
+        tolerances=dict(tolerances or {}),
+    )
+
+
+def _energy_options(
+    relax: str | EnergyOptions, hull: str | Path | Sequence[str | Path] | None, reference: object
+) -> EnergyOptions | None:
+    """What is asked of energies, checked before anything heavy."""
+    if relax == "none":
+        if hull is not None:
+            raise ValueError("--hull must be given together with --relax, got no potential to judge by")
+        return None
+    options = EnergyOptions(potential=relax) if isinstance(relax, str) else relax
+    if hull is not None:
+        options = replace(options, hull=(hull,) if isinstance(hull, str | Path) else tuple(hull))
+    elif not options.hull:
+        options = replace(options, hull=reference_hull(reference))
+    options.check()
+    return options
+
 
 SECTIONS: tuple[MakeSection, ...] = (
     source_section,
@@ -62,34 +156,6 @@ SECTIONS: tuple[MakeSection, ...] = (
 )
 """Those of every evaluation, in the order of the table and the page; `plan.py` adds others. Each sees the columns
 of those before it."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Evaluation:
-    """One row per structure, and what was counted."""
-
-    crystals: Crystals
-    reference: Crystals | None
-    protocol: Protocol
-    relax: str
-    table: Table
-    """Columns, in the order of the crystals."""
-    failures: tuple[Failure, ...]
-    rates: dict[str, Rate]
-    """Of the structures for which the metric has a value; `readable` and `valid_unique_novel` of all that came
-    in."""
-    labels: dict[str, str]
-    """Words for those rates that people are shown, in their order."""
-    sections: tuple[Section, ...]
-    """What each group of metrics adds to summary and page."""
-    measured: Measured
-    reference_measured: Measured | None
-    seconds: dict[str, float]
-    """Wall time of each step."""
-
-    def column(self, name: str) -> np.ndarray:
-        """A column as numbers, NaN where it is empty."""
-        return np.array([np.nan if cell is None else cell for cell in self.table[name]], dtype=float)
 
 
 def evaluate(
@@ -180,8 +246,6 @@ def _settings(protocol: Protocol, seed: int, plan: Plan, targets: Crystals | Non
 
 
 def _write(result: Evaluation, out: str | Path, work: Work) -> None:
-    from latentite.evaluation.report import write_report
-
     work.stage("write the report", None)
     with timed(work.seconds, "report"):
         write_report(result, out, seed=work.seed)

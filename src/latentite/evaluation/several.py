@@ -14,8 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from latentite.data.labels import unique_ids
-from latentite.evaluation.read import Crystals, Source, read_crystals, require_source
-from latentite.evaluation.sampled import find_manifest
+from latentite.evaluation.read import Crystals, Source, find_manifest, read_crystals, require_source
 from latentite.sampling.folder import Counts
 from latentite.sampling.manifest import difference
 

@@ -7,16 +7,16 @@ list `SECTIONS` of `run.py`.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
-from latentite.evaluation.measure import Cell, Measured
+from latentite.evaluation.measure import Cell, Measured, Stage
 from latentite.evaluation.protocols import Protocol
 from latentite.evaluation.read import Crystals
-from latentite.evaluation.steps import Stage
 from latentite.metrics.rates import Rate
 
 Table = dict[str, list[Cell]]
@@ -137,3 +137,8 @@ def list_failures(crystals: Crystals, sections: Iterable[Section]) -> Iterator[F
             step=step,
             reason=reason,
         )
+
+
+def finite(value: float) -> float | None:
+    """The number itself, or None where there is none."""
+    return value if math.isfinite(value) else None

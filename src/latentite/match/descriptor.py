@@ -1,10 +1,9 @@
-"""Average minimum distances and pointwise distance distributions: geometry as vectors, elements left out.
+"""Average minimum distances: the geometry of a crystal as a vector, elements left out.
 
-Widdowson, Mosca, Pulido, Kurlin and Cooper (2022), MATCH Commun. Math. Comput. Chem. 87, 529 (AMD); Widdowson and
-Kurlin (2022), NeurIPS 35 (PDD). Both are the same for every cell, origin and orientation of a crystal and for its
-mirror image, and change continuously when atoms move. They order crystals by likeness (creativity rewards,
-diversity); small distances prove no match, large ones no difference in the sense of `StructureMatcher`, so
-`search.py` does without them.
+Widdowson, Mosca, Pulido, Kurlin and Cooper (2022), MATCH Commun. Math. Comput. Chem. 87, 529 (AMD). They are the same
+for every cell, origin and orientation of a crystal and for its mirror image, and change continuously when atoms move.
+They order crystals by likeness (creativity rewards, diversity); small distances prove no match, large ones no
+difference in the sense of `StructureMatcher`, so `search.py` does without them.
 """
 
 from __future__ import annotations
@@ -40,27 +39,6 @@ def average_minimum_distances(
     return np.array([rows.mean(axis=0) for rows in distances]).reshape(len(crystals), k)
 
 
-def pointwise_distance_distribution(
-    crystal: CrystalArrays, *, k: int = NEIGHBOURS, tolerance: float = 1e-4
-) -> tuple[Float[np.ndarray, " row"], Float[np.ndarray, "row neighbour"]]:
-    """PDD of a crystal: weights (their sum is 1) and rows of neighbour distances (Å), in lexicographic order.
-
-    Atoms whose rows differ by no more than the tolerance (Å) from that of the first of them share a row, their mean.
-    """
-    rows = neighbour_distances([crystal], k=k)[0]
-    rows = rows[np.lexsort(rows.T[::-1])]
-    weights: list[float] = []
-    collapsed: list[np.ndarray] = []
-    left = np.ones(len(rows), dtype=bool)
-    for index in range(len(rows)):
-        if left[index]:
-            same = left & (np.abs(rows - rows[index]).max(axis=1) <= tolerance)
-            left &= ~same
-            weights.append(same.sum() / len(rows))
-            collapsed.append(rows[same].mean(axis=0))
-    return np.array(weights), np.array(collapsed)
-
-
 def amd_distances(
     first: Float[np.ndarray, "first neighbour"], second: Float[np.ndarray, "second neighbour"]
 ) -> Float[np.ndarray, "first second"]:
@@ -68,30 +46,6 @@ def amd_distances(
     from scipy.spatial.distance import cdist
 
     return cdist(first, second, metric="chebyshev")
-
-
-def pdd_distance(
-    first: tuple[Float[np.ndarray, " row"], Float[np.ndarray, "row neighbour"]],
-    second: tuple[Float[np.ndarray, " row"], Float[np.ndarray, "row neighbour"]],
-) -> float:
-    """Earth mover's distance between two PDDs of one k, rows apart by their Chebyshev distance, Å.
-
-    A linear programme: how much weight of each row goes to each row of the other. Never below the Chebyshev distance of
-    the AMDs (same paper, theorem 4.3).
-    """
-    from scipy.optimize import linprog
-
-    (weights, rows), (other_weights, other_rows) = first, second
-    cost = amd_distances(rows, other_rows)
-    leaving = np.kron(np.eye(len(weights)), np.ones(len(other_weights)))
-    arriving = np.kron(np.ones(len(weights)), np.eye(len(other_weights)))
-    flow = linprog(
-        cost.ravel(),
-        A_eq=np.concatenate((leaving, arriving))[:-1],  # the last one follows from the others
-        b_eq=np.concatenate((weights, other_weights))[:-1],
-        method="highs",
-    )
-    return float(flow.fun)
 
 
 def neighbour_distances(

@@ -1,5 +1,6 @@
-"""SMACT validity: can the elements of a formula carry charges that make it neutral and sensible?
+"""Numbers of a composition alone: SMACT validity and supply risk.
 
+SMACT validity: can the elements of a formula carry charges that make it neutral and sensible?
 The rule (Davies et al. 2016, Chem 1, 617; as CDVAE uses it): a formula of one element is valid; one of metals only
 is valid (an alloy); any other is valid when its elements can be given one oxidation state each such that the
 charges sum to zero and every cation is less electronegative (Pauling) than every anion. What differs between
@@ -14,6 +15,10 @@ papers is the list of oxidation states:
 An element without states in the list (noble gases, Pm, ...) makes a formula invalid under both, as smact does.
 The verdicts equal `smact.screening.smact_validity`, which tries all combinations of states (millions for eight
 elements); here the sums that can be reached are followed instead.
+
+Supply risk: how concentrated the market of a compound's elements is. The Herfindahl-Hirschman index (0 to 10,000) of
+an element's production and of its reserves by country, as tabulated by Gaultois et al. 2013 (Chem. Mater. 25, 2911);
+that of a compound is the mean over its elements, weighted by mass. The table ships with smact.
 """
 
 from __future__ import annotations
@@ -21,6 +26,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from enum import StrEnum
 from functools import cache, lru_cache
+
+import numpy as np
 
 from latentite.elements import SYMBOLS
 from latentite.formulas import Composition
@@ -91,3 +98,24 @@ def _icsd24() -> Mapping[str, list[int]]:
         str(symbol): [int(state) for state in str(states).split()]
         for symbol, states in zip(table["element"], table["oxidation_state"], strict=True)
     }
+
+
+def supply_risk(composition: Composition) -> tuple[float, float]:
+    """HHI of production and of reserves, 0 to 10,000; NaN when an element is not in the table."""
+    masses, risks = zip(
+        *[(count * _element_risk(n)[0], _element_risk(n)[1:]) for n, count in composition], strict=True
+    )
+    production, reserves = np.average(np.array(risks), axis=0, weights=masses)
+    return float(production), float(reserves)
+
+
+@cache
+def _element_risk(number: int) -> tuple[float, float, float]:
+    """Mass (g/mol), HHI of production and of reserves."""
+    from pymatgen.core import Element
+    from smact.data_loader import lookup_element_hhis
+
+    symbol = SYMBOLS[number - 1]
+    found = lookup_element_hhis(symbol)
+    production, reserves = found if found is not None else (np.nan, np.nan)
+    return float(Element(symbol).atomic_mass), production, reserves

@@ -11,7 +11,7 @@ fingerprint, Euclidean. Two readings of this are in use, and both are here:
   tables hold.
 
 CDVAE's fingerprints are the mean over atoms of matminer's CrystalNN site fingerprint, as it is, and Magpie's
-composition fingerprint, standardised by the training set (`fingerprints.fit_scaling`); `crystal_nn.py` and
+composition fingerprint, standardised by the training set (`fingerprints.fit_scaling`); `fingerprints.crystal_nn` and
 `fingerprints.magpie` compute both, equal to matminer's. `CDVAE_CUTOFFS` belong to these; what is left of a difference
 is the scaling, which CDVAE has as a table of constants. With any other pair of fingerprints, `fingerprints.radial`
 among them, take `calibrated_cutoffs`: then the numbers must not be put beside CDVAE's.

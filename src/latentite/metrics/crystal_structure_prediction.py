@@ -1,7 +1,6 @@
 """Crystal structure prediction: given what a crystal is made of, is the generated structure the right one?
 
-`sample_distances` compares each target with its own k samples, `reference_distances` each reference structure with
-everything generated. Both give normalised RMS distances, which the other functions turn into
+`sample_distances` compares each target with its own k samples: normalised RMS distances, which `match_rate` turns into
 
 - match rate and RMSE at k = 1 and best of k (CDVAE, Xie et al. 2022; DiffCSP, Jiao et al. 2023, whose tables hold
   0.3/0.5/10), over all pairs or over those in which both sides are valid;
@@ -29,8 +28,8 @@ from jaxtyping import Bool, Float
 
 from latentite.base.processes import map_in_order
 from latentite.crystal_arrays import CrystalArrays
-from latentite.formulas import Composition, reduced_composition
-from latentite.match.search import structure_of
+from latentite.formulas import reduced_composition
+from latentite.match.reduced import structure_of
 from latentite.match.settings import LOOSE, MatcherSettings, is_comparable
 from latentite.metrics.rates import Rate
 
@@ -86,7 +85,7 @@ def match_rate(
 
 
 def best_match_rate(best: Float[np.ndarray, " target"], *, stol: float = LOOSE.stol) -> MatchRate:
-    """The same of one distance per target (NaN = no match); of `reference_distances` it is METRe and its cRMSE."""
+    """Match rate of one distance per target (NaN = no match)."""
     matched = np.isfinite(best)
     return MatchRate(
         rate=Rate(numerator=int(matched.sum()), denominator=len(best)),
@@ -126,32 +125,6 @@ def sample_distances(
     tasks = [_Task(target=target, generated=list(row)) for target, row in zip(targets, samples, strict=True)]
     rows = _run(tasks, settings, workers, advance)
     return np.stack(rows) if rows else np.zeros((0, 0))
-
-
-def reference_distances(
-    reference: Sequence[CrystalArrays],
-    generated: Sequence[CrystalArrays],
-    *,
-    settings: MatcherSettings = LOOSE,
-    workers: int | None = None,
-    advance: Callable[[int], None] = lambda count: None,
-) -> Float[np.ndarray, " reference"]:
-    """Smallest normalised RMS distance of each reference structure to anything generated, NaN where nothing matches.
-
-    All pairs of one reduced composition are compared, at some milliseconds each. Arguments as in
-    `sample_distances`.
-    """
-    by_composition: dict[Composition, list[CrystalArrays | None]] = {}
-    for crystal in generated:
-        by_composition.setdefault(reduced_composition(crystal.atomic_numbers.tolist()), []).append(crystal)
-    tasks = [
-        _Task(
-            target=crystal,
-            generated=by_composition.get(reduced_composition(crystal.atomic_numbers.tolist()), []),
-        )
-        for crystal in reference
-    ]
-    return np.array([_smallest(row[None])[0] for row in _run(tasks, settings, workers, advance)])
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

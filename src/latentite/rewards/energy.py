@@ -21,11 +21,9 @@ from latentite.energy.catalogue import parse_theory
 from latentite.energy.hull import Hull
 from latentite.energy.parallel import RelaxHow, relax_many
 from latentite.energy.potential import TheoryLevel
-from latentite.energy.reference_fit import table_references
-from latentite.energy.references import ElementReferences
-from latentite.energy.relaxation import RelaxCell, RelaxSettings
-from latentite.energy.stability import Stability, stability
-from latentite.energy.table import find_table, table_hull
+from latentite.energy.references import ElementReferences, Stability, stability
+from latentite.energy.relax import RelaxCell, RelaxSettings
+from latentite.energy.table import find_table, table_hull, table_references
 
 if TYPE_CHECKING:
     from pymatgen.core import Structure

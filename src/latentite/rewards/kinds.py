@@ -10,7 +10,7 @@ from enum import StrEnum
 from latentite.crystal import CrystalBatch
 from latentite.elements import SYMBOLS
 from latentite.formulas import plain_formula, reduced_composition
-from latentite.metrics.symmetry import space_groups
+from latentite.metrics.geometry import space_groups
 
 SYMPREC = 0.1
 """Å; tolerance of the space group of `Kind.STRUCTURE`."""

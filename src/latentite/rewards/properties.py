@@ -14,8 +14,8 @@ from latentite.base.plain import from_plain
 from latentite.crystal import CrystalBatch
 from latentite.data.properties import derive
 from latentite.formulas import reduced_composition
-from latentite.metrics.supply_risk import supply_risk
-from latentite.metrics.symmetry import space_groups
+from latentite.metrics.composition import supply_risk
+from latentite.metrics.geometry import space_groups
 from latentite.rewards.goal import Goal
 
 if TYPE_CHECKING:

@@ -1,7 +1,4 @@
-"""The sections that every evaluation has: what came in, structure, composition, symmetry, matches, verdicts.
-
-Each is a function as `table.py` describes.
-"""
+"""The section of matches: copies among the structures, and structures of the reference; then all verdicts at once."""
 
 from __future__ import annotations
 
@@ -11,96 +8,19 @@ from dataclasses import astuple
 from importlib.metadata import version
 from typing import Any
 
-import numpy as np
-
 from latentite.crystal_arrays import CrystalArrays
 from latentite.data.properties import SYMPREC
-from latentite.evaluation.measure import Cell, Measured
-from latentite.evaluation.protocols import MATCHERS, Protocol
-from latentite.evaluation.steps import timed
+from latentite.evaluation.measure import Cell, timed
+from latentite.evaluation.protocols import MATCHERS
 from latentite.evaluation.store import ResultStore, namespace
 from latentite.evaluation.table import Counted, Denominator, Section, Table, Work, all_of
 from latentite.match.reduced import reduction_settings
 from latentite.match.search import Matches, Verdict, find_matches
-from latentite.metrics.composition import SmactRule
 
 _MATCHES_VERSION = 2
 """Raised when `match/` gives other verdicts."""
 _REDUCED_VERSION = 2
 """Raised when `match/reduced.py` gives other cells."""
-
-_ASKED = ("ask", "conditions")
-"""Labels of a sampling run that stand in the table."""
-
-
-def source_section(work: Work, table: Mapping[str, list[Cell]]) -> Section:
-    """Where each structure comes from, and for samples what was asked of the model."""
-    crystals = work.crystals
-    columns: Table = {
-        "id": list(crystals.ids),
-        "source": list(crystals.sources),
-        "row": list(crystals.rows),
-    }
-    summary: dict[str, Any] = {}
-    if crystals.sampling is not None:
-        asked = {name: crystals.labels.get(name, ()) for name in _ASKED}
-        columns |= {name: list(values) for name, values in asked.items() if any(values)}
-        keys = ["status", "settings", "checkpoint", "counts"]
-        keys += [key for key in ("parts", "runs") if key in crystals.sampling]  # merged, or several sources
-        summary["sampling"] = {key: crystals.sampling.get(key) for key in keys}
-    return Section(columns=columns, summary=summary)
-
-
-def measured_section(work: Work, table: Mapping[str, list[Cell]]) -> Section:
-    """What is measured of each structure alone."""
-    columns = work.measured.columns()
-    groups = columns[f"space_group_{SYMPREC:g}"]
-    columns["symmetric"] = [None if group is None else group != 1 for group in groups]
-    unknown = {
-        rule.value: sum(cell is True for cell in columns[f"{rule.value}_unknown_element"])
-        for rule in SmactRule
-    }
-    return Section(
-        columns=columns,
-        failures=tuple(work.measured.failures),
-        summary={"smact_unknown_element": unknown},
-    )
-
-
-def validity_section(work: Work, table: Mapping[str, list[Cell]]) -> Section:
-    """Validity of structure and composition, as the protocol has it."""
-    protocol, measured = work.protocol, work.measured
-    columns = structure_validity(protocol, measured)
-    columns["composition_valid"] = table[protocol.composition_rule.value]
-    columns["valid"] = all_of(columns["structure_valid"], columns["composition_valid"])
-    return Section(
-        columns=columns,
-        counted=(
-            Counted(column="min_distance_ok", label="no atoms closer than the limit"),
-            Counted(column="volume_ok", label="cell not flat"),
-            Counted(column="structure_valid", label="structure valid (both)"),
-            Counted(column="smact_icsd24", label="composition valid, SMACT icsd24"),
-            Counted(column="smact_pauling", label="composition valid, SMACT as in older papers"),
-            Counted(column="charge_neutral", label="charge neutral (bond valence or composition)"),
-            Counted(column="composition_valid"),
-            Counted(column="valid", label="valid (structure and composition)"),
-        ),
-    )
-
-
-def structure_validity(protocol: Protocol, measured: Measured) -> Table:
-    """Columns `min_distance_ok`, `volume_ok` and `structure_valid`, as the protocol has it."""
-    distance = (
-        np.minimum(measured.distance, measured.own_distance) if protocol.own_images else measured.distance
-    )
-    far, big = distance >= protocol.min_distance, measured.volume >= protocol.min_volume
-    is_known = np.isfinite(measured.own_distance)
-    return {
-        "min_distance_ok": [bool(f) if k else None for f, k in zip(far, is_known, strict=True)],
-        "volume_ok": big.tolist(),
-        # A cell too flat to be reduced has no known distance, and is no valid structure either way.
-        "structure_valid": (far & big & is_known).tolist(),
-    }
 
 
 def matching_section(work: Work, table: Mapping[str, list[Cell]]) -> Section:

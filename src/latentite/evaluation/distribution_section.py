@@ -1,13 +1,12 @@
-"""Charts of an evaluation, generated against reference, as SVG text for a page.
+"""The section of distributions: entropies, distances to the reference, and charts of generated against reference.
 
-Shares, not counts, so that a thousand samples can stand beside a data set of any size.
+Charts show shares, not counts, so that a thousand samples can stand beside a data set of any size.
 """
 
 from __future__ import annotations
 
-import io
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -18,13 +17,98 @@ from latentite.data.info import table_position
 from latentite.data.properties import SYMPREC
 from latentite.draw.charts import COLOURS
 from latentite.draw.figures import INK, new_figure
-from latentite.elements import SYMBOLS
-from latentite.evaluation.distributions import element_shares
-from latentite.evaluation.measure import Measured
+from latentite.elements import NUM_ELEMENTS, SYMBOLS
+from latentite.evaluation.markup import share_axes, svg_text
+from latentite.evaluation.measure import Cell, Measured
+from latentite.evaluation.table import Section, Work, finite
+from latentite.metrics.distributions import entropy_bits, jensen_shannon_bits, wasserstein
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
+
+_WASSERSTEIN_LABELS = {
+    "density_g_per_cm3": "density, g/cm³",
+    "num_elements": "number of elements",
+    "num_atoms": "number of atoms",
+    "volume_per_atom_A3": "volume per atom, Å³",
+}
+
+
+def distribution_section(work: Work, table: Mapping[str, list[Cell]]) -> Section:
+    """Numbers of the whole set; units in the names.
+
+    `all` is over all structures, `valid` over those that are valid under the protocol, as CDVAE has it.
+    """
+    generated, reference = work.measured, work.reference_measured
+    groups = _known_groups(generated)
+    found: dict[str, Any] = {
+        "entropy_bits": {
+            "space_group": finite(entropy_bits(groups)),
+            "formula": finite(entropy_bits(generated.formulas)),
+            "chemical_system": finite(entropy_bits(generated.chemical_systems)),
+        }
+    }
+    if reference is not None:
+        is_valid = np.array([cell is True for cell in table["valid"]], dtype=bool)
+        found["wasserstein"] = _wasserstein(generated, reference, is_valid)
+        found["jensen_shannon_bits"] = {
+            "space_group": finite(jensen_shannon_bits(groups, _known_groups(reference))),
+            "element": finite(jensen_shannon_bits(_occurrences(generated), _occurrences(reference))),
+        }
+        absent = (element_shares(generated) > 0) & (element_shares(reference) == 0)
+        found["elements_not_in_reference"] = np.flatnonzero(absent).tolist()
+    return Section(summary={"distributions": found}, page=lambda: _page(found))
+
+
+def element_shares(measured: Measured) -> Float[np.ndarray, "119"]:
+    """Share of the structures that contain each element, by atomic number."""
+    counts = np.zeros(NUM_ELEMENTS + 1)
+    for composition in measured.compositions:
+        counts[[number for number, _ in composition]] += 1
+    return counts / max(1, len(measured.compositions))
+
+
+def _wasserstein(generated: Measured, reference: Measured, is_valid: np.ndarray) -> dict[str, Any]:
+    pairs = {
+        "density_g_per_cm3": (generated.density, reference.density),
+        "num_elements": (generated.num_elements, reference.num_elements),
+        "num_atoms": (generated.num_atoms, reference.num_atoms),
+        "volume_per_atom_A3": (generated.volume_per_atom, reference.volume_per_atom),
+    }
+    return {
+        name: {
+            "all": finite(wasserstein(ours, theirs)),
+            "valid": finite(wasserstein(ours[is_valid], theirs)),
+        }
+        for name, (ours, theirs) in pairs.items()
+    }
+
+
+def _known_groups(measured: Measured) -> list[int]:
+    groups = measured.space_groups[SYMPREC]
+    return groups[np.isfinite(groups)].astype(int).tolist()
+
+
+def _occurrences(measured: Measured) -> list[int]:
+    return [number for composition in measured.compositions for number, _ in composition]
+
+
+def _page(found: Mapping[str, Any]) -> str:
+    if "wasserstein" not in found:
+        return ""
+
+    def show(value: float | None) -> str:
+        return "–" if value is None else f"{value:.3f}"
+
+    rows = [
+        f"<tr><td>{_WASSERSTEIN_LABELS[name]}</td><td class='n'>{show(sides['all'])}</td>"
+        f"<td class='n'>{show(sides['valid'])}</td></tr>"
+        for name, sides in found["wasserstein"].items()
+    ]
+    head = "<tr><th>Wasserstein distance to the reference</th><th>all</th><th>valid only</th></tr>"
+    return f"<h2>Distributions</h2><table>{head}{''.join(rows)}</table>"
+
 
 _GENERATED, _REFERENCE, _EMPTY = COLOURS[0], "#b9c0c8", "#f0f2f4"
 _LARGEST_RATIO = 4.0
@@ -69,18 +153,6 @@ def draw_charts(generated: Measured, reference: Measured | None) -> dict[str, st
         "Elements": _elements(generated, reference),
     }
     return {title: svg_text(figure) for title, figure in charts.items()}
-
-
-def svg_text(figure: Figure) -> str:
-    """A figure as SVG for a page; the same figure gives the same bytes."""
-    import matplotlib as mpl
-
-    buffer = io.StringIO()
-    # No date, and names of parts that do not come from chance.
-    with mpl.rc_context({"svg.hashsalt": "latentite"}):
-        figure.savefig(buffer, format="svg", metadata={"Date": None})
-    text = buffer.getvalue()
-    return text[text.index("<svg") :]
 
 
 def _sides(generated: Measured, reference: Measured | None, values: Values) -> list[_Side]:
@@ -208,21 +280,6 @@ def _periodic_table(axes: Axes, colour: Callable[[int], Any], title: str) -> Non
     axes.set_ylim(-9.7, 0.3)
     axes.set_axis_off()
     axes.set_title(title, fontsize=8, color=INK, loc="left")
-
-
-def share_axes(unit: str, *, width: float = 4.6, height: float = 2.5) -> tuple[Figure, Axes]:
-    """A figure with axes for shares."""
-    from matplotlib.ticker import PercentFormatter
-
-    figure = new_figure(width, height, None)
-    axes = figure.subplots()
-    axes.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=None))
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.tick_params(labelsize=8, colors=INK)
-    axes.grid(axis="y", color="#e3e6ea", linewidth=0.7)
-    axes.set_axisbelow(True)
-    axes.set_xlabel(unit, fontsize=8, color=INK)
-    return figure, axes
 
 
 def _legend(axes: Axes) -> None:
