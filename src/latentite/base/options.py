@@ -71,6 +71,7 @@ def add_options(
     *kinds: type,
     only: Collection[str] | None = None,
     defaults: Mapping[str, Any] | None = None,
+    required: Collection[str] = (),
 ) -> None:
     """Add an option for each field of dataclasses, in their order.
 
@@ -79,6 +80,7 @@ def add_options(
         kinds: dataclasses.
         only: the fields that the command offers; None for all.
         defaults: of fields that have another default in this command.
+        required: fields that this command wants to be told, whatever their default.
     """
     groups: dict[str | None, argparse._ActionsContainer] = {
         None: parser,
@@ -92,6 +94,7 @@ def add_options(
             if title not in groups:
                 groups[title] = parser.add_argument_group(title)
             default = (defaults or {}).get(item.name, _default(item))
+            default = MISSING if item.name in required else default
             names, settings = _argument(kind, item, default)
             if item.name in (defaults or {}):
                 settings["default"] = default
@@ -137,12 +140,12 @@ def _argument(kind: type, item: Field[Any], default: Any) -> tuple[list[str], di
         settings["choices"] = choices
     else:
         settings |= {"type": hint, "metavar": metadata.get("metavar") or METAVARS[hint]}
-    is_sequence = _is_sequence(kind, item)
+    is_sequence = bool(metadata.get("repeatable")) or _is_sequence(kind, item)
     if metadata.get("positional"):
         if is_sequence:
             settings["nargs"] = "+" if default is MISSING else "*"
         return [_destination(kind, item)], settings
-    if is_sequence or metadata.get("repeatable"):
+    if is_sequence:
         settings["action"] = "append"
     settings |= {"dest": _destination(kind, item), "required": default is MISSING}
     return [metadata.get("flag") or f"--{item.name.replace('_', '-')}"], settings
@@ -163,10 +166,8 @@ def _help(kind: type, item: Field[Any], default: Any) -> str:
     if first and (first[0] == "A" or first[0][1:].islower()):
         text = text[0].lower() + text[1:]
     default = item.metadata.get("none") if default is None else default
-    is_shown = (
-        default is not MISSING and default is not None and default != () and not isinstance(default, bool)
-    )
-    if is_shown and not text.endswith("]"):
+    is_telling = default is not MISSING and default is not None and not isinstance(default, bool)
+    if is_telling and default != () and default != {} and not text.endswith("]"):
         text = f"{text} [{_show(default)}]"
     return text.replace("%", "%%")
 
