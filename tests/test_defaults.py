@@ -10,9 +10,10 @@ import pytest
 import yaml
 
 from latentite.base.plain import default_values
-from latentite.commands.sample import register
+from latentite.commands.sample import register, sample_options
 from latentite.config import STAGES, compose, config_dir, load
 from latentite.generators.latent.chain import SamplingConfig
+from latentite.generators.latent.options import LatentOptions
 from latentite.nn.predictor_config import PredictorConfig
 from latentite.predictor.settings import PredictorModuleConfig
 from latentite.rewards.combine import RewardConfig
@@ -101,15 +102,16 @@ def test_one_seed_sets_the_order_of_the_crystals_too_in_python_and_on_the_comman
 
 
 def test_the_defaults_of_sample_are_those_of_its_dataclass():
-    """The command hands over what was typed and nothing else; `GenerateConfig` fills in the rest."""
+    """The command hands over what was typed and nothing else; the dataclasses fill in the rest."""
     parser = argparse.ArgumentParser()
     register(parser.add_subparsers())
-    given = vars(parser.parse_args(["sample", "--out", "folder"]))
-    assert set(given) == {"out", "func"}
+    config, own = sample_options(parser.parse_args(["sample", "--out", "folder"]))
+    assert config == GenerateConfig(out="folder")
+    assert own == {}
 
 
 def test_the_chain_of_a_sampled_crystal_has_the_defaults_of_every_chain():
-    assert GenerateConfig().sampling() == SamplingConfig()
+    assert LatentOptions().sampling() == SamplingConfig()
 
 
 def test_a_predictor_s_network_has_the_defaults_of_its_settings():

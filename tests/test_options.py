@@ -111,7 +111,7 @@ def test_the_help_is_the_docstring_of_the_field_and_its_default() -> None:
         "SOURCE a file or a folder",
         "--seed N of everything random [0]",
         "--out DIR CIFs go there, at 100 % of their size --rate",
-        "--rate X per second [1.0]",
+        "--rate X per second [1]",
         "--colour {red,blue} of the picture [blue]",
         "--name NAME to keep; repeatable --max-atoms N at most; 0: any number [20]",
         "--as-is keep the cell --quick do less",

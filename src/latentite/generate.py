@@ -1,4 +1,4 @@
-"""New crystals from a trained latent diffusion model: `latentite.generate(...)`, the same as `latentite sample`.
+"""New crystals from a checkpoint of any generator: `latentite.generate(...)`, the same as `latentite sample`.
 
 Crystal i of a run is a function of the checkpoint, the options and (seed, i), not of batch size, shard or
 interruptions. What an option means is checked before anything is sampled or written.
@@ -7,22 +7,26 @@ interruptions. What an option means is checked before anything is sampled or wri
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 from latentite.base.devices import resolve_device
+from latentite.base.plain import choice
+from latentite.checkpoint import Weights
 from latentite.crystal import CrystalBatch
 from latentite.generators.jobs import Jobs
+from latentite.generators.protocol import Generator
+from latentite.generators.table import open_generator
 from latentite.hub import DEFAULT_LDM
 from latentite.sampling.folder import Counts
-from latentite.sampling.model import Model, plain_settings
-from latentite.sampling.options import GenerateConfig, parse_shard
+from latentite.sampling.options import GenerateConfig
+from latentite.sampling.plan import plain_settings, plan_run
 from latentite.sampling.run import Origin, refuse_folder, run_in_memory, run_to_folder
 
-__all__ = ["GenerateConfig", "GenerateResult", "generate", "generate_from"]
+__all__ = ["GenerateConfig", "GenerateResult", "generate", "generate_from", "sample_with", "split_options"]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -42,36 +46,64 @@ class GenerateResult:
 
 
 def generate(ckpt: str | Path = DEFAULT_LDM, **options: Any) -> GenerateResult:
-    """Sample crystals with a checkpoint, the bundled one if none is named; the options are those of `GenerateConfig`.
+    """Sample crystals with a checkpoint, the bundled one if none is named.
+
+    Args:
+        ckpt: a checkpoint file, or a name of `latentite hub list`.
+        options: those of `GenerateConfig`, and those of the generator that the checkpoint is (`GENERATORS`), such as
+            `generators.latent.options.LatentOptions`.
 
     Raises:
         ValueError: for what cannot be done, before anything is sampled or written.
         KeyboardInterrupt: passed on; a run in a folder can be resumed.
     """
-    return generate_from(GenerateConfig(ckpt=ckpt, **options))
+    return generate_from(*split_options({"ckpt": ckpt, **options}))
+
+
+def split_options(options: Mapping[str, Any]) -> tuple[GenerateConfig, dict[str, Any]]:
+    """The options that every generator has, and the others, which `generate_from` takes as those of the chosen one."""
+    general = {item.name for item in fields(GenerateConfig)}
+    config = GenerateConfig(**{name: value for name, value in options.items() if name in general})
+    return config, {name: value for name, value in options.items() if name not in general}
 
 
 def generate_from(
-    config: GenerateConfig, *, command: Sequence[str] = ("latentite.generate",)
+    config: GenerateConfig,
+    own: Mapping[str, Any] | None = None,
+    *,
+    command: Sequence[str] = ("latentite.generate",),
 ) -> GenerateResult:
-    """Sample what the options say.
+    """Sample what the options say with the generator that the checkpoint is.
 
     Args:
-        config: the options.
+        config: the options that every generator has.
+        own: those of this one, by name.
         command: how the run was started, for the manifest.
     """
-    formats = config.formats()
-    shard = parse_shard(config.shard)
-    folder = None if config.out is None else Path(config.out)
-    if folder is not None:
-        refuse_folder(folder, resume=config.resume)
+    if config.out is not None:
+        refuse_folder(Path(config.out), resume=config.resume)
     device = resolve_device(config.device)
-    model = Model.load(config, device)
-    run = model.run(config, shard)
+    weights = None if config.weights is None else choice("weights", config.weights, Weights)
+    generator = open_generator(config.ckpt, own or {}, weights=weights, device=device)
+    return sample_with(generator, config, device=str(device), command=command)
+
+
+def sample_with(
+    generator: Generator, config: GenerateConfig, *, device: str, command: Sequence[str]
+) -> GenerateResult:
+    """Sample with any generator, into a folder or into memory.
+
+    Args:
+        generator: ready to draw; `config.ckpt`, `weights` and `device` have been used to make it.
+        config: what is asked of it.
+        device: where it computes, for the manifest.
+        command: how the run was started, for the manifest.
+    """
+    run, asks = plan_run(generator, config)
     has_requests = config.num_atoms is not None or any(
-        ask.composition or ask.elements or ask.num_atoms for ask in model.asks
+        ask.composition or ask.elements or ask.num_atoms for ask in asks
     )
-    if folder is None:
+    if config.out is None:
         crystals, jobs, counts = run_in_memory(run)
         return GenerateResult(
             counts=counts,
@@ -81,17 +113,14 @@ def generate_from(
             crystals=crystals,
             jobs=jobs,
         )
+    folder, card = Path(config.out), generator.card
+    checkpoint = {"file": str(config.ckpt), "sha256": card.sha256, "generator": card.kind}
+    if card.weights is not None:
+        checkpoint["weights"] = card.weights.value
     origin = Origin(
-        settings=plain_settings(config, formats, model),
-        checkpoint={
-            "file": str(config.ckpt),
-            "sha256": model.record.sha256,
-            "weights": model.record.weights.value,
-        },
-        command=command,
-        device=str(device),
+        settings=plain_settings(generator, config), checkpoint=checkpoint, command=command, device=device
     )
-    counts = run_to_folder(run, folder, origin=origin, formats=formats, resume=config.resume)
+    counts = run_to_folder(run, folder, origin=origin, formats=config.formats(), resume=config.resume)
     return GenerateResult(counts=counts, asked=run.stop - run.first, has_requests=has_requests, out=folder)
 
 

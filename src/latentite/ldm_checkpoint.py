@@ -10,6 +10,7 @@ from pathlib import Path
 from latentite import hub
 from latentite.base.plain import from_plain
 from latentite.checkpoint import (
+    LATENT_DIFFUSION,
     CheckpointError,
     CheckpointRecord,
     Stage,
@@ -40,7 +41,20 @@ def load_ldm(
         ValueError: for an unknown name, or a path at which there is no file.
     """
     record = merge_adapters(read_checkpoint(hub.resolve(path_or_name), weights=weights))
+    return *ldm_of(record), record
+
+
+def ldm_of(record: CheckpointRecord) -> tuple[LatentDiffusion, LDMStageConfig]:
+    """The network of a record whose adapters are merged, and what it was built from, as `load_ldm` gives them.
+
+    Raises:
+        CheckpointError: when the record is not of this stage, or of reinforcement learning on it.
+    """
     if record.stage not in (Stage.LDM, Stage.RL):
         raise CheckpointError(f"{record.path}: expected a {Stage.LDM} checkpoint, got {record.stage}")
+    if record.generator not in (None, LATENT_DIFFUSION):
+        raise CheckpointError(
+            f"{record.path}: expected a checkpoint of {LATENT_DIFFUSION}, got one of {record.generator}"
+        )
     settings = from_plain(LDMStageConfig, record.config)
-    return network_of(record.state, lambda: LatentDiffusion(settings), record.path).eval(), settings, record
+    return network_of(record.state, lambda: LatentDiffusion(settings), record.path).eval(), settings

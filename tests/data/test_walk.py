@@ -20,7 +20,7 @@ from latentite.data.readers.records import Kind, Record, Rejection
 from latentite.data.readers.table import Row, read
 from latentite.data.readers.walk import CHUNK, pair, walk
 from latentite.evaluation.read import read_crystals
-from latentite.sampling.options import read_structures
+from latentite.generators.latent.options import read_structures
 
 PACKAGE = Path(__file__).resolve().parents[2] / "src" / "latentite"
 

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from latentite.diffusion.guidance import guided, unconditional
+from latentite.nn.conditions import Conditioning
 
 
 class CountingNetwork:
@@ -16,17 +17,26 @@ class CountingNetwork:
         self.rows: list[int] = []
         self._factor = 2 if has_variance else 1
 
-    def __call__(self, tokens: Tensor, time: Tensor, mask: Tensor, condition: Tensor | None) -> Tensor:
+    def __call__(self, tokens: Tensor, time: Tensor, mask: Tensor, condition: Conditioning | None) -> Tensor:
         self.rows.append(len(tokens))
-        shift = 0.0 if condition is None else condition[:, None, :].sin() * (1.0 + tokens**2)
+        shift = 0.0 if condition is None else condition.vector[:, None, :].sin() * (1.0 + tokens**2)
         output = torch.tanh(tokens + shift + time[:, None, None] / 1000.0) * mask[..., None]
         return output.repeat(1, 1, self._factor) * torch.linspace(0.5, 1.5, output.shape[-1] * self._factor)
+
+
+def asked(vector: Tensor) -> Conditioning:
+    """Conditions that say this, of a model that has none by name."""
+    return Conditioning(
+        vector=vector,
+        per_condition=torch.zeros(len(vector), 0, vector.shape[1]),
+        present=torch.zeros(len(vector), 0, dtype=torch.bool),
+    )
 
 
 @pytest.fixture
 def inputs() -> dict[str, Tensor]:
     generator = torch.Generator().manual_seed(0)
-    normal = {name: torch.randn(3, 4, generator=generator) for name in ("absent", "first", "second")}
+    normal = {name: asked(torch.randn(3, 4, generator=generator)) for name in ("absent", "first", "second")}
     tokens = torch.randn(3, 5, 4, generator=generator)
     mask = torch.arange(5) < torch.tensor([2, 5, 4])[:, None]
     return {"tokens": tokens, "mask": mask, "time": torch.tensor([3.0, 500.0, 999.0]), **normal}

@@ -61,7 +61,7 @@ def test_the_hash_sees_every_part_of_a_crystal_and_not_how_it_lies_in_memory(roc
     numbers, coords, lattice = astuple(rocksalt)
     first = structure_hash(rocksalt)
     assert first == structure_hash(
-        (numbers.astype(np.int32), np.asfortranarray(coords), np.asfortranarray(lattice))
+        CrystalArrays(numbers.astype(np.int32), np.asfortranarray(coords), np.asfortranarray(lattice))
     )
     assert first == structure_hash(CrystalArrays(numbers, np.where(coords == 0, -0.0, coords), lattice))
     changed = [

@@ -126,7 +126,7 @@ class TestLatentDiffusion:
     def test_denoiser_and_posterior(self, model: SimpleNamespace, check: Check, name: str) -> None:
         expected, mask = model.expected, model.mask
         if model.condition is not None:
-            both = torch.cat([model.condition, model.absent])
+            both = torch.cat([model.condition.vector, model.absent.vector])
             check(f"{name}: condition embeddings", both, expected["cond.emb_cond_then_null"])
         state, steps = expected["dit.in_x"], expected["dit.in_t"]
         output = model.network.denoiser(state, steps, mask, model.condition)

@@ -19,7 +19,7 @@ from latentite.nn.condition_values import (
     parse_conditions,
     request_row,
 )
-from latentite.nn.conditions import AbsentPlace, ConditionModule, ConditionModuleConfig
+from latentite.nn.conditions import AbsentPlace, Conditioning, ConditionModule, ConditionModuleConfig
 
 NAN = float("nan")
 EVERY_KIND = [
@@ -135,7 +135,7 @@ def test_a_number_without_statistics_is_refused_and_statistics_travel_with_the_w
     with pytest.raises(ValueError, match="band_gap must have statistics"):
         other(values)
     other.load_state_dict(module.state_dict())
-    assert other(values).equal(module(values))
+    assert other(values).vector.equal(module(values).vector)
 
 
 def test_a_missing_label_a_hidden_one_and_none_at_all_are_the_same(
@@ -144,14 +144,47 @@ def test_a_missing_label_a_hidden_one_and_none_at_all_are_the_same(
     module, values = fitted
     for name in NAMES:
         missing = torch.full_like(values[name], NAN)
-        reference = module({key: value for key, value in values.items() if key != name})
-        assert module(values | {name: missing}).equal(reference)
+        reference = module({key: value for key, value in values.items() if key != name}).vector
+        assert module(values | {name: missing}).vector.equal(reference)
         hidden = {name: torch.zeros(16, dtype=torch.bool)}
-        assert module(values, hidden).equal(reference)
+        assert module(values, hidden).vector.equal(reference)
         known = ~values[name].isnan() if values[name].dim() == 1 else torch.ones(16, dtype=torch.bool)
-        changed = (module(values) - reference).abs().amax(dim=-1) > 0
+        changed = (module(values).vector - reference).abs().amax(dim=-1) > 0
         assert changed.equal(known)
-    assert module({name: torch.full_like(values[name], NAN) for name in NAMES}).equal(module.absent(16))
+    assert module({name: torch.full_like(values[name], NAN) for name in NAMES}).vector.equal(
+        module.absent(16).vector
+    )
+
+
+def test_a_conditioning_says_of_each_condition_whether_it_is_told_and_what(
+    fitted: tuple[ConditionModule, dict[str, Tensor]],
+) -> None:
+    """The denoiser once got one vector, so that nothing could be added to a block for one condition alone."""
+    module, values = fitted
+    shown = {name: torch.arange(16) % 3 > 0 for name in NAMES[1:]}
+    told, absent = module(values, shown), module.absent(16)
+    assert told.vector.shape == (16, 16)
+    assert told.per_condition.shape == (16, len(NAMES), 16)
+    assert not absent.present.any()
+    for column, name in enumerate(module.names):
+        missing = values[name].isnan() if values[name].dim() == 1 else torch.zeros(16, dtype=torch.bool)
+        wanted = ~missing & shown.get(name, torch.ones(16, dtype=torch.bool))
+        assert told.present[:, column].equal(wanted), name
+        is_absent = (told.per_condition == absent.per_condition)[:, column].all(dim=-1)
+        assert is_absent.equal(~wanted), name
+
+
+def test_conditionings_are_repeated_and_joined_row_by_row(
+    fitted: tuple[ConditionModule, dict[str, Tensor]],
+) -> None:
+    module, values = fitted
+    told, absent = module(values), module.absent(2)
+    joined, twice = Conditioning.concatenate([absent, told]), told.repeat(2)
+    assert len(joined) == 18
+    for name in ("vector", "per_condition", "present"):
+        one, other = getattr(absent, name), getattr(told, name)
+        assert getattr(joined, name).equal(torch.cat([one, other])), name
+        assert getattr(twice, name).equal(torch.cat([other, other])), name
 
 
 def test_a_hidden_value_has_no_influence_and_gradients_stay_finite(
@@ -160,8 +193,8 @@ def test_a_hidden_value_has_no_influence_and_gradients_stay_finite(
     module, values = fitted
     present = module.hide(values, generator=torch.Generator().manual_seed(0))
     shifted = {name: torch.where(_row(present[name], v), v, v + 1) for name, v in values.items()}
-    assert module(shifted, present).equal(module(values, present))
-    module(values, present).square().sum().backward()
+    assert module(shifted, present).vector.equal(module(values, present).vector)
+    module(values, present).vector.square().sum().backward()
     assert all(p.grad is not None and p.grad.isfinite().all() for p in module.parameters())
 
 
@@ -210,7 +243,7 @@ def test_every_value_differs_from_absent_only_with_a_vector_of_its_own() -> None
         mean, std = module.statistics["gap"]
         learned = module.encoder("gap").null_embed[0, 0].detach()
         value = (learned * std + mean).view(1)
-        assert torch.allclose(module({"gap": value}), module.absent(1), atol=1e-5) == confused
+        assert torch.allclose(module({"gap": value}).vector, module.absent(1).vector, atol=1e-5) == confused
 
 
 def test_tensor_names_and_shapes_are_those_of_the_public_checkpoints() -> None:
@@ -300,7 +333,7 @@ def test_any_subset_of_the_conditions_can_be_asked_for(
     fitted: tuple[ConditionModule, dict[str, Tensor]],
 ) -> None:
     module, _ = fitted
-    seen = [module.absent(3)]
+    seen = [module.absent(3).vector]
     for text in (
         "band_gap=2",
         "magnetism=FM",
@@ -308,7 +341,7 @@ def test_any_subset_of_the_conditions_can_be_asked_for(
         "chemical_system=Li-O",
         "band_gap=2,num_atoms=4",
     ):
-        vectors = module(module.requested(module.parse(text), 3))
+        vectors = module(module.requested(module.parse(text), 3)).vector
         assert vectors.shape == (3, 16)
         torch.testing.assert_close(vectors[0], vectors[2])
         assert all(not torch.allclose(vectors, other) for other in seen)
@@ -327,9 +360,9 @@ def test_crystals_do_not_see_each_other_s_conditions(names: list[str], count: in
         values[name] = torch.rand(encoder.placeholder(count).shape, generator=generator).round() + (
             1.0 if encoder.is_class else 0.0
         )
-    together = module(values, num_crystals=count)
+    together = module(values, num_crystals=count).vector
     for i in range(count):
-        alone = module({name: value[i : i + 1] for name, value in values.items()}, num_crystals=1)
+        alone = module({name: value[i : i + 1] for name, value in values.items()}, num_crystals=1).vector
         torch.testing.assert_close(alone[0], together[i], atol=1e-6, rtol=1e-5)
 
 

@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from latentite.latent import LatentBatch
+from latentite.nn.conditions import Conditioning
 from latentite.nn.denoiser import (
     Denoiser,
     DenoiserConfig,
@@ -42,6 +43,15 @@ def noisy(module: nn.Module, std: float = 0.1) -> nn.Module:
     return module.eval()
 
 
+def asked(vector: Tensor) -> Conditioning:
+    """Conditions that say this, of a model that has none by name."""
+    return Conditioning(
+        vector=vector,
+        per_condition=torch.zeros(len(vector), 0, vector.shape[1]),
+        present=torch.zeros(len(vector), 0, dtype=torch.bool),
+    )
+
+
 def latents(num_atoms: list[int], num_tokens: int, channels: int = 5) -> tuple[Tensor, Tensor]:
     """Random tokens, also where the mask is False, and the mask."""
     generator = torch.Generator().manual_seed(2)
@@ -57,18 +67,18 @@ def test_output_is_independent_of_padding_and_batch_mates(config: DenoiserConfig
     tokens, mask = latents(num_atoms, 7)
     time = torch.tensor([0.0, 17.0, 250.5, 900.0, 999.0])
     condition = torch.randn(5, 32, generator=torch.Generator().manual_seed(3))
-    together = denoiser(tokens, time, mask, condition)
+    together = denoiser(tokens, time, mask, asked(condition))
     assert together.shape == (5, 7, 10 if config.learn_variance else 5)
     assert together[~mask].abs().max() == 0
     wide = F.pad(tokens, (0, 0, 0, 6), value=7.0)
-    padded = denoiser(wide, time, F.pad(mask, (0, 6)), condition)
+    padded = denoiser(wide, time, F.pad(mask, (0, 6)), asked(condition))
     torch.testing.assert_close(padded[:, :7], together, atol=1e-5, rtol=1e-4)
     assert padded[:, 7:].abs().max() == 0
     for i, count in enumerate(num_atoms):
         row = slice(i, i + 1)
-        alone = denoiser(tokens[row, :count], time[row], mask[row, :count], condition[row])
+        alone = denoiser(tokens[row, :count], time[row], mask[row, :count], asked(condition[row]))
         torch.testing.assert_close(alone[0], together[i, :count], atol=1e-5, rtol=1e-4)
-    dense = denoiser(tokens, time, mask, condition, layout=TokenLayout.dense(mask))
+    dense = denoiser(tokens, time, mask, asked(condition), layout=TokenLayout.dense(mask))
     torch.testing.assert_close(dense, together, atol=1e-5, rtol=1e-4)
 
 
@@ -154,7 +164,7 @@ def test_a_condition_is_added_to_the_embedding_of_time() -> None:
     time, other = torch.tensor([10.0, 20.0]), torch.tensor([700.0, 30.0])
     condition = denoiser.t_embedder(other) - denoiser.t_embedder(time)
     torch.testing.assert_close(
-        denoiser(tokens, time, mask, condition), denoiser(tokens, other, mask), atol=1e-5, rtol=1e-4
+        denoiser(tokens, time, mask, asked(condition)), denoiser(tokens, other, mask), atol=1e-5, rtol=1e-4
     )
 
 

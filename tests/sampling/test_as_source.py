@@ -47,8 +47,8 @@ def test_every_format_gives_the_same_crystals_with_the_index_as_id(whole: Path, 
         other = crystals_of(sampled(tmp_path / form, form))
         assert other.ids == first.ids
         for ours, theirs in zip(first.arrays, other.arrays, strict=True):
-            assert ours[0].tolist() == theirs[0].tolist()
-            difference = ours[1] - theirs[1]
+            assert ours.atomic_numbers.tolist() == theirs.atomic_numbers.tolist()
+            difference = ours.frac_coords - theirs.frac_coords
             assert np.abs(difference - np.round(difference)).max() < 1e-6
 
 

@@ -7,9 +7,10 @@ from pathlib import Path
 import pytest
 import torch
 from scipy.stats import chisquare
-from tiny_ldm import ALL_CONDITIONS, NUM_ATOMS, TRAIN_SIZES, tiny_network
+from tiny_ldm import ALL_CONDITIONS, NUM_ATOMS, TRAIN_SIZES, build_asks, tiny_network
 
-from latentite.generators.asks import ask_warnings, build_asks, element_rules
+from latentite.generators.asks import element_rules
+from latentite.generators.latent.capability import ask_warnings
 from latentite.generators.sizes import (
     NumAtoms,
     choose_num_atoms,

@@ -12,6 +12,7 @@ from tiny_ldm import (
     FLOW,
     NUM_ATOMS,
     TRAIN_SIZES,
+    build_asks,
     counted_passes,
     some_jobs,
     tiny_network,
@@ -21,12 +22,12 @@ from latentite.crystal import CrystalBatch
 from latentite.diffusion.noise import CrystalNoise
 from latentite.diffusion.samplers import SamplerKind, sample
 from latentite.diffusion.steps import SamplerSettings, Variance
-from latentite.generators.asks import build_asks
 from latentite.generators.jobs import Ask, Jobs
 from latentite.generators.latent.batches import size_batches
 from latentite.generators.latent.chain import Precision, SamplingConfig, sample_jobs, sampling_schedule, told
 from latentite.generators.sizes import NumAtoms, plan_jobs
 from latentite.latent import LatentBatch
+from latentite.nn.conditions import Conditioning
 from latentite.nn.denoiser import OutputLayout
 from latentite.nn.ldm import LatentDiffusion
 from latentite.objectives.ldm import DiffusionConfig, DiffusionKind
@@ -51,9 +52,9 @@ def by_hand(
     diffusion: DiffusionConfig,
     jobs: Jobs,
     config: SamplingConfig,
-    embedding: torch.Tensor | None,
+    embedding: Conditioning | None,
 ) -> CrystalBatch:
-    """One batch in the order of the jobs, the network called with this condition vector."""
+    """One batch in the order of the jobs, the network told these conditions."""
     kind, schedule = sampling_schedule(diffusion, config)
     noise = CrystalNoise(jobs.seeds(3), num_atoms=jobs.num_atoms, num_channels=4)
     mask = LatentBatch.token_mask(jobs.num_atoms)

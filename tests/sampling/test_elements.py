@@ -11,10 +11,10 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tiny_ldm import ALL_CONDITIONS, FLOW, TRAIN_SIZES, tiny_network
+from tiny_ldm import ALL_CONDITIONS, FLOW, TRAIN_SIZES, build_asks, tiny_network
 
 from latentite.elements import SYMBOLS
-from latentite.generators.asks import build_asks, formula_unit
+from latentite.generators.asks import formula_unit
 from latentite.generators.elements import (
     allowed_elements,
     assign_composition,

@@ -27,12 +27,11 @@ from latentite.crystal_arrays import CrystalArrays
 from latentite.evaluation.reconstruct import _right_handed
 from latentite.generate import generate
 from latentite.generators.jobs import Jobs
-from latentite.generators.latent.chain import SampledCrystals
+from latentite.generators.protocol import Advance, Drawn
 from latentite.lattice import lattice_from_parameters
 from latentite.sampling.checks import RefusalKind, geometry_refusals
 from latentite.sampling.folder import Format
 from latentite.sampling.run import run_to_folder
-from latentite.sampling.window import Advance
 from latentite.sampling.writers import cif_text, reads_back
 
 HELIX = np.array([[0.1, 0.2, 0.05], [0.45, 0.15, 0.3], [0.7, 0.65, 0.55], [0.2, 0.8, 0.9]])
@@ -59,7 +58,7 @@ def triclinic(lengths: tuple[float, float, float]) -> np.ndarray:
     return lattice_from_parameters(torch.tensor(lengths, dtype=torch.float64), angles).numpy()
 
 
-def chiral_draw(jobs: Jobs, batch_size: int, advance: Advance) -> SampledCrystals:
+def chiral_draw(jobs: Jobs, batch_size: int, advance: Advance) -> Drawn:
     """Crystals of four atoms; those whose noise says so have a length below zero."""
     first = fake_draw()(jobs, batch_size, advance).crystals
     is_negative = first.lattice[:, 0, 0] < 1.0  # the ones that `fake_draw` collapses
@@ -67,7 +66,7 @@ def chiral_draw(jobs: Jobs, batch_size: int, advance: Advance) -> SampledCrystal
         CrystalArrays(NUMBERS, HELIX, triclinic((-5.1 if negative else 5.1, 6.2, 7.3)))
         for negative in is_negative.tolist()
     ]
-    return SampledCrystals(crystals=CrystalBatch.from_arrays(arrays))
+    return Drawn(crystals=CrystalBatch.from_arrays(arrays))
 
 
 def same_crystals_in_all_files(folder: Path) -> int:

@@ -15,12 +15,11 @@ from test_run_window import ORIGIN, run, window_of
 from tiny_checkpoint import fake_draw
 
 from latentite.generators.jobs import Jobs
-from latentite.generators.latent.chain import SampledCrystals
+from latentite.generators.protocol import Advance, Drawn
 from latentite.sampling import folder as folder_module
 from latentite.sampling.checksums import read_commits
 from latentite.sampling.folder import Counts, Format, RunFolder
 from latentite.sampling.run import Run, run_to_folder, samples_of
-from latentite.sampling.window import Advance
 
 TOTAL, WINDOW = 300, 64
 FORMATS = [Format.CIF, Format.EXTXYZ, Format.JSON]
@@ -55,7 +54,7 @@ def stopping(after: int, error: type[BaseException] = Killed) -> Run:
     """A run that ends in the draw after so many."""
     draws = []
 
-    def draw(jobs: Jobs, batch_size: int, advance: Advance) -> SampledCrystals:
+    def draw(jobs: Jobs, batch_size: int, advance: Advance) -> Drawn:
         if len(draws) == after:
             raise error
         draws.append(len(jobs))
@@ -141,7 +140,7 @@ def test_a_halved_batch_is_remembered_when_the_run_is_resumed(tmp_path: Path) ->
     asked: list[int] = []
     kill_at = [14, 1000]  # the first window takes a few draws
 
-    def tight(jobs: Jobs, batch_size: int, advance: Advance) -> SampledCrystals:
+    def tight(jobs: Jobs, batch_size: int, advance: Advance) -> Drawn:
         asked.append(batch_size)
         if batch_size > 2:
             raise torch.OutOfMemoryError("out of memory")
@@ -318,7 +317,7 @@ def test_an_unfinished_run_whose_files_were_damaged_is_not_continued(tmp_path: P
 
 
 def test_trajectories_are_under_the_checksums_too(tmp_path: Path) -> None:
-    def draw(jobs: Jobs, batch_size: int, advance: Advance) -> SampledCrystals:
+    def draw(jobs: Jobs, batch_size: int, advance: Advance) -> Drawn:
         found = fake_draw()(jobs, batch_size, advance)
         return replace(found, trajectory=[found.crystals, found.crystals])
 

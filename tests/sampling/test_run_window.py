@@ -17,13 +17,12 @@ from tiny_ldm import TRAIN_SIZES
 
 from latentite.crystal import CrystalBatch
 from latentite.generators.jobs import Jobs
-from latentite.generators.latent.chain import SampledCrystals
+from latentite.generators.protocol import Advance, Drawn
 from latentite.generators.sizes import plan_jobs
 from latentite.sampling.checks import RefusalKind
 from latentite.sampling.folder import Counts, Format, RunFolder
 from latentite.sampling.run import Origin, Run, run_in_memory, run_to_folder
 from latentite.sampling.window import (
-    Advance,
     BatchSize,
     Window,
     draw_window,
@@ -116,7 +115,7 @@ def test_out_of_memory_halves_the_batch_says_so_and_goes_on(caplog: pytest.LogCa
     sizes: list[int] = []
     draw = fake_draw(seen=lambda jobs, size, found: sizes.append(size))
 
-    def tight(jobs: Jobs, batch_size: int, advance: Advance) -> SampledCrystals:
+    def tight(jobs: Jobs, batch_size: int, advance: Advance) -> Drawn:
         if batch_size > 10:
             kind = torch.OutOfMemoryError if batch_size > 20 else RuntimeError
             raise kind(
@@ -137,7 +136,7 @@ def test_out_of_memory_halves_the_batch_says_so_and_goes_on(caplog: pytest.LogCa
 
 
 def test_out_of_memory_with_one_crystal_is_an_error_of_one_sentence() -> None:
-    def never(jobs: Jobs, batch_size: int, advance: Advance) -> SampledCrystals:
+    def never(jobs: Jobs, batch_size: int, advance: Advance) -> Drawn:
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB")
 
     with pytest.raises(ValueError, match="memory must hold one crystal of 12 atoms at a time"):
@@ -145,7 +144,7 @@ def test_out_of_memory_with_one_crystal_is_an_error_of_one_sentence() -> None:
 
 
 def test_other_errors_are_not_taken_for_a_lack_of_memory() -> None:
-    def broken(jobs: Jobs, batch_size: int, advance: Advance) -> SampledCrystals:
+    def broken(jobs: Jobs, batch_size: int, advance: Advance) -> Drawn:
         raise RuntimeError("mat1 and mat2 shapes cannot be multiplied")
 
     with pytest.raises(RuntimeError, match="shapes"):

@@ -7,14 +7,13 @@ from dataclasses import astuple, replace
 import numpy as np
 import pytest
 import torch
-from tiny_ldm import ALL_CONDITIONS, DDPM, FLOW, TRAIN_SIZES, tiny_network
+from tiny_ldm import ALL_CONDITIONS, DDPM, FLOW, TRAIN_SIZES, build_asks, tiny_network
 
 from latentite import lattice as lat
 from latentite.crystal import CrystalBatch
 from latentite.crystal_arrays import CrystalArrays
 from latentite.data.canonical import canonicalize, canonicalize_with_order
 from latentite.data.checks import Limits
-from latentite.generators.asks import build_asks
 from latentite.generators.jobs import Jobs
 from latentite.generators.latent.chain import SamplingConfig, sample_jobs
 from latentite.generators.latent.start import Start, start_from

@@ -12,11 +12,10 @@ from latentite.checkpoint import Stage, build_payload
 from latentite.crystal import CrystalBatch
 from latentite.diffusion.noise import CrystalNoise
 from latentite.generators.jobs import Jobs
-from latentite.generators.latent.chain import SampledCrystals
+from latentite.generators.protocol import Advance, Drawn
 from latentite.nn.condition_values import ConditionConfig
 from latentite.nn.ldm import LatentDiffusion
 from latentite.objectives.ldm import DiffusionConfig, LDMStageConfig
-from latentite.sampling.window import Advance
 
 HISTOGRAM = [0, 3, 5, 2, 8, 4, 6, 1, 7, 0, 2, 0, 4]
 
@@ -64,7 +63,7 @@ def fake_draw(
     *,
     share_bad: float = 0.2,
     seen: Callable[[Jobs, int, CrystalBatch], None] = lambda jobs, size, found: None,
-) -> Callable[[Jobs, int, Advance], SampledCrystals]:
+) -> Callable[[Jobs, int, Advance], Drawn]:
     """A sampler whose crystals are a function of (seed 0, index, attempt), some of them collapsed.
 
     Args:
@@ -72,7 +71,7 @@ def fake_draw(
         seen: is shown every call and its result.
     """
 
-    def draw(jobs: Jobs, batch_size: int, advance: Advance) -> SampledCrystals:
+    def draw(jobs: Jobs, batch_size: int, advance: Advance) -> Drawn:
         noise = CrystalNoise(jobs.seeds(0), num_atoms=jobs.num_atoms, num_channels=3).start()
         mask = torch.arange(noise.shape[1]) < jobs.num_atoms[:, None]
         sheet = torch.arange(noise.shape[1])[:, None] * torch.tensor([0.05, 0.0, 0.0])  # keeps atoms apart
@@ -85,6 +84,6 @@ def fake_draw(
         )
         seen(jobs, batch_size, crystals)
         advance(len(jobs))
-        return SampledCrystals(crystals=crystals)
+        return Drawn(crystals=crystals)
 
     return draw

@@ -4,10 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 
-from latentite.generators.jobs import Jobs
+from latentite.generators import asks
+from latentite.generators.jobs import Ask, Jobs
+from latentite.generators.latent.chain import SamplingConfig
+from latentite.generators.latent.generator import LatentGenerator, card_of
+from latentite.generators.latent.start import Start
 from latentite.generators.sizes import NumAtoms
 from latentite.nn.condition_values import ConditionConfig, ConditionKind
 from latentite.nn.conditions import ConditionModuleConfig
@@ -76,6 +81,26 @@ def tiny_network(
         if module is not None and module.encoder(name).is_number:
             module.encoder(name).set_statistics(2.0, 1.5)
     return network.eval()
+
+
+def build_asks(
+    network: LatentDiffusion,
+    *,
+    train_sizes: NumAtoms | None,
+    guidance: float | dict[str, float] = 2.0,
+    start: Start | None = None,
+    **requested: Any,
+) -> tuple[Ask, ...]:
+    """What a generator with this network makes of what is requested."""
+    generator = LatentGenerator(
+        card=card_of(network, train_sizes),
+        network=network,
+        diffusion=DDPM,
+        sampling=SamplingConfig(guidance=guidance),
+        start=start,
+        settings={},
+    )
+    return asks.build_asks(generator, **requested)
 
 
 def some_jobs(count: int = 24) -> Jobs:

@@ -17,8 +17,7 @@ from torch import Tensor
 from latentite.checkpoint import read_checkpoint
 from latentite.config import compose, config_dir, load
 from latentite.data.cache import write_dataset
-from latentite.generators.asks import build_asks
-from latentite.generators.jobs import Jobs
+from latentite.generators.jobs import Ask, Jobs
 from latentite.generators.latent.chain import SamplingConfig, sample_jobs
 from latentite.ldm_checkpoint import load_ldm
 from latentite.nn.condition_values import ConditionKind
@@ -143,9 +142,8 @@ def test_conditional_experiments_train_their_condition(
     assert not first.allclose(none, atol=1e-5)
 
     sizes = torch.tensor([4, 4])
-    asked = [
-        build_asks(network, train_sizes=None, conditions={condition: value})[0] for value in (one, other)
-    ]
+    assert network.condition_module is not None
+    asked = [Ask(conditions=network.condition_module.parse({condition: value})) for value in (one, other)]
     plain = Jobs.plain(sizes)
     sampled = [
         sample_jobs(

@@ -161,7 +161,8 @@ def _default(item: Field[Any]) -> Any:
 
 def _help(kind: type, item: Field[Any], default: Any) -> str:
     text = _docstrings(kind).get(item.name, "")
-    text = " ".join(text.split("\n\n")[0].split()).removesuffix(".")
+    text = " ".join(text.split("\n\n")[0].split())
+    text = text if text.endswith("...") else text.removesuffix(".")
     first = re.match(r"\w+", text)
     if first and (first[0] == "A" or first[0][1:].islower()):
         text = text[0].lower() + text[1:]
@@ -173,6 +174,8 @@ def _help(kind: type, item: Field[Any], default: Any) -> str:
 
 
 def _show(default: Any) -> str:
+    if isinstance(default, float):
+        return f"{default:g}"
     if isinstance(default, Enum):
         return str(default.value)
     return ",".join(map(_show, default)) if isinstance(default, (tuple, list)) else str(default)

@@ -10,16 +10,22 @@ import difflib
 import os
 import types
 import typing
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import MISSING, Field, fields, is_dataclass
-from enum import Enum
+from enum import Enum, StrEnum
 from functools import lru_cache
 from numbers import Integral
 from pathlib import Path
 from typing import Any, TypeVar
 
 Config = TypeVar("Config")
+Choice = TypeVar("Choice", bound=StrEnum)
+
+Texts = str | Sequence[str]
+"""Several names as a user types them: a sequence, or one text with commas."""
+Numbers = int | str | Sequence[int]
+"""Several whole numbers: one, a sequence, or a text with commas."""
 
 
 NOT_TYPED: Mapping[str, Any] = types.MappingProxyType({"is_typed": False})
@@ -40,6 +46,38 @@ def check_seed(seed: int) -> None:
         raise ValueError(f"seed must be a whole number, got {seed}")
     if seed < 0:
         raise ValueError(f"seed must be 0 or more, got {seed}")
+
+
+def choice(option: str, value: str, kind: type[Choice]) -> Choice:
+    """One of an enum's values.
+
+    Raises:
+        ValueError: for any other.
+    """
+    try:
+        return kind(value)
+    except ValueError:
+        raise ValueError(f"{option} must be one of {', '.join(kind)}, got {value}") from None
+
+
+def names(value: Texts) -> list[str]:
+    """`a,b` or a sequence as a list, without empty parts."""
+    parts = value.split(",") if isinstance(value, str) else value
+    return [text for part in parts if (text := part.strip())]
+
+
+def numbers(option: str, value: Numbers) -> list[int]:
+    """`1,2,4`, one number or a sequence as a list.
+
+    Raises:
+        ValueError: for what is no whole number.
+    """
+    parts: Sequence[int | str] = [value] if isinstance(value, int) else value
+    parts = names(value) if isinstance(value, str) else parts
+    try:
+        return [int(part) for part in parts]
+    except ValueError:
+        raise ValueError(f"{option} must be whole numbers such as 1,2,4, got {value}") from None
 
 
 @contextmanager

@@ -9,7 +9,8 @@ A `.ckpt` has Lightning's own keys, the raw weights in `state_dict` under the pr
 
     "latentite": {"format": 1, "stage": "vae", "config": {...}, "data": {...}, "metrics": {...},
                   "ema": {parameter name without prefix: tensor} or None,
-                  "default_weights": "raw" or "ema", where it is not the EMA if there is one}
+                  "default_weights": "raw" or "ema", where it is not the EMA if there is one,
+                  "generator": name of the generator that it is, such as "latent_diffusion", where it is one}
 
 What others use is named here; the files of this folder say the rest.
 """
@@ -20,6 +21,7 @@ from latentite.checkpoint.portable import Precision, read_portable, write_portab
 from latentite.checkpoint.read import export_portable, read_checkpoint
 from latentite.checkpoint.record import (
     FORMAT,
+    LATENT_DIFFUSION,
     NETWORK_PREFIX,
     PAYLOAD_KEY,
     CheckpointError,
@@ -33,6 +35,7 @@ from latentite.checkpoint.record import (
 
 __all__ = [
     "FORMAT",
+    "LATENT_DIFFUSION",
     "NETWORK_PREFIX",
     "PAYLOAD_KEY",
     "CheckpointError",

@@ -66,6 +66,7 @@ def record_from_lightning(path: Path, weights: Weights | None) -> CheckpointReco
         data=payload["data"],
         metrics=payload["metrics"],
         sha256=sha256_file(path),
+        generator=payload.get("generator"),
     )
 
 

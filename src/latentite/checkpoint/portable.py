@@ -104,6 +104,7 @@ def _card(
     return {
         "format": FORMAT,
         "stage": record.stage.value,
+        **({} if record.generator is None else {"generator": record.generator}),
         "weights": record.weights.value,
         "sha256": sha256,
         "num_tensors": len(state),
@@ -212,6 +213,7 @@ def _read_pair(stem: Path, borrowers: Sequence[str]) -> CheckpointRecord:
         data=card["data"],
         metrics=card["metrics"],
         sha256=digest,
+        generator=card.get("generator"),
     )
 
 

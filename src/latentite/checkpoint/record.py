@@ -30,6 +30,11 @@ class Stage(StrEnum):
     PREDICTOR = "predictor"
 
 
+LATENT_DIFFUSION = "latent_diffusion"
+"""Name of the generator that this package's latent diffusion models are (`generators.table.GENERATORS`)."""
+_GENERATORS = {Stage.LDM: LATENT_DIFFUSION, Stage.RL: LATENT_DIFFUSION}
+
+
 class Weights(StrEnum):
     """Which of a checkpoint's two sets of weights."""
 
@@ -61,6 +66,8 @@ class CheckpointRecord:
     metrics: dict[str, Any]
     sha256: str
     """Of the file `path`."""
+    generator: str | None = None
+    """Name of the generator that it is; None where the file does not say, and for stages that generate nothing."""
 
 
 def plain(value: Any, *, key: str = "") -> Any:
@@ -105,6 +112,7 @@ def build_payload(
     metrics: Mapping[str, Any],
     ema: Mapping[str, Tensor] | None = None,
     default_weights: Weights | None = None,
+    generator: str | None = None,
 ) -> dict[str, Any]:
     """What a Lightning module adds to its checkpoint under the key "latentite".
 
@@ -115,6 +123,7 @@ def build_payload(
         metrics: name -> number, as last validated.
         ema: averaged parameters by their names in the network (no "network." prefix), or None without EMA.
         default_weights: what a reader gets who does not choose; None for the EMA where there is one.
+        generator: name of the generator that it is; None for that of the stage, if it makes one.
 
     Raises:
         TypeError: something in it is not a plain value; the message names its key.
@@ -127,6 +136,9 @@ def build_payload(
         "metrics": plain(metrics, key="metrics"),
         "ema": None if ema is None else {name: tensor.detach() for name, tensor in ema.items()},
     }
+    generator = generator or _GENERATORS.get(Stage(stage))
+    if generator is not None:
+        payload["generator"] = generator
     return payload if default_weights is None else {**payload, "default_weights": default_weights.value}
 
 
@@ -152,6 +164,10 @@ def check_payload(payload: Any, path: Path) -> Stage:
     if payload.get("stage") not in list(Stage):
         raise CheckpointError(
             f"{path}: stage must be one of {', '.join(Stage)}, got {payload.get('stage')!r:.80}"
+        )
+    if not isinstance(payload.get("generator", ""), str):
+        raise CheckpointError(
+            f"{path}: generator must be the name of one, got {payload.get('generator')!r:.80}"
         )
     for section in ("config", "data", "metrics"):
         if not isinstance(payload.get(section), dict):

@@ -108,8 +108,8 @@ def reinforce(config: TrainRLConfig, picture: Path, *, seconds: float, num_sampl
 
 def judge(checkpoint: str | Path, config: TrainRLConfig, num_samples: int) -> Judgement:
     """Sample as `latentite sample` does and ask the rewards of the run."""
-    wanted = GenerateConfig(ckpt=checkpoint, num_samples=num_samples, steps=JUDGED_STEPS, no_replace=True)
-    found = generate_from(wanted)
+    wanted = GenerateConfig(ckpt=checkpoint, num_samples=num_samples, no_replace=True)
+    found = generate_from(wanted, {"steps": JUDGED_STEPS})
     assert found.crystals is not None, "kept in memory"
     means = Rewards.build(config.rl_module.reward_fn)(found.crystals).means()
     return Judgement(

@@ -227,8 +227,8 @@ def show_samples(
     folder = out_dir / "samples"
     if folder.exists():  # of an earlier demo
         shutil.rmtree(folder)
-    config = GenerateConfig(ckpt=checkpoint, num_samples=NUM_SAMPLES, steps=NUM_STEPS, seed=seed, out=folder)
-    samples = generate_from(config, command=["latentite", "demo"])
+    config = GenerateConfig(ckpt=checkpoint, num_samples=NUM_SAMPLES, seed=seed, out=folder)
+    samples = generate_from(config, {"steps": NUM_STEPS}, command=["latentite", "demo"])
     if not samples.counts.written:
         return samples, None, []
     known = data.splits["train"].crystals.with_properties({})

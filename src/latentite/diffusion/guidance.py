@@ -8,28 +8,41 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from typing import Protocol, Self, TypeVar
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool
 from torch import Tensor
 
 from latentite.diffusion.steps import Denoise
 
-Network = Callable[[Tensor, Tensor, Tensor, Tensor | None], Tensor]
-"""(tokens, time, mask, condition embedding or None) -> raw output; `nn.denoiser.Denoiser` is one."""
+
+class Condition(Protocol):
+    """What a network is told of crystals, one row each; `nn.conditions.Conditioning` is one."""
+
+    @classmethod
+    def concatenate(cls, parts: Sequence[Self]) -> Self:
+        """One part after the other."""
 
 
-def unconditional(network: Network, mask: Bool[Tensor, "crystal token"]) -> Denoise:
+Told = TypeVar("Told", bound=Condition)
+Network = Callable[[Tensor, Tensor, Tensor, Told | None], Tensor]
+"""(tokens, time, mask, condition or None) -> raw output; `nn.denoiser.Denoiser` is one."""
+
+
+def unconditional(
+    network: Callable[[Tensor, Tensor, Tensor, None], Tensor], mask: Bool[Tensor, "crystal token"]
+) -> Denoise:
     """The denoiser of a network without conditions."""
     return lambda tokens, time: network(tokens, time, mask, None)
 
 
 def guided(
-    network: Network,
+    network: Network[Told],
     mask: Bool[Tensor, "crystal token"],
     *,
-    absent: Float[Tensor, "crystal hidden"],
-    conditions: Sequence[Float[Tensor, "crystal hidden"]],
+    absent: Told,
+    conditions: Sequence[Told],
     scales: Sequence[float],
     guide_variance: bool = True,
 ) -> Denoise:
@@ -38,8 +51,8 @@ def guided(
     Args:
         network: the conditional network.
         mask: True where a token is real.
-        absent: embedding of "no condition given".
-        conditions: embeddings: one with everything given under one scale, or one for each scale.
+        absent: says that no condition is given.
+        conditions: one that says everything that is given, under one scale, or one for each scale.
         scales: s of each.
         guide_variance: guide the variance channels as the prediction (Chemeleon2 guides its whole output).
             When off they take each scale clipped to [0, 1], hence never leave what the network itself says.
@@ -51,18 +64,18 @@ def guided(
         raise ValueError(f"guidance must have one scale per condition ({len(conditions)}), got {len(scales)}")
     if not all(math.isfinite(scale) for scale in scales):
         raise ValueError(f"guidance must be finite, got {', '.join(str(scale) for scale in scales)}")
-    active = [(embed, scale) for embed, scale in zip(conditions, scales, strict=True) if scale != 0.0]
+    active = [(condition, scale) for condition, scale in zip(conditions, scales, strict=True) if scale != 0.0]
     if not active:
         return lambda tokens, time: network(tokens, time, mask, absent)
     if len(active) == 1 and active[0][1] == 1.0:
         return lambda tokens, time: network(tokens, time, mask, active[0][0])
     weights = [scale for _, scale in active]
-    embeddings = torch.cat([absent, *(embed for embed, _ in active)])
+    together = type(absent).concatenate([absent, *(condition for condition, _ in active)])
     passes = len(active) + 1
     masks = mask.repeat(passes, 1)
 
     def denoise(tokens: Tensor, time: Tensor) -> Tensor:
-        output = network(tokens.repeat(passes, 1, 1), time.repeat(passes), masks, embeddings)
+        output = network(tokens.repeat(passes, 1, 1), time.repeat(passes), masks, together)
         base, *others = output.chunk(passes)
         result = combine(base, others, weights)
         if guide_variance or output.shape[-1] == tokens.shape[-1]:

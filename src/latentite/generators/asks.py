@@ -1,6 +1,6 @@
-"""From what a user asks (conditions, formulas, elements, structures) to asks, checked against the model.
+"""From what a user asks (conditions, formulas, elements) to asks that a generator accepts.
 
-What a model cannot do is refused here, before anything is sampled.
+What it cannot do is refused here, before anything is sampled.
 """
 
 from __future__ import annotations
@@ -13,79 +13,100 @@ from latentite.elements import ATOMIC_NUMBER, MAX_ATOMIC_NUMBER, SYMBOLS
 from latentite.formulas import parse_amounts
 from latentite.generators.elements import element_numbers
 from latentite.generators.jobs import Ask, ElementRules
-from latentite.generators.latent.capability import (
-    Guidance,
-    conditions_of,
-    refuse_elements,
-    refuse_fixed,
-    refuse_guidance,
-    refuse_sizes,
-)
-from latentite.generators.latent.start import Start
+from latentite.generators.protocol import Askable, Generator, GeneratorCard
 from latentite.generators.sizes import NumAtoms
-from latentite.nn.condition_values import ConditionKind, ConditionValue, parse_conditions
-from latentite.nn.ldm import LatentDiffusion
+from latentite.nn.condition_values import (
+    ConditionConfig,
+    ConditionKind,
+    ConditionValue,
+    parse_conditions,
+)
 
 
 def build_asks(
-    network: LatentDiffusion,
+    generator: Generator,
     *,
-    train_sizes: NumAtoms | None,
     conditions: str | Mapping[str, object] | None = None,
-    formulas: Sequence[str] = (),
+    formulas: Sequence[str] | str = (),
     formula_units: Sequence[int] | None = None,
     allowed: Sequence[str] | str | None = None,
     required: Sequence[str] | str | None = None,
     forbidden: Sequence[str] | str | None = None,
-    guidance: Guidance = 2.0,
-    start: Start | None = None,
 ) -> tuple[Ask, ...]:
-    """What a run asks: one request per formula (or one in all) and starting structure, ordered by request.
+    """What a run asks: one request per formula, or one in all, as the generator accepts them, ordered by request.
 
     A request for a formula has one ask for each number of formula units, which `plan_jobs` draws from: by
     default the multiples whose number of atoms occurs in training, as often as there; if units are given, these
-    equally often. A model with conditions that follow from a formula (composition, chemical system) is told them.
+    equally often. A generator with conditions that follow from a formula (composition, chemical system) is told
+    them. Where nobody knows the sizes of the training set, one formula unit is the default, and atoms have no limit.
 
     Args:
-        network: the model.
-        train_sizes: sizes of its training set; None where the checkpoint does not say, which makes one formula
-            unit the default and lifts the limit on atoms.
+        generator: that is to fulfil them.
         conditions: `band_gap=2.0,chemical_system=Li-Fe-O` or a mapping.
         formulas: with whole numbers, such as LiFePO4.
         formula_units: of each formula.
         allowed: symbols of the elements that may occur; all by default.
         required: symbols of elements that must occur.
         forbidden: symbols of elements that must not.
-        guidance: see `chain.SamplingConfig`.
-        start: structures to start from.
 
     Raises:
-        ValueError: for what the model cannot do, or what contradicts itself.
+        ValueError: for what the generator cannot do, or what contradicts itself.
     """
-    module = network.condition_module
-    configs = [] if module is None else module.config.conditions
-    given = parse_conditions(conditions, configs) if conditions else {}
-    sizes = {given[c.name] for c in configs if c.kind is ConditionKind.NUM_ATOMS and c.name in given}
+    card = generator.card
+    given = parse_conditions(conditions, card.conditions) if conditions else {}
+    sizes = {given[c.name] for c in card.conditions if c.kind is ConditionKind.NUM_ATOMS and c.name in given}
     num_atoms = next((int(size) for size in sizes if isinstance(size, int | float)), None)
     rules = element_rules(allowed, required, forbidden)
     base = Ask(
         label="" if rules is None else _describe(rules), conditions=given, elements=rules, num_atoms=num_atoms
     )
-    asks = _per_formula(network, base, formulas, formula_units, train_sizes)
-    if start is not None:
-        asks = _start_asks(network, asks, start)
-    refuse_sizes(asks, train_sizes)
-    refuse_elements(network, asks)
-    refuse_guidance(network, asks, given, guidance)
-    return tuple(asks)
+    asks = _per_formula(card, base, formulas, formula_units)
+    _refuse_unable(card, asks)
+    accepted = generator.accept(asks)
+    refuse_sizes(accepted, card.sizes)
+    return accepted
+
+
+def _refuse_unable(card: GeneratorCard, asks: Sequence[Ask]) -> None:
+    """Refuse what the generator cannot be asked, and elements that it does not make."""
+    for ask in asks:
+        if ask.composition is not None and Askable.FORMULA not in card.asks:
+            raise ValueError(f"formula must not be given: the generator {card.kind} cannot be asked for one")
+        if ask.elements is not None and Askable.ELEMENTS not in card.asks:
+            raise ValueError(
+                f"elements_* must not be given: the generator {card.kind} cannot be asked for elements"
+            )
+        needed = set(ask.composition or ()) | set(() if ask.elements is None else ask.elements.required)
+        if foreign := needed - set(card.elements):
+            raise ValueError(
+                f"formula and elements_required must have elements that the generator {card.kind} makes, "
+                f"got {SYMBOLS[min(foreign) - 1]}"
+            )
+        allowed = None if ask.elements is None else ask.elements.allowed
+        if allowed is not None and not set(allowed) & set(card.elements):
+            raise ValueError(
+                f"elements_allowed must leave an element that the generator {card.kind} makes, got none"
+            )
+
+
+def refuse_sizes(asks: Sequence[Ask], train_sizes: NumAtoms | None) -> None:
+    """Refuse cells that are larger than any in training, or too small for what they must hold."""
+    for ask in asks:
+        if ask.num_atoms is None:
+            continue
+        if train_sizes is not None and ask.num_atoms > train_sizes.largest:
+            raise ValueError(
+                f"{ask.label or 'a crystal'} must have at most {train_sizes.largest} atoms, the most that the model "
+                f"has seen, got {ask.num_atoms}; ask for fewer formula units or a smaller cell"
+            )
+        if ask.num_atoms < ask.min_atoms:
+            raise ValueError(
+                f"num_atoms must be at least {ask.min_atoms}, one for each required element, got {ask.num_atoms}"
+            )
 
 
 def _per_formula(
-    network: LatentDiffusion,
-    base: Ask,
-    formulas: Sequence[str] | str,
-    formula_units: Sequence[int] | None,
-    train_sizes: NumAtoms | None,
+    card: GeneratorCard, base: Ask, formulas: Sequence[str] | str, formula_units: Sequence[int] | None
 ) -> list[Ask]:
     """The asks of every formula in turn; what is asked anyway, without any."""
     if isinstance(formulas, str):
@@ -101,24 +122,7 @@ def _per_formula(
     return [
         ask
         for request, formula in enumerate(formulas)
-        for ask in _formula_asks(network, replace(base, request=request), formula, formula_units, train_sizes)
-    ]
-
-
-def ask_warnings(network: LatentDiffusion, asks: Sequence[Ask]) -> list[str]:
-    """Sentences that the user should read: about compositions that a model does not aim at."""
-    kinds = {kind for _, kind in conditions_of(network)}
-    labels = {ask.label for ask in asks if ask.composition is not None}
-    if not labels or ConditionKind.COMPOSITION in kinds:
-        return []
-    knows = (
-        "is told the elements, but not how many of each"
-        if ConditionKind.CHEMICAL_SYSTEM in kinds
-        else "is not told the composition"
-    )
-    return [
-        f"this model {knows}: the elements of {sorted(labels)[0]}{' and others' if len(labels) > 1 else ''} are "
-        "put on the atoms of structures that were not made for that composition"
+        for ask in _formula_asks(card, replace(base, request=request), formula, formula_units)
     ]
 
 
@@ -162,15 +166,9 @@ def formula_unit(formula: str) -> tuple[int, ...]:
     return tuple(sorted(ATOMIC_NUMBER[symbol] for symbol, n in amounts.items() for _ in range(int(n))))
 
 
-def _formula_asks(
-    network: LatentDiffusion,
-    base: Ask,
-    formula: str,
-    units: Sequence[int] | None,
-    train_sizes: NumAtoms | None,
-) -> list[Ask]:
+def _formula_asks(card: GeneratorCard, base: Ask, formula: str, units: Sequence[int] | None) -> list[Ask]:
     """One ask for each number of formula units."""
-    unit = formula_unit(formula)
+    unit, train_sizes = formula_unit(formula), card.sizes
     if units is not None:
         if not units or min(units) < 1:
             raise ValueError(f"formula_units must be 1 or more, got {', '.join(map(str, units)) or 'none'}")
@@ -192,7 +190,7 @@ def _formula_asks(
         composition = tuple(sorted(unit * number))
         label = formula if number == 1 else f"{formula} x {number}"
         ask = replace(base, label=label, weight=weight)
-        asks.append(_with_composition(network, ask, composition))
+        asks.append(with_composition(card.conditions, ask, composition))
     if base.num_atoms is not None:
         asks = [ask for ask in asks if ask.num_atoms == base.num_atoms]
         if not asks:
@@ -200,7 +198,7 @@ def _formula_asks(
     return asks
 
 
-def _with_composition(network: LatentDiffusion, ask: Ask, composition: tuple[int, ...]) -> Ask:
+def with_composition(configs: Sequence[ConditionConfig], ask: Ask, composition: tuple[int, ...]) -> Ask:
     """The ask for exactly these atoms, with the conditions that follow from them."""
     amounts = Counter(composition)
     follows: dict[ConditionKind, ConditionValue] = {
@@ -208,7 +206,7 @@ def _with_composition(network: LatentDiffusion, ask: Ask, composition: tuple[int
         ConditionKind.CHEMICAL_SYSTEM: tuple(SYMBOLS[z - 1] for z in amounts),
     }
     conditions = dict(ask.conditions)
-    for name, kind in conditions_of(network):
+    for name, kind in ((config.name, config.kind) for config in configs):
         if kind in follows and name in conditions:
             raise ValueError(
                 f"condition {name} must not be given together with a formula, which says it already"
@@ -216,34 +214,6 @@ def _with_composition(network: LatentDiffusion, ask: Ask, composition: tuple[int
         if kind in follows:
             conditions[name] = follows[kind]
     return replace(ask, conditions=conditions, composition=composition, num_atoms=len(composition))
-
-
-def _start_asks(network: LatentDiffusion, asks: Sequence[Ask], start: Start) -> list[Ask]:
-    """Every request once for each structure to start from, where their numbers of atoms agree."""
-    result = []
-    num_starts = len(start.crystals)
-    counts = start.crystals.num_atoms.tolist()
-    structures = start.crystals.atomic_numbers.split(counts)
-    for request in range(asks[-1].request + 1):
-        ways = [ask for ask in asks if ask.request == request]
-        for number, atoms in enumerate(structures):
-            fitting = [ask for ask in ways if ask.num_atoms in (None, len(atoms))]
-            if not fitting:
-                raise ValueError(
-                    f"formula and num_atoms must fit the structure to start from, which has {len(atoms)} atoms; "
-                    f"got {' or '.join(str(ask.num_atoms) for ask in ways)}"
-                )
-            numbers = tuple(atoms.tolist())
-            fixed = tuple(atoms[start.fixed[number, : len(atoms)]].tolist())
-            for ask in fitting:
-                begun = replace(
-                    ask, num_atoms=len(atoms), start=number, request=request * num_starts + number
-                )
-                if ask.composition is None and not network.config.vae.atom_type_predict:
-                    begun = _with_composition(network, begun, numbers)
-                refuse_fixed(network, begun, numbers, fixed)
-                result.append(begun)
-    return result
 
 
 def _describe(rules: ElementRules) -> str:

@@ -64,6 +64,7 @@ class Jobs:
     attempts: Int[Tensor, " crystal"]
     """0 at first; counts up when a crystal is sampled again because it could not be used."""
     num_atoms: Int[Tensor, " crystal"]
+    """0 where the generator chooses."""
     asks: Int[Tensor, " crystal"]
     """Which of `asked` each is."""
     asked: tuple[Ask, ...] = (Ask(),)

@@ -168,7 +168,7 @@ def plan_jobs(
     indices: Sequence[int],
     *,
     seed: int,
-    sizes: NumAtoms,
+    sizes: NumAtoms | None,
     asks: Sequence[Ask] = (Ask(),),
     num_samples: int | None = None,
 ) -> Jobs:
@@ -180,7 +180,7 @@ def plan_jobs(
     Args:
         indices: places in the run.
         seed: of the run.
-        sizes: where a request does not fix the number of atoms, drawn from these.
+        sizes: where a request does not fix the number of atoms, drawn from these; None leaves it to the generator.
         asks: as `build_asks` gives them: ordered by request.
         num_samples: crystals per request; None for a run of one request.
 
@@ -199,9 +199,10 @@ def plan_jobs(
     num_atoms = torch.tensor([ask.num_atoms or 0 for ask in asks])[chosen]
     least = torch.tensor([ask.min_atoms for ask in asks])[chosen]
     uniforms = crystal_uniforms(seed, indices, _DRAW_SIZE)
-    for at_least in least[num_atoms == 0].unique().tolist():
-        drawn = (num_atoms == 0) & (least == at_least)
-        num_atoms[drawn] = sizes.quantile(uniforms[drawn], at_least)
+    if sizes is not None:
+        for at_least in least[num_atoms == 0].unique().tolist():
+            drawn = (num_atoms == 0) & (least == at_least)
+            num_atoms[drawn] = sizes.quantile(uniforms[drawn], at_least)
     return Jobs(
         indices=places,
         attempts=torch.zeros_like(places),

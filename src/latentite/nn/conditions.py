@@ -1,4 +1,4 @@
-"""`ConditionModule`: what was asked of a crystal as one vector, added to the denoiser's embedding of time.
+"""`ConditionModule`: what was asked of a crystal as a `Conditioning`: a vector, and the conditions that it is made of.
 
 Each condition has its own encoder and its own learned vector for "absent", so a model trained with random hiding can
 be given any subset of its conditions. A missing label is "absent", never a dropped row.
@@ -10,7 +10,7 @@ come in are never written to.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any
@@ -68,6 +68,38 @@ class ConditionModuleConfig:
             raise ValueError("absent must be output where a condition has classes, got input")
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Conditioning:
+    """What a denoiser is told of crystals, one row each."""
+
+    vector: Float[Tensor, "crystal hidden"]
+    """Everything that is asked in one; it is added to the embedding of time."""
+    per_condition: Float[Tensor, "crystal condition hidden"]
+    """Embedding of each of the model's conditions, in their order; of an absent one its learned stand-in."""
+    present: Bool[Tensor, "crystal condition"]
+    """Whether the crystal is told the condition: a usable value was given, and not hidden."""
+
+    def __len__(self) -> int:
+        return len(self.vector)
+
+    def repeat(self, times: int) -> Conditioning:
+        """All rows, so many times one after the other, as `Tensor.repeat`."""
+        return Conditioning(
+            vector=self.vector.repeat(times, 1),
+            per_condition=self.per_condition.repeat(times, 1, 1),
+            present=self.present.repeat(times, 1),
+        )
+
+    @classmethod
+    def concatenate(cls, parts: Sequence[Conditioning]) -> Conditioning:
+        """Rows of one model, one part after the other."""
+        return cls(
+            vector=torch.cat([part.vector for part in parts]),
+            per_condition=torch.cat([part.per_condition for part in parts]),
+            present=torch.cat([part.present for part in parts]),
+        )
+
+
 class ConditionEncoder(nn.Module):
     """Embedding of one condition. Tensor names are those of the public checkpoints."""
 
@@ -108,17 +140,19 @@ class ConditionEncoder(nn.Module):
 
     def forward(
         self, values: Float[Tensor, "crystal *channel"], present: Bool[Tensor, " crystal"]
-    ) -> Float[Tensor, "crystal hidden"]:
-        """Embeddings; a value that is hidden, missing, or not in the range of its transform or classes is absent."""
+    ) -> tuple[Float[Tensor, "crystal hidden"], Bool[Tensor, " crystal"]]:
+        """Embeddings, and which of them stand for a value; a value that is hidden, missing, or not in the range of
+        its transform or classes is absent."""
         inputs = self.prepared(values)
         if self.is_class:
             known = present & (inputs >= 0) & (inputs < self.config.num_classes)
             codes = torch.where(known, inputs, 0.0).long()
-            return torch.where(known.unsqueeze(-1), self.embedding(codes), self.null_embed)
-        known = (present & inputs.isfinite().all(dim=-1)).unsqueeze(-1)
+            return torch.where(known.unsqueeze(-1), self.embedding(codes), self.null_embed), known
+        known = present & inputs.isfinite().all(dim=-1)
+        rows = known.unsqueeze(-1)
         if self.absent is AbsentPlace.INPUT:
-            return self.embedding(torch.where(known, inputs, self.null_embed))
-        return torch.where(known, self.embedding(torch.where(known, inputs, 0.0)), self.null_embed)
+            return self.embedding(torch.where(rows, inputs, self.null_embed)), known
+        return torch.where(rows, self.embedding(torch.where(rows, inputs, 0.0)), self.null_embed), known
 
     def fit_statistics(self, values: Float[Tensor, "crystal *channel"]) -> None:
         """Check the training split's labels and, for a number, store their mean and standard deviation.
@@ -202,8 +236,8 @@ class ConditionModule(nn.Module):
         present: Mapping[str, Tensor] | None = None,
         *,
         num_crystals: int | None = None,
-    ) -> Float[Tensor, "crystal hidden"]:
-        """The conditioning vectors. The tensors that come in are not changed.
+    ) -> Conditioning:
+        """What the denoiser is told of crystals. The tensors that come in are not changed.
 
         Args:
             values: for any subset of the conditions their values, as `condition_values` gives them.
@@ -221,20 +255,25 @@ class ConditionModule(nn.Module):
                 raise ValueError("num_crystals must be given where no condition is")
             num_crystals = len(next(iter(values.values())))
         nothing = torch.zeros(num_crystals, dtype=torch.bool, device=self.device)
-        embeddings = []
+        embedded = []
         for name in self.names:
             encoder = self.encoder(name)
             if name not in values:
-                embeddings.append(encoder(encoder.placeholder(num_crystals), nothing))
+                embedded.append(encoder(encoder.placeholder(num_crystals), nothing))
                 continue
             if not encoder.has_statistics:
                 raise ValueError(f"condition {name} must have statistics of its labels; call fit_statistics")
             shown = ~nothing if present is None or name not in present else present[name]
-            embeddings.append(encoder(values[name], shown))
-        return self.proj(torch.cat(embeddings, dim=-1))
+            embedded.append(encoder(values[name], shown))
+        per_condition = torch.stack([embedding for embedding, _ in embedded], dim=1)
+        return Conditioning(
+            vector=self.proj(per_condition.flatten(1)),
+            per_condition=per_condition,
+            present=torch.stack([known for _, known in embedded], dim=1),
+        )
 
-    def absent(self, num_crystals: int) -> Float[Tensor, "crystal hidden"]:
-        """The conditioning vectors of "nothing was asked", the unconditional side of guidance."""
+    def absent(self, num_crystals: int) -> Conditioning:
+        """What the denoiser is told where nothing was asked: the unconditional side of guidance."""
         return self({}, num_crystals=num_crystals)
 
     def values(self, crystals: CrystalBatch) -> dict[str, Tensor]:

@@ -19,6 +19,7 @@ from einops import rearrange
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
+from latentite.nn.conditions import Conditioning
 from latentite.nn.token_layout import TokenLayout
 from latentite.nn.transformer import Gelu, PackedLayout, SelfAttention, attend, index_embedding
 
@@ -311,7 +312,7 @@ class Denoiser(nn.Module):
         tokens: Float[Tensor, "crystal token channel"],
         time: Float[Tensor, " crystal"] | Int[Tensor, " crystal"],
         mask: Bool[Tensor, "crystal token"],
-        condition: Float[Tensor, "crystal hidden"] | None = None,
+        condition: Conditioning | None = None,
         *,
         layout: TokenLayout | None = None,
     ) -> Float[Tensor, "crystal token output"]:
@@ -321,7 +322,7 @@ class Denoiser(nn.Module):
             tokens: noisy latents; what stands where the mask is False is ignored.
             time: noise level from 0 to 1000, steps of a schedule or 1000 t of a flow.
             mask: True where a token is an atom; a crystal's atoms come first.
-            condition: vector from `ConditionModule`, added to the embedding of time.
+            condition: what `ConditionModule` says of the crystals; None for an unconditional model.
             layout: `self.layout(mask)`, where the caller has it already.
 
         Returns:
@@ -332,7 +333,7 @@ class Denoiser(nn.Module):
         num_slots = layout.packed.num_slots
         conditioning = self.t_embedder(time)
         if condition is not None:
-            conditioning = conditioning + condition
+            conditioning = conditioning + condition.vector
         # Autocast makes linear layers give bfloat16; what is passed on from block to block stays float32.
         rows = self.x_embedder(layout.packed.pack(tokens[:, :num_slots])).to(tokens.dtype)
         if self.config.index is TokenIndex.SINUSOIDAL:

@@ -18,6 +18,8 @@ from latentite.data.checks import Limits, refusals
 class RefusalKind(StrEnum):
     """Why a crystal cannot be used."""
 
+    NOT_DRAWN = "not_drawn"
+    """The generator gave none, and said why."""
     NOT_FINITE = "not_finite"
     """Coordinates or cell are NaN or infinite."""
     COLLAPSED_CELL = "collapsed_cell"

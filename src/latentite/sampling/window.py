@@ -20,16 +20,14 @@ from latentite.data.readers.cif import parse_p1
 from latentite.formulas import reduced_formulas
 from latentite.generators.elements import fulfilled
 from latentite.generators.jobs import Jobs
-from latentite.generators.latent.chain import SampledCrystals
+from latentite.generators.protocol import Advance, Drawn
 from latentite.sampling.checks import Refusal, RefusalKind, geometry_refusals
 from latentite.sampling.writers import cif_text, reads_back
 
 log = logging.getLogger(__name__)
 
-Advance = Callable[[int], None]
-"""Told how many more crystals are done."""
-Draw = Callable[[Jobs, int, Advance], SampledCrystals]
-"""(jobs, batch size, told of each batch) -> their crystals; `chain.sample_jobs`, or a stand-in in tests."""
+Draw = Callable[[Jobs, int, Advance], Drawn]
+"""(jobs, batch size, told of each batch) -> their crystals; a generator's `draw`."""
 Plan = Callable[[Sequence[int]], Jobs]
 """Indices -> first attempts at them; `sizes.plan_jobs`."""
 
@@ -87,7 +85,7 @@ class BatchSize:
     def __init__(self, value: int) -> None:
         self.value = value
 
-    def draw(self, draw: Draw, jobs: Jobs, advance: Advance) -> SampledCrystals:
+    def draw(self, draw: Draw, jobs: Jobs, advance: Advance) -> Drawn:
         """Draw these jobs, in smaller batches when memory runs out.
 
         Raises:
@@ -101,9 +99,10 @@ class BatchSize:
                     raise
                 largest = min(self.value, len(jobs))
                 if largest == 1:
+                    most = int(jobs.num_atoms.max())
                     raise ValueError(
-                        f"memory must hold one crystal of {int(jobs.num_atoms.max())} atoms at a time, but it ran "
-                        "out at batch size 1; use another device, a smaller model or --precision bf16"
+                        f"memory must hold one crystal{f' of {most} atoms' if most else ''} at a time, but it ran out "
+                        "at batch size 1; use another device, a smaller model or, where it has one, a lower --precision"
                     ) from error
             # Here, and not above: the exception keeps the tensors of the failed batch alive.
             self.value = max(1, largest // 2)
@@ -174,8 +173,8 @@ def draw_window(
     rejected: list[RejectedAttempt] = []
     for attempt in range(max_attempts):
         tell = advance if attempt == 0 else _silent
-        found, refusals = _judged(jobs, batch_size.draw(draw, jobs, tell))
-        usable.append(found)
+        good, refusals = _judged(jobs, batch_size.draw(draw, jobs, tell))
+        usable.append(good)
         bad = [place for place, refusal in enumerate(refusals) if refusal is not None]
         rejected += [
             RejectedAttempt(index=int(jobs.indices[p]), attempt=int(jobs.attempts[p]), refusal=refusal)
@@ -193,27 +192,32 @@ def _silent(count: int) -> None:
     pass
 
 
-def _judged(jobs: Jobs, found: SampledCrystals) -> tuple[_Usable, list[Refusal | None]]:
-    """The usable ones of what was drawn, and for every job why it is not."""
-    refusals = geometry_refusals(found.crystals)
-    good = [place for place, refusal in enumerate(refusals) if refusal is None]
-    crystals = found.crystals.select(torch.tensor(good, dtype=torch.long))
+def _judged(jobs: Jobs, drawn: Drawn) -> tuple[_Usable, list[Refusal | None]]:
+    """The usable ones of what was drawn, and for every job why there is none."""
+    refusals: list[Refusal | None] = [None] * len(jobs)
+    for place, reason in drawn.failures.items():
+        refusals[place] = Refusal(kind=RefusalKind.NOT_DRAWN, reason=reason)
+    places = [place for place, refusal in enumerate(refusals) if refusal is None]
+    for place, refusal in zip(places, geometry_refusals(drawn.crystals), strict=True):
+        refusals[place] = refusal
+    sound = [row for row, place in enumerate(places) if refusals[place] is None]
+    crystals = drawn.crystals.select(torch.tensor(sound, dtype=torch.long))
     formulas = reduced_formulas(crystals)
     cifs = []
-    for place, arrays, formula in zip(good, crystals.to_arrays(), formulas, strict=True):
+    for row, arrays, formula in zip(sound, crystals.to_arrays(), formulas, strict=True):
         text = cif_text(arrays, formula)
-        if (reason := reads_back(text, arrays)) is not None:
-            refusals[place] = Refusal(kind=RefusalKind.UNREADABLE, reason=reason)
+        if (unreadable := reads_back(text, arrays)) is not None:
+            refusals[places[row]] = Refusal(kind=RefusalKind.UNREADABLE, reason=unreadable)
         cifs.append(text)
-    kept = [number for number, place in enumerate(good) if refusals[place] is None]
-    places = torch.tensor([good[number] for number in kept], dtype=torch.long)
+    kept = [number for number, row in enumerate(sound) if refusals[places[row]] is None]
+    rows = torch.tensor([sound[number] for number in kept], dtype=torch.long)
     usable = _Usable(
-        jobs=jobs.select(places),
-        crystals=found.crystals.select(places),
+        jobs=jobs.select(torch.tensor([places[sound[number]] for number in kept], dtype=torch.long)),
+        crystals=drawn.crystals.select(rows),
         cifs=[cifs[number] for number in kept],
         formulas=[formulas[number] for number in kept],
-        trajectory=[state.select(places) for state in found.trajectory or []],
-        fixed_deviation=[] if found.fixed_deviation is None else found.fixed_deviation[places].tolist(),
+        trajectory=[state.select(rows) for state in drawn.trajectory or []],
+        fixed_deviation=[] if drawn.fixed_deviation is None else drawn.fixed_deviation[rows].tolist(),
     )
     return usable, refusals
 

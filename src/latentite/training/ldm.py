@@ -16,6 +16,7 @@ from torch import Tensor
 from latentite.crystal import CrystalBatch
 from latentite.diffusion.loss import DiffusionLoss
 from latentite.latent import LatentBatch
+from latentite.nn.conditions import Conditioning
 from latentite.nn.ldm import LatentDiffusion
 from latentite.objectives.ldm import diffusion_loss, loss_by_level, loss_terms
 from latentite.objectives.terms import LossTerms
@@ -148,8 +149,8 @@ class LDMTrainingModule(StageModule):
 
     def _condition(
         self, values: dict[str, Tensor], num_crystals: int, generator: torch.Generator, shown: Shown
-    ) -> Tensor | None:
-        """Conditioning vectors of a batch; None for an unconditional model."""
+    ) -> Conditioning | None:
+        """What the denoiser is told of a batch; None for an unconditional model."""
         module = self.network.condition_module
         if module is None:
             return None

@@ -7,8 +7,7 @@ from collections.abc import Mapping, Sequence
 
 from latentite.elements import SYMBOLS
 from latentite.generators.jobs import Ask
-from latentite.generators.sizes import NumAtoms
-from latentite.nn.condition_values import ConditionKind, ConditionValue
+from latentite.nn.condition_values import ConditionKind
 from latentite.nn.denoiser import TokenIndex
 from latentite.nn.ldm import LatentDiffusion
 
@@ -42,22 +41,6 @@ def refuse_fixed(
         raise ValueError("elements_required must be no more than the atoms that are not fixed")
 
 
-def refuse_sizes(asks: Sequence[Ask], train_sizes: NumAtoms | None) -> None:
-    """Refuse cells that are larger than any in training, or too small for what they must hold."""
-    for ask in asks:
-        if ask.num_atoms is None:
-            continue
-        if train_sizes is not None and ask.num_atoms > train_sizes.largest:
-            raise ValueError(
-                f"{ask.label or 'a crystal'} must have at most {train_sizes.largest} atoms, the most that the model "
-                f"has seen, got {ask.num_atoms}; ask for fewer formula units or a smaller cell"
-            )
-        if ask.num_atoms < ask.min_atoms:
-            raise ValueError(
-                f"num_atoms must be at least {ask.min_atoms}, one for each required element, got {ask.num_atoms}"
-            )
-
-
 def refuse_elements(network: LatentDiffusion, asks: Sequence[Ask]) -> None:
     """Refuse what a structure-prediction model cannot do."""
     if network.config.vae.atom_type_predict:
@@ -80,19 +63,18 @@ def refuse_elements(network: LatentDiffusion, asks: Sequence[Ask]) -> None:
         )
 
 
-def refuse_guidance(
-    network: LatentDiffusion, asks: Sequence[Ask], given: Mapping[str, ConditionValue], guidance: Guidance
-) -> None:
+def refuse_guidance(network: LatentDiffusion, asks: Sequence[Ask], guidance: Guidance) -> None:
     """Refuse conditions that guidance would ignore, and scales of nothing."""
+    conditions = conditions_of(network)
     if isinstance(guidance, Mapping):
-        names = [name for name, _ in conditions_of(network)]
+        names = [name for name, _ in conditions]
         unknown = [name for name in guidance if name not in names]
         if unknown:
             raise ValueError(
                 f"guidance must be for conditions of the model, which has: {', '.join(names) or 'none'}; "
                 f"got {unknown[0]}"
             )
-        missing = [name for name in given if name not in guidance]
+        missing = [name for ask in asks for name in _given(ask, conditions) if name not in guidance]
         if missing:
             raise ValueError(
                 f"guidance must have a scale for each condition that is given, got none for {missing[0]}"
@@ -101,8 +83,35 @@ def refuse_guidance(
         for name in ask.conditions:
             scale = guidance.get(name, 1.0) if isinstance(guidance, Mapping) else guidance
             if scale == 0.0:
-                what = f"condition {name}" if name in given else f"formula {ask.label}"
+                what = f"condition {name}" if name in _given(ask, conditions) else f"formula {ask.label}"
                 raise ValueError(
                     f"guidance must not be 0 where something is asked: 0 is the unconditional model and would "
                     f"ignore {what}; 1 is the conditional model"
                 )
+
+
+def _given(ask: Ask, conditions: Sequence[tuple[str, ConditionKind]]) -> list[str]:
+    """Conditions that the user gave: not those that follow from the atoms."""
+    follow = (ConditionKind.COMPOSITION, ConditionKind.CHEMICAL_SYSTEM)
+    return [
+        name
+        for name, kind in conditions
+        if name in ask.conditions and not (kind in follow and ask.composition is not None)
+    ]
+
+
+def ask_warnings(network: LatentDiffusion, asks: Sequence[Ask]) -> list[str]:
+    """Sentences that the user should read: about compositions that a model does not aim at."""
+    kinds = {kind for _, kind in conditions_of(network)}
+    labels = {ask.label for ask in asks if ask.composition is not None}
+    if not labels or ConditionKind.COMPOSITION in kinds:
+        return []
+    knows = (
+        "is told the elements, but not how many of each"
+        if ConditionKind.CHEMICAL_SYSTEM in kinds
+        else "is not told the composition"
+    )
+    return [
+        f"this model {knows}: the elements of {sorted(labels)[0]}{' and others' if len(labels) > 1 else ''} are "
+        "put on the atoms of structures that were not made for that composition"
+    ]

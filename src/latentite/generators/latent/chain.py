@@ -10,13 +10,12 @@ gives the same bits).
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from enum import StrEnum
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool
 from torch import Tensor
 
 from latentite.crystal import CrystalBatch
@@ -29,9 +28,10 @@ from latentite.generators.elements import choose_elements
 from latentite.generators.jobs import Jobs
 from latentite.generators.latent.batches import MAX_PADDING, size_batches
 from latentite.generators.latent.start import Start, StartRows
+from latentite.generators.protocol import Advance, Drawn
 from latentite.latent import LatentBatch
 from latentite.nn.condition_values import ConditionKind, request_row
-from latentite.nn.conditions import ConditionModule
+from latentite.nn.conditions import Conditioning, ConditionModule
 from latentite.nn.decoder import DecodedCrystals
 from latentite.nn.denoiser import Denoiser, OutputLayout
 from latentite.nn.ldm import LatentDiffusion
@@ -82,17 +82,6 @@ class SamplingConfig:
         scales = self.guidance.values() if isinstance(self.guidance, dict) else [self.guidance]
         if not all(math.isfinite(scale) for scale in scales):
             raise ValueError(f"guidance must be finite, got {self.guidance}")
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class SampledCrystals:
-    """What comes out of the chain, in the order of the jobs, on the CPU."""
-
-    crystals: CrystalBatch
-    trajectory: list[CrystalBatch] | None = None
-    """Every state decoded, from the start to `crystals`: one more than steps."""
-    fixed_deviation: Float[Tensor, " crystal"] | None = None
-    """With fixed atoms: how far from its place the worst of them came out of the decoder, Å."""
 
 
 def sampling_schedule(diffusion: DiffusionConfig, config: SamplingConfig) -> tuple[SamplerKind, AnySchedule]:
@@ -158,8 +147,8 @@ def sample_jobs(
     config: SamplingConfig | None = None,
     start: Start | None = None,
     trajectory: bool = False,
-    advance: Callable[[int], None] = lambda count: None,
-) -> SampledCrystals:
+    advance: Advance = lambda count: None,
+) -> Drawn:
     """Sample one crystal for each job, on the network's device.
 
     Args:
@@ -183,7 +172,7 @@ def sample_jobs(
     )
     if not len(jobs):
         empty = CrystalBatch.from_arrays([])
-        return SampledCrystals(crystals=empty, trajectory=[empty] if trajectory else None)
+        return Drawn(crystals=empty, trajectory=[empty] if trajectory else None)
     batches = size_batches(jobs.num_atoms, config.batch_size, max_padding=max_padding(network))
     walks = []
     for members in batches:
@@ -192,7 +181,7 @@ def sample_jobs(
     order = torch.cat(batches).argsort()
     states = [CrystalBatch.concatenate(list(parts)).select(order) for parts in zip(*walks, strict=True)]
     crystals = states[-1]
-    return SampledCrystals(
+    return Drawn(
         crystals=crystals,
         trajectory=states if trajectory else None,
         fixed_deviation=None if start is None else start.deviation(jobs, crystals),
@@ -299,13 +288,13 @@ def denoise_told(
         groups = [[name] for name in names]
     else:
         scales, groups = [config.guidance], [list(values)]
-    embeddings = [
+    conditions = [
         module({name: values[name] for name in group}, present, num_crystals=count) if group else absent
         for group in groups
     ]
     if not values:
-        embeddings, scales = [absent], [0.0]
-    return guided(call, mask, absent=absent, conditions=embeddings, scales=scales)
+        conditions, scales = [absent], [0.0]
+    return guided(call, mask, absent=absent, conditions=conditions, scales=scales)
 
 
 def told(module: ConditionModule, jobs: Jobs) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
@@ -337,7 +326,7 @@ class _Call:
     precision: Precision
     layouts: dict[int, TokenLayout] = field(default_factory=dict)
 
-    def __call__(self, tokens: Tensor, time: Tensor, mask: Tensor, condition: Tensor | None) -> Tensor:
+    def __call__(self, tokens: Tensor, time: Tensor, mask: Tensor, condition: Conditioning | None) -> Tensor:
         layout = self.layouts.get(len(mask))
         if layout is None:
             layout = self.layouts[len(mask)] = self.denoiser.layout(mask)

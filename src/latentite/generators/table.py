@@ -1,0 +1,77 @@
+"""The generators by the names that checkpoints have for them, and from a checkpoint to its generator."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from latentite import hub
+from latentite.checkpoint import (
+    LATENT_DIFFUSION,
+    CheckpointError,
+    CheckpointRecord,
+    Weights,
+    merge_adapters,
+    read_checkpoint,
+)
+from latentite.generators.latent.generator import LatentGenerator
+from latentite.generators.latent.options import LatentOptions
+from latentite.generators.protocol import Generator
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class GeneratorKind:
+    """How a generator is made."""
+
+    options: type[Any]
+    """Dataclass of the options that are its own; no name of them is one of `GenerateConfig`."""
+    build: Callable[[CheckpointRecord, Any, torch.device], Generator]
+    """From a checkpoint and its own options, on a device."""
+
+
+GENERATORS: dict[str, GeneratorKind] = {
+    LATENT_DIFFUSION: GeneratorKind(options=LatentOptions, build=LatentGenerator.build)
+}
+"""By the name that a checkpoint's record has under `generator`."""
+
+
+def open_generator(
+    ckpt: str | Path,
+    own: Mapping[str, Any],
+    *,
+    weights: Weights | None = None,
+    device: torch.device,
+) -> Generator:
+    """The generator that a checkpoint is.
+
+    Args:
+        ckpt: a checkpoint file, or a name of `latentite hub list`.
+        own: options of the generator, by name.
+        weights: which weights; None takes those that the file gives to who does not choose.
+        device: where it computes.
+
+    Raises:
+        CheckpointError: when the file is no checkpoint of a generator that is known here.
+        ValueError: for an unknown name, a path at which there is no file, or an option that cannot be.
+    """
+    record = merge_adapters(read_checkpoint(hub.resolve(ckpt), weights=weights))
+    # Only latent diffusion models were written before checkpoints named their generator.
+    name = record.generator or LATENT_DIFFUSION
+    if name not in GENERATORS:
+        raise CheckpointError(
+            f"{record.path}: generator must be one of {', '.join(GENERATORS)}, got {name!r:.80}; use the version of "
+            "latentite that wrote it"
+        )
+    kind = GENERATORS[name]
+    known = [item.name for item in fields(kind.options)]
+    unknown = next((option for option in own if option not in known), None)
+    if unknown is not None:
+        raise ValueError(
+            f"{unknown} must be an option of the generator {name}, which {ckpt} is, and it has: {', '.join(known)}; "
+            "leave it out"
+        )
+    return kind.build(record, kind.options(**own), device)
