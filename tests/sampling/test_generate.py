@@ -24,7 +24,7 @@ import latentite
 from latentite import cli
 from latentite.base.options import typed
 from latentite.base.plain import names, numbers
-from latentite.commands.sample import OF_GENERATORS, sample_options
+from latentite.commands.sample import OF_GENERATORS
 from latentite.data.checks import Limits
 from latentite.data.readers.table import Row, read
 from latentite.generate import GenerateConfig, GenerateResult, generate
@@ -148,9 +148,8 @@ def test_every_option_of_the_command_is_an_option_of_the_function() -> None:
     found = parser.parse_args(["sample", *arguments.split()])
     assert set(typed(GenerateConfig, found)) == set(GenerateConfig.__dataclass_fields__)
     assert set(typed(LatentOptions, found)) == set(LatentOptions.__dataclass_fields__)
-    config, own = sample_options(found)
-    assert config.formula == ("NaCl", "LiFePO4")
-    assert LatentOptions(**own).eta == 0.5
+    assert typed(GenerateConfig, found)["formula"] == ("NaCl", "LiFePO4")
+    assert typed(LatentOptions, found)["eta"] == 0.5
     assert GenerateConfig(ckpt="x").format == ("cif", "extxyz")
 
 
