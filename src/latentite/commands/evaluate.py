@@ -163,7 +163,7 @@ def rates_table(result: Evaluation, *, title: str | None = None) -> Table:
 
 def comparison_table(comparison: Comparison) -> Table:
     """The rates of two runs, and what differs between them, as a rich table."""
-    from latentite.evaluation.compare_page import change, share, warnings
+    from latentite.evaluation.compare import change, share, warnings
 
     caption = "\n".join(["bold: the 95 % interval of the difference excludes 0", *warnings(comparison)])
     table = Table(title="{} (A) and {} (B)".format(*map(escape, comparison.names)), caption=escape(caption))

@@ -30,14 +30,14 @@ if TYPE_CHECKING:
     from pymatgen.core import Structure
 
 Crystals = CrystalBatch | Sequence["Structure"]
-"""What can be drawn."""
+"""Anything that can be drawn."""
 
 _TURN, _TILT = math.radians(-24.0), math.radians(13.0)
 """Viewing direction: turned about the vertical axis, then tilted towards the viewer."""
 _BORDER = 0.03
 """Atoms closer than this (fractional) to a face of the cell are repeated on the opposite face."""
 _LIGHT = np.array([-0.30, 0.36])
-"""Where the highlight of a ball sits, in units of its radius."""
+"""Place of the highlight of a ball, in units of its radius."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

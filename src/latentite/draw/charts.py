@@ -1,4 +1,4 @@
-"""Charts of numbers: histograms, parity, calibration. Off screen, written atomically."""
+"""Charts of numbers: parity, calibration. Off screen, written atomically."""
 
 from __future__ import annotations
 

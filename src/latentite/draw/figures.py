@@ -1,6 +1,6 @@
 """Figures as files: always off screen (Agg), written atomically, in one style.
 
-`pictures.py` draws crystals on them, `charts.py` and `curves.py` numbers.
+`cells.py` draws crystals on them, `charts.py` and `curves.py` numbers.
 """
 
 from __future__ import annotations

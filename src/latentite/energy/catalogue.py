@@ -17,7 +17,7 @@ from latentite.energy.potential import Potential, PotentialCard, TheoryLevel
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Named:
+class NamedPotential:
     """A potential with an adapter of its own."""
 
     make: Callable[[], Potential]
@@ -25,9 +25,9 @@ class Named:
     """Of the package, with which pip installs what it needs."""
 
 
-POTENTIALS: dict[str, Named] = {
-    "chgnet": Named(make=CHGNetPotential, extra="energy"),
-    "7net-0": Named(make=sevennet_potential, extra="sevennet"),
+POTENTIALS: dict[str, NamedPotential] = {
+    "chgnet": NamedPotential(make=CHGNetPotential, extra="energy"),
+    "7net-0": NamedPotential(make=sevennet_potential, extra="sevennet"),
 }
 ALIASES = {"sevennet": "7net-0"}
 
@@ -75,7 +75,7 @@ def potential_by_name(
 
 
 def identity(card: PotentialCard) -> dict[str, str | None] | None:
-    """What makes two potentials the same, for the keys of caches; None where nobody can tell."""
+    """Identity of a potential, for the keys of caches; None where nobody can tell."""
     if card.sha256 is None and card.version == "unknown":
         return None
     return {"name": card.name, "version": card.version, "sha256": card.sha256, "theory": str(card.theory)}
@@ -87,12 +87,12 @@ def parse_theory(text: str) -> TheoryLevel:
     Raises:
         ValueError: for anything else.
     """
-    found = _THEORY.fullmatch(text.strip())
-    if found is None:
+    match = _THEORY.fullmatch(text.strip())
+    if match is None:
         raise ValueError(
             f"a level of theory is written as 'PBE(+U), corrected' or 'PBE(+U), uncorrected', got {text!r}"
         )
-    return TheoryLevel(functional=found["functional"].strip(), is_corrected=found["kind"] == "corrected")
+    return TheoryLevel(functional=match["functional"].strip(), is_corrected=match["kind"] == "corrected")
 
 
 def _version(path: str, arguments: Mapping[str, Any]) -> str:

@@ -1,4 +1,4 @@
-"""`check_potential`: whether a potential keeps what the protocol promises; for anyone's own adapter.
+"""`check_potential`: the test that a potential keeps what the protocol promises; for anyone's own adapter.
 
 Numbers are compared with a tolerance that the caller chooses, since potentials compute in float32 or float64.
 """

@@ -1,6 +1,6 @@
 """D3(BJ) dispersion energies (Grimme et al. 2011, J. Comput. Chem. 32, 1456) through the library dftd3.
 
-Imports nothing of ours; `exported.py` adds it to what a model says. Needs the extra `dispersion`.
+Imports nothing of ours; `predictor/exported.py` adds it to what a model says. Needs the extra `dispersion`.
 """
 
 from __future__ import annotations
@@ -55,9 +55,9 @@ def d3bj(method: str) -> Dispersion:
             f"a functional must be one that dftd3 has D3(BJ) parameters for, in its spelling, got {method!r}{hint}"
         )
     defaults = table["default"]["parameter"]["d3"]["bj"]
-    found = {**defaults, **known[method]}
-    parameters = {name: float(found[name]) for name in _WANTED} | {"s9": 0.0}
-    return Dispersion(method=method, parameters=parameters, source=str(found.get("doi", "no source given")))
+    row = {**defaults, **known[method]}
+    parameters = {name: float(row[name]) for name in _WANTED} | {"s9": 0.0}
+    return Dispersion(method=method, parameters=parameters, source=str(row.get("doi", "no source given")))
 
 
 def dispersion_energy(dispersion: Dispersion, atoms: Atoms) -> float:

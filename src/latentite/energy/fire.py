@@ -25,8 +25,8 @@ GROWTH, SHRINKAGE, MIXING_DECAY = 1.1, 0.5, 0.99
 
 
 @dataclass(kw_only=True, slots=True)
-class Flight:
-    """The crystals in flight. Fields of atoms end in `_atom`, so that they can be taken apart with them."""
+class FireState:
+    """State of the crystals that move. Fields of atoms end in `_atom`, so that they can be taken apart with them."""
 
     crystals: CrystalBatch
     position: Tensor
@@ -46,7 +46,7 @@ class Flight:
     start_volume: Tensor
 
     @staticmethod
-    def start(crystals: CrystalBatch, position: Tensor) -> Flight:
+    def start(crystals: CrystalBatch, position: Tensor) -> FireState:
         """Crystals at rest, before their first evaluation.
 
         Args:
@@ -58,7 +58,7 @@ class Flight:
         def filled(value: float) -> Tensor:
             return torch.full((count,), value, dtype=torch.float64)
 
-        return Flight(
+        return FireState(
             crystals=crystals,
             position=position,
             velocity_atom=torch.zeros_like(crystals.frac_coords),
@@ -73,7 +73,7 @@ class Flight:
             start_volume=crystals.volume,
         )
 
-    def select(self, index: Tensor) -> Flight:
+    def select(self, index: Tensor) -> FireState:
         """The crystals at these positions of the flight."""
         atoms = self.crystals.atoms_of(index)
         tensors = {
@@ -81,19 +81,19 @@ class Flight:
             for item in fields(self)
             if item.name != "crystals"
         }
-        return Flight(crystals=self.crystals.select(index), **tensors)
+        return FireState(crystals=self.crystals.select(index), **tensors)
 
-    def joined(self, other: Flight) -> Flight:
+    def joined(self, other: FireState) -> FireState:
         """These crystals and then those of the other."""
         tensors = {
             item.name: torch.cat([getattr(self, item.name), getattr(other, item.name)])
             for item in fields(self)
             if item.name != "crystals"
         }
-        return Flight(crystals=CrystalBatch.concatenate([self.crystals, other.crystals]), **tensors)
+        return FireState(crystals=CrystalBatch.concatenate([self.crystals, other.crystals]), **tensors)
 
 
-def fire_step(state: Flight, result: EnergyForces, *, max_move: float, moves_cell: bool) -> None:
+def fire_step(state: FireState, result: EnergyForces, *, max_move: float, moves_cell: bool) -> None:
     """Velocities, clocks and geometry of all crystals in flight, one step on (in place).
 
     Args:

@@ -1,4 +1,4 @@
-"""What no potential is asked: refusals with a reason, before every computation.
+"""Refusals before every computation: crystals that no potential is asked, each with a reason.
 
 A learned potential answers for anything, and what it says of a structure far from its training means nothing: two
 atoms on one site score nearly as well as the real crystal, and one collapsed cell can cost half a minute and 15 GB of

@@ -34,7 +34,7 @@ FORMAT = 2
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class HullQuery:
-    """What the hull says at one composition."""
+    """The hull at one composition."""
 
     energy: float | None
     """eV/atom of the hull; None (unknown) where the chemical system has no references."""

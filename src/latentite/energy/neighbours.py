@@ -1,4 +1,4 @@
-"""Which atoms are near which, periodic images included, for a whole batch.
+"""Pairs of atoms near each other, periodic images included, for a whole batch.
 
 The search itself is pymatgen's C routine, crystal by crystal; everything that comes after it (`gate.py`,
 `chgnet.py`) works on the pairs of all crystals at once.

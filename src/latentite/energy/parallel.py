@@ -1,4 +1,4 @@
-"""Energies and relaxations of many crystals: in several one-thread processes, what is known already left out.
+"""Energies and relaxations of many crystals: in several one-thread processes, without those that are known already.
 
 The crystals are cut into chunks that depend on nothing but their order and sizes, so that the number of workers does
 not change a bit of the result, and what is finished is kept chunk by chunk.
@@ -29,7 +29,7 @@ ATOMS_PER_CHUNK = 256
 """As many as one call of the potential takes by default; more would only make progress coarser."""
 
 Record = dict[str, Any]
-"""What is known of one crystal as plain JSON values: the fields of `Relaxed`, None for numbers that are none."""
+"""Result of one crystal as plain JSON values: the fields of `Relaxed`, None for numbers that are none."""
 
 
 class Kept(Protocol):
@@ -41,7 +41,7 @@ class Kept(Protocol):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class RelaxHow:
-    """Which potential, and what is done with it."""
+    """The potential, and what is done with it."""
 
     potential: str = "chgnet"
     """As `potential_by_name` takes it."""
@@ -56,7 +56,7 @@ class RelaxHow:
         return _loaded(self.potential, json.dumps(dict(self.arguments), sort_keys=True), self.theory)
 
     def identity(self) -> dict[str, Any] | None:
-        """What the result depends on besides the crystal, as plain values; None where nobody can tell which
+        """Everything that the result depends on besides the crystal, as plain values; None where nobody can tell which
         potential it is."""
         potential = identity(self.load().card)
         return None if potential is None else {"potential": potential, "settings": asdict(self.settings)}
@@ -163,7 +163,7 @@ def _relax_chunk(how: RelaxHow, item: tuple[list[int], list[CrystalArrays]]) -> 
 
 
 def _is_final(record: Record) -> bool:
-    """Whether another try would end in the same way; a potential can fail for want of memory."""
+    """True when another try would end in the same way; a potential can fail for want of memory."""
     return bool(record["status"] != RelaxStatus.POTENTIAL_FAILED)
 
 

@@ -1,4 +1,4 @@
-"""What a potential is: many crystals in; energies, forces and stresses out, and a card that says what they mean.
+"""The protocol of potentials: many crystals in; energies, forces and stresses out, and a card that says what they mean.
 
 Adapters (`chgnet.py`, `ase_calculator.py`) fulfil the protocol, `contract.py` checks that anyone's own does.
 Callers ask `gate.py` first: a potential may take for granted that what it gets is a crystal.
@@ -19,12 +19,12 @@ from latentite.crystal import CrystalBatch
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TheoryLevel:
-    """What energies are worth comparing: numbers of two different levels do not mix."""
+    """Level of theory of energies: numbers of two different levels do not mix."""
 
     functional: str
     """As its makers call it, for example `PBE(+U)` or `r2SCAN`."""
     is_corrected: bool | None
-    """Whether empirical corrections (MP2020 and its like) are part of the energies; None where unknown."""
+    """Empirical corrections (MP2020 and its like) are part of the energies; None where unknown."""
 
     def __str__(self) -> str:
         words = {True: "corrected", False: "uncorrected", None: "corrections unknown"}
@@ -33,7 +33,7 @@ class TheoryLevel:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class PotentialCard:
-    """Which potential, so that a number can be traced to it."""
+    """Name and version of a potential, so that a number can be traced to it."""
 
     name: str
     version: str
@@ -48,7 +48,7 @@ class PotentialCard:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class EnergyForces:
-    """What a potential says of a batch; the numbers of a crystal that it could not compute are NaN."""
+    """Energies, forces and stresses of a batch; the numbers of a crystal that it could not compute are NaN."""
 
     energy: Float[Tensor, " crystal"]
     """eV per cell (not per atom)."""
@@ -65,7 +65,7 @@ class Potential(Protocol):
 
     @property
     def card(self) -> PotentialCard:
-        """What it is, which elements it knows and of what level of theory its energies are."""
+        """Its name and version, the elements it knows and the level of theory of its energies."""
         ...
 
     def compute(self, crystals: CrystalBatch) -> EnergyForces:

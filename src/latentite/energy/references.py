@@ -32,7 +32,7 @@ _U_ANIONS = tuple(ATOMIC_NUMBER[s] for s in ["O", "F"])
 
 
 class ReferenceTerms(StrEnum):
-    """What the difference between potential and table depends on."""
+    """Terms that the difference between potential and table depends on."""
 
     ELEMENTS = "elements"
     """The fraction of each element."""

@@ -17,7 +17,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from latentite.crystal import CrystalBatch
-from latentite.energy.fire import Flight, fire_step
+from latentite.energy.fire import FireState, fire_step
 from latentite.energy.gate import gate
 from latentite.energy.potential import EnergyForces, Potential, single_points
 from latentite.energy.settings import RelaxCell, RelaxSettings
@@ -26,7 +26,7 @@ from latentite.nn.segment import segment_max, segment_sum
 
 
 class RelaxStatus(StrEnum):
-    """How a relaxation ended."""
+    """The end of a relaxation."""
 
     CONVERGED = "converged"
     SINGLE_POINT = "single_point"
@@ -69,7 +69,7 @@ class Relaxed:
 
     @property
     def is_judged(self) -> Bool[Tensor, " crystal"]:
-        """Whether the numbers of a crystal belong to its geometry (even where the relaxation failed)."""
+        """True where the numbers of a crystal belong to its geometry (even where the relaxation failed)."""
         return self.energy.isfinite()
 
     @property
@@ -115,7 +115,7 @@ def volume_change(before: CrystalBatch, after: CrystalBatch) -> Float[Tensor, " 
 
 
 class _Results:
-    """What is known of every crystal of the input so far."""
+    """Everything known of every crystal of the input so far."""
 
     def __init__(self, crystals: CrystalBatch) -> None:
         count = len(crystals)
@@ -130,7 +130,7 @@ class _Results:
         self.status: list[RelaxStatus | None] = [None] * count
         self.reasons: list[str | None] = [None] * count
 
-    def record(self, state: Flight, result: EnergyForces, known: Tensor) -> None:
+    def record(self, state: FireState, result: EnergyForces, known: Tensor) -> None:
         """The present geometry and numbers of the crystals in flight that the potential could judge."""
         where = state.position[known]
         atoms, own = self.crystals.atoms_of(where), state.crystals.atoms_of(known)
@@ -204,8 +204,8 @@ def relax(
 
 
 def _refilled(
-    state: Flight | None, crystals: CrystalBatch, waiting: list[int], max_atoms: int
-) -> Flight | None:
+    state: FireState | None, crystals: CrystalBatch, waiting: list[int], max_atoms: int
+) -> FireState | None:
     """The crystals in flight with as many of those waiting (taken from the list) as there is room for."""
     size = 0 if state is None else state.crystals.total_atoms
     taken: list[int] = []
@@ -215,12 +215,12 @@ def _refilled(
     if not taken:
         return state
     new = torch.tensor(taken)
-    started = Flight.start(crystals.select(new), new)
+    started = FireState.start(crystals.select(new), new)
     return started if state is None else state.joined(started)
 
 
 def _evaluate_and_move(
-    potential: Potential, state: Flight, results: _Results, settings: RelaxSettings
+    potential: Potential, state: FireState, results: _Results, settings: RelaxSettings
 ) -> Tensor:
     """One evaluation and one step of all crystals in flight (in place); which of them have ended."""
     is_judged = _still_crystals(potential, state, results, settings)
@@ -271,9 +271,9 @@ def _full(result: EnergyForces, crystals: CrystalBatch, chosen: Tensor) -> Energ
 
 
 def _still_crystals(
-    potential: Potential, state: Flight, results: _Results, settings: RelaxSettings
+    potential: Potential, state: FireState, results: _Results, settings: RelaxSettings
 ) -> Tensor:
-    """Which crystals in flight may be given to the potential; the others end here."""
+    """True for crystals in flight that may be given to the potential; the others end here."""
     reasons = gate(state.crystals, potential.card, settings.limits)
     ratio = state.crystals.volume / state.start_volume
     bound = settings.max_volume_ratio
@@ -289,7 +289,7 @@ def _still_crystals(
 
 
 def _judge(
-    state: Flight,
+    state: FireState,
     energy: Tensor,
     largest_force: Tensor,
     largest_stress: Tensor,
@@ -297,7 +297,7 @@ def _judge(
     results: _Results,
     settings: RelaxSettings,
 ) -> Tensor:
-    """Which crystals have converged, stalled or used up their steps."""
+    """True for crystals that have converged, stalled or used up their steps."""
     # Forces (eV/Å) and stress (eV/Å^3) as multiples of what convergence asks for.
     excess = torch.maximum(largest_force / settings.fmax, largest_stress / settings.smax)
     is_better = (energy < state.best_energy - 1e-5 * state.crystals.num_atoms) | (

@@ -33,7 +33,7 @@ class GateLimits:
 
 
 class RelaxCell(StrEnum):
-    """What may move besides the atoms."""
+    """The part of the cell that may move besides the atoms."""
 
     FULL = "full"
     """Every component of the strain."""

@@ -150,7 +150,7 @@ def read_rows(table: EnergyTable) -> CrystalBatch:
 
 
 def missing_phases(table: EnergyTable) -> MissingPhases:
-    """How many rows of a table its hull lacks; counted once and kept."""
+    """Number of rows of a table that its hull lacks; counted once and kept."""
     path = kept_path("missing", {"table": table.sha256})
     if path.is_file():
         try:
@@ -178,7 +178,7 @@ def table_hull(table: EnergyTable) -> Hull:
 
 
 def kept_path(name: str, key: Mapping[str, Any]) -> Path:
-    """Where the cache keeps something that depends on nothing but the plain values of `key`."""
+    """Path in the cache of something that depends on nothing but the plain values of `key`."""
     text = json.dumps({"format": FORMAT, **key}, sort_keys=True)
     return cache_dir() / "energy" / f"{name}-{hashlib.sha256(text.encode()).hexdigest()[:32]}.json"
 
@@ -196,7 +196,7 @@ class _File:
 
 @lru_cache(maxsize=1)
 def _read_table(table: EnergyTable) -> tuple[CrystalBatch, MissingPhases]:
-    """What a column of energies is, is decided once for all files of the table."""
+    """Crystals with their energies; the kind of a column is decided once for all files of the table."""
     files = [_of_dataset(path) if path.suffix == ".safetensors" else _of_rows(path) for path in table.files]
     places = [place for file in files for place in file.places]
     labels = {}

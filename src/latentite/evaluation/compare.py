@@ -1,7 +1,7 @@
 """Two finished evaluations side by side, with intervals of their differences: `latentite evaluate compare A B`.
 
-    found = compare_runs("report_a", "report_b")
-    print(found.rates[0].difference)
+    comparison = compare_runs("report_a", "report_b")
+    print(comparison.rates[0].difference)
 
 Reads the folders that `report.py` leaves; needs neither structures nor the reference again.
 """
@@ -11,6 +11,7 @@ from __future__ import annotations
 import csv
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from html import escape
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ import numpy as np
 from jaxtyping import Float
 
 from latentite.base.files import parse_json, replacing, write_json
+from latentite.evaluation.markup import Html, document, html_table
 from latentite.evaluation.report import read_record
 from latentite.metrics.rates import Difference, Rate, difference
 
@@ -107,7 +109,7 @@ class ColumnPair:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Comparison:
-    """What two runs have in common and where they differ."""
+    """Two runs side by side: what they share and where they differ."""
 
     names: tuple[str, str]
     """Of the sources."""
@@ -192,11 +194,10 @@ def compare_runs(first: str | Path, second: str | Path, *, force: bool = False) 
 
 def write_comparison(comparison: Comparison, out_dir: str | Path) -> None:
     """Write `compare.json` and `compare.html` into a folder, which is made when missing."""
-    from latentite.evaluation.compare_page import make_page
 
     folder = Path(out_dir)
     with replacing(folder / "compare.html") as temporary:
-        temporary.write_text(make_page(comparison), encoding="utf-8")
+        temporary.write_text(_page(comparison), encoding="utf-8")
     write_json(folder / "compare.json", comparison.to_plain())
 
 
@@ -223,7 +224,7 @@ def _differing(
     folders: tuple[Path, Path], summaries: tuple[Mapping[str, Any], Mapping[str, Any]], *, force: bool
 ) -> dict[str, tuple[Any, Any]]:
     """The settings of both that must agree and do not."""
-    found = {}
+    differing = {}
     for name in MUST_AGREE:
         settings = [_setting(summary, name) for summary in summaries]
         for folder, setting in zip(folders, settings, strict=True):
@@ -233,8 +234,8 @@ def _differing(
                     "evaluate again, or add --force"
                 )
         if settings[0] != settings[1] or NOT_SAID in settings:
-            found[name] = (settings[0], settings[1])
-    return found
+            differing[name] = (settings[0], settings[1])
+    return differing
 
 
 def _setting(summary: Mapping[str, Any], place: str) -> Any:
@@ -298,17 +299,17 @@ def _leaves(place: str, content: Any) -> Iterator[tuple[str, float]]:
 
 def _read_numbers(folder: Path) -> dict[str, Float[np.ndarray, " structure"]]:
     """Columns of `structures.csv` of which every cell that is not empty is a number, without the empty cells."""
-    found = {}
+    columns = {}
     with (folder / "structures.csv").open(newline="", encoding="utf-8") as file:
         header, *rows = csv.reader(file)
     for name, cells in zip(header, zip(*rows, strict=True), strict=False):
         if name in _NAMES or name.startswith(_PREFIXES_OF_NAMES):
             continue
         try:
-            found[name] = np.array([float(cell) for cell in cells if cell])
+            columns[name] = np.array([float(cell) for cell in cells if cell])
         except ValueError:
             continue
-    return found
+    return columns
 
 
 def _columns(first: Mapping[str, np.ndarray], second: Mapping[str, np.ndarray]) -> Iterator[ColumnPair]:
@@ -323,3 +324,73 @@ def _columns(first: Mapping[str, np.ndarray], second: Mapping[str, np.ndarray]) 
                 medians=(float(np.median(one)), float(np.median(other))),
                 p_value=float(mannwhitneyu(one, other).pvalue),
             )
+
+
+def _page(comparison: Comparison) -> str:
+    """The whole page as text."""
+    names = [escape(name) for name in comparison.names]
+    columns = [f"A: {comparison.names[0]}", f"B: {comparison.names[1]}"]
+    counts = "; ".join(
+        f"<b>{letter}</b> {escape(folder)}: {count['in']:,} in = {count['scored']:,} scored + "
+        f"{count['failed']:,} failed"
+        for letter, folder, count in zip("AB", comparison.folders, comparison.counts, strict=True)
+    )
+    parts = [
+        f"<h1>{names[0]} and {names[1]}</h1><p>{counts}.</p>",
+        *(f"<p><b>{escape(line)}</b></p>" for line in warnings(comparison)),
+        "<h2>Rates</h2>",
+        html_table(["", *columns, "B - A", "95 %"], [_rate_row(pair) for pair in comparison.rates]),
+        "<p class='small'>In bold: the 95 % interval of the difference (Newcombe's hybrid score interval) excludes 0. "
+        "It takes the two sets for independent samples; of twenty rates that do not differ, one is expected to "
+        "be bold.</p>",
+        "<h2>Sets as a whole</h2>",
+        html_table(["", *columns], [_number_row(pair) for pair in comparison.numbers]),
+        "<h2>Medians</h2>",
+        html_table(["", *columns, "p (Mann-Whitney)"], [_median_row(pair) for pair in comparison.columns]),
+    ]
+    return document(" and ".join(comparison.names), parts)
+
+
+def warnings(comparison: Comparison) -> list[str]:
+    """Sentences on what stands in the way of reading the numbers as a comparison."""
+    settings = [
+        f"Not comparable: {name} is {first!r} and {second!r}."
+        for name, (first, second) in comparison.differing.items()
+    ]
+    versions = [
+        f"Other versions of {name}: {first} and {second}."
+        for name, (first, second) in comparison.versions.items()
+    ]
+    return settings + versions
+
+
+def share(rate: Rate | None) -> str:
+    """A rate as people read it, short enough for a table."""
+    if rate is None or rate.denominator == 0:
+        return "–"
+    low, high = rate.interval
+    return f"{100 * rate.value:.1f} % ({100 * low:.1f} to {100 * high:.1f})"
+
+
+def change(pair: RatePair) -> tuple[str, str]:
+    """Difference and interval of a pair in percentage points."""
+    gap = pair.difference
+    if gap is None or gap.value != gap.value:
+        return "–", "–"
+    return f"{100 * gap.value:+.1f}", f"{100 * gap.low:+.1f} to {100 * gap.high:+.1f}"
+
+
+def _rate_row(pair: RatePair) -> list[str]:
+    gap, interval = change(pair)
+    if pair.difference is not None and pair.difference.is_clear:
+        gap = Html(f"<b>{gap}</b>")
+    return [pair.label or pair.name, share(pair.first), share(pair.second), gap, interval]
+
+
+def _number_row(pair: NumberPair) -> list[str]:
+    values = ["–" if value is None else f"{value:.4g}" for value in (pair.first, pair.second)]
+    return [pair.name.replace(".", ", ").replace("_", " "), *values]
+
+
+def _median_row(pair: ColumnPair) -> list[str]:
+    return [pair.name, *(f"{median:.4g}" for median in pair.medians), f"{pair.p_value:.2g}"]

@@ -1,4 +1,4 @@
-"""The section of conditions: of what samples were asked to be, how much they are.
+"""The section of conditions: shares of the samples that are what was asked for.
 
 A folder of `latentite sample` says what each crystal was asked: values of the model's conditions, and a formula where
 atoms were dealt out. Each is held against the column of the table that measures the same; what no column measures is
@@ -18,6 +18,7 @@ import numpy as np
 from latentite.data.properties import SYMPREC
 from latentite.data.readers.records import CANONICAL_NAMES
 from latentite.elements import ATOMIC_NUMBER
+from latentite.evaluation.markup import html_table, number_text
 from latentite.evaluation.measure import Cell
 from latentite.evaluation.read import Crystals
 from latentite.evaluation.table import Counted, MakeSection, Section, Table, Work, finite
@@ -51,7 +52,7 @@ class _Judged:
     """A condition that is measured."""
 
     column: str
-    """What measures it."""
+    """Name of the column that measures it."""
     tolerance: str
     """In words."""
     rates: HitRate
@@ -60,7 +61,7 @@ class _Judged:
 
 
 def asked_values(crystals: Crystals) -> dict[str, list[str | None]]:
-    """What was asked by name, as text, for each crystal; None where that was not asked.
+    """Values that were asked for, by name, as text, for each crystal; None where that was not asked.
 
     Raises:
         ValueError: when the folder's table has conditions that nobody can have written so.
@@ -72,8 +73,8 @@ def asked_values(crystals: Crystals) -> dict[str, list[str | None]]:
     labels = zip(crystals.labels.get("ask", nothing), crystals.labels.get("conditions", nothing), strict=True)
     for place, (label, conditions) in enumerate(labels):
         given: dict[str, str] = {}
-        if label is not None and (found := FORMULA.fullmatch(str(label))):
-            given["formula"] = found[1]
+        if label is not None and (match := FORMULA.fullmatch(str(label))):
+            given["formula"] = match[1]
         if conditions is not None:
             try:
                 pairs = split_request(str(conditions))
@@ -88,7 +89,7 @@ def asked_values(crystals: Crystals) -> dict[str, list[str | None]]:
 def check_tolerances(
     tolerances: Mapping[str, float], crystals: Crystals, *, has_energies: bool = False
 ) -> None:
-    """Whether each is for something that was asked, and energies that were asked to be 0 have one.
+    """Refuses tolerances of what was not asked, and energies that were asked to be 0 without one.
 
     Args:
         tolerances: as given.
@@ -139,15 +140,15 @@ def condition_section(tolerances: Mapping[str, float]) -> MakeSection:
         """Every condition beside the column that measures it."""
         columns: Table = {}
         counted: list[Counted] = []
-        found: dict[str, Any] = {"tolerances": dict(tolerances), "measured": {}, "not_measured": {}}
+        content: dict[str, Any] = {"tolerances": dict(tolerances), "measured": {}, "not_measured": {}}
         for name, values in asked_values(work.crystals).items():
             places = [place for place, value in enumerate(values) if value is not None]
             targets = [value for value in values if value is not None]
             judged = _judge(name, places, targets, work, table, tolerances.get(name))
             if judged is None:
-                found["not_measured"][name] = len(places)
+                content["not_measured"][name] = len(places)
                 continue
-            found["measured"][name] = _to_plain(judged)
+            content["measured"][name] = _to_plain(judged)
             empty: list[Cell] = [None] * len(values)
             columns[f"asked_{name}"] = list(values)
             hits, strict = f"hit_{name}", f"hit_{name}_strict"
@@ -157,14 +158,14 @@ def condition_section(tolerances: Mapping[str, float]) -> MakeSection:
             words = f"{name} as asked ({judged.tolerance})"
             counted.append(Counted(column=strict, label=f"{words}, unknown ones count as missed"))
             counted.append(Counted(column=hits, label=f"{words}, of known ones"))
-        if not (found["measured"] or found["not_measured"]):
+        if not (content["measured"] or content["not_measured"]):
             return Section()
-        found["without_structure"] = len(work.crystals.rejections)
+        content["without_structure"] = len(work.crystals.rejections)
         return Section(
             columns=columns,
             counted=tuple(counted),
-            summary={"conditions": found},
-            page=lambda: _page(found),
+            summary={"conditions": content},
+            page=lambda: _page(content),
         )
 
     return make
@@ -255,26 +256,25 @@ def _to_plain(judged: _Judged) -> dict[str, Any]:
     }
 
 
-def _page(found: Mapping[str, Any]) -> str:
+def _page(content: Mapping[str, Any]) -> str:
     def share(rate: Mapping[str, Any]) -> str:
-        return f"<td class='n'>{Rate(numerator=rate['numerator'], denominator=rate['denominator'])}</td>"
+        return str(Rate(numerator=rate["numerator"], denominator=rate["denominator"]))
 
-    rows = []
-    for name, one in found["measured"].items():
-        error = one["mean_absolute_error"]
-        rows.append(
-            f"<tr><td>{escape(name)}</td><td>{escape(one['column'])}</td><td>{escape(one['tolerance'])}</td>"
-            f"{share(one['strict'])}{share(one['known'])}"
-            f"<td class='n'>{'–' if error is None else f'{error:.4g}'}</td></tr>"
-        )
-    head = "<tr><th>asked</th><th>measured by</th><th>hit when</th><th>of all</th><th>of known ones</th>"
+    head = ["asked", "measured by", "hit when", "of all", "of known ones", "mean absolute error"]
+    rows = [
+        [
+            *(name, one["column"], one["tolerance"]),
+            *(share(one["strict"]), share(one["known"]), number_text(one["mean_absolute_error"])),
+        ]
+        for name, one in content["measured"].items()
+    ]
     missing = ", ".join(
-        f"{escape(name)} ({count:,} structures)" for name, count in found["not_measured"].items()
+        f"{escape(name)} ({count:,} structures)" for name, count in content["not_measured"].items()
     )
-    parts = [f"<h2>Conditions</h2><table>{head}<th>mean absolute error</th></tr>{''.join(rows)}</table>"]
+    parts = [f"<h2>Conditions</h2>{html_table(head, rows, num_labels=3)}"]
     if missing:
         parts.append(f"<p>Asked, but not measured here: {missing}.</p>")
-    if found["without_structure"]:
-        count = f"{found['without_structure']:,}"
+    if content["without_structure"]:
+        count = f"{content['without_structure']:,}"
         parts.append(f"<p class='small'>{count} requests gave no structure and are not counted here.</p>")
     return "".join(parts)

@@ -12,25 +12,23 @@ from dataclasses import dataclass
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from jaxtyping import Float
 
+from latentite import hub
 from latentite.crystal import CrystalBatch
 from latentite.crystal_arrays import CrystalArrays
 from latentite.data.canonical import canonicalize_many
 from latentite.data.sampler import BatchPlan, epoch_batches
-from latentite.evaluation.measure import Stage
+from latentite.evaluation.measure import BeginStep
+from latentite.evaluation.reconstruct import load_vae
 from latentite.evaluation.store import ResultStore, kept_rows, namespace
 from latentite.metrics import fingerprints
 from latentite.metrics.fingerprints import NUM_CRYSTAL_NN_FEATURES, crystal_nn
 from latentite.nn.segment import segment_mean
 from latentite.nn.vae import CrystalVAE
-
-if TYPE_CHECKING:
-    from latentite.nn.vae import CrystalVAE
 
 
 @torch.inference_mode()
@@ -69,7 +67,7 @@ Features = Float[np.ndarray, "crystal feature"]
 
 
 def radial_features(
-    arrays: Sequence[CrystalArrays], hashes: Sequence[str], *, stage: Stage, name: str
+    arrays: Sequence[CrystalArrays], hashes: Sequence[str], *, stage: BeginStep, name: str
 ) -> Features:
     """`fingerprints.radial`, about 3 ms a crystal when it is new.
 
@@ -91,7 +89,12 @@ def radial_features(
 
 
 def crystal_nn_features(
-    arrays: Sequence[CrystalArrays], hashes: Sequence[str], *, workers: int | None, stage: Stage, name: str
+    arrays: Sequence[CrystalArrays],
+    hashes: Sequence[str],
+    *,
+    workers: int | None,
+    stage: BeginStep,
+    name: str,
 ) -> Features:
     """`crystal_nn.crystal_nn`, about 0.3 s a crystal when it is new; arguments as in `radial_features`."""
     settings = {"pymatgen-core": version("pymatgen-core")}
@@ -119,9 +122,6 @@ def open_latent_space(name_or_path: str | Path) -> LatentSpace:
         CheckpointError: when the file is no VAE checkpoint.
         ValueError: for an unknown name.
     """
-    from latentite import hub
-    from latentite.evaluation.reconstruct import load_vae
-
     network, record = load_vae(hub.resolve(name_or_path))
     return LatentSpace(
         path=str(name_or_path), sha256=record.sha256, weights=record.weights.value, network=network
@@ -129,11 +129,9 @@ def open_latent_space(name_or_path: str | Path) -> LatentSpace:
 
 
 def latent_rows(
-    arrays: Sequence[CrystalArrays], hashes: Sequence[str], *, space: LatentSpace, stage: Stage, name: str
+    arrays: Sequence[CrystalArrays], hashes: Sequence[str], *, space: LatentSpace, stage: BeginStep, name: str
 ) -> Features:
     """Pooled latents of the crystals in canonical form; NaN for a cell that has none."""
-    from latentite.crystal import CrystalBatch
-
     width = space.network.config.latent_dim
 
     def compute(block: Sequence[CrystalArrays]) -> Features:
@@ -165,7 +163,7 @@ def _kept(
     store: ResultStore,
     compute: Callable[[Sequence[CrystalArrays]], Features],
     width: int,
-    stage: Stage,
+    stage: BeginStep,
     name: str,
 ) -> Features:
     rows = kept_rows(

@@ -18,7 +18,7 @@ from latentite.data.properties import SYMPREC
 from latentite.draw.charts import COLOURS
 from latentite.draw.figures import INK, new_figure
 from latentite.elements import NUM_ELEMENTS, SYMBOLS
-from latentite.evaluation.markup import share_axes, svg_text
+from latentite.evaluation.markup import html_table, number_text, share_axes, svg_text
 from latentite.evaluation.measure import Cell, Measured
 from latentite.evaluation.table import Section, Work, finite
 from latentite.metrics.distributions import entropy_bits, jensen_shannon_bits, wasserstein
@@ -42,7 +42,7 @@ def distribution_section(work: Work, table: Mapping[str, list[Cell]]) -> Section
     """
     generated, reference = work.measured, work.reference_measured
     groups = _known_groups(generated)
-    found: dict[str, Any] = {
+    content: dict[str, Any] = {
         "entropy_bits": {
             "space_group": finite(entropy_bits(groups)),
             "formula": finite(entropy_bits(generated.formulas)),
@@ -51,14 +51,14 @@ def distribution_section(work: Work, table: Mapping[str, list[Cell]]) -> Section
     }
     if reference is not None:
         is_valid = np.array([cell is True for cell in table["valid"]], dtype=bool)
-        found["wasserstein"] = _wasserstein(generated, reference, is_valid)
-        found["jensen_shannon_bits"] = {
+        content["wasserstein"] = _wasserstein(generated, reference, is_valid)
+        content["jensen_shannon_bits"] = {
             "space_group": finite(jensen_shannon_bits(groups, _known_groups(reference))),
             "element": finite(jensen_shannon_bits(_occurrences(generated), _occurrences(reference))),
         }
         absent = (element_shares(generated) > 0) & (element_shares(reference) == 0)
-        found["elements_not_in_reference"] = np.flatnonzero(absent).tolist()
-    return Section(summary={"distributions": found}, page=lambda: _page(found))
+        content["elements_not_in_reference"] = np.flatnonzero(absent).tolist()
+    return Section(summary={"distributions": content}, page=lambda: _page(content))
 
 
 def element_shares(measured: Measured) -> Float[np.ndarray, "119"]:
@@ -94,20 +94,16 @@ def _occurrences(measured: Measured) -> list[int]:
     return [number for composition in measured.compositions for number, _ in composition]
 
 
-def _page(found: Mapping[str, Any]) -> str:
-    if "wasserstein" not in found:
+def _page(content: Mapping[str, Any]) -> str:
+    if "wasserstein" not in content:
         return ""
 
-    def show(value: float | None) -> str:
-        return "–" if value is None else f"{value:.3f}"
-
     rows = [
-        f"<tr><td>{_WASSERSTEIN_LABELS[name]}</td><td class='n'>{show(sides['all'])}</td>"
-        f"<td class='n'>{show(sides['valid'])}</td></tr>"
-        for name, sides in found["wasserstein"].items()
+        [label, *(number_text(content["wasserstein"][name][side], ".3f") for side in ("all", "valid"))]
+        for name, label in _WASSERSTEIN_LABELS.items()
     ]
-    head = "<tr><th>Wasserstein distance to the reference</th><th>all</th><th>valid only</th></tr>"
-    return f"<h2>Distributions</h2><table>{head}{''.join(rows)}</table>"
+    head = ["Wasserstein distance to the reference", "all", "valid only"]
+    return f"<h2>Distributions</h2>{html_table(head, rows)}"
 
 
 _GENERATED, _REFERENCE, _EMPTY = COLOURS[0], "#b9c0c8", "#f0f2f4"
@@ -133,7 +129,7 @@ class _Side:
 
     @property
     def total(self) -> int:
-        """What shares are of; 1 where there is nothing, so that they are 0."""
+        """Denominator of the shares; 1 where there is nothing, so that they are 0."""
         return max(1, len(self.numbers))
 
 
@@ -159,11 +155,11 @@ def _sides(generated: Measured, reference: Measured | None, values: Values) -> l
     sides = [("generated", _GENERATED, generated)]
     if reference is not None:
         sides.insert(0, ("reference", _REFERENCE, reference))
-    found = []
+    known = []
     for name, colour, side in sides:
         numbers = np.asarray(values(side), dtype=float)
-        found.append(_Side(name=name, colour=colour, numbers=numbers[np.isfinite(numbers)]))
-    return found
+        known.append(_Side(name=name, colour=colour, numbers=numbers[np.isfinite(numbers)]))
+    return known
 
 
 def _counts(sides: Sequence[_Side], unit: str) -> Figure:

@@ -55,12 +55,12 @@ class Energies:
 
     @property
     def is_relaxation(self) -> bool:
-        """Whether anything moved; false for single points."""
+        """True when anything may move; false for single points."""
         return self.how.settings.cell != RelaxCell.NONE
 
     @property
     def is_converged(self) -> Bool[Tensor, " crystal"]:
-        """Whether a relaxation came to its end."""
+        """True for structures whose relaxation came to its end."""
         return torch.tensor(
             [status is RelaxStatus.CONVERGED for status in self.relaxed.status], dtype=torch.bool
         )
@@ -73,15 +73,15 @@ class Energies:
     @property
     def failures(self) -> list[tuple[int, str, str]]:
         """Position, metric and reason of every gap."""
-        found: list[tuple[int, str, str]] = []
+        gaps: list[tuple[int, str, str]] = []
         has_energy = self.relaxed.start_energy.isfinite().tolist()
         for position, reason in enumerate(self.relaxed.reasons):
             if reason is not None:
-                found.append((position, "relax" if has_energy[position] else "energy", reason))
+                gaps.append((position, "relax" if has_energy[position] else "energy", reason))
         for position, row in enumerate(self.raw_stability or ()):
             if row.reason is not None and has_energy[position]:
-                found.append((position, "energy_above_hull", row.reason))
-        return sorted(found)
+                gaps.append((position, "energy_above_hull", row.reason))
+        return sorted(gaps)
 
     def columns(self) -> dict[str, list[Cell]]:
         """The columns of the table, empty where there is no number; energies in eV/atom, forces in eV/Å."""
@@ -171,7 +171,7 @@ def measure_energies(
 
 
 def energy_store(how: RelaxHow) -> ResultStore | None:
-    """Where results of this potential and these settings are kept; None where nobody can tell which potential
+    """The store of this potential and these settings; None where nobody can tell which potential
     it is (a calculator without version or weights), so that nothing may be kept."""
     identity = how.identity()
     return None if identity is None else ResultStore.open(namespace("energy", VERSION, identity))

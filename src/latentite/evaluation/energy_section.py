@@ -29,7 +29,7 @@ from latentite.energy.table import (
     table_references,
 )
 from latentite.evaluation.energies import Energies, energy_store, measure_energies, write_relaxed
-from latentite.evaluation.markup import share_axes, svg_text
+from latentite.evaluation.markup import html_table, number_text, share_axes, svg_text
 from latentite.evaluation.matching_section import stored_matches
 from latentite.evaluation.measure import Cell, timed
 from latentite.evaluation.options import EnergyOptions
@@ -95,14 +95,14 @@ def energy_section(options: EnergyOptions) -> MakeSection:
                 advance=work.stage(_STEPS[options.settings.cell], len(work.crystals)),
             )
         judged = _judged(energies, work, table)
-        found = energy_summary(options, energies, competition, judged.columns)
-        found["wasserstein_eV_per_atom"] = label_distances(work, judged.columns)
+        content = energy_summary(options, energies, competition, judged.columns)
+        content["wasserstein_eV_per_atom"] = label_distances(work, judged.columns)
         return Section(
             columns=judged.columns,
             counted=judged.counted,
             failures=(*energies.failures, *judged.failures),
-            summary={"energies": found},
-            page=lambda: energy_page(found, judged.columns),
+            summary={"energies": content},
+            page=lambda: energy_page(content, judged.columns),
             files={"relaxed.extxyz": lambda path: write_relaxed(path, energies, work.crystals.ids)},
         )
 
@@ -157,7 +157,7 @@ def _competition(options: EnergyOptions, how: RelaxHow, work: Work) -> Competiti
 
 
 def _relaxed_matches(energies: Energies, work: Work) -> tuple[Table, tuple[tuple[int, str, str], ...]]:
-    """Whether the relaxed structures are unique and novel; empty where there is none."""
+    """Columns `relaxed_unique` and `relaxed_novel`, empty where there is no relaxed structure, and failures."""
     positions = np.flatnonzero(energies.is_converged.numpy()).tolist()
     everything = energies.relaxed.crystals.to_arrays()
     arrays = [everything[position] for position in positions]
@@ -165,11 +165,11 @@ def _relaxed_matches(energies: Energies, work: Work) -> tuple[Table, tuple[tuple
         hashes = [structure_hash(crystal) for crystal in arrays]
         matches = stored_matches(work, arrays, hashes, name="match relaxed structures")
     verdicts = matches.verdicts[work.protocol.matcher.name]
-    found = {"relaxed_unique": [None if v is None else v.duplicate_of is None for v in verdicts]}
+    cells_by_name = {"relaxed_unique": [None if v is None else v.duplicate_of is None for v in verdicts]}
     if work.reference is not None:
-        found["relaxed_novel"] = [None if v is None else v.reference is None for v in verdicts]
+        cells_by_name["relaxed_novel"] = [None if v is None else v.reference is None for v in verdicts]
     columns: Table = {}
-    for name, cells in found.items():
+    for name, cells in cells_by_name.items():
         column: list[Cell] = [None] * len(work.crystals)
         for position, cell in zip(positions, cells, strict=True):
             column[position] = cell
@@ -195,7 +195,7 @@ def _verdicts(prefix: str, table: Mapping[str, Sequence[Cell]]) -> Table:
 
 
 def _at_most(limit: float, heights: Sequence[Cell]) -> list[Cell]:
-    """Whether each is at most so high (eV/atom) above the hull; None where that is not known."""
+    """True for each that is at most so high (eV/atom) above the hull; None where that is not known."""
     return [None if height is None else float(height) <= limit for height in heights]
 
 
@@ -218,15 +218,15 @@ def _as_protocol(work: Work, table: Mapping[str, list[Cell]]) -> Table:
     if f"{prefix}sun" not in table:
         return {}
     stable = _at_most(protocol.stable_below, table[f"{prefix}energy_above_hull"])
-    found = {"protocol_sun": all_of(stable, table[f"{prefix}unique"], table[f"{prefix}novel"])}
+    columns = {"protocol_sun": all_of(stable, table[f"{prefix}unique"], table[f"{prefix}novel"])}
     if protocol.msun is not None:
-        found["protocol_msun"] = table[f"{prefix}{protocol.msun}"]
-    return found
+        columns["protocol_msun"] = table[f"{prefix}{protocol.msun}"]
+    return columns
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Competition:
-    """What structures compete with; nothing of it without a table."""
+    """The competitors of the structures; all None without a table."""
 
     phases: EnergyTable | None = None
     """The table with formation energies."""
@@ -247,7 +247,7 @@ def energy_summary(
     """Potential, settings, hull and element references by name and hash; how relaxations ended; medians."""
     phases, hull, references = competition.phases, competition.hull, competition.references
     card = energies.card
-    found: dict[str, Any] = {
+    content: dict[str, Any] = {
         "potential": {
             "name": card.name,
             "version": card.version,
@@ -267,7 +267,7 @@ def energy_summary(
         "unknown_elements": energies.unknown_elements,
     }
     if phases is not None and hull is not None and references is not None:
-        found["hull"] = {
+        content["hull"] = {
             "name": phases.name if options.phase_diagram is None else str(options.phase_diagram),
             "sha256": hull.sha256,
             "theory": None if phases.theory is None else str(phases.theory),
@@ -281,19 +281,19 @@ def energy_summary(
                 "left_out_residual": finite(references.left_out_residual),
             },
         }
-    return found
+    return content
 
 
 def label_distances(work: Work, columns: Mapping[str, Sequence[Cell]]) -> dict[str, float | None]:
     """Wasserstein distances to the labels of the reference, where it has such labels."""
-    found: dict[str, float | None] = {}
+    distances: dict[str, float | None] = {}
     labels = {} if work.reference is None else work.reference.labels
     for name, names in _LABELS.items():
         label = next((labels[n] for n in names if n in labels), None)
         for column in (name, f"relaxed_{name}"):
             if label is not None and column in columns:
-                found[column] = finite(wasserstein(_numbers(columns[column]), _numbers(label)))
-    return found
+                distances[column] = finite(wasserstein(_numbers(columns[column]), _numbers(label)))
+    return distances
 
 
 def _numbers(cells: Sequence[object]) -> np.ndarray:
@@ -305,16 +305,16 @@ def _median(column: Sequence[Cell] | None) -> float | None:
     return float(np.median(known)) if len(known) else None
 
 
-def energy_page(found: Mapping[str, Any], columns: Mapping[str, Sequence[Cell]]) -> str:
+def energy_page(content: Mapping[str, Any], columns: Mapping[str, Sequence[Cell]]) -> str:
     """HTML of the section.
 
     Args:
-        found: what the summary says of energies.
+        content: what the summary says of energies.
         columns: of the section.
     """
-    potential, hull = found["potential"], found["hull"]
+    potential, hull = content["potential"], content["hull"]
     words = f"{escape(potential['name'])} {escape(str(potential['version']))} ({escape(str(potential['theory']))})"
-    parts = [f"<h2>Energies</h2><p>Potential {words}; what may move: {found['relaxation']['cell']}."]
+    parts = [f"<h2>Energies</h2><p>Potential {words}; what may move: {content['relaxation']['cell']}."]
     if hull is None:
         parts.append(" No hull was given, so nothing is called stable.</p>")
     else:
@@ -322,7 +322,7 @@ def energy_page(found: Mapping[str, Any], columns: Mapping[str, Sequence[Cell]])
         parts.append(
             f" Hull of {escape(hull['name'])}: {hull['num_phases']:,} compositions; element references fitted on "
             f"{hull['element_references']['num_rows']:,} rows, mean absolute residual of rows left out "
-            f"{'–' if residual is None else f'{residual:.3f}'} eV/atom. An incomplete hull errs towards stable.</p>"
+            f"{number_text(residual, '.3f')} eV/atom. An incomplete hull errs towards stable.</p>"
         )
         if (missing := hull["missing_phases"]) and (
             lost := missing["without_energy"] + missing["unreadable"]
@@ -333,18 +333,20 @@ def energy_page(found: Mapping[str, Any], columns: Mapping[str, Sequence[Cell]])
                 "fewer phases make everything look stable.</p>"
             )
         parts.append(f"<figure><figcaption>Energy above hull</figcaption>{_histogram(columns)}</figure>")
-    parts.append(
-        _two_columns("median", [_median_row(name, value) for name, value in found["medians"].items()])
-    )
+    medians = []
+    for name, value in content["medians"].items():
+        label, unit = _MEDIAN_LABELS.get(name, (name, "eV/atom"))
+        medians.append((label, number_text(value, ".3f", unit)))
+    parts.append(_two_columns("median", medians))
     distances = [
-        (_MEDIAN_LABELS.get(name, (name, ""))[0], "–" if value is None else f"{value:.3f} eV/atom")
-        for name, value in found["wasserstein_eV_per_atom"].items()
+        (_MEDIAN_LABELS.get(name, (name, ""))[0], number_text(value, ".3f", "eV/atom"))
+        for name, value in content["wasserstein_eV_per_atom"].items()
     ]
     parts.append(_two_columns("Wasserstein distance to the reference's own labels", distances))
     parts.append(
-        _two_columns("how it ended", [(name, f"{count:,}") for name, count in found["status"].items()])
+        _two_columns("how it ended", [(name, f"{count:,}") for name, count in content["status"].items()])
     )
-    unknown = list(found["unknown_systems"].items())
+    unknown = list(content["unknown_systems"].items())
     if unknown:
         listed = ", ".join(f"{escape(name)} ({count:,})" for name, count in unknown[:30])
         more = f" and {len(unknown) - 30:,} more" if len(unknown) > 30 else ""
@@ -352,18 +354,8 @@ def energy_page(found: Mapping[str, Any], columns: Mapping[str, Sequence[Cell]])
     return "".join(parts)
 
 
-def _median_row(name: str, value: float) -> tuple[str, str]:
-    label, unit = _MEDIAN_LABELS.get(name, (name, "eV/atom"))
-    return label, f"{value:.3f} {unit}".strip()
-
-
 def _two_columns(title: str, rows: Sequence[tuple[str, str]]) -> str:
-    if not rows:
-        return ""
-    body = "".join(
-        f"<tr><td>{escape(name)}</td><td class='n'>{escape(text)}</td></tr>" for name, text in rows
-    )
-    return f"<table><tr><th>{title}</th><th></th></tr>{body}</table>"
+    return html_table([title, ""], rows) if rows else ""
 
 
 def _histogram(columns: Mapping[str, Sequence[Cell]]) -> str:

@@ -27,6 +27,7 @@ from latentite.evaluation.descriptors import (
     latent_rows,
     radial_features,
 )
+from latentite.evaluation.markup import html_table, number_text
 from latentite.evaluation.measure import Cell, timed
 from latentite.evaluation.read import Crystals
 from latentite.evaluation.table import MakeSection, Section, Work, finite
@@ -97,17 +98,17 @@ def feature_section(*, with_crystal_nn: bool = False, space: LatentSpace | None 
         ours = _side(work.crystals, np.arange(len(work.crystals)), name="")
         is_valid = np.array([cell is True for cell in table["valid"]], dtype=bool)
         with timed(work.seconds, "features"):
-            found = _fingerprints(work, ours, theirs, is_valid, is_first_half, failures)
+            content = _fingerprints(work, ours, theirs, is_valid, is_first_half, failures)
             if with_crystal_nn:
-                found["coverage"]["crystalnn"] = _by_crystal_nn(work, ours, theirs, failures)
-            found["latents"] = (
+                content["coverage"]["crystalnn"] = _by_crystal_nn(work, ours, theirs, failures)
+            content["latents"] = (
                 None if space is None else _by_latents(work, ours, theirs, space, is_valid, failures)
             )
-        found["reference"] = {"num_structures": len(work.reference), "num_used": len(places)}
+        content["reference"] = {"num_structures": len(work.reference), "num_used": len(places)}
         return Section(
             failures=tuple(failures),
-            summary={"features": found},
-            page=lambda: feature_page(found),
+            summary={"features": content},
+            page=lambda: feature_page(content),
         )
 
     return make
@@ -116,7 +117,7 @@ def feature_section(*, with_crystal_nn: bool = False, space: LatentSpace | None 
 def reference_sample(
     hashes: Sequence[str], *, seed: int, most: int = MAX_REFERENCE
 ) -> tuple[Int[np.ndarray, " chosen"], Bool[np.ndarray, " chosen"]]:
-    """Which crystals of a reference are used, and which of these make one half of it.
+    """Positions of the crystals of a reference that are used, and those that make one half of these.
 
     Both follow from a hash of seed and crystal, so they do not depend on the order of the reference, and equal
     crystals stay together.
@@ -154,7 +155,7 @@ def _fingerprints(
     ]
     failures += _missing("fingerprint", radial[0])
     unknown = [int((~np.isfinite(rows).all(axis=-1)).sum()) for rows in radial]
-    found: dict[str, Any] = {
+    content: dict[str, Any] = {
         "fingerprints": "radial and magpie, standardised by the reference",
         "seed": work.seed,
         "clipped_at": CLIP,
@@ -162,22 +163,22 @@ def _fingerprints(
         "coverage": {"radial": None},
     }
     if unknown[1] == len(radial[1]):
-        return found | {"descriptors": None}
+        return content | {"descriptors": None}
     structure = _scaled(radial, smallest=FLOOR)
     composition = _scaled([magpie(ours.arrays), magpie(theirs.arrays)])
     sets = [FingerprintSet(structure=s, composition=c) for s, c in zip(structure, composition, strict=True)]
     joined = [np.clip(np.hstack([s.structure, s.composition]), -CLIP, CLIP) for s in sets]
-    found["descriptors"] = _distances(joined[0], joined[1], is_valid)
+    content["descriptors"] = _distances(joined[0], joined[1], is_valid)
     halves = [
         FingerprintSet(structure=sets[1].structure[side], composition=sets[1].composition[side])
         for side in (is_first_half, ~is_first_half)
     ]
     if all(half.is_known.any() for half in halves):
         how = f"{QUANTILE:g} quantile of distances between two halves of the reference (by hash, seed {work.seed})"
-        found["coverage"]["radial"] = _coverage(
+        content["coverage"]["radial"] = _coverage(
             sets[0], sets[1], calibrated_cutoffs(*halves, quantile=QUANTILE), how
         )
-    return found
+    return content
 
 
 def _by_crystal_nn(work: Work, ours: _Side, theirs: _Side, failures: Failures) -> dict[str, Any]:
@@ -221,7 +222,7 @@ def _by_latents(
 
 def _distances(ours: Features, theirs: Features, is_valid: np.ndarray) -> dict[str, Any]:
     """Null where a side has fewer than two crystals."""
-    found: dict[str, Any] = {"frechet": {}, "diversity": {}, "vendi": {}}
+    numbers: dict[str, Any] = {"frechet": {}, "diversity": {}, "vendi": {}}
     is_known = np.isfinite(ours).all(axis=-1)
     enough = int(np.isfinite(theirs).all(axis=-1).sum()) >= 2
     reference = fit_gaussian(theirs) if enough else None
@@ -229,20 +230,20 @@ def _distances(ours: Features, theirs: Features, is_valid: np.ndarray) -> dict[s
         distance = None
         if reference is not None and chosen.sum() >= 2:
             distance = frechet_distance(fit_gaussian(ours[chosen]), reference)
-        found["frechet"][name] = distance
-        found["diversity"][name] = None if distance is None else frechet_diversity(distance)
-        found["vendi"][name] = finite(vendi_score(ours[chosen]))
-    return found
+        numbers["frechet"][name] = distance
+        numbers["diversity"][name] = None if distance is None else frechet_diversity(distance)
+        numbers["vendi"][name] = finite(vendi_score(ours[chosen]))
+    return numbers
 
 
 def _coverage(ours: FingerprintSet, theirs: FingerprintSet, cutoffs: Cutoffs, how: str) -> dict[str, Any]:
-    found = coverage(ours, theirs, cutoffs)
+    result = coverage(ours, theirs, cutoffs)
     rates = ("recall", "precision", "recall_separate", "precision_separate")
     means = (f"{kind}_{side}_distance" for kind in ("structure", "composition") for side in rates[:2])
     return {
         "cutoffs": {"structure": cutoffs.structure, "composition": cutoffs.composition, "source": how},
-        **{name: getattr(found, name).to_plain() for name in rates},
-        **{name: finite(getattr(found, name)) for name in means},
+        **{name: getattr(result, name).to_plain() for name in rates},
+        **{name: finite(getattr(result, name)) for name in means},
     }
 
 
@@ -257,56 +258,47 @@ def _missing(step: str, rows: Features) -> Failures:
     return [(int(place), step, _REASONS[step]) for place in np.flatnonzero(~np.isfinite(rows).all(axis=-1))]
 
 
-def feature_page(found: Mapping[str, Any]) -> str:
+def feature_page(content: Mapping[str, Any]) -> str:
     """HTML of the section.
 
     Args:
-        found: what the summary says of features.
+        content: what the summary says of features.
     """
-    used, all_in = found["reference"]["num_used"], found["reference"]["num_structures"]
+    used, all_in = content["reference"]["num_used"], content["reference"]["num_structures"]
     sample = "" if used == all_in else f" {used:,} of the reference's {all_in:,} crystals are used."
     parts = [
-        f"<h2>Features</h2><p class='small'>Descriptors: {escape(found['fingerprints'])}; clipped at "
-        f"{found['clipped_at']:g} standard deviations for distances.{sample} Distances and Vendi scores depend on the "
-        "number of crystals: compare sets of equal size.</p>"
+        f"<h2>Features</h2><p class='small'>Descriptors: {escape(content['fingerprints'])}; clipped at "
+        f"{content['clipped_at']:g} standard deviations for distances.{sample} Distances and Vendi scores depend on "
+        "the number of crystals: compare sets of equal size.</p>"
     ]
-    if found["descriptors"] is not None:
-        parts.append(_distance_table("descriptors", found["descriptors"]))
-    if (latents := found["latents"]) is not None:
+    if content["descriptors"] is not None:
+        parts.append(_distance_table("descriptors", content["descriptors"]))
+    if (latents := content["latents"]) is not None:
         parts.append(_distance_table(f"latents of {latents['vae']} ({latents['sha256'][:12]})", latents))
     titles = {"radial": "own fingerprints, not comparable with CDVAE's", "crystalnn": "CrystalNN and Magpie"}
     parts += [
-        _coverage_table(titles[name], one) for name, one in found["coverage"].items() if one is not None
+        _coverage_table(titles[name], one) for name, one in content["coverage"].items() if one is not None
     ]
     return "".join(parts)
 
 
-def _distance_table(space: str, found: Mapping[str, Any]) -> str:
+def _distance_table(space: str, content: Mapping[str, Any]) -> str:
     rows = [
-        f"<tr><td>{words}</td>{_number(found[name]['all'])}{_number(found[name]['valid'])}</tr>"
+        [words, number_text(content[name]["all"]), number_text(content[name]["valid"])]
         for name, words in _ROWS
     ]
-    head = f"<tr><th>in the space of {escape(space)}</th><th>all</th><th>valid only</th></tr>"
-    return f"<table>{head}{''.join(rows)}</table>"
+    return html_table([f"in the space of {space}", "all", "valid only"], rows)
 
 
-def _coverage_table(title: str, found: Mapping[str, Any]) -> str:
-    cutoffs = found["cutoffs"]
-    rows = [
-        f"<tr><td>{words}</td>{_share(found[name]['rate'])}<td class='n'>{found[name]['numerator']:,} of "
-        f"{found[name]['denominator']:,}</td></tr>"
-        for name, words in _RATES
-    ]
-    head = f"<tr><th>covered, by {escape(title)}</th><th></th><th></th></tr>"
-    return (
-        f"<table>{head}{''.join(rows)}</table><p class='small'>Cut-offs: structure {cutoffs['structure']:.3g}, "
-        f"composition {cutoffs['composition']:.3g}; {escape(cutoffs['source'])}.</p>"
+def _coverage_table(title: str, content: Mapping[str, Any]) -> str:
+    cutoffs = content["cutoffs"]
+    rows = []
+    for name, words in _RATES:
+        rate = content[name]
+        percent = None if rate["rate"] is None else 100 * rate["rate"]
+        counts = f"{rate['numerator']:,} of {rate['denominator']:,}"
+        rows.append([words, number_text(percent, ".1f", "%"), counts])
+    return html_table([f"covered, by {title}", "", ""], rows) + (
+        f"<p class='small'>Cut-offs: structure {cutoffs['structure']:.3g}, composition {cutoffs['composition']:.3g}; "
+        f"{escape(cutoffs['source'])}.</p>"
     )
-
-
-def _number(value: float | None) -> str:
-    return f"<td class='n'>{'–' if value is None else f'{value:.4g}'}</td>"
-
-
-def _share(value: float | None) -> str:
-    return f"<td class='n'>{'–' if value is None else f'{100 * value:.1f} %'}</td>"

@@ -24,7 +24,7 @@ _REDUCED_VERSION = 2
 
 
 def matching_section(work: Work, table: Mapping[str, list[Cell]]) -> Section:
-    """Which structures are copies of earlier ones, and which stand in the reference; plain names follow the
+    """Copies of earlier structures, and structures that stand in the reference; plain names follow the
     protocol."""
     crystals, reference, chosen = work.crystals, work.reference, work.protocol.matcher.name
     with timed(work.seconds, "match"):

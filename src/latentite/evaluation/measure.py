@@ -17,12 +17,12 @@ from latentite.formulas import Composition, reduced_composition, usual_formula
 from latentite.metrics.composition import SmactRule, has_unknown_element, is_smact_valid, supply_risk
 from latentite.metrics.geometry import SYMPRECS, min_distances, space_groups, volumes
 
-Stage = Callable[[str, int | None], Callable[[int], None]]
+BeginStep = Callable[[str, int | None], Callable[[int], None]]
 """Told that a step of so many structures (None: unknown) begins; gives what to tell of those that are done."""
 
 
 def silent(text: str, total: int | None) -> Callable[[int], None]:
-    """A `Stage` that says nothing."""
+    """A `BeginStep` that says nothing."""
     return lambda count: None
 
 
@@ -68,14 +68,16 @@ class Measured:
     @property
     def failures(self) -> list[tuple[int, str, str]]:
         """Position, metric and reason of everything that could not be computed."""
-        found = [
+        failures = [
             (int(position), "min_distance", "the cell is too flat to be reduced")
             for position in np.flatnonzero(np.isnan(self.own_distance))
         ]
         for symprec, groups in self.space_groups.items():
             reason = f"no space group was found at {symprec:g} Å"
-            found += [(int(p), f"space_group_{symprec:g}", reason) for p in np.flatnonzero(np.isnan(groups))]
-        return found
+            failures += [
+                (int(p), f"space_group_{symprec:g}", reason) for p in np.flatnonzero(np.isnan(groups))
+            ]
+        return failures
 
     def columns(self) -> dict[str, list[Cell]]:
         """The columns of the table, in its order."""
@@ -112,7 +114,7 @@ def measure(
     *,
     workers: int | None,
     seconds: dict[str, float],
-    stage: Stage,
+    stage: BeginStep,
     symprecs: Sequence[float] = SYMPRECS,
     name: str = "",
 ) -> Measured:
@@ -165,18 +167,18 @@ def _space_groups(
     first = {digest: place for place, digest in enumerate(crystals.hashes) if digest not in known}
     missing = list(first)
 
-    def keep(start: int, found: np.ndarray) -> None:
-        values = [[None if np.isnan(group) else int(group) for group in row] for row in found]
+    def keep(start: int, groups: np.ndarray) -> None:
+        values = [[None if np.isnan(group) else int(group) for group in row] for row in groups]
         store.put_many(dict(zip(missing[start:], values, strict=False)))
 
     if missing:
-        found = space_groups(
+        computed = space_groups(
             [crystals.arrays[place] for place in first.values()],
             symprecs=symprecs,
             workers=workers,
             advance=begin(len(missing)),
             keep=keep,
         )
-        known |= dict(zip(missing, found.tolist(), strict=True))
+        known |= dict(zip(missing, computed.tolist(), strict=True))
     # dtype=float makes NaN of None
     return np.array([known[digest] for digest in crystals.hashes], dtype=float).reshape(-1, len(symprecs))

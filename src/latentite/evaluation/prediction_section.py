@@ -22,6 +22,7 @@ from jaxtyping import Bool, Float, Int
 
 from latentite.base.tables import write_csv
 from latentite.data.properties import SYMPREC
+from latentite.evaluation.markup import html_table, number_text
 from latentite.evaluation.measure import Cell, Measured, measure, timed
 from latentite.evaluation.protocols import MATCHERS, CompositionRule
 from latentite.evaluation.read import Crystals
@@ -44,7 +45,7 @@ _ROWS = (
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class _Found:
+class _Predicted:
     """Targets, their samples and the distances between them."""
 
     targets: Crystals
@@ -53,7 +54,7 @@ class _Found:
     samples: Int[np.ndarray, "target sample"]
     """Positions of the samples of each target in their order, at the end -1 for none."""
     is_valid: Bool[np.ndarray, "target sample"]
-    """Whether both sides are valid under the protocol."""
+    """True where both sides are valid under the protocol."""
     distances: dict[str, Float[np.ndarray, "target sample"]]
     """Normalised RMS distance by matcher, NaN where they do not match."""
 
@@ -70,11 +71,11 @@ def prediction_section(targets: Crystals) -> MakeSection:
         """Samples beside the targets of their formulas."""
         with timed(work.seconds, "targets"):
             result = _find(work, table, targets)
-        found = _summary(result, work)
+        content = _summary(result, work)
         return Section(
-            summary={"prediction": found},
-            page=lambda: prediction_page(found),
-            lines=prediction_lines(found, work.protocol.matcher),
+            summary={"prediction": content},
+            page=lambda: prediction_page(content),
+            lines=prediction_lines(content, work.protocol.matcher),
             files={"targets.csv": lambda path: _write(path, result)},
         )
 
@@ -98,7 +99,7 @@ def samples_by_formula(formulas: Sequence[str], targets: Sequence[str]) -> Int[n
     return table
 
 
-def _find(work: Work, table: Mapping[str, list[Cell]], targets: Crystals) -> _Found:
+def _find(work: Work, table: Mapping[str, list[Cell]], targets: Crystals) -> _Predicted:
     measured = measure(
         targets,
         workers=work.workers,
@@ -109,7 +110,7 @@ def _find(work: Work, table: Mapping[str, list[Cell]], targets: Crystals) -> _Fo
     )
     samples = samples_by_formula(work.measured.formulas, measured.formulas)
     valid = np.array([*(cell is True for cell in table["valid"]), False])  # the last stands for no sample
-    return _Found(
+    return _Predicted(
         targets=targets,
         formulas=measured.formulas,
         samples=samples,
@@ -146,28 +147,28 @@ def _distances(
 
     def compute(block: list[int]) -> list[np.ndarray]:
         chosen = [asked[number] for number in block]
-        found = sample_distances(
+        distances = sample_distances(
             [targets.arrays[place] for place in chosen],
             [[crystals.arrays[k] if k >= 0 else None for k in samples[place]] for place in chosen],
             settings=matcher,
             workers=work.workers,
         )
-        return [row[: len(rows[place])] for row, place in zip(found, chosen, strict=True)]
+        return [row[: len(rows[place])] for row, place in zip(distances, chosen, strict=True)]
 
     settings = {"matcher": astuple(matcher), "pymatgen-core": version("pymatgen-core")}
     store = ResultStore.open(namespace("prediction", _VERSION, settings))
     name = f"match targets, {matcher.name}"
     distances = np.full(samples.shape, np.nan)
-    found = kept_rows(store, keys, compute, begin=lambda count: work.stage(name, count))
-    for place, row in zip(asked, found, strict=True):
+    rows_of_asked = kept_rows(store, keys, compute, begin=lambda count: work.stage(name, count))
+    for place, row in zip(asked, rows_of_asked, strict=True):
         distances[place, : len(row)] = row
     return distances
 
 
-def _summary(result: _Found, work: Work) -> dict[str, Any]:
+def _summary(result: _Predicted, work: Work) -> dict[str, Any]:
     formulas = set(result.formulas)
     num_samples = result.num_samples
-    found: dict[str, Any] = {
+    content: dict[str, Any] = {
         "targets": {
             "name": result.targets.name,
             "content_hash": result.targets.content_hash,
@@ -185,23 +186,23 @@ def _summary(result: _Found, work: Work) -> dict[str, Any]:
     }
     for matcher in MATCHERS:
         distances = result.distances[matcher.name]
-        found["matchers"][matcher.name] = {
+        content["matchers"][matcher.name] = {
             f"{first}_{pairs}": _to_plain(match_rate(distances, k=k, is_valid=is_valid, stol=matcher.stol))
             for first, k in (("k1", 1), ("any", None))
             for pairs, is_valid in (("all_pairs", None), ("valid_pairs", result.is_valid))
         }
-    return found
+    return content
 
 
-def _to_plain(found: MatchRate) -> dict[str, Any]:
+def _to_plain(result: MatchRate) -> dict[str, Any]:
     return {
-        "rate": found.rate.to_plain(),
-        "rmse": finite(found.rmse),
-        "corrected_rmse": finite(found.corrected_rmse),
+        "rate": result.rate.to_plain(),
+        "rmse": finite(result.rmse),
+        "corrected_rmse": finite(result.corrected_rmse),
     }
 
 
-def _write(path: Path, result: _Found) -> None:
+def _write(path: Path, result: _Predicted) -> None:
     """One row per target."""
     header = ["id", "formula", "samples"]
     for matcher in MATCHERS:
@@ -218,9 +219,9 @@ def _write(path: Path, result: _Found) -> None:
     write_csv(path, header, rows)
 
 
-def prediction_page(found: Mapping[str, Any]) -> str:
+def prediction_page(content: Mapping[str, Any]) -> str:
     """HTML: counts, and a table for each matcher."""
-    targets, samples = found["targets"], found["samples_per_target"]
+    targets, samples = content["targets"], content["samples_per_target"]
     parts = [
         f"<h2>Structure prediction</h2><p>{targets['num_targets']:,} targets of {escape(targets['name'])}, "
         f"{targets['num_formulas']:,} formulas; {targets['without_samples']:,} have no sample and count as not "
@@ -230,36 +231,35 @@ def prediction_page(found: Mapping[str, Any]) -> str:
         tolerances = f"{matcher.ltol:g}/{matcher.stol:g}/{matcher.angle_tol:g}°"
         rows = []
         for name, words in _ROWS:
-            one = found["matchers"][matcher.name][name]
-            numbers = "".join(f"<td class='n'>{_number(one[key])}</td>" for key in ("rmse", "corrected_rmse"))
-            rows.append(f"<tr><td>{words}</td><td class='n'>{_rate_of(one)}</td>{numbers}</tr>")
-        head = f"<tr><th>matched, {matcher.name} ({tolerances})</th><th></th><th>RMSE</th><th>corrected RMSE</th></tr>"
-        parts.append(f"<table>{head}{''.join(rows)}</table>")
+            one = content["matchers"][matcher.name][name]
+            errors = [number_text(one[key], ".4f") for key in ("rmse", "corrected_rmse")]
+            rows.append([words, str(_rate_of(one)), *errors])
+        head = [f"matched, {matcher.name} ({tolerances})", "", "RMSE", "corrected RMSE"]
+        parts.append(html_table(head, rows))
     return "".join(parts) + "<p class='small'>Each target stands in targets.csv.</p>"
 
 
-def prediction_lines(found: Mapping[str, Any], matcher: MatcherSettings) -> tuple[tuple[str, str], ...]:
+def prediction_lines(content: Mapping[str, Any], matcher: MatcherSettings) -> tuple[tuple[str, str], ...]:
     """Label and value of what the terminal shows: over all pairs, by the protocol's matcher.
 
     Args:
-        found: `prediction` of the summary.
+        content: `prediction` of the summary.
         matcher: the protocol's.
     """
-    targets, samples = found["targets"], found["samples_per_target"]
-    first, best = (found["matchers"][matcher.name][f"{name}_all_pairs"] for name in ("k1", "any"))
+    targets, samples = content["targets"], content["samples_per_target"]
+    first, best = (content["matchers"][matcher.name][f"{name}_all_pairs"] for name in ("k1", "any"))
     counts = f"{targets['num_targets']}, of which {targets['without_samples']} have no sample"
     return (
         ("targets", f"{counts}; {samples['min']} to {samples['max']} samples each"),
         (f"matched by the first sample ({matcher.name})", str(_rate_of(first))),
         (f"matched by any sample, METRe ({matcher.name})", str(_rate_of(best))),
-        ("RMSE of those, first and best sample", f"{_number(first['rmse'])} and {_number(best['rmse'])}"),
-        (f"cRMSE, {matcher.stol:g} for a target without match", _number(best["corrected_rmse"])),
+        (
+            "RMSE of those, first and best sample",
+            f"{number_text(first['rmse'], '.4f')} and {number_text(best['rmse'], '.4f')}",
+        ),
+        (f"cRMSE, {matcher.stol:g} for a target without match", number_text(best["corrected_rmse"], ".4f")),
     )
 
 
 def _rate_of(one: Mapping[str, Any]) -> Rate:
     return Rate(numerator=one["rate"]["numerator"], denominator=one["rate"]["denominator"])
-
-
-def _number(value: float | None) -> str:
-    return "–" if value is None else f"{value:.4f}"

@@ -25,7 +25,7 @@ MATCHERS = (STRICT, LOOSE)
 
 
 class CompositionRule(StrEnum):
-    """What makes a composition valid: the column of the table that says so."""
+    """The rule that makes a composition valid, named as its column of the table."""
 
     SMACT_ICSD24 = SmactRule.ICSD24.value
     SMACT_PAULING = SmactRule.PAULING.value
@@ -47,15 +47,15 @@ class Protocol:
     min_volume: float = 0.1
     """Å^3 of the cell; a smaller one makes a structure invalid."""
     own_images: bool = True
-    """Whether the distance of an atom to its own periodic images counts as well."""
+    """The distance of an atom to its own periodic images counts as well."""
     judges_relaxed: bool = True
-    """Whether `protocol_sun` and `protocol_msun` are of the relaxed structures, or of those that came."""
+    """`protocol_sun` and `protocol_msun` are of the relaxed structures, else of those that came."""
     stable_below: float = 0.0
     """eV/atom above hull; up to here a structure counts for `protocol_sun`."""
     msun: str | None = None
-    """Which of `msun` (includes stable ones) and `msun_exclusive` it reports, if any."""
+    """`msun` (includes stable ones) or `msun_exclusive`, whichever it reports, if any."""
     note: str
-    """Where it comes from, and what of it is not reproduced here."""
+    """Its origin, and what of it is not reproduced here."""
 
 
 _DEFAULT_NOTE = "pymatgen's default tolerances and smact 4's default list of oxidation states"

@@ -162,7 +162,7 @@ class Crystals:
     """`structure_hash` of each."""
     rejections: tuple[Rejection, ...]
     labels: Mapping[str, tuple[Value, ...]] = field(default_factory=dict)
-    """What the source says of each (properties; of a sampling run `ask` and `conditions`); None where nothing."""
+    """Columns of the source (properties; of a sampling run `ask` and `conditions`); None where a cell says nothing."""
     sampling: Mapping[str, Any] | None = None
     """The manifest, when the source is a folder of `latentite sample`."""
 

@@ -37,7 +37,7 @@ class Evaluation:
     labels: dict[str, str]
     """Words for those rates that people are shown, in their order."""
     sections: tuple[Section, ...]
-    """What each group of metrics adds to summary and page."""
+    """One for each group of metrics: its part of summary and page."""
     measured: Measured
     reference_measured: Measured | None
     seconds: dict[str, float]

@@ -28,7 +28,7 @@ from latentite.evaluation.distribution_section import distribution_section
 from latentite.evaluation.energy_section import energy_section
 from latentite.evaluation.feature_section import feature_section
 from latentite.evaluation.matching_section import matching_section, verdict_section
-from latentite.evaluation.measure import Stage, measure, silent, timed
+from latentite.evaluation.measure import BeginStep, measure, silent, timed
 from latentite.evaluation.options import EnergyOptions, EvaluateOptions, reference_hull
 from latentite.evaluation.prediction_section import prediction_section
 from latentite.evaluation.protocols import Protocol, find_protocol
@@ -84,7 +84,7 @@ class Plan:
         }
 
     def check_source(self, crystals: Crystals) -> None:
-        """What can only be said of the options once the source is read.
+        """Check of the options that needs the source.
 
         Raises:
             ValueError: for tolerances of what was not asked, or an energy that was asked to be 0 without one.
@@ -93,15 +93,15 @@ class Plan:
 
     def sections(self, targets: Crystals | None) -> tuple[MakeSection, ...]:
         """The sections in their order, after those that every evaluation has."""
-        found = [
+        makers = [
             feature_section(with_crystal_nn=self.fingerprints is Fingerprints.CRYSTALNN, space=self.space)
         ]
         if self.energies is not None:
-            found.append(energy_section(self.energies))
-        found.append(condition_section(self.tolerances))  # after the energies, which may be asked
+            makers.append(energy_section(self.energies))
+        makers.append(condition_section(self.tolerances))  # after the energies, which may be asked
         if targets is not None:
-            found.append(prediction_section(targets))
-        return tuple(found)
+            makers.append(prediction_section(targets))
+        return tuple(makers)
 
 
 def make_plan(options: EvaluateOptions) -> Plan:
@@ -128,7 +128,7 @@ def make_plan(options: EvaluateOptions) -> Plan:
 
 
 def _energy_options(options: EvaluateOptions) -> EnergyOptions | None:
-    """What is asked of energies, checked before anything heavy."""
+    """The options of energies, checked before anything heavy; None without `--relax`."""
     relax, hull = options.relax, options.hull
     if relax == "none":
         if hull is not None:
@@ -156,7 +156,9 @@ SECTIONS: tuple[MakeSection, ...] = (
 of those before it."""
 
 
-def evaluate(source: Source | Sequence[str | Path], *, stage: Stage = silent, **options: Any) -> Evaluation:
+def evaluate(
+    source: Source | Sequence[str | Path], *, stage: BeginStep = silent, **options: Any
+) -> Evaluation:
     """Evaluate crystals, and write the report when `out` names a folder; the options are those of `EvaluateOptions`.
 
     Args:
@@ -176,7 +178,7 @@ def evaluate(source: Source | Sequence[str | Path], *, stage: Stage = silent, **
     return evaluate_from(EvaluateOptions(source=source, **options), stage=stage)
 
 
-def evaluate_from(options: EvaluateOptions, *, stage: Stage = silent) -> Evaluation:
+def evaluate_from(options: EvaluateOptions, *, stage: BeginStep = silent) -> Evaluation:
     """As `evaluate`."""
     protocol = find_protocol(options.protocol)
     sources = sources_of(options.source)
@@ -233,15 +235,15 @@ def _check_out(out: str | Path | None, *, resume: bool) -> None:
         raise ValueError("--resume must be given together with --out, got no folder to go on in")
 
 
-def _read_source(sources: Sequence[Source], split: str, stage: Stage) -> Crystals:
+def _read_source(sources: Sequence[Source], split: str, stage: BeginStep) -> Crystals:
     crystals = read_sources(sources, split=split, advance=stage("read structures", None))
     if crystals.num_in == 0:
         raise ValueError(f"SOURCE must hold at least one structure, got none in {crystals.name}")
     return crystals
 
 
-def _read_known(option: str, source: Source | None, split: str, stage: Stage) -> Crystals | None:
-    """What the source is held against; None where nothing is given."""
+def _read_known(option: str, source: Source | None, split: str, stage: BeginStep) -> Crystals | None:
+    """The crystals that the source is held against; None where nothing is given."""
     if source is None:
         return None
     name = option.removeprefix("--")
@@ -258,7 +260,7 @@ def _measure(
     *,
     workers: int | None,
     seed: int,
-    stage: Stage,
+    stage: BeginStep,
     seconds: dict[str, float],
 ) -> Work:
     """Everything that a structure alone decides, of both sides."""

@@ -31,15 +31,15 @@ def sources_of(source: Source | Sequence[str | Path]) -> tuple[Source, ...]:
         FileNotFoundError: when there is no such path, and no dataset of that name.
         ValueError: for an empty list, paths beside structures, a path twice, or a folder of runs.
     """
-    found: tuple[Any, ...] = (source,)
+    sources: tuple[Any, ...] = (source,)
     if isinstance(source, list | tuple):
         are_paths = [isinstance(item, str | Path) for item in source]
         if not source or any(are_paths) != all(are_paths):
             what = "a list of both" if source else "an empty list"
             raise ValueError(f"SOURCE must be paths and names, or structures, got {what}")
-        found = tuple(source) if all(are_paths) else found
+        sources = tuple(source) if all(are_paths) else sources
     places = []
-    for item in found:
+    for item in sources:
         require_source("SOURCE", item)
         if isinstance(item, str | Path):
             _refuse_folder_of_runs(Path(item))
@@ -47,7 +47,7 @@ def sources_of(source: Source | Sequence[str | Path]) -> tuple[Source, ...]:
     twice = [str(place) for place in places if places.count(place) > 1]
     if twice:
         raise ValueError(f"SOURCE must be given once each, got {twice[0]} twice")
-    return found
+    return sources
 
 
 def read_sources(
@@ -95,7 +95,7 @@ def _joined(parts: Sequence[Crystals], sampling: Mapping[str, Any] | None) -> Cr
 
 
 def _joined_runs(parts: Sequence[Crystals], *, is_one_run: bool) -> dict[str, Any]:
-    """What the summary says of all runs: their own words, and for parts of one run those that they share."""
+    """The summary's entry on all runs: their own words, and for parts of one run those that they share."""
     kept = ("status", "settings", "checkpoint", "range", "counts")
     runs: list[dict[str, Any]] = [
         {"folder": part.name, **{key: part.sampling.get(key) for key in kept}}
@@ -105,16 +105,16 @@ def _joined_runs(parts: Sequence[Crystals], *, is_one_run: bool) -> dict[str, An
     counts = Counts()
     for run in runs:
         counts = counts.plus(Counts(**(run["counts"] or {})))
-    found: dict[str, Any] = {"counts": counts.to_plain(), "runs": runs}
+    joined: dict[str, Any] = {"counts": counts.to_plain(), "runs": runs}
     if is_one_run:
         statuses = sorted({str(run["status"]) for run in runs})
         settings = {name: value for name, value in runs[0]["settings"].items() if name != "shard"}
-        found |= {"status": ", ".join(statuses), "settings": settings, "checkpoint": runs[0]["checkpoint"]}
-    return found
+        joined |= {"status": ", ".join(statuses), "settings": settings, "checkpoint": runs[0]["checkpoint"]}
+    return joined
 
 
 def _is_same_run(first: Mapping[str, Any], second: Mapping[str, Any], *, without: Sequence[str] = ()) -> bool:
-    """Whether crystals of one index are the same in both, but for rounding."""
+    """True when crystals of one index are the same in both, but for rounding."""
     return difference(first, second, without=("shard", "format", "trajectory", *without)) is None
 
 

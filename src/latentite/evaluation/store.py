@@ -1,7 +1,7 @@
 """Results kept by the structure that they belong to: what was computed once is not computed again.
 
     store = ResultStore.open(namespace("space_group", 1, {"symprec": 0.1}))
-    found = store.get_many(hashes)
+    known = store.get_many(hashes)
     store.put_many({hash: 225})
 
 A convenience that must never cost an evaluation: a damaged file is set aside, and where the cache cannot be read or
@@ -97,13 +97,13 @@ class ResultStore:
         wanted = list(dict.fromkeys(hashes))
 
         def read(database: sqlite3.Connection) -> dict[str, Any]:
-            found: dict[str, Any] = {}
+            values: dict[str, Any] = {}
             for start in range(0, len(wanted), _AT_ONCE):
                 part = wanted[start : start + _AT_ONCE]
                 marks = ",".join("?" * len(part))
                 rows = database.execute(f"SELECT hash, value FROM results WHERE hash IN ({marks})", part)
-                found.update((key, json.loads(value)) for key, value in rows)
-            return found
+                values.update((key, json.loads(value)) for key, value in rows)
+            return values
 
         return self._try(read, {}) if wanted and self.path.is_file() else {}
 
@@ -183,8 +183,8 @@ def kept_rows(
     advance = begin(len(missing)) if missing else lambda count: None
     for start in range(0, len(missing), at_once):
         block = missing[start : start + at_once]
-        found = dict(zip(block, compute([first[key] for key in block]), strict=True))
-        texts = {key: _packed(row) for key, row in found.items()}
+        computed = dict(zip(block, compute([first[key] for key in block]), strict=True))
+        texts = {key: _packed(row) for key, row in computed.items()}
         store.put_many(texts)
         known |= {key: _unpacked(text) for key, text in texts.items()}
         advance(len(block))

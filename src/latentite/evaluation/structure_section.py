@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from latentite.data.properties import SYMPREC
-from latentite.evaluation.measure import Cell, Measured, Stage, timed
+from latentite.evaluation.measure import BeginStep, Cell, Measured, timed
 from latentite.evaluation.protocols import Protocol
 from latentite.evaluation.read import Crystals
 from latentite.evaluation.store import ResultStore, namespace
@@ -40,7 +40,7 @@ def charge_section(work: Work, table: Mapping[str, list[Cell]]) -> Section:
     )
 
 
-def charge_verdicts(crystals: Crystals, stage: Stage) -> list[ChargeVerdict]:
+def charge_verdicts(crystals: Crystals, stage: BeginStep) -> list[ChargeVerdict]:
     """The verdict on each crystal, from the store where it is known; new ones go there block by block."""
     packages = {name: version(name) for name in ("pymatgen-core", "numpy")}
     store = ResultStore.open(namespace("charge", _CHARGE_VERSION, packages))
@@ -51,9 +51,9 @@ def charge_verdicts(crystals: Crystals, stage: Stage) -> list[ChargeVerdict]:
     for start in range(0, len(missing), _AT_ONCE):
         block = missing[start : start + _AT_ONCE]
         verdicts = charge_neutrality([crystals.arrays[first[digest]] for digest in block])
-        found = {digest: verdict.value for digest, verdict in zip(block, verdicts, strict=True)}
-        store.put_many(found)
-        known |= found
+        values = {digest: verdict.value for digest, verdict in zip(block, verdicts, strict=True)}
+        store.put_many(values)
+        known |= values
         advance(len(block))
     return [ChargeVerdict(known[digest]) for digest in crystals.hashes]
 
@@ -63,7 +63,7 @@ _ASKED = ("ask", "conditions")
 
 
 def source_section(work: Work, table: Mapping[str, list[Cell]]) -> Section:
-    """Where each structure comes from, and for samples what was asked of the model."""
+    """The origin of each structure, and for samples what was asked of the model."""
     crystals = work.crystals
     columns: Table = {
         "id": list(crystals.ids),
@@ -81,7 +81,7 @@ def source_section(work: Work, table: Mapping[str, list[Cell]]) -> Section:
 
 
 def measured_section(work: Work, table: Mapping[str, list[Cell]]) -> Section:
-    """What is measured of each structure alone."""
+    """Numbers of each structure alone."""
     columns = work.measured.columns()
     groups = columns[f"space_group_{SYMPREC:g}"]
     columns["symmetric"] = [None if group is None else group != 1 for group in groups]

@@ -1,4 +1,4 @@
-"""What a section of an evaluation is, and how sections become one table, its rates and its failures.
+"""Sections of an evaluation, and the one table, its rates and its failures that are made of them.
 
 A section is a function of what is evaluated (`Work`) and of the columns so far; it gives new columns, says which of
 them are counted, and what it adds to the summary and the page. A new group of metrics is one such function in the
@@ -14,7 +14,7 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
-from latentite.evaluation.measure import Cell, Measured, Stage
+from latentite.evaluation.measure import BeginStep, Cell, Measured
 from latentite.evaluation.protocols import Protocol
 from latentite.evaluation.read import Crystals
 from latentite.metrics.rates import Rate
@@ -25,7 +25,7 @@ Table = dict[str, list[Cell]]
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Work:
-    """What is evaluated, against what and how: the same for every section."""
+    """The inputs of every section: crystals, reference, protocol, and how to work."""
 
     crystals: Crystals
     reference: Crystals | None
@@ -34,13 +34,13 @@ class Work:
     reference_measured: Measured | None
     workers: int | None
     seed: int
-    stage: Stage
+    stage: BeginStep
     seconds: dict[str, float]
-    """Takes the wall time of steps (`steps.timed`)."""
+    """Takes the wall time of steps (`timed`)."""
 
 
 class Denominator(StrEnum):
-    """What a rate is a share of."""
+    """The structures that a rate is a share of."""
 
     KNOWN = "known"
     """The structures that the column has a value for."""
@@ -60,7 +60,7 @@ class Counted:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Section:
-    """What one group of metrics adds."""
+    """One group of metrics: its columns, rates, failures, and parts of summary, terminal and page."""
 
     columns: Table = field(default_factory=dict)
     """A value for each crystal; empty cells are explained by `failures`, or need no explanation."""
@@ -109,7 +109,7 @@ def make_table(work: Work, makers: Iterable[MakeSection]) -> tuple[Table, tuple[
 
 
 def all_of(*columns: Sequence[Cell]) -> list[Cell]:
-    """Whether all are true: one "no" decides, else one unknown leaves it unknown."""
+    """True where all are true: one "no" decides, else one unknown leaves it unknown."""
     return [False if False in row else (None if None in row else True) for row in zip(*columns, strict=True)]
 
 
@@ -126,7 +126,7 @@ def count_rates(
 
 
 def list_failures(crystals: Crystals, sections: Iterable[Section]) -> Iterator[Failure]:
-    """What could not be read, then what a metric failed on, in the order of the structures."""
+    """Failures: rows that could not be read, then structures that a metric failed on, in their order."""
     for item in crystals.rejections:
         yield Failure(source=item.source, row=item.row, id=item.id, step="read", reason=item.reason)
     for position, step, reason in sorted(entry for section in sections for entry in section.failures):

@@ -90,15 +90,15 @@ class CloseLattices:
     volume: Float[np.ndarray, " lattice"]
     """Of the averages."""
     at_edge: Bool[np.ndarray, " lattice"]
-    """Whether a tolerance is met, or missed, within rounding."""
+    """True where a tolerance is met, or missed, within rounding."""
 
 
 def close_lattices(first: Comparable, second: Comparable, settings: MatcherSettings) -> CloseLattices | None:
     """Every lattice of the first crystal with lengths and angles close to those of the second; None for none."""
-    found = _triples(first, second, settings)
-    if found is None:
+    triples = _triples(first, second, settings)
+    if triples is None:
         return None
-    steps, lengths, cosines = found
+    steps, lengths, cosines = triples
     angles = np.arccos(np.clip(cosines, -1.0, 1.0))
     change, turn = lengths / second.lengths, np.abs(angles - second.angles)
     order = np.argsort((np.log(change) ** 2 + turn**2).sum(axis=1), kind="stable")
@@ -173,7 +173,7 @@ class Comparer:
     def __init__(self, settings: Sequence[MatcherSettings]) -> None:
         self._settings = sorted(settings, key=lambda one: (-one.stol, -one.ltol, -one.angle_tol))
         self.asked = 0
-        """How many times the matcher had to be asked."""
+        """Number of times that the matcher had to be asked."""
 
     def matching(self, first: Comparable, second: Comparable, names: Collection[str]) -> list[str]:
         """Those names of settings under which `fit(first, second)` says yes.
@@ -270,7 +270,7 @@ class _Views:
     def pairings(
         self, which: np.ndarray, shifts: np.ndarray, *, exclude: bool
     ) -> tuple[Bool[np.ndarray, " candidate"], Bool[np.ndarray, " candidate"]]:
-        """Whether each candidate is a match for certain; whether no match lays its chosen atom there."""
+        """Two answers for each candidate: it is a match for certain; no match lays its chosen atom there."""
         size = len(self.first.atomic_numbers)
         everything = np.arange(size)
         vectors, squares = self._places(everything, everything, which, shifts)
@@ -295,8 +295,8 @@ class _Views:
         if exclude and not is_match.any():
             for index in range(len(which)):
                 row, place, step = np.nonzero(squares[index] < limit + MARGIN)
-                found = vectors[index][row, place] + steps[index][step]
-                is_excluded[index] = _no_match(row, place, found, self.stol, size)
+                options = vectors[index][row, place] + steps[index][step]
+                is_excluded[index] = _no_match(row, place, options, self.stol, size)
                 if not is_excluded[index]:
                     break  # one is enough to leave the verdict open
         return is_match, is_excluded
@@ -326,7 +326,7 @@ def _spread(vectors: Float[np.ndarray, "... atom 3"]) -> Float[np.ndarray, ...]:
 
 
 def _no_match(row: np.ndarray, place: np.ndarray, vectors: np.ndarray, stol: float, size: int) -> bool:
-    """Whether no choice of one option per row, all places different, can be a match: proved or not.
+    """True when it is proved that no choice of one option per row, all places different, can be a match.
 
     Two atoms of a match are displaced by less than 2 stol relative to each other, so an option without any such
     partner in some row falls away, and so on until none does.

@@ -90,14 +90,14 @@ def _nearest(coords: np.ndarray, lattice: np.ndarray, k: int) -> np.ndarray:
         if len(images) > k:
             centres = coords @ lattice
             part = max(_AT_ONCE // (3 * len(images)), 1)
-            found = np.concatenate(
+            distances = np.concatenate(
                 [
                     _ascending(centres[start : start + part], images, k)
                     for start in range(0, len(coords), part)
                 ]
             )
-            if found[:, -1].max() < radius:
-                return found[:, 1:]  # without the atom itself
+            if distances[:, -1].max() < radius:
+                return distances[:, 1:]  # without the atom itself
 
 
 def _ascending(centres: np.ndarray, images: np.ndarray, k: int) -> np.ndarray:

@@ -39,7 +39,7 @@ class Store(Protocol):
 
 
 def reduction_settings() -> dict[str, Any]:
-    """What reduced crystals depend on, for the name under which a store keeps them."""
+    """Settings that reduced crystals depend on, for the name under which a store keeps them."""
     return {"reduction": "niggli, primitive 0.25", "pymatgen-core": version("pymatgen-core")}
 
 
@@ -68,13 +68,13 @@ def reduce_crystals(
         workers: processes; None for all cores. They do not change the result.
         advance: told how many more crystals are done.
     """
-    found: dict[int, Reduced] = {}
+    results: dict[int, Reduced] = {}
     if store is not None and hashes is not None:
         kept = store.get_many(hashes)
         read = {place: _from_plain(kept.get(key)) for place, key in enumerate(hashes)}
-        found = {place: value for place, value in read.items() if value is not None}
-        advance(len(found))
-    missing = [place for place in range(len(crystals)) if place not in found]
+        results = {place: value for place, value in read.items() if value is not None}
+        advance(len(results))
+    missing = [place for place in range(len(crystals)) if place not in results]
     chunks = [missing[start : start + _CHUNK] for start in range(0, len(missing), _CHUNK)]
 
     done = map_in_order(
@@ -84,10 +84,10 @@ def reduce_crystals(
         advance=lambda chunk: advance(len(chunk)),
     )
     for chunk, reduced in zip(chunks, done, strict=True):
-        found.update(zip(chunk, reduced, strict=True))
+        results.update(zip(chunk, reduced, strict=True))
     if store is not None and hashes is not None:
-        store.put_many({hashes[place]: _to_plain(found[place]) for place in missing})
-    return [found[place] for place in range(len(crystals))]
+        store.put_many({hashes[place]: _to_plain(results[place]) for place in missing})
+    return [results[place] for place in range(len(crystals))]
 
 
 def pair_rms(first: Structure, second: Structure, settings: MatcherSettings) -> float | None:
@@ -99,8 +99,8 @@ def pair_rms(first: Structure, second: Structure, settings: MatcherSettings) -> 
     alike = first.composition.fractional_composition == second.composition.fractional_composition
     if not alike or not is_comparable(first) or not is_comparable(second):
         return None
-    found = settings.build().get_rms_dist(first, second)
-    return None if found is None else float(found[0])
+    result = settings.build().get_rms_dist(first, second)
+    return None if result is None else float(result[0])
 
 
 def _reduce_chunk(crystals: Sequence[CrystalArrays]) -> list[Reduced]:

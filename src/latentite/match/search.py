@@ -51,7 +51,7 @@ class _Task:
     candidates: tuple[tuple[int, CrystalArrays, frozenset[str]], ...] = ()
     """Position, crystal, and the settings that it counts for."""
     grows: bool = False
-    """Whether a structure without a match becomes a candidate for those after it."""
+    """A structure without a match becomes a candidate for those after it."""
 
     @property
     def cost(self) -> int:
@@ -94,16 +94,16 @@ class Comparisons:
     ) -> dict[int, dict[str, int]]:
         """For each structure and name of settings the first distinct one before it that it matches."""
         small = [members for members in queries.values() if len(members) <= _BLOCK]
-        found = self._run(
+        firsts = self._run(
             [self._among(members, [self.names] * len(members)) for members in small], advance=advance
         )
         for members in queries.values():
             if len(members) > _BLOCK:
-                found |= self._walk_blocks(members, advance)
-        return found
+                firsts |= self._walk_blocks(members, advance)
+        return firsts
 
     def _walk_blocks(self, members: Members, advance: Callable[[int], None]) -> dict[int, dict[str, int]]:
-        found: dict[int, dict[str, int]] = {}
+        firsts: dict[int, dict[str, int]] = {}
         distinct: list[tuple[int, CrystalArrays, frozenset[str]]] = []
         for start in range(0, len(members), _BLOCK):
             block = members[start : start + _BLOCK]
@@ -115,9 +115,9 @@ class Comparisons:
                 if remaining := names - set(new.get(position, ())):
                     distinct.append((position, crystal, remaining))
             for position, _ in block:
-                found[position] = known.get(position, {}) | new.get(position, {})
+                firsts[position] = known.get(position, {}) | new.get(position, {})
             advance(len(block))
-        return found
+        return firsts
 
     def _split(
         self,
@@ -152,7 +152,7 @@ class Comparisons:
             workers=self.workers,
             advance=lambda batch: advance(sum(len(task.positions) for task in batch)),
         )
-        return {position: first for found in done for position, first in found.items()}
+        return {position: first for part in done for position, first in part.items()}
 
 
 def _task(
@@ -181,7 +181,7 @@ def _compare_batch(
 def _compare(task: _Task, comparer: Comparer) -> dict[int, dict[str, int]]:
     """Of each structure, by name of the settings, the first candidate that it matches."""
     candidates = [(position, Comparable(crystal), names) for position, crystal, names in task.candidates]
-    found: dict[int, dict[str, int]] = {}
+    firsts: dict[int, dict[str, int]] = {}
     for position, crystal, sought in zip(task.positions, task.crystals, task.sought, strict=True):
         own = Comparable(crystal)
         first: dict[str, int] = {}
@@ -192,15 +192,15 @@ def _compare(task: _Task, comparer: Comparer) -> dict[int, dict[str, int]]:
                 if len(first) == len(sought):
                     break
         if first:
-            found[position] = first
+            firsts[position] = first
         if task.grows and len(first) < len(sought):
             candidates.append((position, own, sought.difference(first)))
-    return found
+    return firsts
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Verdict:
-    """What the matcher says of one structure, for one of its settings."""
+    """The matcher's verdict on one structure, for one of its settings."""
 
     duplicate_of: int | None
     """The first earlier structure that it matches and that is no duplicate itself."""
@@ -290,7 +290,7 @@ def _formulas(crystals: Sequence[CrystalArrays]) -> list[str]:
 
 def _failures(positions: Sequence[int], reduced: Sequence[Reduced]) -> dict[int, str]:
     """Why crystals have no reduced cell, by position."""
-    return {i: found for i, found in zip(positions, reduced, strict=True) if isinstance(found, str)}
+    return {i: value for i, value in zip(positions, reduced, strict=True) if isinstance(value, str)}
 
 
 def _buckets(

@@ -35,7 +35,7 @@ class MatcherSettings:
         return StructureMatcher(ltol=self.ltol, stol=self.stol, angle_tol=self.angle_tol)
 
     def within(self, other: MatcherSettings) -> bool:
-        """Whether no tolerance is wider than the other's."""
+        """True when no tolerance is wider than the other's."""
         return self.ltol <= other.ltol and self.stol <= other.stol and self.angle_tol <= other.angle_tol
 
 
@@ -46,12 +46,12 @@ STRICT = MatcherSettings(name="strict", ltol=0.2, stol=0.3, angle_tol=5.0)
 
 
 def is_comparable(structure: Structure) -> bool:
-    """Whether a decoded structure is a crystal at all, so that reduction of its cell can end."""
+    """True when a decoded structure is a crystal at all, so that reduction of its cell can end."""
     return why_not_comparable(structure.frac_coords, structure.lattice.matrix) is None
 
 
 def why_not_comparable(frac_coords: np.ndarray, lattice: np.ndarray) -> str | None:
-    """What speaks against the comparison of a crystal, or None.
+    """Reason against the comparison of a crystal, or None.
 
     Args:
         frac_coords: [atom 3].
@@ -66,7 +66,7 @@ def why_not_comparable(frac_coords: np.ndarray, lattice: np.ndarray) -> str | No
 
 
 def _is_compact(lattice: np.ndarray) -> bool:
-    """Whether the cell as it is given says already that no search for lattice vectors is long."""
+    """True when the cell as it is given says already that no search for lattice vectors is long."""
     # No lattice vector is shorter than the narrowest distance of lattice planes, and none of the reduced cell is
     # longer than the longest of this one.
     narrowest = 1.0 / np.linalg.norm(np.linalg.inv(lattice), axis=0).max()
@@ -74,7 +74,7 @@ def _is_compact(lattice: np.ndarray) -> bool:
 
 
 def _why_a_needle(lattice: np.ndarray) -> str | None:
-    """What speaks against the reduced cell, or None: a skew cell may stand for a plain one."""
+    """Reason against the reduced cell, or None: a skew cell may stand for a plain one."""
     try:
         reduced = niggli_transformations(lattice[None])[0] @ lattice
     except ValueError:

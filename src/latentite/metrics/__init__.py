@@ -1,1 +1,1 @@
-"""Metrics: one file each; functions of crystals that give a plain table."""
+"""Metrics: functions of crystals that give plain numbers, one file for each kind."""

@@ -56,7 +56,7 @@ class ChargeVerdict(StrEnum):
 
     @property
     def is_neutral(self) -> bool:
-        """Whether plausible states add up to zero."""
+        """True when plausible states add up to zero."""
         return self in (ChargeVerdict.METAL, ChargeVerdict.BOND_VALENCE, ChargeVerdict.COMPOSITION)
 
 
@@ -73,8 +73,8 @@ def charge_neutrality(
     verdicts = [_by_composition(composition) for composition in compositions]
     asked = [position for position, verdict in enumerate(verdicts) if verdict is not ChargeVerdict.METAL]
     states = bond_valence_states([crystals[position] for position in asked], distance_scale=distance_scale)
-    for position, found in zip(asked, states, strict=True):
-        if found is not None:
+    for position, choice in zip(asked, states, strict=True):
+        if choice is not None:
             verdicts[position] = ChargeVerdict.BOND_VALENCE
     return verdicts
 
@@ -94,13 +94,13 @@ Sb, Te, I."""
 
 
 def is_metallic(composition: Composition) -> bool:
-    """Whether no bond valence can arise: one element only, or none that is electronegative."""
+    """True when no bond valence can arise: one element only, or none that is electronegative."""
     return len(composition) == 1 or not any(number in ELECTRONEGATIVE for number, _ in composition)
 
 
 @lru_cache(maxsize=1 << 17)
 def charge_plausibility(composition: Composition) -> float:
-    """How common the oxidation states of the most plausible neutral assignment are, 0 to 1.
+    """Frequency of the oxidation states of the most plausible neutral assignment, 0 to 1.
 
     The geometric mean over the atoms of p(state | element), the frequency among the entries of the ICSD with a
     state other than 0. Atoms of one element have one state, or two that differ by 1 (mixed valence). 0 when no

@@ -34,7 +34,7 @@ from latentite.formulas import Composition
 
 
 class SmactRule(StrEnum):
-    """Which list of oxidation states."""
+    """Lists of oxidation states."""
 
     PAULING = "smact_pauling"
     ICSD24 = "smact_icsd24"
@@ -42,7 +42,7 @@ class SmactRule(StrEnum):
 
 @lru_cache(maxsize=1 << 18)
 def is_smact_valid(composition: Composition, rule: SmactRule) -> bool:
-    """Whether a reduced composition is valid under the rule."""
+    """True when a reduced composition is valid under the rule."""
     elements = [_element(number, rule) for number, _ in composition]
     if len(elements) == 1 or all(element.is_metal for element in elements):
         return True
@@ -63,7 +63,7 @@ def is_smact_valid(composition: Composition, rule: SmactRule) -> bool:
 
 
 def has_unknown_element(composition: Composition, rule: SmactRule) -> bool:
-    """Whether an element has no oxidation state in the list, so that the rule can only say no."""
+    """True when an element has no oxidation state in the list, so that the rule can only say no."""
     return any(not _element(number, rule).states for number, _ in composition)
 
 
@@ -116,6 +116,6 @@ def _element_risk(number: int) -> tuple[float, float, float]:
     from smact.data_loader import lookup_element_hhis
 
     symbol = SYMBOLS[number - 1]
-    found = lookup_element_hhis(symbol)
-    production, reserves = found if found is not None else (np.nan, np.nan)
+    indices = lookup_element_hhis(symbol)
+    production, reserves = indices if indices is not None else (np.nan, np.nan)
     return float(Element(symbol).atomic_mass), production, reserves

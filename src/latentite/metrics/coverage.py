@@ -66,7 +66,7 @@ class FingerprintSet:
 
     @property
     def is_known(self) -> Bool[np.ndarray, " crystal"]:
-        """Which crystals have both."""
+        """True for crystals that have both."""
         return np.isfinite(self.structure).all(-1) & np.isfinite(self.composition).all(-1)
 
 

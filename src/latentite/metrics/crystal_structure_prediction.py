@@ -42,7 +42,7 @@ _CHUNK = 8
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class MatchRate:
-    """How many targets are matched, and how well."""
+    """Share of the targets that are matched, and the distances of the matches."""
 
     rate: Rate
     rmse: float
@@ -174,10 +174,10 @@ def _distance(matcher: StructureMatcher, generated: Structure, target: Structure
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
-            found = matcher.get_rms_dist(generated, target)
+            result = matcher.get_rms_dist(generated, target)
         except (ValueError, ArithmeticError, IndexError, np.linalg.LinAlgError):
             return math.nan
-    return math.nan if found is None else float(found[0])
+    return math.nan if result is None else float(result[0])
 
 
 def _smallest(distances: np.ndarray) -> np.ndarray:

@@ -114,7 +114,7 @@ def radial(crystals: Sequence[CrystalArrays]) -> Float[np.ndarray, "crystal 100"
 
 
 def is_bounded(crystals: Sequence[CrystalArrays], cutoff: float) -> Bool[np.ndarray, " crystal"]:
-    """Whether a search for neighbours within `cutoff` (Å) ends soon, so that nothing generated can stop a run.
+    """True where a search for neighbours within `cutoff` (Å) ends soon, so that nothing generated can stop a run.
 
     Finite numbers, 2 to 2000 Å^3 per atom (diamond has 5.7; `energy/gate.py` asks for as much), lattice planes at least
     0.1 Å apart, and no more than half a million pairs to be expected.
@@ -290,17 +290,17 @@ def _most_points(crystal: CrystalArrays) -> float:
 
 def _site_fingerprint(structure: Structure, site: int) -> list[float]:
     neighbours, parameters = _tools()
-    found = neighbours.get_nn_data(structure, site)
+    environment = neighbours.get_nn_data(structure, site)
     fingerprint: list[float] = []
     for coordination in range(1, MAX_COORDINATION + 1):
-        weight = float(found.cn_weights.get(coordination, 0.0))
+        weight = float(environment.cn_weights.get(coordination, 0.0))
         fingerprint.append(weight)
         motifs = parameters.get(coordination, ())
         if weight == 0.0:
             fingerprint += [0.0] * len(motifs)
             continue
         # A plain list of sites, the centre first: all that the order parameters look at.
-        sites: Any = [structure[site], *(entry["site"] for entry in found.cn_nninfo[coordination])]
+        sites: Any = [structure[site], *(entry["site"] for entry in environment.cn_nninfo[coordination])]
         for motif in motifs:
             value = motif.get_order_parameters(sites, 0, indices_neighs=list(range(1, len(sites))))[0]
             fingerprint.append(weight * (value or 0.0))  # None: the motif has no value here

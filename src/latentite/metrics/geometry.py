@@ -67,12 +67,12 @@ def min_distances(
 
 def _transformations(crystals: Sequence[CrystalArrays]) -> dict[int, np.ndarray]:
     """Integer matrices to the Niggli cell by position, of those that have one."""
-    found: dict[int, np.ndarray] = {}
+    transformations: dict[int, np.ndarray] = {}
     for position, volume in enumerate(volumes(crystals)):
         if volume > _FLAT:
             with suppress(ValueError):
-                found[position] = niggli_transformations(crystals[position].lattice[None])[0]
-    return found
+                transformations[position] = niggli_transformations(crystals[position].lattice[None])[0]
+    return transformations
 
 
 def _smallest(
@@ -105,7 +105,7 @@ def space_groups(
     symprecs: Sequence[float] = SYMPRECS,
     workers: int | None = None,
     advance: Callable[[int], None] = lambda count: None,
-    keep: Callable[[int, np.ndarray], None] = lambda first, found: None,
+    keep: Callable[[int, np.ndarray], None] = lambda first, groups: None,
 ) -> Float[np.ndarray, "crystal symprec"]:
     """Space group number of each crystal at each tolerance (Å); NaN where the search fails.
 
@@ -123,17 +123,17 @@ def space_groups(
         chunks,
         workers=workers,
         advance=lambda chunk: advance(len(chunk[1])),
-        keep=lambda chunk, found: keep(chunk[0], found),
+        keep=lambda chunk, groups: keep(chunk[0], groups),
     )
     return np.concatenate(done) if done else np.zeros((0, len(symprecs)))
 
 
 def _space_groups(chunk: tuple[int, Sequence[CrystalArrays]], *, symprecs: tuple[float, ...]) -> np.ndarray:
-    found = [
+    groups = [
         [
             space_group_number(crystal.atomic_numbers, crystal.frac_coords, crystal.lattice, symprec=symprec)
             for symprec in symprecs
         ]
         for crystal in chunk[1]
     ]
-    return np.array(found, dtype=float)  # None becomes NaN
+    return np.array(groups, dtype=float)  # None becomes NaN

@@ -24,7 +24,7 @@ Z_95 = 1.959963984540054
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Rate:
-    """How many of how many."""
+    """A share with its numerator and denominator."""
 
     numerator: int
     denominator: int
@@ -77,7 +77,7 @@ class Rate:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Difference:
-    """How much one rate is above another."""
+    """The difference of two rates, with its interval."""
 
     value: float
     """From -1 to 1; NaN when a rate is of none."""
@@ -87,7 +87,7 @@ class Difference:
 
     @property
     def is_clear(self) -> bool:
-        """Whether the interval excludes no difference at all."""
+        """True when the interval excludes 0."""
         return self.low > 0.0 or self.high < 0.0
 
     def to_plain(self) -> dict[str, float | bool | None]:
@@ -113,7 +113,7 @@ def difference(first: Rate, second: Rate) -> Difference:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class HitRate:
-    """How many structures are what was asked for."""
+    """Rates of structures that are what was asked for."""
 
     strict: Rate
     """Hits among all structures; an unknown value is a miss."""

@@ -1,4 +1,4 @@
-"""How well a decoded crystal is the crystal that was encoded: a plain table with one row per crystal.
+"""Errors of decoded crystals against those that were encoded: a plain table with one row per crystal.
 
 Numbers that compare atom by atom trust the order of atoms (the decoder keeps it); the match rate trusts nothing:
 pymatgen's `StructureMatcher` (Ong et al. 2013) tries cells, origins and orders itself. A common shift of all atoms is

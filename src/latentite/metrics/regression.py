@@ -1,4 +1,4 @@
-"""How well properties are predicted: errors of numbers, accuracy of classes, coverage of intervals."""
+"""Quality of predicted properties: errors of numbers, accuracy of classes, coverage of intervals."""
 
 from __future__ import annotations
 
