@@ -23,9 +23,10 @@ from pathlib import Path
 
 import torch
 
-from latentite.data.build import BuildOptions, build_split
-from latentite.data.cache import read_dataset
-from latentite.data.checks import Limits
+from latentite.data.build import build_split
+from latentite.data.dataset import read_dataset
+from latentite.data.options import BuildOptions
+from latentite.data.readers.checks import Limits
 from latentite.data.sampler import BatchPlan, epoch_batches
 
 DEFAULT_CSV = Path(__file__).resolve().parents[2] / "shared/data/mp_20_biternary/train.csv.gz"

@@ -28,7 +28,7 @@ import yaml
 
 from latentite.crystal import CrystalBatch
 from latentite.crystal_arrays import CrystalArrays
-from latentite.data.readers.table import Row, read
+from latentite.data.readers.rows import Row, read
 from latentite.evaluation.run import evaluate
 from latentite.rewards.combine import RewardConfig, Rewards
 from match import disguised

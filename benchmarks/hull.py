@@ -26,8 +26,8 @@ from scipy.stats import rankdata
 
 from latentite.crystal import CrystalBatch
 from latentite.crystal_arrays import CrystalArrays
-from latentite.data.checks import Limits
-from latentite.data.readers.table import Row, read
+from latentite.data.readers.checks import Limits
+from latentite.data.readers.rows import Row, read
 from latentite.energy.hull import Hull, hull_from_crystals
 from latentite.energy.parallel import RelaxHow, double_batch, relax_many
 from latentite.energy.references import fit_references

@@ -20,8 +20,7 @@ from denoiser import forward_flops
 from vae import matrix_rate, mp_20_like
 
 from latentite.crystal import CrystalBatch
-from latentite.data.augment import AugmentationConfig, augment
-from latentite.data.sampler import BatchPlan, epoch_batches, seeded_generator
+from latentite.data.sampler import AugmentationConfig, BatchPlan, augment, epoch_batches, seeded_generator
 from latentite.nn.decoder import DecoderConfig
 from latentite.nn.denoiser import DenoiserConfig, DenoiserSize
 from latentite.nn.encoders import EncoderConfig

@@ -23,7 +23,7 @@ import numpy as np
 
 from latentite.crystal_arrays import CrystalArrays
 from latentite.data.properties import derive_rows
-from latentite.data.readers.table import Row, read
+from latentite.data.readers.rows import Row, read
 from latentite.evaluation.store import ResultStore, namespace, structure_hash
 from latentite.match.compare import Comparable, Comparer
 from latentite.match.reduced import reduce_crystals, reduction_settings, structure_of

@@ -20,8 +20,8 @@ from pymatgen.core import Composition
 
 from latentite.checkpoint import read_checkpoint
 from latentite.crystal import CrystalBatch
-from latentite.data.build import BuildOptions
-from latentite.data.named import read_labelled, read_source
+from latentite.data.build import read_labelled, read_source
+from latentite.data.options import BuildOptions
 from latentite.energy.potential import TheoryLevel
 from latentite.energy.settings import RelaxSettings
 from latentite.evaluation.options import EnergyOptions

@@ -18,8 +18,7 @@ from collections.abc import Callable
 import torch
 
 from latentite.crystal import CrystalBatch
-from latentite.data.augment import AugmentationConfig, augment
-from latentite.data.sampler import BatchPlan, epoch_batches, seeded_generator
+from latentite.data.sampler import AugmentationConfig, BatchPlan, augment, epoch_batches, seeded_generator
 from latentite.nn.decoder import DecoderConfig
 from latentite.nn.encoders import EncoderConfig
 from latentite.nn.vae import CrystalVAE, VAEConfig

@@ -21,7 +21,8 @@ from pymatgen.core import Lattice, Structure
 from latentite.crystal import CrystalBatch
 from latentite.crystal_arrays import CrystalArrays
 from latentite.data import canonical
-from latentite.data.readers import table
+from latentite.data.readers.checks import Limits
+from latentite.data.readers.rows import Row, read
 from latentite.diffusion.noise import CrystalNoise
 from latentite.diffusion.samplers import noised
 from latentite.diffusion.schedule import FlowSchedule
@@ -63,10 +64,10 @@ def main(folder: Path) -> Path:
     salt = write_csv(folder / "crystals.csv")
     show("0. pymatgen's conventional cell, written to a CSV file", salt.frac_coords)
 
-    row = next(iter(table.read(folder / "crystals.csv", limits=table.Limits(max_atoms=20))))
-    if not isinstance(row, table.Row):
+    row = next(iter(read(folder / "crystals.csv", limits=Limits(max_atoms=20))))
+    if not isinstance(row, Row):
         raise SystemExit(f"the row was rejected: {row.reason}")
-    show("1. data/readers/table.py reads the row", row)
+    show("1. data/readers/rows.py reads the row", row)
 
     arrays = canonical.canonicalize(CrystalArrays(row.atomic_numbers, row.frac_coords, row.lattice))
     show(

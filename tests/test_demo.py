@@ -13,11 +13,10 @@ import torch
 from latentite import cli, hub
 from latentite.checkpoint import read_checkpoint
 from latentite.crystal import CrystalBatch
-from latentite.data.cache import write_dataset
-from latentite.data.dataset import CrystalDataset
+from latentite.data.dataset import CrystalDataset, write_dataset
 from latentite.demo import length as demo_length
-from latentite.demo import rl as demo_rl
 from latentite.demo import run as demo
+from latentite.stages import TrainVAEConfig
 from latentite.training.datamodule import CrystalDataModule
 from latentite.training.fit import FitResult, RunStatus
 from latentite.training.settings import Precision
@@ -38,24 +37,22 @@ def small_demo(
     size = {"d_model": 16, "num_heads": 2, "dim_feedforward": 32, "num_layers": 1}
     overrides = [f"vae_module.{part}.{key}={size[key]}" for part in ("encoder", "decoder") for key in size]
     overrides += [f"data.data_dir={folder}", "data.batch_size=4", "callbacks.progress_bar=false"]
-    monkeypatch.setattr(demo, "VAE_OVERRIDES", [*demo.VAE_OVERRIDES, *overrides])
+    monkeypatch.setitem(demo.OVERRIDES, "vae", [*demo.OVERRIDES["vae"], *overrides])
     tiny = {"size": "custom", "depth": 1, "hidden_size": 16, "num_heads": 2}
     overrides = [f"ldm_module.denoiser.{key}={value}" for key, value in tiny.items()]
     overrides += [f"data.data_dir={folder}", "data.batch_size=4", "callbacks.progress_bar=false"]
-    monkeypatch.setattr(demo, "LDM_OVERRIDES", [*demo.LDM_OVERRIDES, *overrides])
+    monkeypatch.setitem(demo.OVERRIDES, "ldm", [*demo.OVERRIDES["ldm"], *overrides])
     overrides = ["trainer.max_epochs=2", "predictor_module.hidden=[8]", "trainer.check_val_every_n_epoch=1"]
     overrides += [f"data.data_dir={folder}", "data.batch_size=4", "callbacks.progress_bar=false"]
-    monkeypatch.setattr(demo, "PREDICTOR_OVERRIDES", [*demo.PREDICTOR_OVERRIDES, *overrides])
+    monkeypatch.setitem(demo.OVERRIDES, "predictor", [*demo.OVERRIDES["predictor"], *overrides])
     overrides = ["trainer.limit_train_batches=2", "rl_module.sampling.steps=3", "data.eval_batch_size=3"]
     overrides += ["rl_module.rl_configs.num_group_samples=2", "rl_module.rl_configs.num_train_steps=2"]
     overrides += [f"data.data_dir={folder}", "callbacks.progress_bar=false"]
-    monkeypatch.setattr(demo_rl, "RL_OVERRIDES", [*demo_rl.RL_OVERRIDES, *overrides])
-    monkeypatch.setattr(demo_rl, "JUDGED_STEPS", 3)
+    monkeypatch.setitem(demo.OVERRIDES, "rl", [*demo.OVERRIDES["rl"], *overrides])
     # A fixed number of steps, however busy the machine is.
     for name in ("vae_seconds_per_step", "ldm_seconds_per_step"):
         monkeypatch.setattr(demo, name, lambda *arguments: lambda precision: 0.01)
-    for module in (demo, demo_length, demo_rl):
-        monkeypatch.setattr(module, "SLOWEST", 1000.0)
+    monkeypatch.setattr(demo_length, "SLOWEST", 1000.0)
     monkeypatch.setattr(demo, "NUM_SAMPLES", 4)
     monkeypatch.setattr(demo, "NUM_STEPS", 3)
     monkeypatch.chdir(tmp_path)
@@ -117,14 +114,14 @@ def test_demo_without_time_is_refused_before_anything_is_written(
 
 
 def test_the_schedule_of_the_demo_ends_with_its_steps(tmp_path: Path) -> None:
-    config = demo.demo_vae_config(tmp_path / "run", seed=3)
+    config = demo.demo_config("vae", TrainVAEConfig, tmp_path, seed=3)
     assert config.seed == 3
     assert config.vae_module.scheduler.name == "cosine"
     assert config.data.name == "prototypes"
 
 
 def test_steps_are_timed_on_throw_away_networks(small_demo: Path) -> None:
-    config = demo.demo_vae_config(small_demo / "run", seed=0)
+    config = demo.demo_config("vae", TrainVAEConfig, small_demo, seed=0)
     data = CrystalDataModule(config.data)
     before = torch.get_rng_state()
     assert 0 < demo_length.vae_seconds_per_step(config.vae_module, data)(Precision.FP32) < 60
@@ -132,8 +129,8 @@ def test_steps_are_timed_on_throw_away_networks(small_demo: Path) -> None:
 
 
 def test_the_demo_says_what_reinforcement_learning_changed(tmp_path: Path) -> None:
-    def judged(reward: float) -> demo_rl.Judgement:
-        return demo_rl.Judgement(reward=reward, density=2 * reward, valid=0.5, unusable=0.25)
+    def judged(reward: float) -> demo.Judgement:
+        return demo.Judgement(reward=reward, density=2 * reward, valid=0.5, unusable=0.25)
 
     fit = FitResult(
         status=RunStatus.FINISHED,
@@ -142,7 +139,7 @@ def test_the_demo_says_what_reinforcement_learning_changed(tmp_path: Path) -> No
         best_path=None,
         metrics={},
     )
-    result = demo_rl.Reinforced(
+    result = demo.Reinforced(
         fit=fit, num_judged=64, before=judged(3.0), after=judged(4.5), picture=tmp_path / "x.png"
     )
     text = "\n".join(result.lines())
@@ -151,4 +148,4 @@ def test_the_demo_says_what_reinforcement_learning_changed(tmp_path: Path) -> No
     assert "SMACT-valid 50% -> 50%, unusable 25% -> 25%" in text
     stopped = replace(fit, status=RunStatus.PREEMPTED)
     with pytest.raises(KeyboardInterrupt):
-        demo_length.finished(stopped)
+        demo.finished(stopped)

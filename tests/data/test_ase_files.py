@@ -22,10 +22,12 @@ from ase.io import write as ase_write
 from hypothesis import given
 from hypothesis import strategies as st
 
-from latentite.data.build import BuildOptions, build_split
-from latentite.data.readers.records import fingerprint, id_of
+from latentite.data.build import build_split
+from latentite.data.options import BuildOptions
+from latentite.data.readers.opening import fingerprint
+from latentite.data.readers.records import Rejection, id_of
+from latentite.data.readers.rows import Row, read
 from latentite.data.readers.structure_files import key_value_pairs
-from latentite.data.readers.table import Rejection, Row, read
 from latentite.evaluation.read import read_crystals
 
 LABELS: list[dict[str, object]] = [

@@ -8,8 +8,7 @@ import pytest
 import torch
 
 from latentite.crystal import CrystalBatch
-from latentite.data.atom_features import attach_features, write_atom_features
-from latentite.data.dataset import CrystalDataset
+from latentite.data.dataset import CrystalDataset, attach_features, write_atom_features
 
 
 def dataset_of(crystals: CrystalBatch, content_hash: str = "x") -> CrystalDataset:

@@ -9,7 +9,7 @@ from pymatgen.core.structure_matcher import StructureMatcher
 from latentite import lattice as lat
 from latentite.crystal import CrystalBatch
 from latentite.crystal_arrays import CrystalArrays
-from latentite.data.augment import MASK_ELEMENT, AugmentationConfig, NoiseConfig, augment, corrupt
+from latentite.data.sampler import MASK_ELEMENT, AugmentationConfig, NoiseConfig, augment, corrupt
 
 
 def generator(seed: int = 0) -> torch.Generator:

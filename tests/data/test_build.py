@@ -24,10 +24,13 @@ from pymatgen.io.cif import CifWriter
 from latentite.crystal import CrystalBatch
 from latentite.crystal_arrays import CrystalArrays
 from latentite.data import build as build_module
-from latentite.data import source_rows
-from latentite.data.build import BuildOptions, build_dataset, build_split, cache_key, load_splits
-from latentite.data.checks import Limits
+from latentite.data import dataset_folder, source_rows
+from latentite.data.build import build_split, load_splits
+from latentite.data.dataset_folder import build_dataset
 from latentite.data.labels import unique_ids
+from latentite.data.options import BuildOptions
+from latentite.data.readers.checks import Limits
+from latentite.data.source_rows import cache_key
 from latentite.data.splits import assign_splits, check_fractions, formula_keys
 
 
@@ -107,10 +110,10 @@ def test_cache_is_used_and_a_changed_row_or_option_invalidates_it(
 def test_processes_give_bit_for_bit_what_one_process_gives(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from latentite.data.readers import walk
+    from latentite.data.readers import rows
 
-    monkeypatch.setattr(walk, "CHUNK", 7)
-    monkeypatch.setattr(walk, "_WORTH_A_POOL", 7)
+    monkeypatch.setattr(rows, "CHUNK", 7)
+    monkeypatch.setattr(rows, "_WORTH_A_POOL", 7)
     path = write_csv(tmp_path / "a.csv", salts(), spoil=(0, 8, 23))
     results = [build_split(path, workers=workers, use_cache=False, progress=False) for workers in (1, 2)]
     assert results[0].dataset.content_hash == results[1].dataset.content_hash
@@ -394,10 +397,11 @@ def test_crystal_without_canonical_form_is_rejected_alone(
 
 ORPHANS = """
 import sys
-from latentite.data import source_rows, walk
+from latentite.data import dataset_folder, source_rows
+from latentite.data.readers import rows
 from latentite.data.build import build_split
 
-walk.CHUNK, walk._WORTH_A_POOL = 1, 1
+rows.CHUNK, rows._WORTH_A_POOL = 1, 1
 
 def hang(records, options):
     import os, time
@@ -428,14 +432,14 @@ def test_interrupted_build_leaves_no_mixture_of_old_and_new_splits(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     dataset_of(tmp_path)
-    real = build_module.cache.write_dataset
+    real = dataset_folder.write_dataset
 
     def fails_at_train(path: Path, *arguments: object, **options: object) -> None:
         if path.name == "train.safetensors":
             raise KeyboardInterrupt
         real(path, *arguments, **options)  # type: ignore[arg-type]  # passed on as they came
 
-    monkeypatch.setattr(build_module.cache, "write_dataset", fails_at_train)
+    monkeypatch.setattr(dataset_folder, "write_dataset", fails_at_train)
     with pytest.raises(KeyboardInterrupt):
         dataset_of(tmp_path, seed=1)
     left = {path.name for path in (tmp_path / "out").iterdir()}

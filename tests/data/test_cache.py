@@ -12,10 +12,16 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors import safe_open
 
 from latentite.crystal import CrystalBatch
-from latentite.data.cache import content_hash, read_dataset, read_notes, read_rejections, write_dataset
-from latentite.data.dataset import CrystalDataset
+from latentite.data.dataset import (
+    CrystalDataset,
+    content_hash,
+    read_dataset,
+    read_rejections,
+    write_dataset,
+)
 from latentite.data.readers.records import Rejection
 
 
@@ -51,7 +57,8 @@ def test_what_is_written_is_read(dataset: CrystalDataset, tmp_path: Path) -> Non
     write_dataset(path, dataset, rejections=rejections, notes={"canonical_version": "1"})
     assert_equal(dataset, read_dataset(path))
     assert read_rejections(path) == rejections
-    assert read_notes(path)["canonical_version"] == "1"
+    with safe_open(path, framework="pt") as handle:
+        assert handle.metadata()["canonical_version"] == "1"
     assert [entry.name for entry in path.parent.iterdir()] == [path.name]
 
 
@@ -106,7 +113,7 @@ KILLED = """
 import os, sys, time
 import torch
 from latentite.crystal import CrystalBatch
-from latentite.data.cache import write_dataset
+from latentite.data.dataset import write_dataset
 from latentite.data.dataset import CrystalDataset
 import latentite.base.files
 

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from pymatgen.core import Lattice, Structure
 
 from latentite.crystal_arrays import CrystalArrays
-from latentite.data.checks import Limits, refusals, too_close
+from latentite.data.readers.checks import Limits, refusals, too_close
 from latentite.elements import MAX_ATOMIC_NUMBER, NUM_ELEMENT_CLASSES
 
 CUBE = 4.0 * np.eye(3)

@@ -19,12 +19,13 @@ from pymatgen.core import Lattice, Structure
 from pymatgen.io.cif import CifWriter
 
 from latentite.cli import main
-from latentite.data.build import build_dataset
-from latentite.data.named import read_source
+from latentite.data.build import read_source
+from latentite.data.dataset_folder import build_dataset
 from latentite.data.readers import folders
-from latentite.data.readers.formats import Format, format_of, without_endings
-from latentite.data.readers.records import fingerprint
-from latentite.data.readers.table import Rejection, Row, read
+from latentite.data.readers.files import Format, format_of, without_endings
+from latentite.data.readers.opening import fingerprint
+from latentite.data.readers.records import Rejection
+from latentite.data.readers.rows import Row, read
 from latentite.evaluation.read import read_crystals
 
 

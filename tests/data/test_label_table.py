@@ -16,11 +16,13 @@ from pymatgen.core import Lattice, Structure
 from pymatgen.io.cif import CifWriter
 
 from latentite.cli import main
-from latentite.data.build import build_dataset, build_split, load_splits
-from latentite.data.cache import read_dataset
+from latentite.data.build import build_split, load_splits
+from latentite.data.dataset import read_dataset
+from latentite.data.dataset_folder import build_dataset
 from latentite.data.readers.label_table import LabelTable, join
-from latentite.data.readers.records import Kind, Labelled, Record, Rejection, fingerprint
-from latentite.data.readers.table import Row, read
+from latentite.data.readers.opening import fingerprint
+from latentite.data.readers.records import Labelled, PayloadKind, Record, Rejection
+from latentite.data.readers.rows import Row, read
 from latentite.evaluation.read import read_crystals
 
 ALL = {"train": 1.0, "val": 0.0, "test": 0.0}
@@ -222,7 +224,7 @@ def test_other_labels_are_another_fingerprint(cifs: Path, tmp_path: Path) -> Non
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_everything_that_comes_in_goes_out_once(crystals: list[int], labels: list[int]) -> None:
     records = [
-        Record(source="s", row=row, id=str(name), kind=Kind.CIF, payload="")
+        Record(source="s", row=row, id=str(name), kind=PayloadKind.CIF, payload="")
         for row, name in enumerate(crystals)
     ]
     table = LabelTable(

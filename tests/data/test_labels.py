@@ -21,17 +21,17 @@ from latentite.data import source_rows
 from latentite.data.build import (
     BuildOptions,
     BuiltSplits,
-    build_dataset,
     build_split,
     build_splits,
     load_splits,
+    read_labelled,
 )
-from latentite.data.cache import read_dataset, write_dataset
-from latentite.data.cells import read_labels
-from latentite.data.checks import Limits
+from latentite.data.cells import read_cells
+from latentite.data.dataset import read_dataset, write_dataset
+from latentite.data.dataset_folder import build_dataset
 from latentite.data.fidelities import FidelityConfig
 from latentite.data.labels import require_numbers, share_categories
-from latentite.data.named import read_labelled
+from latentite.data.readers.checks import Limits
 from latentite.training.data_config import DataConfig
 from latentite.training.data_loading import load_data
 
@@ -250,14 +250,14 @@ def test_other_properties_of_the_same_source_parse_no_crystal_again(
 def test_derived_properties_are_the_same_from_the_cache_and_are_computed_once(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from latentite.data import derived
+    from latentite.data import cells
 
     path = write_table(tmp_path / "a.csv", {"a": [1, 2, 3]})
     names = ("density", "space_group", "chemical_system", "electronegativity_difference")
     fresh = build_split(path, options=BuildOptions(derived=names), use_cache=False, progress=False).dataset
     built(tmp_path, {"whole": path})
     first = built(tmp_path, {"whole": path}, derived=names).results["whole"].dataset
-    monkeypatch.setattr(derived, "derive_rows", lambda *a, **k: pytest.fail("computed again"))
+    monkeypatch.setattr(cells, "derive_rows", lambda *a, **k: pytest.fail("computed again"))
     again = built(tmp_path, {"whole": path}, derived=names).results["whole"].dataset
     assert fresh.content_hash == first.content_hash == again.content_hash
     shutil.rmtree(tmp_path / "cache" / "decided")
@@ -347,11 +347,11 @@ def test_cells_are_kept_as_they_stood(tmp_path: Path) -> None:
     path = write_table(tmp_path / "a.csv", {"a": cells, "b": [1, 2, 3, 4, 5]})
     built(tmp_path, {"whole": path}, properties=())
     [kept] = (tmp_path / "cache" / "labels").iterdir()
-    labels = read_labels(kept)
+    labels = read_cells(kept)
     assert labels.names == ("a", "b")
     assert labels.columns["a"] == cells
     assert labels.place(3) == "row 3 of a.csv"
-    assert list(read_labels(kept, {"b"}).columns) == ["b"]
+    assert list(read_cells(kept, {"b"}).columns) == ["b"]
 
 
 def test_a_built_folder_and_its_tables_have_the_same_labels(tmp_path: Path) -> None:

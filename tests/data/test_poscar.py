@@ -16,7 +16,8 @@ from pymatgen.core import Lattice, Structure
 from pymatgen.io.vasp import Poscar
 
 from latentite.data.readers.poscar import parse_poscar
-from latentite.data.readers.table import Rejection, Row, read
+from latentite.data.readers.records import Rejection
+from latentite.data.readers.rows import Row, read
 
 SALT = """Na Cl
 1.0

@@ -1,11 +1,9 @@
-"""The embedded dataset: many distinct, sensible crystals; the same bytes each time; safe to build twice."""
+"""The embedded data set: many distinct, sensible crystals, which ship with the package and can be made again."""
 
 from __future__ import annotations
 
 import csv
-import multiprocessing
-import os
-import subprocess
+import gzip
 import sys
 from collections import Counter
 from dataclasses import astuple
@@ -14,30 +12,30 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from latentite.base.publish import publishing
 from latentite.data.canonical import canonicalize_many
 from latentite.data.properties import derive_rows
-from latentite.data.prototypes import SPLITS, prototypes_folder
 from latentite.data.readers.cif import parse_p1
+from latentite.data.sources import resolve
+
+sys.path.insert(0, str(Path(__file__).parents[2] / "tools"))
+from make_prototypes import SPLITS, make_tables, predict_scales
+from prototype_library import load_elements, load_prototypes
 
 Rows = dict[str, list[dict[str, str]]]
 
 
 @pytest.fixture(scope="module")
-def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("cache")
-
-
-@pytest.fixture(scope="module")
-def folder(cache: Path) -> Path:
-    return prototypes_folder(cache)
+def folder() -> Path:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.delenv("LATENTITE_DATA_DIR", raising=False)
+        return resolve("prototypes")
 
 
 @pytest.fixture(scope="module")
 def rows(folder: Path) -> Rows:
     result = {}
     for split in SPLITS:
-        with (folder / f"{split}.csv").open(newline="") as handle:
+        with gzip.open(folder / f"{split}.csv.gz", "rt", encoding="utf-8", newline="") as handle:
             result[split] = list(csv.DictReader(handle))
     return result
 
@@ -121,9 +119,6 @@ def test_most_ionic_compounds_are_charge_balanced(rows: Rows) -> None:
 
 def test_predicted_volumes_are_close_to_the_known_ones() -> None:
     """The scale predicted for a prototype's own elements: half of them within 10 % of the measured volume."""
-    from latentite.data.prototype_library import load_elements, load_prototypes
-    from latentite.data.prototypes import predict_scales
-
     elements = load_elements()
     factors = []
     for prototype in load_prototypes():
@@ -134,52 +129,20 @@ def test_predicted_volumes_are_close_to_the_known_ones() -> None:
     assert np.mean(np.abs(np.log(factors)) < 0.105) > 0.5
 
 
-def test_another_process_writes_the_same_bytes(folder: Path, tmp_path: Path) -> None:
-    code = (
-        "import sys; from pathlib import Path; from latentite.data.prototypes import write_prototypes;"
-        "write_prototypes(Path(sys.argv[1]))"
-    )
-    environment = {**os.environ, "PYTHONHASHSEED": "12345"}
-    subprocess.run([sys.executable, "-c", code, str(tmp_path)], check=True, env=environment)
-    for split in SPLITS:
-        assert (tmp_path / f"{split}.csv").read_bytes() == (folder / f"{split}.csv").read_bytes()
+def test_the_embedded_data_set_ships_with_the_package_in_less_than_3_mb(folder: Path) -> None:
+    """It was made on first use, which cost every new user 20 seconds."""
+    import latentite
+
+    assert folder.is_relative_to(Path(latentite.__file__).parent)
+    files = {path.name: path.stat().st_size for path in folder.iterdir()}
+    assert set(files) == {"README.md", "train.csv.gz", "val.csv.gz", "test.csv.gz"}
+    assert sum(files.values()) < 3 << 20
 
 
-def test_the_cache_is_used_and_nothing_temporary_is_left(cache: Path, folder: Path) -> None:
-    written = {path.name: path.stat().st_mtime_ns for path in folder.iterdir()}
-    assert prototypes_folder(cache) == folder
-    assert {path.name: path.stat().st_mtime_ns for path in folder.iterdir()} == written
-    assert [path.name for path in cache.iterdir()] == [folder.name]
-
-
-def _publish(folder: Path, text: str, barrier: object) -> None:
-    with publishing(folder) as temporary:
-        (temporary / "file").write_text(text)
-        barrier.wait()  # type: ignore[attr-defined]  # both are ready before either renames
-
-
-def test_two_builders_at_once_do_no_harm(tmp_path: Path) -> None:
-    context = multiprocessing.get_context("fork")
-    barrier = context.Barrier(2)
-    workers = [context.Process(target=_publish, args=(tmp_path / "x", text, barrier)) for text in ("1", "2")]
-    for worker in workers:
-        worker.start()
-    for worker in workers:
-        worker.join(30)
-        assert worker.exitcode == 0
-    assert (tmp_path / "x" / "file").read_text() in ("1", "2")
-    assert [path.name for path in tmp_path.iterdir()] == ["x"]
-
-
-def test_a_failure_leaves_nothing_under_the_name(tmp_path: Path) -> None:
-    def fail() -> None:
-        with publishing(tmp_path / "x") as temporary:
-            (temporary / "file").write_text("half")
-            raise RuntimeError
-
-    with pytest.raises(RuntimeError):
-        fail()
-    assert list(tmp_path.iterdir()) == []
+@pytest.mark.slow
+def test_the_tool_makes_the_rows_of_the_embedded_data_set_again(folder: Path) -> None:
+    for split, text in make_tables().items():
+        assert gzip.decompress((folder / f"{split}.csv.gz").read_bytes()).decode() == text
 
 
 def test_prototypes_are_varied(rows: Rows) -> None:

@@ -7,13 +7,20 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from latentite.data.sampler import BatchPlan, WeightedDraw, epoch_batches, padding_waste, seeded_generator
+from latentite.data.sampler import BatchPlan, WeightedDraw, epoch_batches, seeded_generator
 
 MP_20_FRACTIONS = [
     0.0022, 0.0211, 0.0198, 0.1527, 0.0471, 0.0846, 0.0211, 0.0781, 0.0343, 0.0973,
     0.0133, 0.0967, 0.0216, 0.0652, 0.0144, 0.0670, 0.0097, 0.0532, 0.0106, 0.0900,
 ]  # fmt: skip
 """Share of MP-20 crystals by number of atoms 1..20 (counted over its 45,229 public rows)."""
+
+
+def padding_waste(num_atoms: Int[Tensor, " crystal"], batches: list[Int[Tensor, " selected"]]) -> float:
+    """Share of token slots that hold no atom when each batch is padded to its largest crystal."""
+    slots = sum(int(num_atoms[batch].max()) * len(batch) for batch in batches)
+    atoms = sum(int(num_atoms[batch].sum()) for batch in batches)
+    return 1.0 - atoms / slots if slots else 0.0
 
 
 def mp_20_sizes(count: int) -> torch.Tensor:

@@ -18,8 +18,10 @@ from pymatgen.core import Composition, Element, Lattice, Species, Structure
 from pymatgen.io.cif import CifWriter
 
 from latentite.data.kinds import read_column
-from latentite.data.readers.records import fingerprint, to_value
-from latentite.data.readers.table import Limits, Rejection, Row, read
+from latentite.data.readers.checks import Limits
+from latentite.data.readers.opening import fingerprint
+from latentite.data.readers.records import Rejection, to_value
+from latentite.data.readers.rows import Row, read
 
 
 def structures() -> list[Structure]:

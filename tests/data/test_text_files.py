@@ -15,10 +15,11 @@ import pytest
 from pymatgen.core import Lattice, Structure
 from pymatgen.io.cif import CifWriter
 
-from latentite.data.readers import text_files
+from latentite.data.readers import files
+from latentite.data.readers.files import read_lines
+from latentite.data.readers.records import Rejection
+from latentite.data.readers.rows import Row, read
 from latentite.data.readers.structure_files import read_extxyz
-from latentite.data.readers.table import Rejection, Row, read
-from latentite.data.readers.text_files import read_lines
 
 CIF = str(CifWriter(Structure(Lattice.cubic(4.1), ["Cs", "Cl"], [[0] * 3, [0.5] * 3])))
 
@@ -136,7 +137,7 @@ def bomb(kind: str, path: Path, unit: bytes) -> Path:
 def test_a_compressed_bomb_is_refused_before_it_fills_the_memory(
     kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(text_files, "ALWAYS_ALLOWED", 1 << 20)
+    monkeypatch.setattr(files, "ALWAYS_ALLOWED", 1 << 20)
     path = bomb(kind, tmp_path / f"a.csv.{kind}", b"0")
     tracemalloc.start()
     with pytest.raises(ValueError, match="bomb"):
@@ -151,13 +152,13 @@ def test_a_compressed_bomb_is_refused_before_it_fills_the_memory(
 
 
 def test_a_bomb_of_empty_lines_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(text_files, "ALWAYS_ALLOWED", 1 << 20)
+    monkeypatch.setattr(files, "ALWAYS_ALLOWED", 1 << 20)
     with pytest.raises(ValueError, match="bomb"):
         list(read(bomb("gz", tmp_path / "a.csv.gz", b"\n")))
 
 
 def test_a_line_that_never_ends_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(text_files, "LONGEST_LINE", 3 << 20)
+    monkeypatch.setattr(files, "LONGEST_LINE", 3 << 20)
     (tmp_path / "a.csv").write_bytes(b"id,cif\n" + b"0" * (5 << 20))
     with pytest.raises(ValueError, match="longer than"):
         list(read(tmp_path / "a.csv"))
@@ -173,7 +174,7 @@ def test_a_compressed_file_that_was_cut_off_is_named(ending: str, tmp_path: Path
 
 
 def test_lines_are_what_python_makes_of_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(text_files, "_BLOCK", 7)
+    monkeypatch.setattr(files, "_BLOCK", 7)
     text = "a\n\nbcdefghijklmnop\r\nq\x0cr\u2028s\n\nlast"
     (tmp_path / "a.txt").write_text(text, newline="", encoding="utf-8")
     assert list(read_lines(tmp_path / "a.txt")) == list(io.StringIO(text, newline="\n"))

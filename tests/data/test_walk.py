@@ -14,11 +14,10 @@ from hypothesis import strategies as st
 from pymatgen.core import Lattice, Structure
 from pymatgen.io.cif import CifWriter
 
-from latentite.data.build import BuildOptions, build_split
-from latentite.data.named import read_source
-from latentite.data.readers.records import Kind, Record, Rejection
-from latentite.data.readers.table import Row, read
-from latentite.data.readers.walk import CHUNK, pair, walk
+from latentite.data.build import build_split, read_source
+from latentite.data.options import BuildOptions
+from latentite.data.readers.records import PayloadKind, Record, Rejection
+from latentite.data.readers.rows import CHUNK, Row, pair, read, walk
 from latentite.evaluation.read import read_crystals
 from latentite.generators.latent.options import read_structures
 
@@ -31,7 +30,7 @@ def rows(kinds: list[int]) -> Iterator[Record | Rejection]:
         if kind == 0:
             yield Rejection(source="s", row=row, id=str(row), reason="opened")
         else:
-            yield Record(source="s", row=row, id=str(row), kind=Kind.CIF, payload=kind)
+            yield Record(source="s", row=row, id=str(row), kind=PayloadKind.CIF, payload=kind)
 
 
 def work(records: list[Record]) -> list[int | str]:
@@ -98,7 +97,7 @@ def test_training_evaluation_prediction_and_starts_take_the_same_rows(
 
 
 def test_nothing_else_opens_or_parses_crystals() -> None:
-    """`table.py` and `source_rows.py` are the doors; readers of what holds other sources give to these.
+    """`rows.py` and `source_rows.py` are the doors; the evaluation opens the folders of samples itself.
 
     Once three places interleaved rejected rows with parsed ones, each in its own words.
     """
@@ -108,7 +107,7 @@ def test_nothing_else_opens_or_parses_crystals() -> None:
             if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("latentite.data."):
                 for name in users.keys() & {alias.name for alias in node.names}:
                     users[name].add(path.relative_to(PACKAGE).as_posix())
-    readers = {"data/readers/folders.py", "data/readers/label_table.py", "evaluation/read.py"}
-    assert users["open_records"] == {"data/readers/table.py", "data/source_rows.py"} | readers
+    doors = {"data/readers/rows.py", "data/source_rows.py"}
+    assert users["open_records"] == doors | {"evaluation/read.py"}
     assert users["parse_many"] == {"data/pack.py"}
-    assert users["pair"] == {"data/readers/table.py", "data/source_rows.py"}
+    assert users["pair"] == {"data/source_rows.py"}

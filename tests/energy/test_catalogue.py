@@ -34,7 +34,9 @@ def test_a_known_name_gives_its_adapter() -> None:
 
 
 def test_an_alias_is_the_same_potential(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(catalogue.POTENTIALS, "7net-0", catalogue.NamedPotential(make=LennardJones, extra="sevennet"))
+    monkeypatch.setitem(
+        catalogue.POTENTIALS, "7net-0", catalogue.NamedPotential(make=LennardJones, extra="sevennet")
+    )
     assert potential_by_name("7net-0") == potential_by_name("sevennet") == LennardJones()
 
 

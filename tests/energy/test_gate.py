@@ -10,7 +10,7 @@ from lennard_jones import LennardJones
 from small_crystals import argon, fcc, packed
 
 from latentite.crystal_arrays import CrystalArrays
-from latentite.data.checks import Limits
+from latentite.data.readers.checks import Limits
 from latentite.energy.gate import gate
 from latentite.energy.settings import GateLimits
 

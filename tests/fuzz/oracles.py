@@ -167,7 +167,7 @@ def _rejected(path: Path) -> list[str]:
 
 def _accepted(path: Path) -> tuple[dict[str, Arrays], dict[str, dict[str, float | None]]]:
     """Crystals and labels by id, from the file that training reads."""
-    from latentite.data.cache import read_dataset
+    from latentite.data.dataset import read_dataset
 
     if not path.is_file():
         return {}, {}

@@ -14,7 +14,7 @@ import pytest
 from pymatgen.core import Lattice, Structure
 
 from latentite.crystal_arrays import CrystalArrays
-from latentite.data.readers.table import Row, read
+from latentite.data.readers.rows import Row, read
 from latentite.match import search
 from latentite.match.compare import Comparable, Comparer, fits
 from latentite.match.reduced import pair_rms, reduce_crystals, structure_of

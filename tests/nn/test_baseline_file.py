@@ -11,8 +11,7 @@ import torch
 from latentite.cli import main
 from latentite.crystal import CrystalBatch
 from latentite.crystal_arrays import CrystalArrays
-from latentite.data.cache import write_dataset
-from latentite.data.dataset import CrystalDataset
+from latentite.data.dataset import CrystalDataset, write_dataset
 from latentite.nn.baseline_file import read_baselines, write_baselines
 from latentite.nn.baseline_fit import fit_baselines
 

@@ -25,8 +25,8 @@ from latentite import cli
 from latentite.base.options import typed
 from latentite.base.plain import names, numbers
 from latentite.commands.sample import OF_GENERATORS
-from latentite.data.checks import Limits
-from latentite.data.readers.table import Row, read
+from latentite.data.readers.checks import Limits
+from latentite.data.readers.rows import Row, read
 from latentite.generate import GenerateConfig, GenerateResult, generate
 from latentite.generators.latent.options import LatentOptions, parse_guidance
 from latentite.generators.table import GENERATORS

@@ -17,8 +17,7 @@ from tiny_ldm import FLOW, tiny_network
 from latentite.checkpoint import Stage
 from latentite.crystal import CrystalBatch
 from latentite.crystal_arrays import CrystalArrays
-from latentite.data.cache import write_dataset
-from latentite.data.dataset import CrystalDataset
+from latentite.data.dataset import CrystalDataset, write_dataset
 
 BENCHMARKS = Path(__file__).resolve().parents[2] / "benchmarks"
 

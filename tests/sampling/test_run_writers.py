@@ -17,9 +17,9 @@ from pymatgen.core import Composition, Lattice, Structure
 
 from latentite.crystal import CrystalBatch
 from latentite.crystal_arrays import CrystalArrays
-from latentite.data.checks import Limits
+from latentite.data.readers.checks import Limits
 from latentite.data.readers.cif import parse_p1
-from latentite.data.readers.table import Row, read
+from latentite.data.readers.rows import Row, read
 from latentite.elements import SYMBOLS
 from latentite.formulas import reduced_formulas
 from latentite.sampling.checks import geometry_refusals

@@ -13,7 +13,7 @@ from latentite import lattice as lat
 from latentite.crystal import CrystalBatch
 from latentite.crystal_arrays import CrystalArrays
 from latentite.data.canonical import canonicalize, canonicalize_with_order
-from latentite.data.checks import Limits
+from latentite.data.readers.checks import Limits
 from latentite.generators.jobs import Jobs
 from latentite.generators.latent.chain import SamplingConfig, sample_jobs
 from latentite.generators.latent.start import Start, start_from

@@ -11,8 +11,7 @@ import torch
 from safetensors.torch import save_file
 from tiny_run import tiny_split
 
-from latentite.data.atom_features import attach_features
-from latentite.data.cache import write_dataset
+from latentite.data.dataset import attach_features, write_dataset
 from latentite.data.fidelities import FidelityConfig
 from latentite.data.properties import derive
 from latentite.training.data_config import BatchBy

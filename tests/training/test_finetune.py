@@ -12,7 +12,7 @@ from torch import Tensor
 
 from latentite.checkpoint import Weights, export_portable, read_checkpoint
 from latentite.crystal import CrystalBatch
-from latentite.data.augment import AugmentationConfig
+from latentite.data.sampler import AugmentationConfig
 from latentite.latent import LatentBatch
 from latentite.ldm_checkpoint import load_ldm
 from latentite.nn.denoiser import DenoiserConfig

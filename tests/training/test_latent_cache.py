@@ -9,8 +9,7 @@ import pytest
 import torch
 from tiny_run import assert_same, read, tiny_datamodule, tiny_ldm_config, tiny_split
 
-from latentite.data.augment import AugmentationConfig
-from latentite.data.sampler import seeded_generator
+from latentite.data.sampler import AugmentationConfig, seeded_generator
 from latentite.evaluation.reconstruct import load_vae
 from latentite.nn.vae import CrystalVAE
 from latentite.stages import TrainLDMConfig, train_ldm

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from latentite.checkpoint import read_checkpoint
 from latentite.config import compose, config_dir, load
-from latentite.data.cache import write_dataset
+from latentite.data.dataset import write_dataset
 from latentite.generators.jobs import Ask, Jobs
 from latentite.generators.latent.chain import SamplingConfig, sample_jobs
 from latentite.ldm_checkpoint import load_ldm

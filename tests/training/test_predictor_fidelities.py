@@ -13,8 +13,7 @@ from tiny_run import assert_same, read
 from latentite.config import compose, load
 from latentite.crystal import CrystalBatch
 from latentite.crystal_arrays import CrystalArrays
-from latentite.data.cache import write_dataset
-from latentite.data.dataset import CrystalDataset
+from latentite.data.dataset import CrystalDataset, write_dataset
 from latentite.predictor_checkpoint import load_predictor
 from latentite.stages import TrainPredictorConfig, train_predictor
 from latentite.training.fit import FitResult

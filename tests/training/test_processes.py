@@ -15,7 +15,7 @@ import torch
 from tiny_run import assert_same, read, tiny_split
 
 from latentite.config import config_dir
-from latentite.data.cache import write_dataset
+from latentite.data.dataset import write_dataset
 
 SCRIPT = config_dir().parent / "src" / "train_vae.py"
 TINY = [

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Literal
 from rich.console import Console
 
 from latentite.base.options import add_options, fill, option
-from latentite.data.checks import Limits
 from latentite.data.options import BuildOptions
+from latentite.data.readers.checks import Limits
 from latentite.nn.baseline_ridge import RIDGE, TRIM
 
 if TYPE_CHECKING:
@@ -57,8 +57,8 @@ def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) ->
 
 def _fit(options: FitOptions, limits: Limits) -> int:
     # Imported here: torch takes seconds, and `--help` should not.
+    from latentite.data.build import read_labelled
     from latentite.data.labels import ours, require_numbers
-    from latentite.data.named import read_labelled
     from latentite.nn.baseline_file import write_baselines
     from latentite.nn.baseline_fit import fit_baselines
 

@@ -15,8 +15,8 @@ from typing import Literal
 from rich.console import Console
 
 from latentite.base.options import add_options, fill, option, typed
-from latentite.data.checks import Limits
-from latentite.data.options import DEFAULT_FRACTIONS, SPLITS, BuildOptions, DatasetOptions
+from latentite.data.options import DEFAULT_FRACTIONS, BuildOptions, DatasetOptions
+from latentite.data.readers.checks import Limits
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -156,10 +156,10 @@ def _source(text: str) -> Path:
 
 
 def _build(places: BuildPlaces, arguments: argparse.Namespace) -> int:
-    from latentite.data.build import build_dataset
+    from latentite.data.dataset_folder import build_dataset
 
     rows = _rows(arguments)  # wrong ones are refused before a data set is fetched
-    fractions = {split: getattr(arguments, f"{split}_fraction") for split in SPLITS}
+    fractions = {split: getattr(arguments, f"{split}_fraction") for split in DEFAULT_FRACTIONS}
     division = typed(DatasetOptions, arguments)
     summary = build_dataset(_source(places.source), places.out, options=rows, fractions=fractions, **division)
     console = Console(highlight=False)
@@ -186,9 +186,9 @@ def _build(places: BuildPlaces, arguments: argparse.Namespace) -> int:
 
 
 def _convert(options: ConvertOptions, rows: BuildOptions) -> int:
-    from latentite.data.named import read_labelled
+    from latentite.data.build import read_labelled
+    from latentite.data.dataset_folder import count_reasons, write_rejections
     from latentite.data.readers.hdf5 import write_hdf5
-    from latentite.data.report import count_reasons, write_rejections
 
     if options.out.suffix.lower() not in (".h5", ".hdf5"):
         raise ValueError(f"--out must end in .h5 or .hdf5, got {options.out}")

@@ -39,7 +39,7 @@ def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) ->
 
 def _predict(options: PredictOptions) -> int:
     # Imported here: torch and the networks take seconds, and `--help` should not.
-    from latentite.data.named import read_source
+    from latentite.data.build import read_source
     from latentite.predictor.predict import at_fidelity, largest_cell, predict_dataset, write_predictions
     from latentite.predictor_checkpoint import load_predictor
 

@@ -13,7 +13,7 @@ from latentite.base.options import add_options, fill, option
 from latentite.base.plain import check_seed
 from latentite.base.progress import progress_bar
 from latentite.commands.options import NetworkOptions
-from latentite.data.checks import Limits
+from latentite.data.readers.checks import Limits
 
 if TYPE_CHECKING:
     from latentite.evaluation.reconstruct import Reconstruction
@@ -62,7 +62,7 @@ def _reconstruct(options: ReconstructOptions, limits: Limits) -> int:
 def _run(options: ReconstructOptions, limits: Limits) -> Reconstruction:
     # Imported here: torch and the networks take seconds, and `--help` should not.
     from latentite import hub
-    from latentite.data.named import read_source
+    from latentite.data.build import read_source
     from latentite.evaluation.reconstruct import load_vae, reconstruct, subset, write_report
 
     _check(options)

@@ -1,77 +1,45 @@
-"""Sources to datasets, through the cache.
+"""Sources to data sets, through the cache.
 
 `build_split` makes one `CrystalDataset` of one source; `build_splits` those of the splits of one data set, whose
-columns are decided on together; `load_splits` those of a folder with train, val and test files. All look into the
-cache first, under names that change with the content of the source, the canonical form and the limits, so that
-nothing stale is ever served. Crystals, the cells of all their columns, and what is computed from the crystals lie in
-files of their own: other labels of the same source need no crystal to be parsed again.
-
-`build_dataset` divides one source and writes a folder that `load_splits` reads.
+columns are decided on together; `load_splits` those of a folder with train, val and test files; `read_source` one of
+whatever a user names. All look into the cache first, under names that change with the content of the source, the
+canonical form and the limits, so that nothing stale is ever served. Crystals, the cells of all their columns, and what
+is computed from the crystals lie in files of their own: other labels of the same source need no crystal to be parsed
+again.
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
 from latentite.base.files import cache_dir as default_cache_dir
-from latentite.base.files import write_json
-from latentite.base.plain import check_seed
-from latentite.data import cache
-from latentite.data.dataset import CrystalDataset
-from latentite.data.decided import read_decided, request_key, write_decided
-from latentite.data.derived import derived_columns
+from latentite.data.cells import derived_columns
+from latentite.data.dataset import CrystalDataset, read_dataset, read_rejections
 from latentite.data.labels import (
     DecidedLabels,
     LabelRequest,
     SplitLabels,
     decide_labels,
     log_labels,
+    read_decided,
+    request_key,
     share_categories,
     with_labels,
+    write_decided,
 )
-from latentite.data.options import SPLITS, BuildOptions, DatasetOptions
-from latentite.data.readers.label_table import labelled
-from latentite.data.readers.records import Rejection, Source, fingerprint, name_of
-from latentite.data.report import BuildSummary, count_reasons, report, write_rejections
-from latentite.data.source_rows import build_notes, cache_key, read_rows
-from latentite.data.splits import check_fractions, divide, shared_formulas
-
-if TYPE_CHECKING:
-    from ase import Atoms
-    from pymatgen.core import Structure
+from latentite.data.options import BuildOptions
+from latentite.data.readers.checks import Limits
+from latentite.data.readers.records import Rejection, Source
+from latentite.data.source_rows import cache_key, read_rows
+from latentite.data.sources import DATASETS, SPLIT_ENDINGS, resolve, split_files
 
 log = logging.getLogger(__name__)
 
-__all__ = [
-    "READY_MADE",
-    "SPLIT_ENDINGS",
-    "WHOLE",
-    "BuildOptions",
-    "BuildResult",
-    "BuiltSplits",
-    "build_dataset",
-    "build_split",
-    "build_splits",
-    "cache_key",
-    "load_splits",
-    "log_rejections",
-    "split_files",
-]
-
 WHOLE = "whole"
 """Key of the one result of a source that is still to be divided."""
-
-READY_MADE = "ready-made"
-"""What the summary calls the grouping of a source that came with its own splits."""
-
-_ENDINGS = (
-    ".safetensors .csv .csv.gz .parquet .json .json.gz .jsonl .jsonl.gz .extxyz .extxyz.gz .h5 .hdf5 .db .zip"
-)
-SPLIT_ENDINGS = tuple(_ENDINGS.split())
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -162,37 +130,26 @@ def build_splits(
     }
     if decided is None:
         known = {}
-        for split, found in rows.items():
+        for split, content in rows.items():
             derived = derived_columns(
                 options.derived,
-                found.crystals.crystals,
+                content.crystals.crystals,
                 symprec=options.symprec,
                 workers=workers,
                 near=paths[split],
             )
-            known[split] = SplitLabels(raw=found.labels, ids=found.crystals.ids, derived=derived)
+            known[split] = SplitLabels(raw=content.labels, ids=content.crystals.ids, derived=derived)
         decided = decide_labels(known, request)
         if kept is not None:
             write_decided(kept, decided)
     results = {}
-    for split, found in rows.items():
-        dataset = with_labels(found.crystals, decided.properties[split], decided.categories)
-        num_in = len(dataset) + len(found.rejections)
+    for split, content in rows.items():
+        dataset = with_labels(content.crystals, decided.properties[split], decided.categories)
+        num_in = len(dataset) + len(content.rejections)
         results[split] = BuildResult(
-            dataset=dataset, rejections=found.rejections, num_in=num_in, path=paths[split]
+            dataset=dataset, rejections=content.rejections, num_in=num_in, path=paths[split]
         )
     return BuiltSplits(results=results, labels=decided)
-
-
-def split_files(folder: Path) -> dict[str, Path]:
-    """The train, val and test files of a folder, by split; the first ending of `SPLIT_ENDINGS` wins."""
-    found: dict[str, Path] = {}
-    for split in SPLITS:
-        for stem in (split, "validation") if split == "val" else (split,):
-            for ending in SPLIT_ENDINGS:
-                if split not in found and (folder / f"{stem}{ending}").is_file():
-                    found[split] = folder / f"{stem}{ending}"
-    return found
 
 
 def load_splits(
@@ -228,13 +185,13 @@ def load_splits(
     built = build_splits(tables, options=options, cache_dir=cache_dir, workers=workers, progress=progress)
     log_labels(built.labels)
     for split, result in built.results.items():
-        log_rejections(files[split], result)
-    read = {split: cache.read_dataset(path) for split, path in files.items() if split not in tables}
+        _log_rejections(files[split], result)
+    read = {split: read_dataset(path) for split, path in files.items() if split not in tables}
     datasets = read | {split: result.dataset for split, result in built.results.items()}
     return share_categories({split: datasets[split] for split in files})
 
 
-def log_rejections(path: Path, result: BuildResult) -> None:
+def _log_rejections(path: Path, result: BuildResult) -> None:
     """Say how many rows of a file did not enter.
 
     Raises:
@@ -252,136 +209,42 @@ def log_rejections(path: Path, result: BuildResult) -> None:
         )  # fmt: skip
 
 
-def build_dataset(
-    source: str | Path | Sequence[Structure | Atoms],
-    out_dir: str | Path,
-    *,
-    options: BuildOptions | None = None,
-    cache_dir: Path | None = None,
-    progress: bool = True,
-    **division: Any,
-) -> BuildSummary:
-    """Read a source, divide it, and write a folder that `load_splits` and the data module read.
-
-    The folder holds `train.safetensors`, `val.safetensors` and `test.safetensors` (those with a fraction
-    above 0), `dataset.json` (what was done) and `rejected.csv` (source, row, id, reason of every row that
-    did not enter).
+def read_source(source: str, *, split: str, max_atoms: int) -> tuple[CrystalDataset, tuple[Rejection, ...]]:
+    """A dataset of whatever the user named, in canonical form, and what was rejected on the way.
 
     Args:
-        source: a file, a folder of structure files, a list of crystals, or a folder with ready-made train,
-            val and test files, which are then kept and fractions, grouping and seed ignored.
-        out_dir: the folder to write.
-        options: limits, labels and canonical form.
-        cache_dir: where caches live; None for `LATENTITE_CACHE_DIR`, else `~/.cache/latentite`.
-        progress: show a progress bar when the terminal can.
-        division: `fractions`, `group_by`, `seed`, `labels`, `id_column` and `workers` of `DatasetOptions`.
+        source: a path that the readers know, a dataset file or folder of `latentite data build`, or the name
+            of a dataset.
+        split: which of the splits, where there are several.
+        max_atoms: cells with more atoms are rejected; 0 for no limit.
 
     Raises:
-        FileNotFoundError: when the source or the table of labels does not exist.
-        ValueError: for impossible fractions, an unusable source, or when no crystal is left.
+        FileNotFoundError: when there is no such path and no dataset of that name.
+        ValueError: when the source as a whole cannot be used.
     """
-    chosen = DatasetOptions(**division)
-    shares = check_fractions(chosen.fractions)
-    check_seed(chosen.seed)
-    options, out = options or BuildOptions(), Path(out_dir)
-    ready = _ready_made(source)
-    _check_places(source, out)
-    whole = labelled(source, chosen.labels, chosen.id_column, is_divided=bool(ready))
-    parts: Mapping[str, Source] = ready or {WHOLE: whole}
-    built = build_splits(
-        parts, options=options, cache_dir=cache_dir, workers=chosen.workers, progress=progress
-    )
-    results = built.results
-    _report_rejections(results, source, out / "rejected.csv")
-    if ready:
-        splits = {split: result.dataset for split, result in results.items()}
-    else:
-        splits = divide(results[WHOLE].dataset, shares, group_by=chosen.group_by, seed=chosen.seed)
-    summary = _summarise(out, built, splits, group_by=READY_MADE if ready else chosen.group_by)
-    request = {
-        "source": name_of(source),
-        "labels": None if chosen.labels is None else str(chosen.labels),
-        "source_sha256": fingerprint(whole),
-        "seed": chosen.seed,
-        "fractions": None if ready else shares,
-        "options": asdict(options),
-    }
-    _write_folder(out, splits, options)
-    write_json(out / "dataset.json", report(summary, splits, request))
-    return summary
+    options = BuildOptions(limits=Limits(max_atoms=max_atoms or None), properties=())
+    return read_labelled(source, split=split, options=options)
 
 
-def _report_rejections(
-    results: Mapping[str, BuildResult], source: str | Path | Sequence[Structure | Atoms], path: Path
-) -> None:
-    """Writes down every rejected row, then refuses a split that has no other; one without rows leaves no file."""
-    named = {str(source) if split == WHOLE else f"{source}: {split}": one for split, one in results.items()}
-    for name, result in named.items():
-        if not result.num_in:
-            raise ValueError(f"{name} must hold at least one usable crystal, got no rows")
-    write_rejections(path, _rejections(results))
-    for name, result in named.items():
-        _refuse_empty(result, name, path)
+def read_labelled(
+    source: str, *, split: str, options: BuildOptions
+) -> tuple[CrystalDataset, tuple[Rejection, ...]]:
+    """As `read_source`, with the labels and limits that the options ask for; built datasets are as they are.
 
-
-def _rejections(results: Mapping[str, BuildResult]) -> list[Rejection]:
-    return [rejection for result in results.values() for rejection in result.rejections]
-
-
-def _summarise(
-    out: Path, built: BuiltSplits, splits: Mapping[str, CrystalDataset], *, group_by: str
-) -> BuildSummary:
-    """Counts what entered the splits and what did not; together they are every row that was read."""
-    results = built.results
-    rejections = _rejections(results)
-    summary = BuildSummary(
-        out_dir=out,
-        num_in=sum(result.num_in for result in results.values()),
-        num_accepted=sum(map(len, splits.values())),
-        num_rejected=len(rejections),
-        counts={split: len(dataset) for split, dataset in splits.items()},
-        group_by=group_by,
-        reasons=count_reasons(rejections),
-        shared_formulas=shared_formulas(splits),
-        left_out=built.labels.left_out,
-        remarks=built.labels.remarks,
-    )
-    assert summary.num_in == summary.num_accepted + summary.num_rejected, summary
-    return summary
-
-
-def _check_places(source: str | Path | Sequence[Structure | Atoms], out: Path) -> None:
-    if out.exists() and not out.is_dir():
-        raise ValueError(f"the output must be a folder, got the file {out}")
-    if isinstance(source, (str, Path)) and Path(source).is_dir() and out.resolve() == Path(source).resolve():
-        raise ValueError(f"the output folder must differ from the source, got {out} for both")
-
-
-def _refuse_empty(result: BuildResult, name: str, rejected: Path) -> None:
-    if len(result.dataset):
-        return
-    reasons = list(count_reasons(result.rejections).items())[:3]
-    common = ", ".join(f"{reason} ({count})" for reason, count in reasons)
-    raise ValueError(
-        f"{name} must hold at least one usable crystal, got none of {result.num_in} rows: {common}; "
-        f"each row's reason is in {rejected}"
-    )
-
-
-def _ready_made(source: str | Path | Sequence[Structure | Atoms]) -> dict[str, Path]:
-    if not isinstance(source, (str, Path)) or not Path(source).is_dir():
-        return {}
-    files = split_files(Path(source))
-    if any(path.suffix == ".safetensors" for path in files.values()):
-        raise ValueError(f"{source} is built already (it holds .safetensors splits); use it as it is")
-    return files if "train" in files else {}
-
-
-def _write_folder(out: Path, splits: Mapping[str, CrystalDataset], options: BuildOptions) -> None:
-    # Splits of an earlier build must never stand beside new ones, not even after an interruption: so they go
-    # first, and the train split, without which nothing starts, comes last.
-    for name in ("dataset.json", *(f"{split}.safetensors" for split in SPLITS)):
-        (out / name).unlink(missing_ok=True)
-    for split in reversed(SPLITS):
-        if split in splits:
-            cache.write_dataset(out / f"{split}.safetensors", splits[split], notes=build_notes(options))
+    What a column of a folder's tables is, is decided over all its splits.
+    """
+    path = Path(source)
+    if not path.exists() and source in DATASETS:
+        path = resolve(source)
+    files = split_files(path) if path.is_dir() else {}
+    if files and split not in files:
+        raise ValueError(f"--split {split} must be one of {', '.join(files)} in {path}")
+    files = files or {split: path}
+    if files[split].suffix == ".safetensors":
+        return read_dataset(files[split]), tuple(read_rejections(files[split]))
+    tables = {name: file for name, file in files.items() if file.suffix != ".safetensors"}
+    if options.properties == () and not options.categorical:
+        tables = {split: files[split]}
+    built = build_splits(tables, options=options)
+    log_labels(built.labels)
+    return built.results[split].dataset, built.results[split].rejections

@@ -1,4 +1,4 @@
-"""What was downloaded, and whether it still is that: checksums of named data sets.
+"""Checksums of downloaded data sets: recorded at the download, compared at each later use.
 
 None of the makers of these data sets publishes checksums that we know of, and made-up ones would protect nobody. So
 the first download is taken on trust, which is said; its sha256 is recorded beside it, and what is used later must
@@ -29,7 +29,7 @@ _LINE = re.compile(r"([0-9a-fA-F]{64}) [ *](\S+)")
 
 
 def given_checksums(name: str, files: Sequence[str]) -> dict[str, str]:
-    """What the user says the files of a data set are; empty where she says nothing.
+    """Checksums that the user gives for the files of a data set; empty where she gives none.
 
     Args:
         name: of the data set.
@@ -51,12 +51,12 @@ def given_checksums(name: str, files: Sequence[str]) -> dict[str, str]:
     for number, line in enumerate(lines, start=1):
         if not line.strip() or line.startswith("#"):
             continue
-        found = _LINE.fullmatch(line.strip())
-        if found is None:
+        match = _LINE.fullmatch(line.strip())
+        if match is None:
             raise DownloadError(
                 f"{place}, line {number}, must be written 'SHA256  {name}/{files[0]}', as sha256sum does, got {line!r}"
             )
-        path, digest = found[2].removeprefix("./"), found[1].lower()
+        path, digest = match[2].removeprefix("./"), match[1].lower()
         if sums.setdefault(path, digest) != digest:
             raise DownloadError(f"{place}, line {number}: {path} must have one checksum, got a second one")
     missing = [f"{name}/{file}" for file in files if f"{name}/{file}" not in sums]
@@ -96,7 +96,7 @@ def write_download(
 
 
 def check_download(folder: Path, name: str, files: Sequence[str]) -> None:
-    """Whether an earlier download still is what it was, and what the user says that it is.
+    """Compare an earlier download with its recorded checksums, and with those that the user gives.
 
     Args:
         folder: of the data set.

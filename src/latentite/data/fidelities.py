@@ -8,6 +8,7 @@ to the safer one (test before val before train), and where none is given its id 
 from __future__ import annotations
 
 import hashlib
+import logging
 import re
 from collections import Counter
 from collections.abc import Hashable, Mapping, Sequence
@@ -19,12 +20,14 @@ import numpy as np
 import torch
 
 from latentite.crystal import FIDELITY, CrystalBatch
-from latentite.data.build import WHOLE
-from latentite.data.cache import content_hash
-from latentite.data.dataset import CrystalDataset
-from latentite.data.labels import share_categories
-from latentite.data.options import SPLITS
+from latentite.data.build import WHOLE, build_splits
+from latentite.data.dataset import CrystalDataset, content_hash, read_dataset
+from latentite.data.labels import log_labels, share_categories
+from latentite.data.options import BuildOptions
+from latentite.data.sources import SPLITS, split_files
 from latentite.data.splits import check_fractions, formula_keys, select
+
+log = logging.getLogger(__name__)
 
 _REPEATED = re.compile(r"#\d+\Z")
 _IN_GROUP = re.compile(r"\d+/\d+\Z")
@@ -32,7 +35,7 @@ _SAFEST_FIRST = ("test", "val", "train")
 
 
 class SplitBy(StrEnum):
-    """What makes two rows the same material."""
+    """The key by which two rows are the same material."""
 
     ID = "id"
     FORMULA = "formula"
@@ -53,7 +56,7 @@ class FidelityConfig:
     properties: list[str] | None = None
     """Labels that this fidelity has, columns of text among them; null: its numeric columns."""
     dispersion: bool | None = None
-    """Whether energies contain dispersion (D3, VV10, a van der Waals functional, experiment); null: not said. An
+    """True where energies contain dispersion (D3, VV10, a van der Waals functional, experiment); null: not said. An
     export adds D3 only where this is false."""
 
     def __post_init__(self) -> None:
@@ -65,7 +68,7 @@ class FidelityConfig:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class FidelityCounts:
-    """What became of one fidelity's rows; rows in = rows of all splits + rejected ones."""
+    """Counts of one fidelity's rows; rows in = rows of all splits + rejected ones."""
 
     num_in: int
     num_rejected: int
@@ -155,7 +158,10 @@ def join_fidelities(
             without_label=dict(+lacking),
         )
         assert counts[name].num_in == part.num_rejected + sum(rows.values()), (name, rows)
-    return FidelityData(splits={s: _joined(found) for s, found in pieces.items() if found}, counts=counts)
+    return FidelityData(
+        splits={s: _joined(parts_of_split) for s, parts_of_split in pieces.items() if parts_of_split},
+        counts=counts,
+    )
 
 
 def material_key(identifier: str) -> str:
@@ -255,3 +261,64 @@ def _joined(pieces: Sequence[CrystalDataset]) -> CrystalDataset:
     categories = {name: names for piece in pieces for name, names in piece.categories.items()}
     digest = content_hash(crystals, ids, categories)
     return CrystalDataset(crystals=crystals, ids=ids, categories=categories, content_hash=digest)
+
+
+# ------------------------------------------------------------------------------ rows of one fidelity
+
+
+def read_fidelity(
+    config: FidelityConfig,
+    name: str,
+    *,
+    options: BuildOptions,
+    cache_dir: Path | None = None,
+    workers: int | None = None,
+) -> FidelityPart:
+    """The rows of one fidelity, under our names.
+
+    Raises:
+        FileNotFoundError: when the path does not exist.
+        ValueError: when the source is unusable, lacks a column or ids, or has no usable row.
+    """
+    path = config.path.expanduser()
+    files = (split_files(path) if path.is_dir() else {}) or {WHOLE: path}
+    tables = {split: file for split, file in files.items() if file.suffix != ".safetensors"}
+    built = build_splits(tables, options=options, cache_dir=cache_dir, workers=workers)
+    log_labels(built.labels)
+    splits: dict[str, CrystalDataset] = {}
+    num_rejected = 0
+    for split, file in files.items():
+        if split in tables:
+            result = built.results[split]
+            dataset, num_rejected = result.dataset, num_rejected + len(result.rejections)
+            if result.rejections:
+                log.warning(
+                    "fidelity %s, %s: %d rows = %d accepted + %d rejected (first: %s)",
+                    name, file.name, result.num_in, len(dataset), len(result.rejections),
+                    result.rejections[0].reason,
+                )  # fmt: skip
+        else:
+            dataset = read_dataset(file)
+        splits[split] = _renamed(dataset, config.columns, name)
+    if not any(map(len, splits.values())):
+        raise ValueError(
+            f"fidelity {name} must have at least one usable crystal, got none ({num_rejected} rejected) in {path}"
+        )
+    return FidelityPart(splits=splits, num_rejected=num_rejected)
+
+
+def _renamed(dataset: CrystalDataset, columns: Mapping[str, str], fidelity: str) -> CrystalDataset:
+    known = dataset.crystals.properties
+    for ours, theirs in columns.items():
+        if theirs not in known:
+            raise ValueError(
+                f"fidelity {fidelity} must have the column {theirs!r} (its {ours}), got "
+                f"{', '.join(known) or 'no property columns'}"
+            )
+    sources = {name: name for name in known if name not in columns.values()} | dict(columns)
+    categories = {
+        ours: dataset.categories[theirs] for ours, theirs in sources.items() if theirs in dataset.categories
+    }
+    crystals = dataset.crystals.with_properties({ours: known[theirs] for ours, theirs in sources.items()})
+    digest = content_hash(crystals, dataset.ids, categories)
+    return CrystalDataset(crystals=crystals, ids=dataset.ids, categories=categories, content_hash=digest)

@@ -1,4 +1,4 @@
-"""What is in a dataset: counts, elements, atoms per cell, labels; as a table and as a picture."""
+"""Summary of a data set: counts, elements, atoms per cell, labels; as a table and as a picture."""
 
 from __future__ import annotations
 

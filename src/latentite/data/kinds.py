@@ -1,4 +1,4 @@
-"""What a column of labels holds: numbers, yes and no, names, nothing, or a mixture that nobody can read.
+"""Reads a column of labels: numbers, yes and no, names, nothing, or a mixture that is refused.
 
 A cell keeps the text of its source until the cells of all splits of a data set are known. Then `read_column` decides
 once for the whole column, so that one odd cell can neither turn numbers into classes nor mean something else in
@@ -22,7 +22,7 @@ from latentite.formulas import is_formula
 
 
 class ColumnKind(StrEnum):
-    """What a whole column is."""
+    """Kind of the labels of a whole column."""
 
     NUMBERS = "numbers"
     BOOLEANS = "booleans"
@@ -55,11 +55,11 @@ class Column:
     problem: Remark | None = None
     """Why it is unreadable."""
     remarks: tuple[Remark, ...] = ()
-    """What was taken as missing or read in a way that is worth a line."""
+    """Cells that were taken as missing or read in a way that is worth a line."""
 
     @property
     def is_numeric(self) -> bool:
-        """Whether the labels are numbers, all missing ones among them."""
+        """True where the labels are numbers, also where all are missing."""
         return self.kind in (ColumnKind.NUMBERS, ColumnKind.BOOLEANS, ColumnKind.EMPTY)
 
 
@@ -154,12 +154,12 @@ class _Reading:
         kinds = {text: self._kind(text) for text in set(odd.values())}
         for position, text in odd.items():
             if position not in self.infinite:
-                found, number = kinds[text]
-                found[position] = text
+                group, number = kinds[text]
+                group[position] = text
                 self.values[position] = number
 
     def _kind(self, text: str) -> tuple[dict[int, str], float]:
-        """Where a text belongs, and the number that it is (NaN where it is none by itself)."""
+        """The group that a text belongs to, and its number (NaN where it is none by itself)."""
         lowered, nothing = text.lower(), float("nan")
         if lowered in _BOOLEANS:
             return self.booleans, nothing
@@ -231,7 +231,7 @@ class _Reading:
         return None
 
     def _remarks(self) -> list[Remark]:
-        found: list[Remark] = []
+        remarks: list[Remark] = []
 
         def say(about: dict[int, str], words: str) -> None:
             kinds: dict[str, list[int]] = {}
@@ -239,7 +239,7 @@ class _Reading:
                 kinds.setdefault(text if words.endswith("missing") else "", []).append(position)
             for positions in kinds.values():
                 text, count = about[positions[0]], _cells(len(positions))
-                found.append(Remark(position=positions[0], text=text, words=f"{count} {words}"))
+                remarks.append(Remark(position=positions[0], text=text, words=f"{count} {words}"))
 
         say(self.missing, "taken as missing")
         say(self.infinite, "not finite and taken as missing")
@@ -247,7 +247,7 @@ class _Reading:
         say(self.commas, "read with decimal commas, as the whole column has them")
         if self.booleans and len(self.plain):
             say(self.booleans, "read as 1 or 0, as the numbers of this column are")
-        return found + _hints(self.values, self.cells)
+        return remarks + _hints(self.values, self.cells)
 
 
 def _strip(text: str) -> str:
@@ -261,7 +261,7 @@ def _cells(count: int) -> str:
 
 def _hints(values: Float[np.ndarray, " cell"], cells: Sequence[Value]) -> list[Remark]:
     """Numbers that are read as they stand, and may not be meant so."""
-    found = []
+    hints = []
     known = np.abs(values[~np.isnan(values)])
     for number in _SENTINELS:
         if (
@@ -269,13 +269,13 @@ def _hints(values: Float[np.ndarray, " cell"], cells: Sequence[Value]) -> list[R
             and (known[known != abs(number)] < abs(number) / 2).all()
         ):
             words = f"{_cells(len(positions))} kept as numbers; empty them if they stand for missing labels"
-            found.append(Remark(position=int(positions[0]), text=str(cells[positions[0]]), words=words))
+            hints.append(Remark(position=int(positions[0]), text=str(cells[positions[0]]), words=words))
     rounded = values.astype(np.float32).astype(np.float64)
     lost = np.flatnonzero((values != rounded) & ~np.isnan(values))
     if len(lost) and (np.abs(values[lost]) > 2**24).any() and (known == np.round(known)).all():
         words = "whole numbers above 16,777,216 lose digits; name the column as categorical if they are codes"
-        found.append(Remark(position=int(lost[0]), text=str(cells[lost[0]]), words=words))
-    return found
+        hints.append(Remark(position=int(lost[0]), text=str(cells[lost[0]]), words=words))
+    return hints
 
 
 def _cleaned(text: str) -> float | None:
@@ -283,25 +283,25 @@ def _cleaned(text: str) -> float | None:
     plain = text.translate(_AS_ASCII)
     if not plain.isascii():
         plain = "".join(str(unicodedata.decimal(letter, letter)) for letter in plain)
-    if found := _uncertain(plain):
-        plain = found[1] + found[2]
-    elif found := _fortran(plain):
-        plain = f"{found[1]}e{found[2]}"
+    if match := _uncertain(plain):
+        plain = match[1] + match[2]
+    elif match := _fortran(plain):
+        plain = f"{match[1]}e{match[2]}"
     return float(plain) if _is_number(plain) else None
 
 
 def _is_quantity(text: str) -> bool:
-    """Whether a text looks like a number that was not written plainly; `2H`, `4/mmm`, `3/2` are names."""
+    """True for a text that looks like a number, not plainly written; `2H`, `4/mmm`, `3/2` are names."""
     if not _has_digit(text) or (text[0].isalpha() and not text.startswith(("ca", "approx"))):
         return False
     plain = text.translate(_AS_ASCII)
-    found = _quantity(plain)
-    if found is None or plain.lower().startswith("0x"):
-        return found is not None
-    unit = found["unit"]
+    quantity = _quantity(plain)
+    if quantity is None or plain.lower().startswith("0x"):
+        return quantity is not None
+    unit = quantity["unit"]
     if not unit or re.match(_UNITS, unit):
         return True
-    number = plain[: found.start("unit")]
+    number = plain[: quantity.start("unit")]
     return bool(re.search(rf"[.,~<>{_BLANKS}]", number))
 
 

@@ -6,18 +6,22 @@ what is not asked for is listed with why it was left.
 
 from __future__ import annotations
 
+import hashlib
+import json
 import logging
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
+from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from latentite.data.cache import content_hash
 from latentite.data.cells import RawLabels
-from latentite.data.dataset import CrystalDataset
+from latentite.data.dataset import CrystalDataset, content_hash, save_tensors, take, to_bytes
 from latentite.data.kinds import Column, ColumnKind, Remark, read_column
 from latentite.data.readers.records import CANONICAL_NAMES, Value
 
@@ -28,7 +32,7 @@ NOT_ASKED, TEXT, EMPTY = "not asked for", "text", "empty"
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class LabelRequest:
-    """Which columns are wanted."""
+    """The columns that are wanted."""
 
     properties: tuple[str, ...] | None = None
     """Columns that must be there; one of texts becomes names. None for all columns of numbers."""
@@ -46,7 +50,7 @@ class LabelRequest:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class SplitLabels:
-    """What is known of the crystals of one split before columns are decided on."""
+    """Cells of the crystals of one split before columns are decided on."""
 
     raw: RawLabels
     ids: tuple[str, ...]
@@ -163,7 +167,7 @@ def _why_left(splits: Mapping[str, SplitLabels], column: Column) -> str:
 
 
 def _gaps(splits: Mapping[str, SplitLabels], name: str, column: Column) -> list[str]:
-    """What is worth a line when a column has no labels, or none in one split."""
+    """Remarks on a column that has no labels, or none in one split."""
     if column.kind is ColumnKind.EMPTY:
         return [f"{name}: no crystal has this label"]
     lacking = [split for split, labels in splits.items() if len(labels.ids) and name not in labels.raw.names]
@@ -299,3 +303,55 @@ def share_categories(splits: Mapping[str, CrystalDataset]) -> dict[str, CrystalD
             dataset = replace(dataset, crystals=crystals, categories=categories, content_hash=digest)
         result[split] = dataset
     return result
+
+
+# ------------------------------------------------------------------------------ decided labels, kept
+
+
+DECIDED_FORMAT = 2
+"""Raised whenever the same cells are decided on in another way."""
+
+
+def request_key(keys: Mapping[str, str], request: Mapping[str, Any]) -> str:
+    """sha256 over all that labels depend on: the crystals of every split (by key), and what is asked for."""
+    parts = {"splits": dict(keys), "request": request, "format": DECIDED_FORMAT}
+    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
+
+
+def write_decided(path: Path, decided: DecidedLabels) -> None:
+    """Write them as one file, atomically."""
+    about = {
+        "names": {split: list(labels) for split, labels in decided.properties.items()},
+        "categories": decided.categories,
+        "left_out": decided.left_out,
+        "remarks": decided.remarks,
+    }
+    tensors = {
+        f"{split}.{name}": values
+        for split, labels in decided.properties.items()
+        for name, values in labels.items()
+    }
+    save_tensors(path, tensors | {"about": to_bytes(about)}, {"latentite.decided": str(DECIDED_FORMAT)})
+
+
+def read_decided(path: Path) -> DecidedLabels | None:
+    """The labels of a file of `write_decided`; None where there is no such file, or a damaged one."""
+    if not path.is_file():
+        return None
+    try:
+        with safe_open(path, framework="pt") as handle:
+            if (handle.metadata() or {}).get("latentite.decided") != str(DECIDED_FORMAT):
+                raise ValueError(f"it must have the format {DECIDED_FORMAT}")
+            about = json.loads(take(handle, "about").numpy().tobytes())
+            return DecidedLabels(
+                properties={
+                    split: {name: take(handle, f"{split}.{name}") for name in names}
+                    for split, names in about["names"].items()
+                },
+                categories={name: tuple(values) for name, values in about["categories"].items()},
+                left_out=about["left_out"],
+                remarks=tuple(about["remarks"]),
+            )
+    except (SafetensorError, KeyError, ValueError) as error:
+        log.warning("%s in the cache is damaged and is made again: %s", path, error)
+        return None

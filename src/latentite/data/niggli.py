@@ -3,7 +3,7 @@
 A reducer returns one of them, and which one flips with noise where a cell is nearly but not exactly
 symmetric. Here moyopy's reduction (the only reducer in use) gives short vectors, every right-handed basis
 made of short vectors is listed, and each gets a *continuous* measure of how far it is from the Niggli
-conditions. `canonical.py`, which comes after, chooses among them.
+conditions. `canonical.py` chooses among them.
 """
 
 from __future__ import annotations
@@ -141,7 +141,7 @@ def _triples(allowed: bytes) -> tuple[Int[np.ndarray, "triple 3"], Float[np.ndar
 
 @dataclass(frozen=True, slots=True)
 class _Quantities:
-    """What the conditions of International Tables A, section 3.1.3 speak about, made dimensionless.
+    """Quantities in the conditions of International Tables A, section 3.1.3, made dimensionless.
 
     Every quantity is divided by the two lengths in it: `bc` is the absolute cosine of b and c, `bc_slack` is
     zero where 2 b.c equals b.b.
@@ -174,7 +174,7 @@ def _quantities(cosines: Float[np.ndarray, "basis 3"], lengths: Float[np.ndarray
 def _unless(
     distance: Float[np.ndarray, " basis"], excess: Float[np.ndarray, " basis"]
 ) -> Float[np.ndarray, " basis"]:
-    """How far the rule "where `distance` is zero, `excess` must not be positive" is broken, continuously.
+    """Violation of the rule "where `distance` is zero, `excess` must not be positive", as a continuous number.
 
     A rule with an "if equal" in it flips with noise; here it fades out as the distance nears the tolerance.
     """
@@ -184,7 +184,7 @@ def _unless(
 def _violation_acute(
     cosines: Float[np.ndarray, "basis 3"], lengths: Float[np.ndarray, "basis 3"]
 ) -> Float[np.ndarray, " basis"]:
-    """How far each basis is from a Niggli cell of type I (all angles acute)."""
+    """Distance of each basis from a Niggli cell of type I (all angles acute)."""
     q = _quantities(cosines, lengths)
     return (
         q.common
@@ -200,7 +200,7 @@ def _violation_acute(
 def _violation_obtuse(
     cosines: Float[np.ndarray, "basis 3"], lengths: Float[np.ndarray, "basis 3"]
 ) -> Float[np.ndarray, " basis"]:
-    """How far each basis is from a Niggli cell of type II (no angle acute)."""
+    """Distance of each basis from a Niggli cell of type II (no angle acute)."""
     q = _quantities(cosines, lengths)
     # Zero where a + b + c is as long as c.
     diagonal_slack = (

@@ -9,9 +9,8 @@ from pathlib import Path
 
 from latentite.base.options import option
 from latentite.base.plain import NOT_TYPED
-from latentite.data.checks import Limits
+from latentite.data.readers.checks import Limits
 
-SPLITS = ("train", "val", "test")
 DEFAULT_FRACTIONS: Mapping[str, float] = types.MappingProxyType({"train": 0.8, "val": 0.1, "test": 0.1})
 
 

@@ -13,14 +13,14 @@ import numpy as np
 
 from latentite.crystal_arrays import CrystalArrays
 from latentite.data.canonical import canonicalize_many
-from latentite.data.checks import Limits
+from latentite.data.readers.checks import Limits
 from latentite.data.readers.records import Record
-from latentite.data.readers.table import parse_many
+from latentite.data.readers.rows import parse_many
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class PackOptions:
-    """What a worker needs to know."""
+    """Options of the work on a chunk."""
 
     limits: Limits
     canonical: bool

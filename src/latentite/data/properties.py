@@ -1,6 +1,6 @@
 """Properties computed from the crystals themselves, on demand: density, space group, chemical system, ...
 
-`derive` serves batches of tensors; `derive_rows` serves the worker processes of `derived.py`, which do without torch.
+`derive` serves batches of tensors; `derive_rows` serves rows of arrays, without torch.
 Both run the same functions on packed arrays.
 """
 

@@ -1,4 +1,4 @@
-"""What one source holds: its crystals, the cells of its columns, its rejected rows; read, or taken from the cache.
+"""Crystals of one source, the cells of its columns and its rejected rows; read, or taken from the cache.
 
 Crystals and cells lie in files of their own, under a name that changes with all that they depend on: other labels of
 the same source need no crystal to be parsed again.
@@ -20,15 +20,22 @@ from torch import Tensor
 
 from latentite.base.progress import progress_bar
 from latentite.crystal import CrystalBatch
-from latentite.data import cache, cells
 from latentite.data.canonical import CANONICAL_VERSION
-from latentite.data.cells import RawLabels
-from latentite.data.dataset import CrystalDataset
+from latentite.data.cells import CELLS_FORMAT, LabelCollector, RawLabels, read_cells, write_cells
+from latentite.data.dataset import (
+    FORMAT,
+    CrystalDataset,
+    content_hash,
+    read_dataset,
+    read_rejections,
+    write_dataset,
+)
 from latentite.data.labels import unique_ids
 from latentite.data.options import BuildOptions
 from latentite.data.pack import Packed, PackOptions, pack
-from latentite.data.readers.records import Rejection, Source, fingerprint, name_of, open_records
-from latentite.data.readers.walk import pair, walk
+from latentite.data.readers.opening import fingerprint, open_records
+from latentite.data.readers.records import Rejection, Source, name_of
+from latentite.data.readers.rows import pair, walk
 
 log = logging.getLogger(__name__)
 
@@ -38,7 +45,7 @@ READER_VERSION = 5
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class SourceRows:
-    """What one source holds, before its columns are decided on."""
+    """Content of one source, before its columns are decided on."""
 
     crystals: CrystalDataset
     """Without labels."""
@@ -53,7 +60,7 @@ def cache_key(source: Source, options: BuildOptions) -> str:
         "content": fingerprint(source),
         "canonical": CANONICAL_VERSION if options.canonical else None,
         "reader": READER_VERSION,
-        "format": [cache.FORMAT, cells.FORMAT],
+        "format": [FORMAT, CELLS_FORMAT],
         "limits": asdict(options.limits),
     }
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
@@ -68,29 +75,29 @@ def read_rows(
     path: Path | None,
     wanted: Collection[str] | None,
 ) -> SourceRows:
-    """What a source holds: from the cache, or read and kept there. A damaged file of the cache is made again."""
+    """Content of a source, from the cache, or read and kept there. A damaged file of the cache is made again."""
     if path is None:
         return _build(source, options, workers, progress)
     cells_path = path.parent.with_name("labels") / path.name
     if path.is_file() and cells_path.is_file():
         try:
-            crystals, labels = cache.read_dataset(path), cells.read_labels(cells_path, wanted)
+            crystals, labels = read_dataset(path), read_cells(cells_path, wanted)
             if len(crystals) != len(labels):
                 raise ValueError(
                     f"{cells_path} must have labels of {len(crystals)} crystals, got {len(labels)}"
                 )
-            rejections = tuple(cache.read_rejections(path))
+            rejections = tuple(read_rejections(path))
             return SourceRows(crystals=crystals, labels=labels, rejections=rejections)
         except ValueError as error:
             log.warning("a file of the cache is damaged and is made again: %s", error)
     rows = _build(source, options, workers, progress)
-    cells.write_labels(cells_path, rows.labels)
-    cache.write_dataset(path, rows.crystals, rejections=rows.rejections, notes=build_notes(options))
+    write_cells(cells_path, rows.labels)
+    write_dataset(path, rows.crystals, rejections=rows.rejections, notes=build_notes(options))
     return rows
 
 
 def build_notes(options: BuildOptions) -> dict[str, str]:
-    """What the header of a dataset file says about its making."""
+    """Header of a dataset file: how it was made."""
     return {"canonical_version": str(CANONICAL_VERSION), "options": json.dumps(asdict(options))}
 
 
@@ -104,7 +111,7 @@ def _build(
     chunks: list[Packed] = []
     ids: list[str] = []
     rejections: list[Rejection] = []
-    labels = cells.LabelCollector()
+    labels = LabelCollector()
     num_in = 0
     description = name_of(source)
     with progress_bar(f"reading {Path(description).name}", unit="rows", enabled=progress) as bar:
@@ -126,7 +133,7 @@ def _build(
         num_atoms=_join(chunks, "num_atoms"),
     )
     unique = unique_ids(ids)
-    digest = cache.content_hash(crystals, unique, {})
+    digest = content_hash(crystals, unique, {})
     dataset = CrystalDataset(crystals=crystals, ids=tuple(unique), content_hash=digest)
     log.info("%s: %d in = %d accepted + %d rejected", description, num_in, len(dataset), len(rejections))
     return SourceRows(crystals=dataset, labels=labels.finish(), rejections=tuple(rejections))

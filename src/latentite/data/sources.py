@@ -1,9 +1,9 @@
-"""Named datasets: where each is found on this machine, made, or downloaded from.
+"""Named data sets: where each is found on this machine, or downloaded from.
 
 `resolve` is what `data.name=mp_20` means. It looks in the folder that is given, in `LATENTITE_DATA_DIR`, in
-`data/` and among earlier downloads; then it downloads, or says which files to put where. A folder appears
-under its name only when it is whole, and is used later only while it is what came (`download_record.py`). Comes
-after `prototypes.py` (the dataset that is made here); `build.py` reads what is found.
+`data/`, in the package and among earlier downloads; then it downloads, or says which files to put where. A folder
+appears under its name only when it is whole, and is used later only while it is what came (`download_record.py`).
+`build.py` reads the files.
 """
 
 from __future__ import annotations
@@ -20,7 +20,14 @@ from latentite.base.download import DownloadError, Patience, fetch
 from latentite.base.files import cache_dir, sha256_file
 from latentite.base.publish import publishing
 from latentite.data.download_record import check_download, given_checksums, write_download
-from latentite.data.prototypes import prototypes_folder
+
+SPLITS = ("train", "val", "test")
+
+_ENDINGS = (
+    ".safetensors .csv .csv.gz .parquet .json .json.gz .jsonl .jsonl.gz .extxyz .extxyz.gz .h5 .hdf5 .db .zip"
+)
+
+SPLIT_ENDINGS = tuple(_ENDINGS.split())
 
 logger = logging.getLogger(__name__)
 
@@ -36,18 +43,19 @@ MIRROR_VARIABLE = "LATENTITE_DATASETS_URL"
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class NamedDataset:
-    """What is known of a dataset before it is there."""
+    """A data set that Latentite knows by name."""
 
     summary: str
     address: str | None = None
-    """Of its files, with `{name}` and `{file}`; None where none is known, or the data are made here."""
+    """Of its files, with `{name}` and `{file}`; None where none is known, or the package has them."""
     archive: str | None = None
     """The zip file that holds the splits, where they do not stand alone."""
     rows: dict[str, int] = field(default_factory=dict)
     """Rows of each split that is downloaded."""
-    is_made_here: bool = False
+    is_shipped: bool = False
+    """Part of the package."""
     advice: str = ""
-    """How to get it, where it cannot be downloaded."""
+    """The way to get it, where it cannot be downloaded."""
 
     @property
     def downloads(self) -> list[str]:
@@ -57,7 +65,7 @@ class NamedDataset:
 
 DATASETS: dict[str, NamedDataset] = {
     "prototypes": NamedDataset(
-        summary="about 7,000 crystals made here from AFLOW prototypes; needs no network", is_made_here=True
+        summary="7,267 crystals made from AFLOW prototypes; comes with the package", is_shipped=True
     ),
     "mp_20": NamedDataset(
         summary="Materials Project, up to 20 atoms",
@@ -102,7 +110,7 @@ DATASETS: dict[str, NamedDataset] = {
 
 
 def near_names(name: str) -> str:
-    """What a name that is no dataset's may have meant, as the end of a sentence."""
+    """Near names for one that is no data set's, as the end of a sentence."""
     near = difflib.get_close_matches(name, DATASETS, n=3, cutoff=0.5)
     return f"did you mean {' or '.join(near)}?" if near else f"take one of {', '.join(DATASETS)}"
 
@@ -111,7 +119,7 @@ def resolve(name: str, *, data_dir: Path | None = None, patience: Patience | Non
     """Folder with the train, val and test files of a named dataset.
 
     Looks in `data_dir` and `data_dir/NAME` (and nowhere else, when it is given); then in
-    `$LATENTITE_DATA_DIR/NAME`, `data/NAME` and the cache; then makes or downloads it, once.
+    `$LATENTITE_DATA_DIR/NAME`, `data/NAME`, the package and the cache; then downloads it, once.
 
     Args:
         name: one of `DATASETS`, exactly.
@@ -138,8 +146,8 @@ def resolve(name: str, *, data_dir: Path | None = None, patience: Patience | Non
         if _has_splits(folder):
             logger.info("dataset %s: %s", name, folder)
             return folder
-    if dataset.is_made_here:
-        return prototypes_folder(cache_dir())
+    if dataset.is_shipped:
+        return Path(__file__).with_name(name)
     folder = cache_dir() / "datasets" / name
     if folder.is_dir():
         check_download(folder, name, dataset.downloads)
@@ -149,14 +157,23 @@ def resolve(name: str, *, data_dir: Path | None = None, patience: Patience | Non
 
 
 def splits_folder(name: str, data_dir: Path | None = None) -> Path:
-    """Where a data set lies that may be anyone's: `data_dir` itself, a folder in it of that name, or wherever
-    `resolve` finds the name when there is no `data_dir`."""
-    from latentite.data.build import split_files
-
+    """Folder of a data set that may be anyone's: `data_dir` itself, a folder in it of that name, or, without
+    `data_dir`, the one that `resolve` finds."""
     if data_dir is None:
         return resolve(name)
     inside = data_dir / name
     return inside if not split_files(data_dir) and inside.is_dir() else data_dir
+
+
+def split_files(folder: Path) -> dict[str, Path]:
+    """The train, val and test files of a folder, by split; the first ending of `SPLIT_ENDINGS` wins."""
+    by_split: dict[str, Path] = {}
+    for split in SPLITS:
+        for stem in (split, "validation") if split == "val" else (split,):
+            for ending in SPLIT_ENDINGS:
+                if split not in by_split and (folder / f"{stem}{ending}").is_file():
+                    by_split[split] = folder / f"{stem}{ending}"
+    return by_split
 
 
 def _local_folders(name: str) -> list[Path]:
@@ -166,8 +183,6 @@ def _local_folders(name: str) -> list[Path]:
 
 
 def _has_splits(folder: Path) -> bool:
-    from latentite.data.build import split_files  # with torch behind it: not for a mere import of the names
-
     return folder.is_dir() and "train" in split_files(folder)
 
 

@@ -14,10 +14,9 @@ import numpy as np
 import torch
 
 from latentite.crystal import CrystalBatch
-from latentite.data import cache
-from latentite.data.dataset import CrystalDataset
-from latentite.data.options import SPLITS
+from latentite.data.dataset import CrystalDataset, content_hash
 from latentite.data.readers.records import CANONICAL_NAMES
+from latentite.data.sources import SPLITS
 
 
 def check_fractions(fractions: Mapping[str, float]) -> dict[str, float]:
@@ -127,7 +126,7 @@ def select(dataset: CrystalDataset, index: Sequence[int]) -> CrystalDataset:
     """The crystals at the given positions as a dataset of their own."""
     crystals = dataset.crystals.select(torch.tensor(list(index), dtype=torch.long))
     ids = tuple(dataset.ids[k] for k in index)
-    digest = cache.content_hash(crystals, ids, dataset.categories)
+    digest = content_hash(crystals, ids, dataset.categories)
     return CrystalDataset(crystals=crystals, ids=ids, categories=dataset.categories, content_hash=digest)
 
 

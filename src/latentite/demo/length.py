@@ -1,4 +1,4 @@
-"""How long the trainings of the demo last: steps and number format chosen for the machine at hand.
+"""Length of the demo's trainings: steps and number format chosen for the machine at hand.
 
 A few steps of a throw-away network are timed, in fp32 and in bf16, so that a schedule ends with the time that was
 wished for.
@@ -22,7 +22,6 @@ from latentite.objectives.ldm import LDMStageConfig, diffusion_loss, loss_terms
 from latentite.objectives.terms import LossTerms
 from latentite.objectives.vae import vae_loss
 from latentite.training.datamodule import CrystalDataModule
-from latentite.training.fit import FitResult, RunStatus
 from latentite.training.ldm_start import build_network
 from latentite.training.optim import SchedulerConfig
 from latentite.training.settings import Precision, RunConfig
@@ -34,17 +33,12 @@ SLOWEST = 1.6
 """When the machine turns out slower than measured, training stops after this many times the wished time."""
 
 SecondsPerStep = Callable[[Precision], float]
+NetworkAndLoss = tuple[nn.Module, Callable[[CrystalBatch], LossTerms]]
 
 
-def finished(result: FitResult) -> FitResult:
-    """A run that was not told to stop.
-
-    Raises:
-        KeyboardInterrupt: where it was; its checkpoint is saved.
-    """
-    if result.status is RunStatus.PREEMPTED:
-        raise KeyboardInterrupt
-    return result
+def at_most(seconds: float) -> int:
+    """Seconds after which a training stops that should take so many."""
+    return max(1, int(SLOWEST * seconds))
 
 
 def set_length(
@@ -72,7 +66,7 @@ def set_length(
     config.trainer.precision = Precision.BF16_MIXED if is_faster else Precision.FP32
     step = speeds[config.trainer.precision]
     config.trainer.max_steps = max(2, int(0.9 * seconds / step))
-    config.trainer.max_time = max(1, int(SLOWEST * seconds))
+    config.trainer.max_time = at_most(seconds)
     num_epochs = config.trainer.max_steps / len(data.train_dataloader())
     config.trainer.check_val_every_n_epoch = max(1, round(num_epochs / num_validations))
     scheduler.warmup_steps = min(scheduler.warmup_steps, config.trainer.max_steps // 4)
@@ -88,7 +82,7 @@ def set_length(
 def vae_seconds_per_step(module: VAEModuleConfig, data: CrystalDataModule) -> SecondsPerStep:
     """Times steps of stage 1."""
 
-    def build() -> tuple[nn.Module, Callable[[CrystalBatch], LossTerms]]:
+    def build() -> NetworkAndLoss:
         """A new VAE and its loss, with the same draws in every number format."""
         network = CrystalVAE(module.architecture())
         generator = seeded_generator(0)
@@ -102,7 +96,7 @@ def ldm_seconds_per_step(
 ) -> SecondsPerStep:
     """Times steps of stage 2 on latents that are there already, as with a latent cache."""
 
-    def build() -> tuple[nn.Module, Callable[[CrystalBatch], LossTerms]]:
+    def build() -> NetworkAndLoss:
         """A new denoiser and its loss at random noise levels; the frozen VAE encodes each batch once."""
         network = build_network(vae, settings)
         generator = seeded_generator(0)
@@ -130,7 +124,7 @@ def ldm_seconds_per_step(
 
 
 def _seconds_per_step(
-    build: Callable[[], tuple[nn.Module, Callable[[CrystalBatch], LossTerms]]],
+    build: Callable[[], NetworkAndLoss],
     data: CrystalDataModule,
     precision: Precision,
 ) -> float:

@@ -1,10 +1,9 @@
 """`latentite demo`: every stage that there is, in a few minutes on two CPU cores, with no download.
 
-Makes the embedded dataset (once; then it is cached), trains a small VAE, a property predictor on its encoder and a
-small latent diffusion model with the same code as every other run, sends unseen test crystals through the first,
-predicts their densities with the second, fine-tunes the third towards denser crystals, samples new crystals from it
-as it was before, or from the bundled weights where there are any (a few minutes do not make a good model), and leaves
-reports and pictures.
+Trains a small VAE, a property predictor on its encoder and a small latent diffusion model on the embedded data set,
+with the same code as every other run; sends unseen test crystals through the first, predicts their densities with the
+second, fine-tunes the third towards denser crystals, samples new crystals from it as it was before, or from the bundled
+weights where there are any (a few minutes do not make a good model), and leaves reports and pictures.
 """
 
 from __future__ import annotations
@@ -13,6 +12,7 @@ import logging
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 
@@ -21,16 +21,9 @@ from latentite.base.plain import check_seed
 from latentite.config import compose, load
 from latentite.crystal import CrystalBatch
 from latentite.data.sampler import seeded_generator
-from latentite.demo.length import (
-    SLOWEST,
-    finished,
-    ldm_seconds_per_step,
-    set_length,
-    vae_seconds_per_step,
-)
-from latentite.demo.rl import Reinforced, demo_rl_config, reinforce
+from latentite.demo.length import at_most, ldm_seconds_per_step, set_length, vae_seconds_per_step
 from latentite.draw.cells import draw_crystals
-from latentite.draw.curves import draw_training_curve
+from latentite.draw.curves import draw_reward_curve, draw_training_curve
 from latentite.evaluation.reconstruct import (
     Reconstruction,
     draw_reconstructions,
@@ -42,62 +35,126 @@ from latentite.evaluation.reconstruct import (
 from latentite.evaluation.result import Evaluation
 from latentite.evaluation.run import evaluate
 from latentite.generate import GenerateConfig, GenerateResult, generate_from
+from latentite.rewards.combine import Rewards
 from latentite.stages import (
     TrainLDMConfig,
     TrainPredictorConfig,
+    TrainRLConfig,
     TrainVAEConfig,
     train_ldm,
     train_predictor,
+    train_rl,
     train_vae,
 )
 from latentite.training.datamodule import CrystalDataModule
-from latentite.training.fit import FitResult
+from latentite.training.fit import FitResult, RunStatus
 from latentite.training.ldm_start import read_vae
+from latentite.training.settings import RunConfig
 
 log = logging.getLogger(__name__)
 
 DEMO_TARGET = "density"
-"""What the predictor predicts."""
+"""The property that the predictor learns."""
 
-VAE_OVERRIDES = [
-    "experiment=prototypes/vae_dng",
-    f"data.properties=[{DEMO_TARGET}]",
-    "trainer.max_epochs=-1",
-    "trainer.max_steps=1",
-    "trainer.gradient_clip_val=1.0",
-    "vae_module.match_limit=100",
-    *[
-        f"vae_module.{part}.{key}={value}"
-        for part in ("encoder", "decoder")
-        for key, value in {"d_model": 128, "num_heads": 4, "dim_feedforward": 512, "num_layers": 3}.items()
+OVERRIDES = {
+    "vae": [
+        "experiment=prototypes/vae_dng",
+        f"data.properties=[{DEMO_TARGET}]",
+        "trainer.max_epochs=-1",
+        "trainer.max_steps=1",
+        "trainer.gradient_clip_val=1.0",
+        "vae_module.match_limit=100",
+        *[
+            f"vae_module.{part}.{key}={value}"
+            for part in ("encoder", "decoder")
+            for key, value in {
+                "d_model": 128,
+                "num_heads": 4,
+                "dim_feedforward": 512,
+                "num_layers": 3,
+            }.items()
+        ],
     ],
-]
-"""What differs from the experiment: a network that learns something in a few minutes."""
-
-LDM_OVERRIDES = [
-    "experiment=prototypes/ldm_null",
-    "trainer.max_epochs=-1",
-    "trainer.max_steps=1",
-    "trainer.gradient_clip_val=1.0",
-    "ldm_module.latent_cache=4",
-]
-
-PREDICTOR_OVERRIDES = [
-    f"experiment=prototypes/predictor_{DEMO_TARGET}",
-    "trainer.max_epochs=20",
-    "trainer.check_val_every_n_epoch=10",
-]
+    "ldm": [
+        "experiment=prototypes/ldm_null",
+        "trainer.max_epochs=-1",
+        "trainer.max_steps=1",
+        "trainer.gradient_clip_val=1.0",
+        "ldm_module.latent_cache=4",
+    ],
+    "predictor": [
+        f"experiment=prototypes/predictor_{DEMO_TARGET}",
+        "trainer.max_epochs=20",
+        "trainer.check_val_every_n_epoch=10",
+    ],
+    "rl": [
+        "experiment=prototypes/rl_density",
+        "trainer.max_epochs=1",
+        "trainer.limit_train_batches=12",
+        "trainer.num_sanity_val_steps=0",
+        "data.batch_size=4",
+        "data.eval_batch_size=64",
+        "rl_module.sampling.steps=12",
+        "rl_module.rl_configs.num_train_steps=4",
+        "rl_module.rl_configs.num_minibatches=4",
+        "rl_module.rl_configs.clip_ratio=5e-3",
+        "rl_module.rl_configs.kl_weight=0.02",
+        "rl_module.optimizer.lr=4e-4",
+        # No more pay beyond what dense minerals have: without it collapsed cells would be the best.
+        "rl_module.reward_fn.components.density.cap=12.0",
+        # Against density of unit weight, which would outweigh it (docs/rl.md).
+        "rl_module.reward_fn.components.validity.weight=4.0",
+    ],
+}
+"""Differences from the experiments, by stage: small networks, few minutes, twelve rollouts of 64 crystals."""
 
 VAE_SHARE, PREDICTOR_SHARE, RL_SHARE = 0.57, 0.05, 0.08
 """Of the time for training; the predictor, whose features are computed once, has at most so much, as has the last."""
 VAE_VALIDATIONS, LDM_VALIDATIONS = 5, 2
 NUM_TESTED, NUM_PICTURES = 300, 9
 NUM_SAMPLES, NUM_STEPS = 64, 25
+Config = TypeVar("Config", bound=RunConfig)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Judgement:
+    """Means over the sampled crystals that can be; nothing is sampled again."""
+
+    reward: float
+    """As trained: density up to its cap, and validity."""
+    density: float
+    """g/cm^3, without cap."""
+    valid: float
+    """Share of SMACT-valid compositions."""
+    unusable: float
+    """Share of all that cannot be."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Reinforced:
+    """Result of the demo's reinforcement learning."""
+
+    fit: FitResult
+    num_judged: int
+    before: Judgement
+    after: Judgement
+    picture: Path
+
+    def lines(self) -> list[str]:
+        """The lines that the demo prints."""
+        before, after = self.before, self.after
+        return [
+            f"Reinforcement learning for density, {self.num_judged} crystals of the same seeds before and after:",
+            f"  reward {before.reward:.2f} -> {after.reward:.2f}, "
+            f"mean density {before.density:.2f} -> {after.density:.2f} g/cm^3",
+            f"  SMACT-valid {before.valid:.0%} -> {after.valid:.0%}, "
+            f"unusable {before.unusable:.0%} -> {after.unusable:.0%}",
+        ]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class DemoResult:
-    """What the demo leaves."""
+    """Everything that the demo leaves."""
 
     vae: FitResult
     predictor: FitResult
@@ -111,7 +168,7 @@ class DemoResult:
 
 
 def run_demo(out_dir: Path, *, minutes: float, seed: int = 0) -> DemoResult:
-    """Make the data, train all stages for about `minutes` together, reconstruct, predict, sample, write to `out_dir`.
+    """Train all stages for about `minutes` together, reconstruct, predict, sample, write to `out_dir`.
 
     Raises:
         ValueError: for a time that is not positive, or a seed below 0.
@@ -120,30 +177,32 @@ def run_demo(out_dir: Path, *, minutes: float, seed: int = 0) -> DemoResult:
     if not minutes > 0:
         raise ValueError(f"--minutes must be more than 0, got {minutes}")
     check_seed(seed)
-    vae_config = demo_vae_config(out_dir / "vae", seed=seed)
+    seconds = 60.0 * minutes
+    config = demo_config("vae", TrainVAEConfig, out_dir, seed=seed)
     log.info("1 of 7: the embedded dataset")
-    data = CrystalDataModule(vae_config.data)
+    data = CrystalDataModule(config.data)
     data.setup("fit")
     log.info("2 of 7: train a small VAE for about %.2g minutes", VAE_SHARE * minutes)
-    vae = fit_vae(vae_config, data, seconds=60.0 * VAE_SHARE * minutes)
+    vae = fit_vae(config, data, seconds=VAE_SHARE * seconds)
     log.info("3 of 7: reconstruct test crystals that it has never seen")
     result, picture = show_reconstructions(vae, data, out_dir, seed=seed)
     log.info("4 of 7: train a predictor of the %s on the VAE's encoder", DEMO_TARGET)
-    predictor_config = demo_predictor_config(out_dir / "predictor", vae.last_path, seed=seed)
-    predictor = fit_predictor(predictor_config, data, seconds=60.0 * PREDICTOR_SHARE * minutes)
-    ldm_minutes = (1 - VAE_SHARE - PREDICTOR_SHARE - RL_SHARE) * minutes
-    log.info("5 of 7: train a small latent diffusion model for about %.2g minutes", ldm_minutes)
-    ldm_config = demo_ldm_config(out_dir / "ldm", vae.last_path, seed=seed)
-    ldm = fit_ldm(ldm_config, data, seconds=60.0 * ldm_minutes)
+    predictor_config = demo_config("predictor", TrainPredictorConfig, out_dir, seed=seed, vae=vae.last_path)
+    predictor_config.trainer.max_time = at_most(PREDICTOR_SHARE * seconds)
+    predictor = finished(train_predictor(predictor_config, datamodule=data))
+    ldm_share = 1 - VAE_SHARE - PREDICTOR_SHARE - RL_SHARE
+    log.info("5 of 7: train a small latent diffusion model for about %.2g minutes", ldm_share * minutes)
+    ldm_config = demo_config("ldm", TrainLDMConfig, out_dir, seed=seed, vae=vae.last_path)
+    ldm = fit_ldm(ldm_config, data, seconds=ldm_share * seconds)
     log.info("6 of 7: fine-tune it towards denser crystals by reinforcement learning")
-    rl_config = demo_rl_config(out_dir / "rl", ldm.last_path, seed=seed)
-    reinforced = reinforce(
-        rl_config, out_dir / "training_rl.png", seconds=60.0 * RL_SHARE * minutes, num_samples=NUM_SAMPLES
-    )
+    rl_config = demo_config("rl", TrainRLConfig, out_dir, seed=seed, ldm=ldm.last_path)
+    rl_config.trainer.max_time = at_most(RL_SHARE * seconds)
+    reinforced = reinforce(rl_config, out_dir / "training_rl.png", num_samples=NUM_SAMPLES)
     checkpoint = sampled_checkpoint(ldm.last_path)
     log.info("7 of 7: sample %d new crystals with %s", NUM_SAMPLES, checkpoint)
     draw_training_curve(ldm.run_dir / "metrics.csv", out_dir / "training_ldm.png")
     samples, evaluation, sample_pictures = show_samples(checkpoint, data, out_dir, seed=seed)
+    parity = predictor.run_dir / "parity_test.png"
     return DemoResult(
         vae=vae,
         predictor=predictor,
@@ -152,28 +211,35 @@ def run_demo(out_dir: Path, *, minutes: float, seed: int = 0) -> DemoResult:
         reconstruction=result,
         samples=samples,
         evaluation=evaluation,
-        pictures=(picture, parity_picture(predictor), reinforced.picture, *sample_pictures),
+        pictures=(picture, parity, reinforced.picture, *sample_pictures),
     )
 
 
-def demo_vae_config(run_dir: Path, *, seed: int) -> TrainVAEConfig:
-    """The experiment `prototypes/vae_dng`, made small."""
-    values = compose("train_vae", [*VAE_OVERRIDES, f"seed={seed}"])
-    return load(TrainVAEConfig, values | {"run_dir": str(run_dir)})
+def demo_config(stage: str, kind: type[Config], out_dir: Path, *, seed: int, **starts: Path) -> Config:
+    """The experiment of a stage, made small, that writes to a folder of its own.
+
+    Args:
+        stage: `vae`, `ldm`, `predictor` or `rl`.
+        kind: its config.
+        out_dir: of the demo.
+        seed: of the run.
+        starts: the checkpoints that it starts from, by their stage.
+    """
+    values = compose(f"train_{stage}", [*OVERRIDES[stage], f"seed={seed}"])
+    for earlier, path in starts.items():
+        values[f"{stage}_module"][f"{earlier}_ckpt_path"] = str(path)
+    return load(kind, values | {"run_dir": str(out_dir / stage)})
 
 
-def demo_ldm_config(run_dir: Path, vae_path: Path, *, seed: int) -> TrainLDMConfig:
-    """The experiment `prototypes/ldm_null`, made small, in the latent space of that VAE."""
-    values = compose("train_ldm", [*LDM_OVERRIDES, f"seed={seed}"])
-    values["ldm_module"]["vae_ckpt_path"] = str(vae_path)
-    return load(TrainLDMConfig, values | {"run_dir": str(run_dir)})
+def finished(result: FitResult) -> FitResult:
+    """A run that was not told to stop.
 
-
-def demo_predictor_config(run_dir: Path, vae_path: Path, *, seed: int) -> TrainPredictorConfig:
-    """The experiment `prototypes/predictor_density`, made short, on the encoder of that VAE."""
-    values = compose("train_predictor", [*PREDICTOR_OVERRIDES, f"seed={seed}"])
-    values["predictor_module"]["vae_ckpt_path"] = str(vae_path)
-    return load(TrainPredictorConfig, values | {"run_dir": str(run_dir)})
+    Raises:
+        KeyboardInterrupt: where it was; its checkpoint is saved.
+    """
+    if result.status is RunStatus.PREEMPTED:
+        raise KeyboardInterrupt
+    return result
 
 
 def fit_vae(config: TrainVAEConfig, data: CrystalDataModule, *, seconds: float) -> FitResult:
@@ -192,17 +258,6 @@ def fit_ldm(config: TrainLDMConfig, data: CrystalDataModule, *, seconds: float) 
     return finished(train_ldm(config, datamodule=data))
 
 
-def fit_predictor(config: TrainPredictorConfig, data: CrystalDataModule, *, seconds: float) -> FitResult:
-    """Train the predictor on the crystals of stage 1, for at most so many seconds."""
-    config.trainer.max_time = max(1, int(SLOWEST * seconds))
-    return finished(train_predictor(config, datamodule=data))
-
-
-def parity_picture(predictor: FitResult) -> Path:
-    """Predictions against labels of the test split."""
-    return predictor.run_dir / "parity_test.png"
-
-
 def show_reconstructions(
     vae: FitResult, data: CrystalDataModule, out_dir: Path, *, seed: int
 ) -> tuple[Reconstruction, Path]:
@@ -216,7 +271,7 @@ def show_reconstructions(
 
 
 def sampled_checkpoint(trained: Path) -> Path:
-    """What the demo samples from: the bundled weights, where there are any, else its own."""
+    """The bundled weights, where there are any, else the demo's own."""
     return hub.bundled_files().get(hub.DEFAULT_LDM, trained)
 
 
@@ -239,3 +294,39 @@ def show_samples(
         crystals, out_dir / "samples.png", columns=8, panel_inches=1.5, dpi=110, heading=heading
     )
     return samples, report, [path]
+
+
+def reinforce(config: TrainRLConfig, picture: Path, *, num_samples: int) -> Reinforced:
+    """Train, judge before and after, draw the reward.
+
+    Args:
+        config: of the run.
+        picture: where the curve goes.
+        num_samples: crystals that are judged, from seeds that training does not use.
+
+    Raises:
+        KeyboardInterrupt: when the training was interrupted; its checkpoint is saved.
+    """
+    base = config.rl_module.ldm_ckpt_path
+    assert base is not None
+    before = judge(base, config, num_samples)
+    fit = finished(train_rl(config))
+    draw_reward_curve(
+        fit.run_dir / "metrics.csv", picture, units={"density": "g/cm$^3$", "validity": "share"}
+    )
+    after = judge(fit.last_path, config, num_samples)
+    return Reinforced(fit=fit, num_judged=num_samples, before=before, after=after, picture=picture)
+
+
+def judge(checkpoint: str | Path, config: TrainRLConfig, num_samples: int) -> Judgement:
+    """Sample as `latentite sample` does and ask the rewards of the run."""
+    wanted = GenerateConfig(ckpt=checkpoint, num_samples=num_samples, no_replace=True)
+    samples = generate_from(wanted, {"steps": NUM_STEPS})
+    assert samples.crystals is not None, "kept in memory"
+    means = Rewards.build(config.rl_module.reward_fn)(samples.crystals).means()
+    return Judgement(
+        reward=means["total"],
+        density=means["density/raw"],
+        valid=means["validity/raw"],
+        unusable=1.0 - len(samples.crystals) / num_samples,
+    )

@@ -15,7 +15,7 @@ import torch
 
 from latentite import lattice as lat
 from latentite.crystal import CrystalBatch
-from latentite.data.checks import refusals
+from latentite.data.readers.checks import refusals
 from latentite.elements import symbol_of
 from latentite.energy.neighbours import neighbour_list
 from latentite.energy.potential import PotentialCard

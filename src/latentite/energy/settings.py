@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 
 from latentite.base.options import option
-from latentite.data.checks import Limits
+from latentite.data.readers.checks import Limits
 
 ENERGIES = "energies and relaxation"
 """Heading of these options in the help of a command."""

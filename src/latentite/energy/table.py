@@ -28,13 +28,12 @@ from latentite.base.files import cache_dir, parse_json, sha256_file, write_json
 from latentite.base.plain import from_plain
 from latentite.crystal import CrystalBatch
 from latentite.crystal_arrays import CrystalArrays
-from latentite.data.build import split_files
-from latentite.data.cache import read_dataset, read_rejections
-from latentite.data.checks import Limits
+from latentite.data.dataset import read_dataset, read_rejections
 from latentite.data.labels import require_numbers
-from latentite.data.readers.records import Value
-from latentite.data.readers.table import Rejection, read
-from latentite.data.sources import DATASETS, splits_folder
+from latentite.data.readers.checks import Limits
+from latentite.data.readers.records import Rejection, Value
+from latentite.data.readers.rows import read
+from latentite.data.sources import DATASETS, split_files, splits_folder
 from latentite.elements import NUM_ELEMENTS
 from latentite.energy.hull import ABOVE_HULL, Hull, hull_from_crystals, read_energies
 from latentite.energy.parallel import RelaxHow, double_batch, relax_many

@@ -23,15 +23,15 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 from latentite.base.files import parse_json, sha256_file
 from latentite.crystal import CrystalBatch
 from latentite.crystal_arrays import CrystalArrays
-from latentite.data.build import split_files
-from latentite.data.cache import read_dataset, read_rejections
-from latentite.data.checks import Limits, refusals
+from latentite.data.dataset import read_dataset, read_rejections
 from latentite.data.kinds import read_column
 from latentite.data.labels import unique_ids
-from latentite.data.readers.records import Record, Rejection, Value, open_records, to_properties
+from latentite.data.readers.checks import Limits, refusals
+from latentite.data.readers.opening import open_records
+from latentite.data.readers.records import Record, Rejection, Value, to_properties
+from latentite.data.readers.rows import Row, parse_rows, read
 from latentite.data.readers.structure_files import record_of_file
-from latentite.data.readers.table import Row, parse_rows, read
-from latentite.data.sources import DATASETS, near_names, resolve
+from latentite.data.sources import DATASETS, near_names, resolve, split_files
 from latentite.evaluation.store import structure_hash
 from latentite.sampling.checksums import CHECKSUMS, read_commits, sum_lines
 from latentite.sampling.folder import JOURNAL, MANIFEST, REJECTED, SAMPLES

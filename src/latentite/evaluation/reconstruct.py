@@ -38,8 +38,8 @@ from latentite.checkpoint import (
 )
 from latentite.crystal import CrystalBatch
 from latentite.data.dataset import CrystalDataset
+from latentite.data.dataset_folder import write_rejections
 from latentite.data.readers.records import Rejection
-from latentite.data.report import write_rejections
 from latentite.data.sampler import BatchPlan, epoch_batches
 from latentite.draw.cells import draw_pairs, pretty
 from latentite.formulas import reduced_formulas

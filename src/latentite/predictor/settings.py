@@ -6,7 +6,7 @@ from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from typing import Any
 
-from latentite.data.augment import AugmentationConfig
+from latentite.data.sampler import AugmentationConfig
 from latentite.nn.baselines import Extent
 from latentite.nn.condition_values import Transform
 from latentite.nn.predictor_config import FidelityMode, HeadKind, Pooling, PredictorConfig

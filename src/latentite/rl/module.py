@@ -18,7 +18,7 @@ from lightning.pytorch.core.optimizer import LightningOptimizer
 from torch import Tensor
 
 from latentite.crystal import CrystalBatch
-from latentite.data.augment import AugmentationConfig
+from latentite.data.sampler import AugmentationConfig
 from latentite.nn.ldm import LatentDiffusion
 from latentite.objectives.ldm import LDMStageConfig
 from latentite.objectives.terms import LossTerms

@@ -1,7 +1,7 @@
 """Which sampled crystals cannot be: a cell that has collapsed, atoms on top of each other, numbers that are none.
 
-The limits are those of `data/checks.py`, which decides what may enter a data set; here every refusal also has a kind,
-so that a run can count them.
+The limits are those of `data/readers/checks.py`, which decides what may enter a data set; here every refusal also has a
+kind, so that a run can count them.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from enum import StrEnum
 import numpy as np
 
 from latentite.crystal import CrystalBatch
-from latentite.data.checks import Limits, refusals
+from latentite.data.readers.checks import Limits, refusals
 
 
 class RefusalKind(StrEnum):

@@ -10,14 +10,13 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from latentite.data.atom_features import attach_features
-from latentite.data.dataset import CrystalDataset
+from latentite.data.dataset import CrystalDataset, attach_features
 from latentite.data.fidelities import FidelityCounts, FidelityData, join_fidelities
 from latentite.data.sources import splits_folder
 from latentite.training.data_config import DataConfig
 
 if TYPE_CHECKING:
-    from latentite.data.build import BuildOptions
+    from latentite.data.options import BuildOptions
 
 log = logging.getLogger(__name__)
 
@@ -74,7 +73,7 @@ def _load_folder(config: DataConfig) -> dict[str, CrystalDataset]:
 def _load_fidelities(
     config: DataConfig,
 ) -> tuple[dict[str, CrystalDataset], dict[str, FidelityCounts]]:
-    from latentite.data.fidelity_sources import read_fidelity
+    from latentite.data.fidelities import read_fidelity
 
     parts = {}
     for name, fidelity in config.fidelities.items():
@@ -110,9 +109,9 @@ def _load_fidelities(
 
 def _options(config: DataConfig, *, numbers_only: bool) -> BuildOptions:
     """How splits are read: the labels that are asked for, or all columns of numbers."""
-    from latentite.data.build import BuildOptions
-    from latentite.data.checks import Limits
+    from latentite.data.options import BuildOptions
     from latentite.data.properties import DERIVED
+    from latentite.data.readers.checks import Limits
 
     wanted = config.wanted_properties
     return BuildOptions(
@@ -124,7 +123,7 @@ def _options(config: DataConfig, *, numbers_only: bool) -> BuildOptions:
 
 def _with_derived(dataset: CrystalDataset, names: Sequence[str]) -> CrystalDataset:
     """With the numbers that can be computed from the crystals where a packed folder came without them."""
-    from latentite.data.cache import content_hash
+    from latentite.data.dataset import content_hash
     from latentite.data.properties import derive
 
     labels = dict(dataset.crystals.properties)

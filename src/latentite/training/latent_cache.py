@@ -14,7 +14,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from latentite.crystal import CrystalBatch
-from latentite.data.augment import AugmentationConfig, augment
+from latentite.data.sampler import AugmentationConfig, augment
 from latentite.nn.vae import CrystalVAE, Posterior
 
 ENCODE_CHUNK = 128

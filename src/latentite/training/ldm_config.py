@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from latentite.data.augment import AugmentationConfig
+from latentite.data.sampler import AugmentationConfig
 from latentite.nn.denoiser import DenoiserConfig
 from latentite.nn.lora import LoraConfig
 from latentite.objectives.ldm import DiffusionConfig

@@ -11,8 +11,7 @@ from lightning.pytorch import LightningModule
 from torch import Tensor, nn
 
 from latentite.crystal import CrystalBatch
-from latentite.data.augment import AugmentationConfig, augment
-from latentite.data.sampler import seeded_generator
+from latentite.data.sampler import AugmentationConfig, augment, seeded_generator
 from latentite.objectives.terms import LossTerms
 from latentite.training.datamodule import CrystalDataModule
 from latentite.training.optim import OptimizerConfig, SchedulerConfig, configure

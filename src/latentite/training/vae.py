@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from latentite.crystal import CrystalBatch
-from latentite.data.augment import AugmentationConfig, NoiseConfig, corrupt
+from latentite.data.sampler import AugmentationConfig, NoiseConfig, corrupt
 from latentite.metrics.reconstruction import LOOSE, STRICT, reconstruction_table, summarise
 from latentite.nn.decoder import DecoderConfig
 from latentite.nn.encoders import EncoderConfig

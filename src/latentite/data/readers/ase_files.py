@@ -1,4 +1,4 @@
-"""What ASE keeps, to records: databases (sqlite, JSON, lmdb), trajectories, and `Atoms` in memory.
+"""Files of ASE to records: databases (sqlite, JSON, lmdb), trajectories; and `Atoms` in memory.
 
 The labels of an `Atoms` are the single values of its `info` (of a database: its key-value pairs) and the single
 results of its calculator under ASE's names: `energy` is the total energy of the cell in eV. The same atoms have the
@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
-from latentite.data.readers.records import Kind, Record, Rejection, take_id, to_properties, words_of
+from latentite.data.readers.records import PayloadKind, Record, Rejection, take_id, to_properties, words_of
 
 if TYPE_CHECKING:
     from ase import Atoms
@@ -35,26 +35,24 @@ def record_of_atoms(
     A calculator's results count where they belong to these atoms: not those of a calculator that has gone on to
     others.
     """
-    found = dict(atoms.info if labels is None else labels)
-    identifier = take_id(found, row)
+    own = dict(atoms.info if labels is None else labels)
+    identifier = take_id(own, row)
     results = _results(atoms)
-    for name in found.keys() & results.keys():
-        if not _is_same(found[name], results[name]):
-            reason = (
-                f"two values of {name}: {found[name]} among the labels, {results[name]} of the calculator"
-            )
+    for name in own.keys() & results.keys():
+        if not _is_same(own[name], results[name]):
+            reason = f"two values of {name}: {own[name]} among the labels, {results[name]} of the calculator"
             return Rejection(source=source, row=row, id=identifier, reason=reason)
     try:
-        properties = to_properties(found | results)
+        properties = to_properties(own | results)
     except ValueError as error:
         return Rejection(source=source, row=row, id=identifier, reason=str(error))
     return Record(
-        source=source, row=row, id=identifier, kind=Kind.ATOMS, payload=atoms, properties=properties
+        source=source, row=row, id=identifier, kind=PayloadKind.ATOMS, payload=atoms, properties=properties
     )
 
 
 def _results(atoms: Atoms) -> dict[str, Any]:
-    """What the calculator knows of these atoms; asking it for a value would make it forget those of others."""
+    """Results that the calculator has for these atoms; asking it for a value would make it forget those of others."""
     calculator: Any = atoms.calc
     try:
         is_of_others = calculator is None or calculator.check_state(atoms)

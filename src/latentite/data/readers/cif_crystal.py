@@ -16,9 +16,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from latentite.crystal_arrays import CrystalArrays
-from latentite.data.checks import too_close
-from latentite.data.readers.cif import lattice_matrix, make_ideal
-from latentite.data.readers.cif_formula import Formula
+from latentite.data.readers.checks import too_close
+from latentite.data.readers.cif import Formula, lattice_matrix, make_ideal
 from latentite.data.readers.cif_symmetry import Symmetry, read_symmetry
 from latentite.data.readers.cif_text import MISSING, Block, number, read_blocks
 from latentite.data.readers.space_groups import Operations
@@ -191,7 +190,7 @@ def _refuse_occupancy(label: str, name: str, text: str) -> None:
 
 
 _SHARED_SITE = re.compile(r"[,/|&\s]|[+.]\d*[A-Za-z]")
-"""What follows the first symbol where a name holds several: `Fe,Ni`, `Al/Si`, `Fe0.5Ni0.5`."""
+"""The rest after the first symbol, where a name holds several: `Fe,Ni`, `Al/Si`, `Fe0.5Ni0.5`."""
 
 
 def _element(name: str, label: str, formula: Formula | None) -> str:
@@ -324,7 +323,7 @@ def _has_overlap(reading: _Reading) -> bool:
 
 
 def _are_same(readings: Sequence[_Reading]) -> bool:
-    """Whether all readings are one crystal, as when its atoms sit where both origins put them."""
+    """True where all readings are one crystal, as when its atoms sit where both origins put them."""
     from pymatgen.core import Lattice, Structure
     from pymatgen.core.structure_matcher import StructureMatcher
 

@@ -1,4 +1,4 @@
-"""What a CIF says of its symmetry, as the sets of operations that it can mean.
+"""The symmetry that a CIF states, as the sets of operations that it can mean.
 
 A file names its space group in up to six ways and may list the operations. Listed operations decide. Without them
 the names are looked up, and each setting that all of them allow and that fits the cell is one reading; `cif_crystal.py`
@@ -45,7 +45,7 @@ class Symmetry:
     readings: tuple[Operations, ...]
     """One, or several where the origin or the axes are open."""
     said: str
-    """How the file names it, for messages."""
+    """Its name in the file, for messages."""
     doubt: str = ""
     """Why formula and Z must confirm it; empty where nothing speaks against it."""
 
@@ -77,14 +77,14 @@ def _refuse_modulated(block: Block) -> None:
 
 def _claims(block: Block) -> dict[str, frozenset[Setting]]:
     """Everything by which the block names its group, as it stands there, and the settings that it can mean."""
-    found: dict[str, frozenset[Setting]] = {}
+    claims: dict[str, frozenset[Setting]] = {}
     for tag in block.values:
         if not tag.startswith(_GROUP) or tag in _LISTED or tag.startswith("_space_group_symop_"):
             continue
         if _SILENT.search(tag) or (text := block.text(tag)) is None:
             continue
-        found[f"{tag} {text!r}"] = _settings_of(tag, text)
-    return found
+        claims[f"{tag} {text!r}"] = _settings_of(tag, text)
+    return claims
 
 
 def _settings_of(tag: str, text: str) -> frozenset[Setting]:
@@ -200,10 +200,10 @@ def parse_operation(text: str, *, is_magnetic: bool = False) -> tuple[np.ndarray
     for axis, part in enumerate(parts):
         terms = re.findall(r"[+-]?[^+-]+", part)
         for term in terms:
-            found = _TERM.fullmatch(term)
-            if found is None or term in ("+", "-") or "".join(terms) != part:
+            match = _TERM.fullmatch(term)
+            if match is None or term in ("+", "-") or "".join(terms) != part:
                 raise wrong
-            sign, over, under, decimal, variable = found.groups()
+            sign, over, under, decimal, variable = match.groups()
             value = int(over) / int(under) if over else float(decimal or 1.0)
             value = -value if sign == "-" else value
             if variable:

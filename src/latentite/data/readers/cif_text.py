@@ -43,10 +43,10 @@ class Block:
         Raises:
             ValueError: when a loop gives several different ones.
         """
-        found = {value for value in self.column(tag) if value not in MISSING}
-        if len(found) > 1:
-            raise ValueError(f"{tag} must be one value, got {', '.join(sorted(map(repr, found)))}")
-        return found.pop() if found else None
+        values = {value for value in self.column(tag) if value not in MISSING}
+        if len(values) > 1:
+            raise ValueError(f"{tag} must be one value, got {', '.join(sorted(map(repr, values)))}")
+        return values.pop() if values else None
 
     def column(self, tag: str) -> list[str]:
         """All values of a tag; an empty list where it is missing."""
@@ -55,7 +55,7 @@ class Block:
 
     @property
     def has_atoms(self) -> bool:
-        """Whether it has, or should have, a list of atoms."""
+        """True where it has, or should have, a list of atoms."""
         return any(
             tag.startswith(("_atom_site_fract_", "_atom_site_cartn_")) or tag == "_atom_site_label"
             for tag in self.values
@@ -68,10 +68,10 @@ def number(text: str) -> float:
     Raises:
         ValueError: for anything else.
     """
-    if found := _NUMBER.match(text):
-        return float(found[1].replace("d", "e").replace("D", "e"))
-    if found := _FRACTION.match(text):
-        return int(found[1]) / int(found[2])
+    if parts := _NUMBER.match(text):
+        return float(parts[1].replace("d", "e").replace("D", "e"))
+    if parts := _FRACTION.match(text):
+        return int(parts[1]) / int(parts[2])
     raise ValueError(f"must be a number, got {text!r}")
 
 
@@ -117,19 +117,19 @@ class _Tokens:
         self.last_tag = ""
 
     def _scan(self) -> Iterator[tuple[str, str, int]]:
-        for found in _TOKEN.finditer(self._text):
-            kind, word = found.lastgroup or "", found.group()
+        for match in _TOKEN.finditer(self._text):
+            kind, word = match.lastgroup or "", match.group()
             if kind == "comment":
                 continue
             if kind == "text":
                 word = word[1:-1].strip()
             elif kind == "quote":
                 word = word[1:-1]
-            elif word[0] == ";" and self._starts_line(found.start()):
-                self._position = found.start()
+            elif word[0] == ";" and self._starts_line(match.start()):
+                self._position = match.start()
                 raise self.error("a text field begins and never ends; the file is cut off")
             is_open = kind == "bare" and word[0] in "'\""
-            yield ("open quote" if is_open else "bare" if kind == "bare" else "value"), word, found.start()
+            yield ("open quote" if is_open else "bare" if kind == "bare" else "value"), word, match.start()
 
     def _starts_line(self, position: int) -> bool:
         return position == 0 or self._text[position - 1] == "\n"
@@ -144,7 +144,7 @@ class _Tokens:
         return token[:2]
 
     def next_is_value(self) -> bool:
-        """Whether the next token is a value: no tag, no keyword, not the end."""
+        """True where the next token is a value: no tag, no keyword, not the end."""
         if self._next is None:
             return False
         kind, word, _ = self._next

@@ -21,10 +21,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from latentite.data.readers import label_table
-from latentite.data.readers.formats import STRUCTURES, Format, format_of
-from latentite.data.readers.records import Record, Rejection, open_records
+from latentite.data.readers.files import ALWAYS_ALLOWED, LARGEST_RATIO, STRUCTURES, Format, format_of
+from latentite.data.readers.records import Record, Rejection
 from latentite.data.readers.structure_files import id_of_file, record_of_file
-from latentite.data.readers.text_files import ALWAYS_ALLOWED, LARGEST_RATIO
+from latentite.data.readers.tables import open_table
 
 log = logging.getLogger(__name__)
 
@@ -46,7 +46,7 @@ _is_listed = re.compile("|".join(map(fnmatch.translate, _NO_SOURCES.split()))).m
 
 
 def is_no_source(name: str) -> bool:
-    """Whether a file or folder of this name is no source of crystals, so that it is left out.
+    """True for the name of a file or folder that is no source of crystals, so that it is left out.
 
     Hidden ones are left out whatever they are, and CGCNN's table of atoms; otherwise an ending that is read counts.
     """
@@ -70,7 +70,7 @@ def _entries(folder: Path) -> tuple[list[_Entry], list[str]]:
 
     Links to files are followed, links to folders are not: they may lead round in circles.
     """
-    found: list[_Entry] = []
+    entries: list[_Entry] = []
     left_out: list[str] = []
 
     def add(path: Path, problem: str | None) -> None:
@@ -78,7 +78,7 @@ def _entries(folder: Path) -> tuple[list[_Entry], list[str]]:
         if is_no_source(path.name):
             left_out.append(name)
         else:
-            found.append(_Entry(path=path, name=name, format=format_of(path.name), problem=problem))
+            entries.append(_Entry(path=path, name=name, format=format_of(path.name), problem=problem))
 
     def unreadable(error: OSError) -> None:
         add(Path(error.filename), f"unreadable folder: {error.strerror}")
@@ -93,7 +93,7 @@ def _entries(folder: Path) -> tuple[list[_Entry], list[str]]:
             if path.is_symlink() or is_no_source(name):
                 folders.remove(name)
                 left_out.extend([name] if not path.is_symlink() else [])
-    return sorted(found, key=lambda entry: entry.path), sorted(left_out)
+    return sorted(entries, key=lambda entry: entry.path), sorted(left_out)
 
 
 def _problem(path: Path) -> str | None:
@@ -135,7 +135,7 @@ def read_folder(
     elif any(_is_table(entry) for entry in entries):
         # Every header is checked before the first row is given.
         opened = [
-            open_records(entry.path, within=within) if _is_table(entry) else iter([_rejection(entry, row)])
+            open_table(entry.path, within=within) if _is_table(entry) else iter([_rejection(entry, row)])
             for row, entry in enumerate(entries)
         ]
         records = (record for part in opened for record in part)

@@ -21,7 +21,7 @@ import numpy as np
 from latentite.base.files import replacing
 from latentite.crystal_arrays import CrystalArrays
 from latentite.data.readers.records import (
-    Kind,
+    PayloadKind,
     Record,
     Rejection,
     Value,
@@ -99,7 +99,7 @@ def _damaged(where: Path | str, error: Exception) -> ValueError:
 
 
 def _members(group: Any, where: str, h5py: Any) -> dict[str, Any]:
-    """What a group holds, by name. A link may lead into another file or nowhere, so none is followed."""
+    """Members of a group by name. A link may lead into another file or nowhere, so none is followed."""
     for name in group:
         link = group.get(name, getlink=True)
         if not isinstance(link, h5py.HardLink):
@@ -112,11 +112,11 @@ def _members(group: Any, where: str, h5py: Any) -> dict[str, Any]:
 def _groups(file: Any, path: Path, h5py: Any) -> dict[str, dict[str, Any]]:
     """Members of the groups with crystals in them, the file itself being one where its datasets are not grouped."""
     top = _members(file, str(path), h5py)
-    found = {"/": top} if _has_crystals(top) else {}
+    with_crystals = {"/": top} if _has_crystals(top) else {}
     for name, member in sorted(top.items()):
         if isinstance(member, h5py.Group) and _has_crystals(member):
-            found[name] = _members(member, f"{path}::{name}", h5py)
-    return found
+            with_crystals[name] = _members(member, f"{path}::{name}", h5py)
+    return with_crystals
 
 
 def _has_crystals(names: Iterable[str]) -> bool:
@@ -173,7 +173,7 @@ def _check_stored(where: str, dataset: Any) -> None:
 
 
 def _is_label(member: Any, h5py: Any) -> bool:
-    """Whether a member is one number or text per row; what else it may be is no label of a crystal."""
+    """True where a member is one number or text per row; anything else is no label of a crystal."""
     if not isinstance(member, h5py.Dataset) or member.ndim != 1:
         return False
     return member.dtype.kind in "biuf" or h5py.check_string_dtype(member.dtype) is not None
@@ -205,7 +205,7 @@ def _group_rows(path: Path, name: str, group: Mapping[str, Any], h5py: Any) -> I
                 source=source,
                 row=row,
                 id=identifier,
-                kind=Kind.ARRAYS,
+                kind=PayloadKind.ARRAYS,
                 payload=crystal,
                 properties=to_properties({key: cells[offset] for key, cells in columns.items()}),
             )

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from latentite.base.files import impostor
-from latentite.data.readers.formats import Format, format_of
+from latentite.data.readers.files import Format, format_of
 from latentite.data.readers.records import (
     Labelled,
     Record,
@@ -25,15 +25,16 @@ from latentite.data.readers.records import (
     Source,
     Value,
     id_of,
-    open_records,
     refuse_two_names,
     to_properties,
 )
 from latentite.data.readers.structure_files import id_of_file
+from latentite.data.readers.tables import open_csv
 
 if TYPE_CHECKING:
     from ase import Atoms
     from pymatgen.core import Structure
+
 
 log = logging.getLogger(__name__)
 
@@ -85,22 +86,6 @@ def labelled(
     return Labelled(source=source, labels=Path(labels), id_column=id_column)
 
 
-def read_labelled(source: Labelled) -> Iterator[Record | Rejection]:
-    """The records of a source with the labels of its table.
-
-    Raises:
-        FileNotFoundError: when source or table does not exist.
-        ValueError: when one of them cannot be used.
-    """
-    from latentite.data.readers.folders import read_folder
-
-    table = read_labels(source.labels, source.id_column)
-    inner = source.source
-    if isinstance(inner, (str, Path)) and Path(inner).is_dir():
-        return join(read_folder(Path(inner), labels=source.labels), table)
-    return join(open_records(inner), table)
-
-
 def read_labels(path: Path, id_column: str | None = None) -> LabelTable:
     """A CSV (or TSV) or Parquet table with a header and a column of ids; a file `id_prop.csv` has no header.
 
@@ -138,8 +123,6 @@ def read_id_prop(path: Path) -> LabelTable:
     Raises:
         ValueError: when it cannot be read, or has an id twice.
     """
-    from latentite.data.readers.tables import open_csv
-
     rows = list(open_csv(path, is_header=lambda fields: len(fields) > 1))
     if not rows:
         raise ValueError(f"{path} is an empty file")
@@ -152,8 +135,6 @@ def read_id_prop(path: Path) -> LabelTable:
 
 
 def _csv(path: Path, id_column: str | None) -> tuple[list[str], Sequence[Sequence[object]]]:
-    from latentite.data.readers.tables import open_csv
-
     rows = list(open_csv(path, is_header=lambda fields: _id_column(fields, id_column) is not None))
     if not rows:
         raise ValueError(f"{path} is an empty file")

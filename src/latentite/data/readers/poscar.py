@@ -151,12 +151,12 @@ def _is_cartesian(lines: Sequence[str], line: int) -> bool:
 
 def _labels(lines: Sequence[str], column: int) -> list[str | None]:
     """The element symbol that may stand after each position, as a symbol (`Na`) or a label (`Na1`)."""
-    found: list[str | None] = []
+    symbols: list[str | None] = []
     for line in lines:
         tokens = _tokens(line)[column:]
         match = _LABEL.fullmatch(tokens[0]) if len(tokens) == 1 else None
-        found.append(match[1] if match and match[1] in ATOMIC_NUMBER else None)
-    return found
+        symbols.append(match[1] if match and match[1] in ATOMIC_NUMBER else None)
+    return symbols
 
 
 def _numbers(
@@ -186,7 +186,7 @@ def _numbers(
 
 
 def _check_rest(lines: Sequence[str], line: int, count: int) -> None:
-    """What may follow the positions: velocities of the lattice or the atoms, and the state of VASP's integrator."""
+    """Refuse what follows the positions, unless it is velocities or the state of VASP's integrator."""
     if line == len(lines) or _first_letter(lines, line) == "l":
         return
     if _first_letter(lines, line) not in ("", "c", "k", "d"):

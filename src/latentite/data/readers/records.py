@@ -1,33 +1,31 @@
-"""Sources to records: where each crystal of a file or folder stands, not yet parsed.
+"""Records: one crystal each, as it stands in its source, not yet parsed, with its id and properties.
 
-Opening is cheap and sequential, parsing is dear and parallel: so this module cuts a source into `Record`s
-(text or objects with their id and properties), and `table.parse` makes arrays of them, in other processes if
-wanted.
+Opening a source is cheap and sequential, parsing is dear and parallel: so the readers cut a source into `Record`s
+(texts or objects), and `rows.parse_many` makes arrays of them, in other processes if wanted.
 """
 
 from __future__ import annotations
 
-import hashlib
 from collections import Counter
-from collections.abc import Collection, Iterator, Mapping, MutableMapping, Sequence
+from collections.abc import Collection, Mapping, MutableMapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
-from latentite.base.files import impostor, parse_json, sha256_file
-from latentite.data.readers.formats import STRUCTURES, Format, format_of
+from latentite.base.files import parse_json
 
 if TYPE_CHECKING:
     from ase import Atoms
     from pymatgen.core import Structure
 
+
 Value = float | str | None
 """A property as it stood in its source: a number, a text, or None where there is nothing."""
 
 
-class Kind(StrEnum):
-    """What the payload of a record is."""
+class PayloadKind(StrEnum):
+    """Kind of the payload of a record."""
 
     CIF = "cif"
     POSCAR = "poscar"
@@ -61,7 +59,7 @@ class Record:
     row: int
     """Position within the source, from 0."""
     id: str
-    kind: Kind
+    kind: PayloadKind
     payload: object
     """Text for CIF, POSCAR and EXTXYZ; otherwise the object that the kind names."""
     properties: dict[str, Value] = field(default_factory=dict)
@@ -90,7 +88,7 @@ class Rejection:
 
 
 def words_of(error: Exception) -> str:
-    """What another library's exception says of a file, in a user's words where it speaks of Python's objects."""
+    """The message of another library's exception, in a user's words where it speaks of Python's objects."""
     if isinstance(error, KeyError):
         return f"{error} is missing or unknown"
     if isinstance(error, TypeError | AttributeError | IndexError | RecursionError) or not str(error):
@@ -159,18 +157,18 @@ def id_of(value: object, row: int | str) -> str:
 
 def take_id(labels: MutableMapping[str, Any], row: int) -> str:
     """The id among the labels of a crystal, taken from them; `row` where there is none."""
-    found = [labels.pop(name) for name in _ID_COLUMNS if name in labels]
-    return id_of(found[0] if found else None, row)
+    ids = [labels.pop(name) for name in _ID_COLUMNS if name in labels]
+    return id_of(ids[0] if ids else None, row)
 
 
 def has_structures(header: Sequence[str]) -> bool:
-    """Whether the first row of a table names a column of structures."""
+    """True where the first row of a table names a column of structures."""
     return any(name.strip().lower() in _STRUCTURE_COLUMNS for name in header)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Columns:
-    """Which column of a table is the structure, which the id, and under which names the others are kept."""
+    """Columns of a table: the one of structures, the one of ids, and our names of the others."""
 
     structure: str
     id: str | None
@@ -222,9 +220,9 @@ def record_from_cells(
                 source=source, row=row, id=identifier, reason=f"unreadable JSON structure: {error}"
             )
     if isinstance(payload, Mapping):
-        kind = Kind.STRUCTURE_DICT
+        kind = PayloadKind.STRUCTURE_DICT
     elif isinstance(payload, str) and payload.strip():
-        kind = Kind.CIF
+        kind = PayloadKind.CIF
     else:
         reason = f"no structure: the column {columns.structure!r} is empty"
         return Rejection(source=source, row=row, id=identifier, reason=reason)
@@ -233,142 +231,7 @@ def record_from_cells(
 
 
 def name_of(source: Source) -> str:
-    """What messages call a source: its path, or `list`."""
+    """Name of a source in messages: its path, or `list`."""
     if isinstance(source, Labelled):
         return name_of(source.source)
     return str(source) if isinstance(source, (str, Path)) else "list"
-
-
-def open_records(source: Source, *, within: Path | None = None) -> Iterator[Record | Rejection]:
-    """Every row of a source in order, unparsed; problems of the whole source are raised at once, not at the
-    end.
-
-    Args:
-        source: a file, a folder, crystals in memory, or one of these with a table of labels.
-        within: a folder that paths in a table must not leave; None: they may lead anywhere.
-
-    Raises:
-        FileNotFoundError: when the path does not exist.
-        ValueError: when the source as a whole is unusable (unknown format, no structure column, a pointer
-            file, ...).
-    """
-    from latentite.data.readers import folders, label_table
-
-    if isinstance(source, Labelled):
-        return label_table.read_labelled(source)
-    if not isinstance(source, (str, Path)):
-        return _objects(source)
-    path = Path(source)
-    if not path.exists():
-        raise FileNotFoundError(f"data source must exist, got {path}; check the path or give an absolute one")
-    try:
-        return _guarded(path, folders.read_folder(path) if path.is_dir() else _open_file(path, within))
-    except OSError as error:
-        raise ValueError(f"{path} must be a file that can be read, got {error}") from error
-
-
-def _guarded(path: Path, records: Iterator[Record | Rejection]) -> Iterator[Record | Rejection]:
-    """The records, with a sentence for a disk or a file that fails while they are read."""
-    try:
-        yield from records
-    except OSError as error:
-        raise ValueError(f"{path} must be a file that can be read to its end, got {error}") from error
-
-
-def _open_file(path: Path, within: Path | None) -> Iterator[Record | Rejection]:
-    from latentite.data.readers import ase_files, folders, hdf5, structure_files, tables
-
-    found = format_of(path.name)
-    if found in STRUCTURES:
-        return iter([structure_files.record_of_file(path, path.name, 0)])
-    if not path.is_file():
-        raise ValueError(f"{path} must be a file or a folder, got something else")
-    if wrong := impostor(path):
-        raise ValueError(f"{path} is {wrong}")
-    if found is Format.CSV:
-        return tables.read_csv(path, within=within)
-    if found is None:
-        raise ValueError(
-            f"{path} must be CSV, Parquet, JSON, HDF5, extxyz, an ASE database or trajectory, CIF, POSCAR, zip or a "
-            f"folder of these, got the ending {path.suffix!r}"
-        )
-    readers = {
-        Format.PARQUET: tables.read_parquet,
-        Format.JSON: tables.read_json,
-        Format.HDF5: hdf5.read_hdf5,
-        Format.EXTXYZ: structure_files.read_extxyz,
-        Format.DATABASE: ase_files.read_database,
-        Format.TRAJECTORY: ase_files.read_trajectory,
-        Format.ZIP: folders.read_zip,
-    }
-    return readers[found](path)
-
-
-def _objects(objects: Sequence[Structure | Atoms]) -> Iterator[Record | Rejection]:
-    from ase import Atoms
-    from pymatgen.core import Structure
-
-    from latentite.data.readers.ase_files import record_of_atoms
-
-    for row, item in enumerate(objects):
-        if isinstance(item, Atoms):
-            yield record_of_atoms("list", row, item)
-            continue
-        if not isinstance(item, Structure):
-            raise ValueError(
-                f"a list of crystals must hold Structure or Atoms, got {type(item).__name__} at {row}"
-            )
-        labels = dict(item.properties or {})
-        identifier = take_id(labels, row)
-        try:
-            properties = to_properties(labels)
-        except ValueError as error:
-            yield Rejection(source="list", row=row, id=identifier, reason=str(error))
-            continue
-        yield Record(
-            source="list",
-            row=row,
-            id=identifier,
-            kind=Kind.STRUCTURE,
-            payload=item,
-            properties=properties,
-        )
-
-
-def fingerprint(source: Source) -> str:
-    """sha256 of the content of a source: a file's bytes, a folder's names and bytes, or the objects of a
-    list; a table that names files, and one with labels, likewise."""
-    from latentite.data.readers import folders, tables
-
-    digest = hashlib.sha256()
-    if isinstance(source, Labelled):
-        parts = (fingerprint(source.source), sha256_file(source.labels), source.id_column)
-        return hashlib.sha256(repr(parts).encode()).hexdigest()
-    if not isinstance(source, (str, Path)):
-        for item in _objects(source):
-            digest.update(repr((item.id, getattr(item, "properties", item))).encode())
-            digest.update(_object_bytes(item) if isinstance(item, Record) else b"")
-        return digest.hexdigest()
-    path = Path(source)
-    if not path.exists():
-        raise FileNotFoundError(f"data source must exist, got {path}; check the path or give an absolute one")
-    for name, member in folders.members(path) if path.is_dir() else [(path.name, path)]:
-        files = [member, *(tables.linked_files(member) if format_of(name) is Format.CSV else ())]
-        digest.update(f"{name}\0{' '.join(map(_file_digest, files))}\n".encode(errors="replace"))
-    return digest.hexdigest()
-
-
-def _file_digest(path: Path) -> str:
-    try:
-        return sha256_file(path) if path.is_file() else "no file"
-    except OSError as error:
-        return str(error)
-
-
-def _object_bytes(record: Record) -> bytes:
-    item: Any = record.payload  # the kind says what it is
-    if record.kind is Kind.STRUCTURE:
-        species = repr([str(site.species) for site in item])
-        return species.encode() + item.frac_coords.tobytes() + item.lattice.matrix.tobytes()
-    arrays = (item.numbers, item.positions, item.cell.array, item.pbc)
-    return b"".join(array.tobytes() for array in arrays)

@@ -25,7 +25,7 @@ _GRID = 120
 """Translations are multiples of 1/120: of the 1/24 of the settings, and of the fifths of some supercells."""
 _GRID_TOLERANCE = 0.0035  # 0.33 is a third
 METRIC_TOLERANCE = 0.02
-"""How far an operation may change the cell's scalar products, relative to the lengths: 2 % or about one degree."""
+"""Largest change of the cell's scalar products by an operation, relative to the lengths: 2 % or about one degree."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -41,7 +41,7 @@ class Operations:
 
     @property
     def is_identity(self) -> bool:
-        """Whether this is P1: nothing but `x, y, z`."""
+        """True for P1: nothing but `x, y, z`."""
         return len(self) == 1 and bool(self.keys()[0] == IDENTITY.keys()[0])
 
     @staticmethod
@@ -67,7 +67,7 @@ class Operations:
         return entries @ (7 ** np.arange(9)) * _GRID**3 + steps @ (_GRID ** np.arange(3))
 
     def is_group(self) -> bool:
-        """Whether the product of any two is among them."""
+        """True where the product of any two is among them."""
         if np.abs(self.rotations).max(initial=0) > 3:
             return False
         keys = self.keys()
@@ -85,7 +85,7 @@ class Operations:
         return bool(np.isin(products.keys(), keys).all())
 
     def fits(self, lattice: Float[np.ndarray, "3 3"]) -> bool:
-        """Whether each leaves the cell (row vectors, Å) as it is, within 2 % or about one degree."""
+        """True where each leaves the cell (row vectors, Å) as it is, within 2 % or about one degree."""
         metric = lattice @ lattice.T
         lengths = np.sqrt(np.diag(metric))
         moved = np.einsum("aji,jk,akl->ail", self.rotations, metric, self.rotations)
@@ -97,10 +97,10 @@ class Operations:
         import spglib
 
         try:
-            found = spglib.get_spacegroup_type_from_symmetry(self.rotations, self.translations)
+            entry = spglib.get_spacegroup_type_from_symmetry(self.rotations, self.translations)
         except spglib.SpglibError:
             return None
-        return None if found is None else int(found.number)
+        return None if entry is None else int(entry.number)
 
 
 IDENTITY = Operations(rotations=np.eye(3, dtype=np.int64)[None], translations=np.zeros((1, 3)))
@@ -137,10 +137,10 @@ _CENTRINGS = {
 def _operations(setting: Setting) -> Operations:
     import spglib
 
-    found = spglib.get_symmetry_from_database(setting.hall_number)
-    assert found is not None, setting
-    rotations = np.array(found["rotations"], dtype=np.int64)
-    translations = np.rint(np.array(found["translations"]) * _GRID) / _GRID % 1.0
+    tables = spglib.get_symmetry_from_database(setting.hall_number)
+    assert tables is not None, setting
+    rotations = np.array(tables["rotations"], dtype=np.int64)
+    translations = np.rint(np.array(tables["translations"]) * _GRID) / _GRID % 1.0
     shifts = np.array([(0, 0, 0), *_CENTRINGS.get(setting.centring, [])]) / 2.0
     return Operations(
         rotations=np.tile(rotations, (len(shifts), 1, 1)),
@@ -202,10 +202,10 @@ def _words(symbol: str) -> str:
 
 @lru_cache(maxsize=2)
 def _rows_by_text(column: str) -> dict[str, frozenset[Setting]]:
-    found: dict[str, set[Setting]] = {}
+    by_text: dict[str, set[Setting]] = {}
     for setting, kind in _table():
-        found.setdefault(_words(getattr(kind, column)), set()).add(setting)
-    return {text: frozenset(settings) for text, settings in found.items()}
+        by_text.setdefault(_words(getattr(kind, column)), set()).add(setting)
+    return {text: frozenset(settings) for text, settings in by_text.items()}
 
 
 _OVERLINE = re.compile("(\\d)[\u0304\u0305]|\\\\(?:overline|bar)\\{(\\d)\\}")
@@ -218,7 +218,7 @@ _TITLES = {
 def _spelling(symbol: str) -> str:
     """One spelling for all of one symbol: lower case, no blanks, `21/c`, `-3`, the choice after a colon."""
     text = re.sub("[\u2010-\u2015\u2212\u00ad]", "-", unicodedata.normalize("NFKD", symbol).lower())
-    text = _OVERLINE.sub(lambda found: f"-{found[1] or found[2]}", text)
+    text = _OVERLINE.sub(lambda match: f"-{match[1] or match[2]}", text)
     text = re.sub(r"\s+\((?:no\.?\s*)?\d+\)\s*$|\s*#\s*\d+\s*$|</?su[bp]>", "", text)  # the group's number
     for title, short in _TITLES.items():
         text = text.replace(title, short)
@@ -240,16 +240,16 @@ Cryst. A48, 727), in the order of the table; most files have these."""
 @lru_cache(maxsize=1)
 def _names() -> dict[str, frozenset[Setting]]:
     """Settings by every spelling that can mean them."""
-    found: dict[str, set[Setting]] = {}
+    by_name: dict[str, set[Setting]] = {}
     for setting, kind in _table():
         for symbol in _symbols(setting, kind):
             for suffix in ("", *_suffixes(setting.choice)):
-                found.setdefault(symbol + suffix, set()).add(setting)
+                by_name.setdefault(symbol + suffix, set()).add(setting)
     for letter, bar in itertools.product(_CENTRINGS, ("", "-")):
         group = 2 if bar else 1
         centred = Setting(hall_number=group, number=group, choice="", centring=letter)
-        found[f"{letter.lower()}{bar}1"] = {centred}
-    return {name: frozenset(settings) for name, settings in found.items()}
+        by_name[f"{letter.lower()}{bar}1"] = {centred}
+    return {name: frozenset(settings) for name, settings in by_name.items()}
 
 
 def _symbols(setting: Setting, kind: SpaceGroupType) -> set[str]:
@@ -270,7 +270,7 @@ def _symbols(setting: Setting, kind: SpaceGroupType) -> set[str]:
 
 
 def _suffixes(choice: str) -> list[str]:
-    """How a choice is written after the symbol: `:2` or ICSD's ` Z` for an origin, `:H` or ` H` for axes."""
+    """Spellings of a choice after the symbol: `:2` or ICSD's ` Z` for an origin, `:H` or ` H` for axes."""
     if not choice:
         return []
     head, rest = choice[0], choice[1:].lower()

@@ -9,9 +9,15 @@ from itertools import islice
 from pathlib import Path
 
 from latentite.base.files import impostor
-from latentite.data.readers.formats import Format, format_of, without_compression, without_endings
-from latentite.data.readers.records import Kind, Record, Rejection, Value, id_of, to_properties
-from latentite.data.readers.text_files import read_lines, read_text
+from latentite.data.readers.files import (
+    Format,
+    format_of,
+    read_lines,
+    read_text,
+    without_compression,
+    without_endings,
+)
+from latentite.data.readers.records import PayloadKind, Record, Rejection, Value, id_of, to_properties
 
 _LONGEST = 64 << 20
 """Characters of one CIF or POSCAR: a million atoms."""
@@ -36,7 +42,7 @@ def record_of_file(path: Path, name: str, row: int) -> Record | Rejection:
         return rejected(f"unreadable file: {str(error).replace(str(path), 'it')}")
     if wrong or not text.strip():
         return rejected(wrong or "an empty file")
-    kind = Kind.CIF if format_of(path.name) is Format.CIF else Kind.POSCAR
+    kind = PayloadKind.CIF if format_of(path.name) is Format.CIF else PayloadKind.POSCAR
     return Record(source=name, row=row, id=identifier, kind=kind, payload=text.replace("\r\n", "\n"))
 
 
@@ -104,7 +110,7 @@ def _frame(source: str, row: int, count: int, body: list[str]) -> Record | Rejec
         source=source,
         row=row,
         id=identifier,
-        kind=Kind.EXTXYZ,
+        kind=PayloadKind.EXTXYZ,
         payload="".join([f"{count}\n", *body]),
         properties=properties,
     )

@@ -1,4 +1,4 @@
-"""Tables of crystals to records: CSV, Parquet, JSON (also one object per line); CSV and JSON may be compressed.
+"""Files of many crystals to records; here CSV, Parquet and JSON (also one object per line), which may be compressed.
 
 The column `cif` holds CIF texts, or, in a CSV, the paths of files. Nothing in a table is ever evaluated as code.
 """
@@ -16,11 +16,10 @@ from pathlib import Path
 from typing import Any
 
 from latentite.base.files import parse_json
-from latentite.data.readers import ase_files
-from latentite.data.readers.formats import STRUCTURES, format_of
+from latentite.data.readers import ase_files, hdf5
+from latentite.data.readers.files import STRUCTURES, Format, format_of, read_lines, read_text, whole_file
 from latentite.data.readers.records import Columns, Record, Rejection, has_structures, record_from_cells
-from latentite.data.readers.structure_files import record_of_file
-from latentite.data.readers.text_files import read_lines, read_text
+from latentite.data.readers.structure_files import read_extxyz, record_of_file
 
 log = logging.getLogger(__name__)
 
@@ -28,6 +27,55 @@ _LONGEST_FIELD = 2**28  # a CIF of some thousand atoms is longer than the csv mo
 _LONGEST_PATH = 4096
 _DELIMITERS = {",": "commas", ";": "semicolons", "\t": "tabs", "|": "bars"}
 _EXCEL_SAYS = re.compile(r"\s*\"?sep=(.)\"?\s*").fullmatch
+
+
+def open_table(path: Path, *, within: Path | None = None) -> Iterator[Record | Rejection]:
+    """The rows of a file of many crystals, whatever its format.
+
+    Args:
+        path: the file.
+        within: a folder that paths in a table must not leave; None: they may lead anywhere.
+
+    Raises:
+        ValueError: when it is no such file, or is unusable as a whole.
+    """
+    return guarded(path, lambda: _open(whole_file(path), within))
+
+
+def _open(path: Path, within: Path | None) -> Iterator[Record | Rejection]:
+    kind = format_of(path.name)
+    if kind is Format.CSV:
+        return read_csv(path, within=within)
+    readers = {
+        Format.PARQUET: read_parquet,
+        Format.JSON: read_json,
+        Format.HDF5: hdf5.read_hdf5,
+        Format.EXTXYZ: read_extxyz,
+        Format.DATABASE: ase_files.read_database,
+        Format.TRAJECTORY: ase_files.read_trajectory,
+    }
+    if kind not in readers:
+        raise ValueError(
+            f"{path} must be CSV, Parquet, JSON, HDF5, extxyz, an ASE database or trajectory, CIF, POSCAR, zip or a "
+            f"folder of these, got the ending {path.suffix!r}"
+        )
+    return readers[kind](path)
+
+
+def guarded(path: Path, start: Callable[[], Iterator[Record | Rejection]]) -> Iterator[Record | Rejection]:
+    """The records that a reader gives, with a sentence for a disk or a file that fails, at the start or later."""
+    try:
+        records = start()
+    except OSError as error:
+        raise ValueError(f"{path} must be a file that can be read, got {error}") from error
+    return _to_the_end(path, records)
+
+
+def _to_the_end(path: Path, records: Iterator[Record | Rejection]) -> Iterator[Record | Rejection]:
+    try:
+        yield from records
+    except OSError as error:
+        raise ValueError(f"{path} must be a file that can be read to its end, got {error}") from error
 
 
 def open_csv(path: Path, *, is_header: Callable[[Sequence[str]], bool]) -> Iterator[list[str]]:
@@ -74,10 +122,10 @@ def _delimiter(path: Path, line: str, is_header: Callable[[Sequence[str]], bool]
     }
     fitting = [delimiter for delimiter in fields if is_header(fields[delimiter])]
     # max takes the first of equals, which is the usual one.
-    found = fitting[0] if fitting else max(fields, key=lambda delimiter: len(fields[delimiter]))
-    if found != usual:
-        log.warning("%s is separated by %s, not by %s: read so", path, _DELIMITERS[found], _DELIMITERS[usual])
-    return found
+    best = fitting[0] if fitting else max(fields, key=lambda delimiter: len(fields[delimiter]))
+    if best != usual:
+        log.warning("%s is separated by %s, not by %s: read so", path, _DELIMITERS[best], _DELIMITERS[usual])
+    return best
 
 
 def read_csv(path: Path, *, within: Path | None = None) -> Iterator[Record | Rejection]:
@@ -135,11 +183,11 @@ def _linked_record(path: Path, item: Record, *, has_id: bool, within: Path | Non
     if within is not None and not file.resolve().is_relative_to(within.resolve()):
         reason = f"a path that leads out of the archive: {cell}"
         return Rejection(source=item.source, row=item.row, id=item.id, reason=reason)
-    found = record_of_file(file, cell, item.row)
-    found = replace(found, source=item.source, id=item.id if has_id else found.id)
-    if isinstance(found, Rejection):
-        return replace(found, reason=f"{found.reason} ({cell})")
-    return replace(found, properties=item.properties)
+    linked = record_of_file(file, cell, item.row)
+    linked = replace(linked, source=item.source, id=item.id if has_id else linked.id)
+    if isinstance(linked, Rejection):
+        return replace(linked, reason=f"{linked.reason} ({cell})")
+    return replace(linked, properties=item.properties)
 
 
 def linked_files(path: Path) -> list[Path]:
@@ -150,15 +198,15 @@ def linked_files(path: Path) -> list[Path]:
         if not has_structures(header):
             return []
         column = header.index(Columns.find(header, str(path)).structure)
-        found: list[Path] = []
+        links: list[Path] = []
         for fields in table:
             cell = fields[column].strip() if column < len(fields) else ""
-            if cell and not found and not _is_path(cell):
+            if cell and not links and not _is_path(cell):
                 return []
-            found += [path.parent / cell] if cell else []
+            links += [path.parent / cell] if cell else []
     except (OSError, ValueError):
         return []  # whoever reads it says what is wrong with it
-    return found
+    return links
 
 
 def read_parquet(path: Path) -> Iterator[Record | Rejection]:

@@ -12,7 +12,7 @@ import torch
 
 from latentite.base.plain import names, numbers
 from latentite.checkpoint import LATENT_DIFFUSION, CheckpointRecord
-from latentite.data.readers.records import fingerprint
+from latentite.data.readers.opening import fingerprint
 from latentite.elements import MAX_ATOMIC_NUMBER
 from latentite.generators.asks import with_composition
 from latentite.generators.jobs import Ask, Jobs

@@ -22,9 +22,9 @@ from latentite import lattice as lat
 from latentite.crystal import CrystalBatch
 from latentite.crystal_arrays import CrystalArrays
 from latentite.data.canonical import canonicalize_with_order
-from latentite.data.checks import Limits
+from latentite.data.readers.checks import Limits
 from latentite.data.readers.records import Rejection
-from latentite.data.readers.table import read
+from latentite.data.readers.rows import read
 from latentite.diffusion.noise import CrystalNoise, NoiseStream
 from latentite.diffusion.samplers import AnySchedule, Known, noised, start_level
 from latentite.elements import MAX_ATOMIC_NUMBER

@@ -1,4 +1,4 @@
-"""What a crystal must be to enter a dataset: limits, and the sentence said when one is broken."""
+"""Limits within which a crystal enters a data set, and the sentence said when one is broken."""
 
 from __future__ import annotations
 

@@ -1,39 +1,46 @@
-"""Readers: any source of crystals to rows of arrays, or to rejections with a reason.
+"""Any source of crystals to rows of arrays, or to rejections with a reason: the one way in.
 
     for item in read("folder_or_table", limits=Limits(max_atoms=20)):
         if isinstance(item, Rejection): ...
 
-Every row of a source comes out exactly once, as a `Row` or a `Rejection`; only a source that is unusable as
-a whole raises. `read` is the one way in for single crystals, `source_rows.py` for data sets; both open a
-source with `records.open_records`, parse it with `parse_many` and pair rows with outcomes in `walk.py`. Comes
-after `records.py` (which cuts sources into records), `walk.py` and `checks.py`.
+Every row of a source comes out exactly once, as a `Row` or a `Rejection`; only a source that is unusable as a whole
+raises. `read` is for single crystals, `source_rows.py` for data sets; both open a source with `opening.open_records`,
+parse its records with `parse_many`, and send them along `walk`: chunks go out to work, in this process or in several
+with a bounded number of chunks under way, and come back in order, where `pair` puts every row beside its outcome, so
+that a row is nowhere lost or taken for its neighbour.
+
+Does not import torch: worker processes start light.
 """
 
 from __future__ import annotations
 
 import io
+import os
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, field
 from functools import partial
-from typing import TYPE_CHECKING, Any, cast
+from itertools import islice
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import numpy as np
 
+from latentite.base.processes import count_workers, process_context, start_worker
 from latentite.crystal_arrays import CrystalArrays
-from latentite.data.checks import Limits, refusals
+from latentite.data.readers.checks import Limits, refusals
 from latentite.data.readers.cif import parse_p1
 from latentite.data.readers.cif_crystal import read_crystal
+from latentite.data.readers.opening import open_records
 from latentite.data.readers.poscar import parse_poscar
-from latentite.data.readers.records import Kind, Record, Rejection, Source, Value, open_records, words_of
-from latentite.data.readers.walk import pair, walk
+from latentite.data.readers.records import PayloadKind, Record, Rejection, Source, Value, words_of
 from latentite.elements import ATOMIC_NUMBER
 
 if TYPE_CHECKING:
     from ase import Atoms
     from pymatgen.core import Structure
-
-__all__ = ["Limits", "Rejection", "Row", "arrays_of", "parse_many", "parse_rows", "read"]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -105,18 +112,18 @@ def arrays_of(record: Record) -> CrystalArrays:
     Raises:
         ValueError: with the reason, when the payload cannot be read or is no ordered crystal.
     """
-    if record.kind is Kind.CIF:
+    if record.kind is PayloadKind.CIF:
         text = cast("str", record.payload)
         return parse_p1(text) or read_crystal(text)
-    if record.kind is Kind.ARRAYS:
+    if record.kind is PayloadKind.ARRAYS:
         return cast("CrystalArrays", record.payload)
-    if record.kind is Kind.STRUCTURE:
+    if record.kind is PayloadKind.STRUCTURE:
         return _from_structure(cast("Structure", record.payload))
-    if record.kind is Kind.STRUCTURE_DICT:
+    if record.kind is PayloadKind.STRUCTURE_DICT:
         return _from_structure(_structure_from_dict(cast("dict[str, Any]", record.payload)))
-    if record.kind is Kind.POSCAR:
+    if record.kind is PayloadKind.POSCAR:
         return parse_poscar(cast("str", record.payload))
-    if record.kind is Kind.EXTXYZ:
+    if record.kind is PayloadKind.EXTXYZ:
         return _from_atoms(_atoms_from_extxyz(cast("str", record.payload)))
     return _from_atoms(cast("Atoms", record.payload))
 
@@ -182,3 +189,106 @@ def _check_occupancy(occupancy: object) -> None:
         is_full = isinstance(site, Mapping) and len(site) == 1 and next(iter(site.values())) in (1, 1.0)
         if not is_full:
             raise ValueError(f"partial occupancy: {site} on one site")
+
+
+# ------------------------------------------------------------------------------------------- walk
+
+
+CHUNK = 512
+"""Rows per task: some tens of milliseconds of work, so that handing over costs nothing."""
+_WORTH_A_POOL = 4 * CHUNK
+
+Chunk = list[Record | Rejection]
+Result = TypeVar("Result")
+Outcome = TypeVar("Outcome")
+
+
+def walk(
+    stream: Iterator[Record | Rejection],
+    work: Callable[[list[Record]], Result],
+    *,
+    workers: int | None = 1,
+    on_chunk: Callable[[int], None] | None = None,
+) -> Iterator[tuple[Chunk, Result]]:
+    """Each chunk of a stream with the result of the work on its records, in order.
+
+    Args:
+        stream: what `open_records` gives.
+        work: gets the records of a chunk; with several processes it must be picklable.
+        workers: number of processes; None for all cores that this process may use. Short streams stay in
+            this process.
+        on_chunk: called with the number of rows whenever a chunk is done (progress bars).
+
+    Raises:
+        ValueError: when a worker process dies (usually for want of memory), or workers is below 1.
+    """
+    workers = count_workers(workers)
+    chunks = iter(lambda: list(islice(stream, CHUNK)), [])
+    first = list(islice(chunks, _WORTH_A_POOL // CHUNK)) if workers > 1 else []
+    if sum(map(len, first)) < _WORTH_A_POOL:
+        results = _in_this_process(first, chunks, work)
+    else:
+        results = _in_processes(first, chunks, work, workers)
+    for chunk, result in results:
+        if on_chunk is not None:
+            on_chunk(len(chunk))
+        yield chunk, result
+
+
+def pair(chunk: Chunk, outcomes: Sequence[Outcome | str]) -> Iterator[tuple[Record, Outcome] | Rejection]:
+    """Every row of a chunk as the record with its outcome, or as a rejection.
+
+    Args:
+        chunk: records, and rows that were rejected when the source was opened.
+        outcomes: one for each of the records, in order: a value, or a text that says why there is none.
+    """
+    assert len(outcomes) == len(_only_records(chunk)), "there must be as many outcomes as records"
+    following = iter(outcomes)
+    for item in chunk:
+        if isinstance(item, Rejection):
+            yield item
+            continue
+        outcome = next(following)
+        if isinstance(outcome, str):
+            yield Rejection(source=item.source, row=item.row, id=item.id, reason=outcome)
+        else:
+            yield item, outcome
+
+
+def _only_records(chunk: Chunk) -> list[Record]:
+    return [item for item in chunk if isinstance(item, Record)]
+
+
+def _in_this_process(
+    first: list[Chunk], chunks: Iterator[Chunk], work: Callable[[list[Record]], Result]
+) -> Iterator[tuple[Chunk, Result]]:
+    for source in (first, chunks):
+        for chunk in source:
+            yield chunk, work(_only_records(chunk))
+
+
+def _in_processes(
+    first: list[Chunk], chunks: Iterator[Chunk], work: Callable[[list[Record]], Result], workers: int
+) -> Iterator[tuple[Chunk, Result]]:
+    waiting: deque[tuple[Chunk, Future[Result]]] = deque()
+    with ProcessPoolExecutor(
+        workers, mp_context=process_context(), initializer=start_worker, initargs=(os.getpid(),)
+    ) as pool:
+        try:
+            for source in (first, chunks):
+                for chunk in source:
+                    waiting.append((chunk, pool.submit(work, _only_records(chunk))))
+                    while len(waiting) > 3 * workers:
+                        done, future = waiting.popleft()
+                        yield done, future.result()
+            while waiting:
+                done, future = waiting.popleft()
+                yield done, future.result()
+        except BrokenProcessPool as error:
+            raise ValueError(
+                "a worker process died while reading crystals, usually for want of memory; "
+                "give fewer --workers"
+            ) from error
+        finally:
+            for _, future in waiting:
+                future.cancel()

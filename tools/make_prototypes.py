@@ -1,17 +1,21 @@
-"""The embedded dataset `prototypes`: several thousand plausible crystals, made here, without any download.
+"""Makes the embedded data set `prototypes` again: several thousand plausible crystals, which ship with the package.
+
+    python tools/make_prototypes.py [FOLDER]
 
 Each AFLOW prototype that pymatgen ships gets other elements: for ionic ones the charge-balanced choices of
 ions that data-mined substitution finds most probable, for elements and intermetallic compounds the elements
 that stand for each other most readily. The volume is predicted by data-mined lattice scaling (bond lengths
 from a table). Labels are computed from the crystal. Nothing is random: the same versions of pymatgen give the
-same bytes. These crystals are for learning, demonstration and tests; none has been relaxed.
+same rows. These crystals are for learning, demonstration and tests; none has been relaxed.
 """
 
 from __future__ import annotations
 
+import argparse
 import csv
+import gzip
 import hashlib
-import logging
+import io
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,9 +23,11 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Float, Int
 
-from latentite.base.publish import publishing
+from latentite.base.files import replacing
 from latentite.data.properties import GRAMS_PER_CUBIC_CM, space_group_number
-from latentite.data.prototype_library import (
+from latentite.elements import ATOMIC_NUMBER, SYMBOLS
+from latentite.formulas import join_amounts
+from prototype_library import (
     ElementTable,
     Prototype,
     Species,
@@ -29,13 +35,9 @@ from latentite.data.prototype_library import (
     load_prototypes,
     load_species,
 )
-from latentite.elements import ATOMIC_NUMBER, SYMBOLS
-from latentite.formulas import join_amounts
 
-logger = logging.getLogger(__name__)
-
-PROTOTYPES_VERSION = 2
-"""Raised whenever the crystals change; part of the cached folder's name."""
+SHIPPED = Path(__file__).parents[1] / "src" / "latentite" / "data" / "prototypes"
+"""The package's folder for the product."""
 
 SPLITS = {"train": 0.8, "val": 0.1, "test": 0.1}
 """Fraction of the reduced formulas in each split; all polymorphs of a formula share one."""
@@ -82,37 +84,23 @@ class Compound:
         return self.prototype.lattice * self.scale
 
 
-def prototypes_folder(cache_dir: Path) -> Path:
-    """Folder with `train.csv`, `val.csv` and `test.csv`, built in the cache at the first call (about 20 s).
-
-    Two processes that build at once do no harm: each writes a temporary folder, and the first rename wins.
-    """
-    folder = cache_dir / f"prototypes-v{PROTOTYPES_VERSION}-{_pymatgen_version()}"
-    if folder.is_dir():
-        return folder
-    logger.info("building the embedded dataset `prototypes` in %s (once, well under a minute)", folder)
-    with publishing(folder) as temporary:
-        write_prototypes(temporary)
-    return folder
-
-
-def write_prototypes(folder: Path) -> dict[str, int]:
-    """Write `train.csv`, `val.csv` and `test.csv` into an existing folder; returns the rows of each."""
+def make_tables() -> dict[str, str]:
+    """The text of the CSV table of every split."""
     elements = load_elements()
-    counts = dict.fromkeys(SPLITS, 0)
-    handles = {name: (folder / f"{name}.csv").open("w", encoding="utf-8", newline="") for name in SPLITS}
-    try:
-        writers = {name: csv.writer(handle, lineterminator="\n") for name, handle in handles.items()}
-        for writer in writers.values():
-            writer.writerow(_COLUMNS)
-        for compound in compounds(elements):
-            split = _split_of(compound.formula)
-            writers[split].writerow(_row(compound, elements))
-            counts[split] += 1
-    finally:
-        for handle in handles.values():
-            handle.close()
-    return counts
+    tables = {name: io.StringIO(newline="") for name in SPLITS}
+    writers = {name: csv.writer(table, lineterminator="\n") for name, table in tables.items()}
+    for writer in writers.values():
+        writer.writerow(_COLUMNS)
+    for compound in compounds(elements):
+        writers[_split_of(compound.formula)].writerow(_row(compound, elements))
+    return {name: table.getvalue() for name, table in tables.items()}
+
+
+def write_tables(folder: Path) -> None:
+    """Write `train.csv.gz`, `val.csv.gz` and `test.csv.gz`, without name and time of the writing in them."""
+    for name, text in make_tables().items():
+        with replacing(folder / f"{name}.csv.gz") as temporary:
+            temporary.write_bytes(gzip.compress(text.encode(), mtime=0))
 
 
 def compounds(elements: ElementTable) -> Iterator[Compound]:
@@ -145,15 +133,6 @@ def _formula(symbols: tuple[str, ...], counts: Int[np.ndarray, " kind"], element
     reduced = (counts // np.gcd.reduce(counts)).tolist()
     pairs = sorted(zip(symbols, reduced, strict=True), key=lambda pair: elements.electronegativity[pair[0]])
     return join_amounts(pairs)
-
-
-def _pymatgen_version() -> str:
-    from importlib.metadata import PackageNotFoundError, version
-
-    try:
-        return version("pymatgen-core")
-    except PackageNotFoundError:  # one package until 2025
-        return version("pymatgen")
 
 
 def _split_of(formula: str) -> str:
@@ -332,7 +311,7 @@ def _row(compound: Compound, elements: ElementTable) -> list[str]:
 
 
 def _cif(compound: Compound, volume: float) -> str:
-    """P1 CIF in the layout of pymatgen's writer, which `cif.parse_p1` reads fast."""
+    """P1 CIF in the layout of pymatgen's writer, which the reader has a fast path for."""
     a, b, c = compound.lattice
     vectors = np.linalg.norm(compound.lattice, axis=1)
     cosines = np.array([b @ c, a @ c, a @ b]) / (vectors[[1, 0, 0]] * vectors[[2, 2, 1]])
@@ -375,3 +354,14 @@ loop_
  _atom_site_fract_y
  _atom_site_fract_z
  _atom_site_occupancy""".splitlines()
+
+
+def main() -> None:
+    """Write the three tables."""
+    parser = argparse.ArgumentParser(description="Make the embedded data set `prototypes` (about 20 s).")
+    parser.add_argument("folder", nargs="?", type=Path, default=SHIPPED, help="where [%(default)s]")
+    write_tables(parser.parse_args().folder)
+
+
+if __name__ == "__main__":
+    main()

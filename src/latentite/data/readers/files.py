@@ -1,7 +1,7 @@
-"""Text files as people have them: plain or compressed, UTF-8 or not, and never more of them than memory holds.
+"""Files as people have them: their format, told by their name, and their text.
 
-What is not plain UTF-8 is said in one line. A file that unpacks to hundreds of times its size, or whose line never
-ends, is refused.
+Text may be plain or compressed, UTF-8 or not; what is not plain UTF-8 is said in one line. A file that unpacks to
+hundreds of times its size, or whose line never ends, is refused.
 """
 
 from __future__ import annotations
@@ -15,9 +15,104 @@ import lzma
 import re
 import zlib
 from collections.abc import Iterator
+from enum import StrEnum
 from itertools import chain
 from pathlib import Path
 from typing import IO
+
+from latentite.base.files import impostor
+
+
+class Format(StrEnum):
+    """Formats that are read."""
+
+    CIF = "CIF"
+    POSCAR = "POSCAR"
+    CSV = "CSV"
+    JSON = "JSON"
+    EXTXYZ = "extxyz"
+    PARQUET = "Parquet"
+    HDF5 = "HDF5"
+    DATABASE = "ASE database"
+    TRAJECTORY = "ASE trajectory"
+    ZIP = "zip"
+
+
+STRUCTURES = frozenset({Format.CIF, Format.POSCAR})
+"""One crystal per file."""
+_TEXT = STRUCTURES | {Format.CSV, Format.JSON, Format.EXTXYZ}
+"""May be compressed."""
+COMPRESSIONS = (".gz", ".bz2", ".xz")
+_ENDINGS = {
+    ".cif": Format.CIF,
+    ".mcif": Format.CIF,
+    ".vasp": Format.POSCAR,
+    ".poscar": Format.POSCAR,
+    ".contcar": Format.POSCAR,
+    ".csv": Format.CSV,
+    ".tsv": Format.CSV,
+    ".json": Format.JSON,
+    ".jsonl": Format.JSON,
+    ".extxyz": Format.EXTXYZ,
+    ".xyz": Format.EXTXYZ,
+    ".parquet": Format.PARQUET,
+    ".pq": Format.PARQUET,
+    ".h5": Format.HDF5,
+    ".hdf5": Format.HDF5,
+    ".db": Format.DATABASE,
+    ".aselmdb": Format.DATABASE,
+    ".traj": Format.TRAJECTORY,
+    ".zip": Format.ZIP,
+}
+_POSCAR_NAME = re.compile(r"(?:poscar|contcar)(?![a-z])")
+
+
+def without_compression(name: str) -> str:
+    """The name without an ending such as `.gz`."""
+    ending = next((ending for ending in COMPRESSIONS if name.lower().endswith(ending)), "")
+    return name[: len(name) - len(ending)]
+
+
+def without_endings(name: str) -> str:
+    """A structure file's name without the endings that say what it is: `Fe2O3.cif.gz`, `Fe2O3.cif.txt` -> `Fe2O3`."""
+    name = without_compression(name)
+    if name.lower().endswith((".cif.txt", ".mcif.txt")):
+        name = name[: -len(".txt")]
+    stem, dot, ending = name.rpartition(".")
+    return stem if _ENDINGS.get(dot + ending.lower()) in STRUCTURES else name
+
+
+def format_of(name: str) -> Format | None:
+    """The format that a file's name promises, in upper or lower case; None for a name that promises none.
+
+    `POSCAR` and `CONTCAR` may be followed by anything but a letter (`POSCAR_1`, `POSCAR.relaxed`); some programs save
+    a CIF as `.cif.txt`.
+    """
+    plain = without_compression(name.rpartition("/")[2].lower())
+    is_compressed = plain != name.rpartition("/")[2].lower()
+    if plain.endswith((".cif.txt", ".mcif.txt")):
+        plain = plain.removesuffix(".txt")
+    kind = _ENDINGS.get("." + plain.rpartition(".")[2]) if "." in plain else None
+    if kind is None and _POSCAR_NAME.match(plain):
+        kind = Format.POSCAR
+    return None if is_compressed and kind not in _TEXT else kind
+
+
+def whole_file(path: Path) -> Path:
+    """The same path.
+
+    Raises:
+        ValueError: when it is no file, or an empty one, a pointer or a page in place of data.
+    """
+    if not path.is_file():
+        raise ValueError(f"{path} must be a file or a folder, got something else")
+    if wrong := impostor(path):
+        raise ValueError(f"{path} is {wrong}")
+    return path
+
+
+# ------------------------------------------------------------------------------------------- text
+
 
 log = logging.getLogger(__name__)
 

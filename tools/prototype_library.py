@@ -1,4 +1,4 @@
-"""What pymatgen ships and `prototypes.py`, which comes after, builds crystals from.
+"""Prototypes and statistics that pymatgen ships, from which `make_prototypes.py` builds crystals.
 
 Three tables, all under pymatgen's MIT licence and read through its public names: the AFLOW library of
 crystallographic prototypes (Mehl et al. 2017, doi 10.1016/j.commatsci.2017.01.017), the data-mined
