@@ -38,10 +38,9 @@ from latentite.elements import NUM_ELEMENT_CLASSES
 from latentite.nn.predictor import PredictorInput, PropertyPredictor
 from latentite.nn.vae import CrystalVAE
 from latentite.objectives.predictor import predictor_terms
-from latentite.predictor.cache import CachedInputs, encode_inputs
-from latentite.predictor.settings import PredictorModuleConfig
+from latentite.predictor.rows import CachedInputs, encode_inputs
+from latentite.predictor.settings import PredictorModuleConfig, TrainPredictorConfig
 from latentite.predictor.start import build_predictor_module, plan_predictor
-from latentite.stages import TrainPredictorConfig
 from latentite.training.datamodule import CrystalDataModule
 from latentite.training.latent_cache import CachedBatch
 from latentite.training.optim import build_optimizer, build_scheduler
@@ -221,7 +220,7 @@ def speed(target: str, args: argparse.Namespace) -> None:
         stage=Stage.PREDICTOR,
         config=to_plain(network.config),
         state=network.state_dict(),
-        data=data.statistics(),
+        data=data.data_card(),
     )
     sample = data.splits["test"].crystals
     order = sample.num_atoms.argsort(stable=True)

@@ -33,7 +33,7 @@ from results_parts import NEEDS, PARTS, QUICK, SIZES, Setup, Sizes
 from latentite import __version__, hub
 from latentite.base.files import sha256_file, write_json
 from latentite.energy.catalogue import parse_theory
-from latentite.training.provenance import git_commit
+from latentite.training.fit import git_commit
 
 ROLES = {
     "vae": "mp_20_biternary_vae",

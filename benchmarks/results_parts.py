@@ -25,13 +25,13 @@ from latentite.data.options import BuildOptions
 from latentite.energy.potential import TheoryLevel
 from latentite.energy.settings import RelaxSettings
 from latentite.evaluation.options import EnergyOptions
-from latentite.evaluation.reconstruct import load_vae, reconstruct, subset, summary
+from latentite.evaluation.reconstruct import reconstruct, subset, summary
 from latentite.evaluation.run import evaluate
 from latentite.formulas import reduced_formulas
 from latentite.generate import generate
 from latentite.metrics.regression import regression_metrics
+from latentite.models import load_predictor, load_vae
 from latentite.predictor.predict import predict_dataset
-from latentite.predictor_checkpoint import load_predictor
 
 CONDITION, ASKED, TOLERANCE = "formation_energy_per_atom", (-3.0, -2.0, -1.0, 0.0), 0.2
 """What the conditional model is asked for, and how near counts as a hit, in eV/atom."""
@@ -77,7 +77,7 @@ class Setup:
 
 def measure_vae(setup: Setup, folder: Path) -> dict[str, Any]:
     """Test crystals through the VAE and back."""
-    network, record = load_vae(setup.checkpoints["vae"])
+    network, _, record = load_vae(setup.checkpoints["vae"])
     dataset, rejections = read_source(str(setup.data), split="test", max_atoms=0)
     dataset = subset(dataset, setup.sizes.crystals, seed=setup.seed)
     start = time.perf_counter()
@@ -161,7 +161,7 @@ def measure_predictors(setup: Setup, folder: Path) -> dict[str, Any]:
     """Errors on test crystals, beside those of always saying the training mean."""
     found = {}
     for name in sorted(name for name in setup.checkpoints if name.startswith("predictor")):
-        network, record = load_predictor(setup.checkpoints[name])
+        network, _, record = load_predictor(setup.checkpoints[name])
         targets = tuple(target for target in network.config.targets if target not in network.config.classes)
         options = BuildOptions(properties=targets)
         test, _ = read_labelled(str(setup.data), split="test", options=options)

@@ -17,7 +17,6 @@ import torch
 from ldm import random_network, second_stage_parser
 from vae import mp_20_like
 
-from latentite.data.sampler import padding_waste
 from latentite.diffusion.samplers import SamplerKind
 from latentite.generators.jobs import Jobs
 from latentite.generators.latent.batches import size_batches
@@ -46,6 +45,12 @@ class Stopwatch:
         if self._device.type == "cuda":
             torch.cuda.synchronize()
         return time.perf_counter()
+
+
+def _padding(num_atoms: torch.Tensor, batches: list[torch.Tensor]) -> float:
+    """Share of token slots that hold no atom when each batch is padded to its largest crystal."""
+    slots = sum(int(num_atoms[batch].max()) * len(batch) for batch in batches)
+    return 1.0 - int(num_atoms.sum()) / slots
 
 
 def measure(
@@ -77,7 +82,7 @@ def measure(
         "structures_per_s": round(args.num_samples / seconds, 2),
         "seconds": round(seconds, 2),
         "share_outside_denoiser": round(1 - watch.seconds / seconds, 4),
-        "padding": round(padding_waste(num_atoms, size_batches(num_atoms, args.batch_size)), 4),
+        "padding": round(_padding(num_atoms, size_batches(num_atoms, args.batch_size)), 4),
     }
 
 

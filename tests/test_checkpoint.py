@@ -16,17 +16,18 @@ from torch import nn
 from checkpoint_files import Head, TinyConfig, assert_same_state, lightning_file, tiny_network
 from latentite import checkpoint
 from latentite.base.files import sha256_file
+from latentite.base.plain import from_plain
 from latentite.checkpoint import (
     CheckpointError,
     Stage,
     Weights,
     build_payload,
-    config_from_plain,
     export_portable,
-    load_network_state,
+    network_of,
     plain,
     read_checkpoint,
     read_portable,
+    require_fit,
 )
 
 
@@ -34,8 +35,8 @@ def test_a_lightning_file_gives_its_record(tmp_path: Path) -> None:
     path = lightning_file(tmp_path / "last.ckpt")
     record = read_checkpoint(path, stage="vae")
     assert (record.path, record.stage, record.sha256) == (path, Stage.VAE, sha256_file(path))
-    assert config_from_plain(TinyConfig, record.config) == TinyConfig(width=8)
-    assert record.data == {"content_hash": "ab12", "num_train": 100}
+    assert from_plain(TinyConfig, record.config) == TinyConfig(width=8)
+    assert record.data.to_plain() == {"content_hash": "ab12", "num_train": 100}
     assert record.metrics == {"val/match_rate": 0.5}
 
 
@@ -79,7 +80,7 @@ configs = st.builds(
 
 @given(configs)
 def test_a_config_survives_plain_json_and_back(config: TinyConfig) -> None:
-    restored = config_from_plain(TinyConfig, json.loads(json.dumps(plain(config))))
+    restored = from_plain(TinyConfig, json.loads(json.dumps(plain(config))))
     assert restored == config
     assert isinstance(restored.head, Head)
 
@@ -181,21 +182,18 @@ def test_a_failed_export_leaves_the_old_pair_alone(tmp_path: Path, monkeypatch: 
 
 def test_weights_load_into_the_network_strictly(tmp_path: Path) -> None:
     record = read_checkpoint(lightning_file(tmp_path / "x.ckpt"), weights="raw")
-    network = tiny_network(seed=1)
-    load_network_state(record, network)
+    network = network_of(record.state, lambda: tiny_network(seed=1), record.path)
     assert_same_state(dict(network.state_dict()), dict(tiny_network(seed=0).state_dict()))
 
 
-def test_weights_that_do_not_fit_are_named_and_change_nothing(tmp_path: Path) -> None:
+def test_weights_that_do_not_fit_are_named(tmp_path: Path) -> None:
     record = read_checkpoint(lightning_file(tmp_path / "x.ckpt"))
     network = nn.Sequential(nn.Linear(3, 5), nn.Identity(), nn.Linear(1, 1, bias=False))
-    before = {name: tensor.clone() for name, tensor in network.state_dict().items()}
     with pytest.raises(CheckpointError) as caught:
-        load_network_state(record, network)
+        require_fit(record.state, network, record.path)
     message = str(caught.value)
     assert "0.weight is [4, 3] in the file, [5, 3] in the network" in message
     assert "and 3 more" in message
-    assert_same_state(dict(network.state_dict()), before)
 
 
 def test_reading_does_not_keep_the_file_mapped(tmp_path: Path) -> None:

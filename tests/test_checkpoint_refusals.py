@@ -22,8 +22,7 @@ from latentite.checkpoint import (
     network_of,
     read_checkpoint,
 )
-from latentite.evaluation.reconstruct import load_vae
-from latentite.ldm_checkpoint import load_ldm
+from latentite.models import load_ldm, load_vae
 
 
 class Malicious:

@@ -23,7 +23,7 @@ from latentite.config import (
     with_new_keys,
     with_quotes,
 )
-from latentite.stages import TrainVAEConfig
+from latentite.training.stage_settings import TrainVAEConfig
 
 ROOT = config_dir().parent
 
@@ -53,6 +53,7 @@ def settings(*overrides: str) -> TrainVAEConfig:
         ("trainer.max_epochs=-1", r"trainer\.max_epochs must be given where neither"),
         ("trainer.max_time=soon", r"trainer\.max_time must be HH:MM:SS, DD:HH:MM:SS or seconds, got 'soon'"),
         ("trainer.precision=fp8", r"trainer\.precision must be one of 32-true, bf16-mixed.*, got 'fp8'"),
+        ("trainer.precision=64-true", r"trainer\.precision must be one of .*, got '64-true'"),
         (
             "trainer.options={max_epochs:3}",
             r"trainer\.options must not hold max_epochs; set trainer\.max_epochs",
@@ -366,3 +367,16 @@ def test_cfg_job_prints_the_settings_from_any_folder(tmp_path):
 def test_a_wrong_hub_name_is_refused_in_the_hub_s_own_words():
     with pytest.raises(ValueError, match=r"^there is no checkpoint named 'mp_20_va'; did you mean mp_20_vae"):
         compose("train_ldm", ["ldm_module.vae_ckpt_path=${hub:mp_20_va}"])
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_the_settings_of_a_stage_are_composed_without_lightning(stage: str) -> None:
+    """They once came with the modules that train, and `--cfg job` took twice as long."""
+    code = (
+        "import sys; from latentite.config import STAGES, compose; "
+        f"compose(STAGES[{stage!r}].config_name); print({{'lightning', 'pymatgen'}} & sys.modules.keys())"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=300, check=True
+    )
+    assert done.stdout.strip() == "set()"

@@ -11,7 +11,7 @@ sys.path.insert(0, str(Path(__file__).parent / "golden"))
 from update import GOLDEN, config_name, experiments, resolved, stage
 
 from latentite.config import STAGES, compose, config_dir, load
-from latentite.stages import TrainVAEConfig
+from latentite.training.stage_settings import TrainVAEConfig
 
 EXPERIMENTS = experiments()
 REQUIRED = {
@@ -39,7 +39,7 @@ def test_an_experiment_resolves_to_its_golden_text(experiment):
 
 @pytest.mark.parametrize("experiment", EXPERIMENTS)
 def test_an_experiment_is_valid_and_opens_with_its_command(experiment):
-    kind, _ = STAGES[stage(experiment)].load()
+    kind = STAGES[stage(experiment)].settings()
     config = load(kind, compose(config_name(experiment), [f"experiment={experiment}"]))
     if isinstance(config, TrainVAEConfig):
         assert config.vae_module.atom_type_predict is not experiment.endswith("csp")

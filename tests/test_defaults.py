@@ -15,13 +15,12 @@ from latentite.config import STAGES, compose, config_dir, load
 from latentite.generators.latent.chain import SamplingConfig
 from latentite.generators.latent.options import LatentOptions
 from latentite.nn.predictor_config import PredictorConfig
-from latentite.predictor.settings import PredictorModuleConfig
+from latentite.predictor.settings import PredictorModuleConfig, TrainPredictorConfig
 from latentite.rewards.combine import RewardConfig
-from latentite.rl.config import RLModuleConfig
+from latentite.rl.config import RLModuleConfig, TrainRLConfig
 from latentite.sampling.options import GenerateConfig
-from latentite.stages import TrainLDMConfig, TrainPredictorConfig, TrainRLConfig, TrainVAEConfig
-from latentite.training.ldm_config import LDMModuleConfig
 from latentite.training.settings import EarlyStoppingConfig, RunConfig
+from latentite.training.stage_settings import LDMModuleConfig, TrainLDMConfig, TrainVAEConfig
 
 SYMMETRY = {"symmetry": {"_target_": "latentite.rewards.properties.SymmetryReward"}}
 SHORTEST: dict[str, tuple[RunConfig, list[str]]] = {
@@ -58,7 +57,7 @@ def test_defaults_are_the_same_in_python_and_on_the_command_line(stage):
     """Clipping, validation interval, devices, wandb's mode and most of RL's numbers once differed."""
     in_python, typed = SHORTEST[stage]
     entry = STAGES[stage]
-    assert load(entry.load()[0], compose(entry.config_name, typed)) == in_python
+    assert load(entry.settings(), compose(entry.config_name, typed)) == in_python
 
 
 @pytest.mark.parametrize("stage", STAGES)
@@ -67,7 +66,7 @@ def test_the_command_line_shows_every_setting_of_its_dataclass_and_no_other(stag
     entry = STAGES[stage]
     shown = compose(entry.config_name)
     data = shown["data"] | {"seed": None}  # shown as what null means: the run's
-    assert shown | {"data": data} == default_values(entry.load()[0])
+    assert shown | {"data": data} == default_values(entry.settings())
 
 
 @pytest.mark.parametrize("stage", STAGES)

@@ -16,10 +16,10 @@ from latentite.crystal import CrystalBatch
 from latentite.data.dataset import CrystalDataset, write_dataset
 from latentite.demo import length as demo_length
 from latentite.demo import run as demo
-from latentite.stages import TrainVAEConfig
 from latentite.training.datamodule import CrystalDataModule
 from latentite.training.fit import FitResult, RunStatus
 from latentite.training.settings import Precision
+from latentite.training.stage_settings import TrainVAEConfig
 
 
 @pytest.fixture

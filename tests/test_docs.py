@@ -82,7 +82,7 @@ def test_documented_training_command_composes_and_validates(command: str, tmp_pa
         f"data.data_dir={tmp_path}" if item.startswith("data.data_dir=") else item for item in overrides
     ]
     values = compose(stage.config_name, [item for item in overrides if not item.startswith("ckpt_path=")])
-    load(stage.load()[0], values | {"run_dir": str(tmp_path)})
+    load(stage.settings(), values | {"run_dir": str(tmp_path)})
 
 
 def test_the_training_script_prints_its_settings(tmp_path: Path) -> None:

@@ -25,7 +25,7 @@ ORDER = [
     {"checkpoint"},
     {"interop"},
     {"hub"},
-    {"ldm_checkpoint", "predictor_checkpoint"},
+    {"models"},
     {"energy", "match"},
     {"metrics"},
     {"draw"},

@@ -16,7 +16,8 @@ from latentite.checkpoint import PAYLOAD_KEY, CheckpointError, Stage, build_payl
 from latentite.crystal import CrystalBatch
 from latentite.data.dataset import CrystalDataset
 from latentite.data.readers.records import Rejection
-from latentite.evaluation.reconstruct import file_stems, load_vae, rebuild, reconstruct, write_report
+from latentite.evaluation.reconstruct import file_stems, rebuild, reconstruct, write_report
+from latentite.models import load_vae
 from latentite.nn.decoder import DecoderConfig
 from latentite.nn.encoders import EncoderConfig
 from latentite.nn.vae import CrystalVAE, VAEConfig
@@ -119,7 +120,7 @@ def test_loaded_network_rebuilds_as_the_saved_one_whatever_the_batch_size(
     tmp_path: Path, crystals: CrystalBatch, atom_type_predict: bool
 ) -> None:
     network = tiny_checkpoint(tmp_path / "vae.ckpt", atom_type_predict=atom_type_predict)
-    loaded, record = load_vae(tmp_path / "vae.ckpt")
+    loaded, _, record = load_vae(tmp_path / "vae.ckpt")
     assert record.stage == "vae"
     with torch.inference_mode():
         given = None if atom_type_predict else crystals.atomic_numbers

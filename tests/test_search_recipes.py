@@ -8,7 +8,7 @@ from types import ModuleType
 import pytest
 
 from latentite.config import compose, load
-from latentite.stages import TrainLDMConfig, TrainVAEConfig
+from latentite.training.stage_settings import TrainLDMConfig, TrainVAEConfig
 
 BENCHMARKS = Path(__file__).resolve().parents[1] / "benchmarks"
 

@@ -14,11 +14,12 @@ import re
 import shlex
 import shutil
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import hydra
 from hydra.core.config_store import ConfigStore
@@ -31,6 +32,9 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import InterpolationKeyError, OmegaConfBaseException
 
 from latentite.base.plain import declared, default_values, from_plain, is_text
+
+if TYPE_CHECKING:
+    from latentite.training.fit import FitResult
 
 log = logging.getLogger(__name__)
 
@@ -50,42 +54,32 @@ HYDRAS_OWN = {".hydra", "train.log"}
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class StageEntry:
-    """A training stage as the command line knows it."""
+    """A training stage as the command line knows it; each part is imported only when it is needed."""
 
     config_name: str
-    load: Callable[[], tuple[type[Any], Callable[[Any], Any]]]
-    """Imports, only when needed, the stage's config class and the function that runs it."""
+    """Of its primary YAML file, and of the function in `stages.py` that runs it."""
+    settings_name: str
+    """Dotted name of the dataclass of its settings, inside the package."""
 
+    def settings(self) -> type[Any]:
+        """The dataclass of its settings. Imports torch, which takes seconds, but not Lightning, which takes more."""
+        module, _, name = self.settings_name.rpartition(".")
+        return getattr(import_module(f"latentite.{module}"), name)
 
-def _vae() -> tuple[type[Any], Callable[[Any], Any]]:
-    from latentite.stages import TrainVAEConfig, train_vae
+    def run(self, config: Any) -> FitResult:
+        """Train."""
+        from latentite import stages
 
-    return TrainVAEConfig, train_vae
-
-
-def _ldm() -> tuple[type[Any], Callable[[Any], Any]]:
-    from latentite.stages import TrainLDMConfig, train_ldm
-
-    return TrainLDMConfig, train_ldm
-
-
-def _rl() -> tuple[type[Any], Callable[[Any], Any]]:
-    from latentite.stages import TrainRLConfig, train_rl
-
-    return TrainRLConfig, train_rl
-
-
-def _predictor() -> tuple[type[Any], Callable[[Any], Any]]:
-    from latentite.stages import TrainPredictorConfig, train_predictor
-
-    return TrainPredictorConfig, train_predictor
+        return getattr(stages, self.config_name)(config)
 
 
 STAGES = {
-    "vae": StageEntry(config_name="train_vae", load=_vae),
-    "ldm": StageEntry(config_name="train_ldm", load=_ldm),
-    "rl": StageEntry(config_name="train_rl", load=_rl),
-    "predictor": StageEntry(config_name="train_predictor", load=_predictor),
+    "vae": StageEntry(config_name="train_vae", settings_name="training.stage_settings.TrainVAEConfig"),
+    "ldm": StageEntry(config_name="train_ldm", settings_name="training.stage_settings.TrainLDMConfig"),
+    "rl": StageEntry(config_name="train_rl", settings_name="rl.config.TrainRLConfig"),
+    "predictor": StageEntry(
+        config_name="train_predictor", settings_name="predictor.settings.TrainPredictorConfig"
+    ),
 }
 """Training stages by name."""
 
@@ -159,10 +153,9 @@ def run_stage(stage: str) -> None:
     _prepare(entry)
 
     def task(composed: DictConfig) -> None:
-        kind, run = entry.load()
         run_dir = HydraConfig.get().runtime.output_dir
         with _user_errors(), discarding_unbegun(Path(run_dir)):
-            run(load(kind, _to_plain(composed) | {"run_dir": run_dir}))
+            entry.run(load(entry.settings(), _to_plain(composed) | {"run_dir": run_dir}))
 
     main = hydra.main(version_base="1.3", config_path=str(config_dir()), config_name=entry.config_name)(task)
     with _user_errors():
@@ -186,8 +179,7 @@ def check_first(entry: StageEntry, arguments: Sequence[str]) -> None:
     values = compose(entry.config_name, overrides)
     if "run_dir" in values:
         raise ValueError(f"run_dir is not a setting; a run's folder is hydra.run.dir={values['run_dir']}")
-    kind, _ = entry.load()
-    load(kind, values)
+    load(entry.settings(), values)
 
 
 def with_quotes(entry: StageEntry, arguments: Sequence[str]) -> list[str]:
@@ -224,7 +216,7 @@ def _quoted(entry: StageEntry, argument: str, *, is_sweep: bool) -> str:
     if text is None and is_read and not _names_text(key):  # a number, a list: for the setting's type to judge
         return argument
     if text is None:
-        kind = str if key in HYDRA_FOLDERS else declared(entry.load()[0], key)
+        kind = str if key in HYDRA_FOLDERS else declared(entry.settings(), key)
         if kind is None or (is_read and not is_text(kind)):
             return argument
         if not is_text(kind) and (kind is not Any or value[0] in "[{('\""):
@@ -368,7 +360,7 @@ def _prepare(entry: StageEntry) -> None:
     from latentite.training.settings import EarlyStoppingConfig
 
     OmegaConf.register_new_resolver("hub", _hub, replace=True)
-    for name, kind in ((entry.config_name, entry.load()[0]), ("early_stopping", EarlyStoppingConfig)):
+    for name, kind in ((entry.config_name, entry.settings()), ("early_stopping", EarlyStoppingConfig)):
         ConfigStore.instance().store(name=f"{name}_defaults", node=default_values(kind))
 
 

@@ -16,8 +16,8 @@ from latentite.crystal import CrystalBatch
 from latentite.crystal_arrays import CrystalArrays
 from latentite.data.dataset import CrystalDataset
 from latentite.data.fidelities import FidelityConfig, FidelityPart, SplitBy, join_fidelities, material_key
-from latentite.training.data_config import DataConfig
 from latentite.training.data_loading import load_data
+from latentite.training.settings import DataConfig
 
 SHARES = {"train": 0.6, "val": 0.2, "test": 0.2}
 

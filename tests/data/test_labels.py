@@ -18,22 +18,16 @@ from pymatgen.io.cif import CifWriter
 from latentite.cli import main
 from latentite.data import build as build_module
 from latentite.data import source_rows
-from latentite.data.build import (
-    BuildOptions,
-    BuiltSplits,
-    build_split,
-    build_splits,
-    load_splits,
-    read_labelled,
-)
+from latentite.data.build import BuiltSplits, build_split, build_splits, load_splits, read_labelled
 from latentite.data.cells import read_cells
 from latentite.data.dataset import read_dataset, write_dataset
 from latentite.data.dataset_folder import build_dataset
 from latentite.data.fidelities import FidelityConfig
 from latentite.data.labels import require_numbers, share_categories
+from latentite.data.options import BuildOptions
 from latentite.data.readers.checks import Limits
-from latentite.training.data_config import DataConfig
 from latentite.training.data_loading import load_data
+from latentite.training.settings import DataConfig
 
 
 def rock_salt(row: int) -> str:

@@ -15,7 +15,7 @@ import latentite
 from latentite import cli
 from latentite.evaluation.condition_section import FORMULA, asked_values
 from latentite.evaluation.read import read_crystals
-from latentite.evaluation.run import Evaluation
+from latentite.evaluation.result import Evaluation
 
 ROCK_SALT = {"Na": ("Na", "Cl", 5.64), "Mg": ("Mg", "O", 4.21), "K": ("K", "F", 5.34)}
 

@@ -13,7 +13,7 @@ from pymatgen.core import Element, Lattice, Structure
 import latentite
 from latentite import cli
 from latentite.crystal import CrystalBatch
-from latentite.evaluation.run import Evaluation
+from latentite.evaluation.result import Evaluation
 
 
 def rock_salts(*pairs: tuple[str, str]) -> list[Structure]:

@@ -17,7 +17,7 @@ from latentite.crystal import CrystalBatch
 from latentite.crystal_arrays import CrystalArrays
 from latentite.evaluation import descriptors, feature_section
 from latentite.evaluation.feature_section import published_cutoffs, reference_sample
-from latentite.evaluation.run import Evaluation
+from latentite.evaluation.result import Evaluation
 from latentite.metrics.fingerprints import magpie, radial
 from latentite.nn.decoder import DecoderConfig
 from latentite.nn.encoders import EncoderConfig

@@ -15,7 +15,7 @@ import latentite
 from latentite.commands.evaluate import rates_table
 from latentite.evaluation import prediction_section
 from latentite.evaluation.prediction_section import samples_by_formula
-from latentite.evaluation.run import Evaluation
+from latentite.evaluation.result import Evaluation
 
 FCC = np.array([[0.0, 0.5, 0.5], [0.5, 0.0, 0.5], [0.5, 0.5, 0.0]])
 

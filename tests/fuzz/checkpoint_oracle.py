@@ -59,8 +59,9 @@ def _difference(found: CheckpointRecord, right: CheckpointRecord) -> str | None:
 
 def _without_origin(record: CheckpointRecord) -> dict[str, object]:
     """A file of other bytes, such as another date in its table of contents, has another hash."""
-    source = {name: value for name, value in record.data.get("source", {}).items() if name != "sha256"}
-    return {**record.data, "source": source}
+    data = record.data.to_plain()
+    source = {name: value for name, value in data.get("source", {}).items() if name != "sha256"}
+    return {**data, "source": source}
 
 
 def _command(use: str, source: Path, out: Path) -> list[str]:

@@ -25,7 +25,7 @@ from unittest import mock
 import torch
 from pymatgen.core import Structure
 
-from latentite import evaluate, generate
+from latentite import evaluate, generate, stages
 from latentite.config import STAGES, compose, load
 from latentite.training.datamodule import CrystalDataModule
 
@@ -171,17 +171,16 @@ def curve(stage: str, folder: Path) -> dict[str, list[float]]:
     of its crystals.
     """
     entry = STAGES[stage]
-    kind, run = entry.load()
     recorded = folder / "rewards.jsonl"
     with in_double(folder / "cache"):
         settings = compose(entry.config_name, [*SHARED, *OVERRIDES[stage]]) | {"run_dir": str(folder / "run")}
         if stage == "rl":
             reward = {"_target_": f"{HERE / 'recorded_reward.py'}:RecordedReward", "path": str(recorded)}
             settings["rl_module"]["reward_fn"]["components"]["recorded"] = reward
-        config = load(kind, settings)
+        config = load(entry.settings(), settings)
         data = CrystalDataModule(config.data)
         data.splits.update(_double(data.splits))
-        run(config, datamodule=data)
+        getattr(stages, entry.config_name)(config, datamodule=data)
     found: dict[str, list[float]] = {}
     with (folder / "run" / "metrics.csv").open(encoding="utf-8") as file:
         for row in csv.DictReader(file):

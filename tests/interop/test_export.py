@@ -20,8 +20,7 @@ from latentite.cli import main
 from latentite.crystal import CrystalBatch
 from latentite.interop.chemeleon2 import import_checkpoint
 from latentite.interop.export import export_chemeleon2
-from latentite.interop.pickled import read_pickled
-from latentite.interop.records import Record
+from latentite.interop.pickled import Record, read_pickled
 from latentite.nn.decoder import CoordinateHead
 from latentite.nn.denoiser import TokenIndex
 from latentite.nn.ldm import LatentDiffusion

@@ -23,10 +23,9 @@ from chemeleon2_files import (
 from latentite import hub
 from latentite.base.files import sha256_file
 from latentite.checkpoint import CheckpointError, read_checkpoint
-from latentite.evaluation.reconstruct import load_vae
 from latentite.interop.chemeleon2 import import_checkpoint, is_chemeleon2
 from latentite.interop.modules import save_named
-from latentite.ldm_checkpoint import load_ldm
+from latentite.models import load_ldm, load_vae
 from latentite.nn.denoiser import OutputLayout
 
 
@@ -65,7 +64,7 @@ def test_a_diffusion_model_is_told_with_its_vae_and_statistics(
     assert all(network.state_dict()[name].equal(state[name]) for name in state)
     if network.condition_module is not None:
         assert network.condition_module.statistics == {"band_gap": pytest.approx(BAND_GAP)}
-    assert record.data["source"]["file"] == path.name
+    assert record.data.others["source"]["file"] == path.name
 
 
 def test_the_heads_of_a_carried_vae_come_from_its_own_file_or_not_at_all(tmp_path: Path) -> None:
@@ -199,7 +198,7 @@ def test_a_file_is_converted_once_and_what_is_kept_has_both_hashes(tmp_path: Pat
     content = converted.read_bytes()
     converted.write_bytes(content[:-1])  # damaged: its size betrays it
     assert hub.resolve(path).read_bytes() == content  # the same bytes again
-    vae, record = load_vae(hub.resolve(path))
+    vae, _, record = load_vae(path)
     assert record.weights == "raw"
     assert vae.config == vae_config()
     assert read_checkpoint(converted).stage == "vae"

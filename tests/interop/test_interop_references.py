@@ -17,17 +17,16 @@ from torch import Tensor
 
 from latentite import hub
 from latentite.base.plain import from_plain
-from latentite.checkpoint import load_network_state, read_checkpoint
+from latentite.checkpoint import network_of, read_checkpoint
 from latentite.crystal import CrystalBatch
 from latentite.diffusion.guidance import guided, unconditional
 from latentite.diffusion.loss import ddpm_loss
 from latentite.diffusion.samplers import SamplerKind, sample
 from latentite.diffusion.schedule import Schedule, to_x0
 from latentite.diffusion.steps import learned_log_variance, posterior_mean
-from latentite.evaluation.reconstruct import load_vae
 from latentite.generators.latent.chain import SamplingConfig, sampler_settings, sampling_schedule
 from latentite.latent import LatentBatch
-from latentite.ldm_checkpoint import load_ldm
+from latentite.models import load_ldm, load_vae
 from latentite.nn.predictor import PropertyPredictor
 from latentite.nn.predictor_config import PredictorConfig
 from latentite.nn.vae import CrystalVAE
@@ -72,7 +71,7 @@ def reference_of(references: Path, name: str, prefix: str) -> dict[str, Tensor]:
 
 
 def test_the_vae_encodes_and_decodes_the_same(references: Path, batch: CrystalBatch, check: Check) -> None:
-    vae, _ = load_vae(hub.resolve(references / "tiny_vae.ckpt"))
+    vae = load_vae(references / "tiny_vae.ckpt").network
     assert isinstance(vae, CrystalVAE)
     expected = reference_of(references, "vae", "vae")
     features = vae.features(batch)
@@ -243,8 +242,8 @@ def test_the_levels_that_are_walked(
 
 def test_the_predictor_predicts_the_same(references: Path, batch: CrystalBatch, check: Check) -> None:
     record = read_checkpoint(hub.resolve(references / "tiny_predictor_band_gap.ckpt"), stage="predictor")
-    network = PropertyPredictor(from_plain(PredictorConfig, record.config)).eval()
-    load_network_state(record, network)
+    settings = from_plain(PredictorConfig, record.config)
+    network = network_of(record.state, lambda: PropertyPredictor(settings), record.path).eval()
     expected = reference_of(references, "pred", "pred")
     check("predictor: normalised", network(batch), expected["forward_normalised"])
     check("predictor: band gap, eV", network.predict(batch)["band_gap"], expected["predict_band_gap"])

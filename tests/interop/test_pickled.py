@@ -19,8 +19,15 @@ from chemeleon2_files import VAE_NAME, write_vae
 from latentite import hub
 from latentite.checkpoint import CheckpointError
 from latentite.interop.chemeleon2 import import_checkpoint, is_chemeleon2
-from latentite.interop.pickled import DamagedPickleError, UnsafePickleError, names_in, read_pickled
-from latentite.interop.records import Record, StoredTensor, plain_value
+from latentite.interop.pickled import (
+    DamagedPickleError,
+    Record,
+    StoredTensor,
+    UnsafePickleError,
+    names_in,
+    plain_value,
+    read_pickled,
+)
 
 
 class Calls:

@@ -14,12 +14,11 @@ from latentite.checkpoint import CheckpointError
 from latentite.crystal import CrystalBatch
 from latentite.interop.chemeleon2 import import_checkpoint
 from latentite.interop.export import export_chemeleon2
-from latentite.interop.pickled import read_pickled
-from latentite.interop.records import Record
+from latentite.interop.pickled import Record, read_pickled
+from latentite.models import load_predictor
 from latentite.nn.condition_values import Transform
 from latentite.nn.predictor import PropertyPredictor
 from latentite.nn.predictor_config import Pooling, PredictorConfig
-from latentite.predictor_checkpoint import load_predictor
 
 
 def test_a_reference_imported_and_exported_is_the_reference(
@@ -54,7 +53,7 @@ def test_torch_loads_what_is_written(tmp_path: Path, crystals: CrystalBatch) -> 
     assert said["reduce"] == "sum"
     assert said["optimizer"].keywords["lr"] == 1e-3
     assert not said["vae"].training
-    again, _ = load_predictor(tmp_path / "theirs.ckpt")
+    again = load_predictor(tmp_path / "theirs.ckpt").network
     torch.testing.assert_close(again.predict(crystals), network.predict(crystals))
 
 

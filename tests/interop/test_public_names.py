@@ -15,9 +15,8 @@ from chemeleon2_files import LATENT, small_ldm, small_vae, write_ldm, write_vae
 from latentite import hub
 from latentite.cli import main
 from latentite.config import compose
-from latentite.evaluation.reconstruct import load_vae
 from latentite.generators.sizes import training_sizes
-from latentite.ldm_checkpoint import load_ldm
+from latentite.models import load_ldm, load_vae
 
 
 @pytest.fixture

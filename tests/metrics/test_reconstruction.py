@@ -11,7 +11,8 @@ from pymatgen.core.structure_matcher import StructureMatcher
 
 from latentite import lattice as lat
 from latentite.crystal import CrystalBatch
-from latentite.metrics.reconstruction import LOOSE, STRICT, atom_errors, reconstruction_table, summarise
+from latentite.match.settings import LOOSE, STRICT
+from latentite.metrics.reconstruction import atom_errors, reconstruction_table, summarise
 
 
 def test_a_copy_is_perfect(crystals: CrystalBatch) -> None:

@@ -13,8 +13,6 @@ from latentite.nn.denoiser import Denoiser, DenoiserConfig, DenoiserSize
 from latentite.nn.lora import (
     LoraConfig,
     add_lora,
-    load_lora_state_dict,
-    lora_state_dict,
     merged,
     trainable_summary,
 )
@@ -22,6 +20,11 @@ from latentite.nn.lora import (
 CONFIG = LoraConfig(rank=4, alpha=8.0)
 NUM_LAYERS = 2 * 5 + 1
 """Five in each of two blocks, and the last layer's modulation."""
+
+
+def adapters_of(network: nn.Module) -> dict[str, Tensor]:
+    """The tensors of the adapters alone."""
+    return {name: value for name, value in network.state_dict().items() if ".lora." in name}
 
 
 def randomised(network: nn.Module, std: float, seed: int = 1) -> nn.Module:
@@ -75,7 +78,7 @@ def test_only_adapters_are_trained_and_every_one_of_them() -> None:
     base = {name: value.clone() for name, value in denoiser.state_dict().items()}
     add_lora(denoiser, CONFIG)
     train_a_little(denoiser)
-    state, adapters = denoiser.state_dict(), lora_state_dict(denoiser)
+    state, adapters = denoiser.state_dict(), adapters_of(denoiser)
     assert set(state) == set(base) | set(adapters)
     assert all(state[name].equal(value) for name, value in base.items())
     assert len(adapters) == 2 * NUM_LAYERS
@@ -115,7 +118,7 @@ def test_adapters_travel_alone_and_stack_after_merging() -> None:
     add_lora(denoiser, CONFIG)
     train_a_little(denoiser)
     add_lora(other, CONFIG)
-    load_lora_state_dict(other, lora_state_dict(denoiser))
+    other.load_state_dict(adapters_of(denoiser), strict=False)
     assert output(other).equal(output(denoiser))
     with pytest.raises(ValueError, match="no adapters yet"):
         add_lora(denoiser, CONFIG)
@@ -123,8 +126,6 @@ def test_adapters_travel_alone_and_stack_after_merging() -> None:
     add_lora(second, CONFIG)
     train_a_little(second)
     torch.testing.assert_close(output(merged(second)), output(second), atol=1e-6, rtol=1e-6)
-    with pytest.raises(ValueError, match="adapters must be those"):
-        load_lora_state_dict(small_denoiser(), lora_state_dict(denoiser))
 
 
 def test_dropout_acts_in_training_only() -> None:
@@ -170,4 +171,4 @@ def test_names_that_fit_nothing_are_refused_before_anything_changes() -> None:
     with pytest.raises(ValueError, match="trainable must be the beginning of parameter names, got vae"):
         add_lora(denoiser, replace(CONFIG, trainable=["vae"]))
     assert trainable_summary(denoiser).num_frozen == 0
-    assert lora_state_dict(denoiser) == {}
+    assert adapters_of(denoiser) == {}

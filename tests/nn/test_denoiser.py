@@ -22,8 +22,7 @@ from latentite.nn.denoiser import (
     rotate_by_index,
     time_embedding,
 )
-from latentite.nn.token_layout import TokenLayout
-from latentite.nn.transformer import Gelu, index_embedding
+from latentite.nn.transformer import Gelu, TokenLayout, index_embedding
 
 CUSTOM = DenoiserConfig(
     size=DenoiserSize.CUSTOM, depth=2, hidden_size=32, num_heads=4, mlp_ratio=2.0, latent_dim=5

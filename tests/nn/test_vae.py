@@ -11,8 +11,7 @@ from torch import nn
 from latentite import lattice as lat
 from latentite.crystal import CrystalBatch
 from latentite.nn.decoder import CoordinateHead, DecoderConfig
-from latentite.nn.encoders import EncoderConfig, EncoderKind, all_pairs
-from latentite.nn.features import EncoderFeatures
+from latentite.nn.encoders import EncoderConfig, EncoderFeatures, EncoderKind, all_pairs
 from latentite.nn.transformer import Gelu, PackedLayout, Transformer, TransformerSize
 from latentite.nn.vae import CrystalVAE, Posterior, VAEConfig
 

@@ -17,7 +17,6 @@ from latentite.objectives.predictor import (
     PredictorLossConfig,
     labels_of,
     pinball,
-    predictor_loss,
     predictor_terms,
 )
 
@@ -89,7 +88,9 @@ def test_a_masked_label_changes_no_bit_of_loss_or_gradient(crystals, head, fille
 def test_a_target_without_any_label_gives_no_gradient_and_no_nan(crystals):
     network = network_of()
     empty = {name: torch.full((len(crystals),), torch.nan) for name in "abc"}
-    terms = predictor_loss(network, crystals.with_properties(empty), PredictorLossConfig())
+    inputs = network.prepare(crystals)
+    labels = labels_of(network.config, empty)
+    terms = predictor_terms(network, inputs, network.outputs(inputs), labels, PredictorLossConfig())
     terms.total().backward()
     assert terms.total().item() == 0.0
     assert all(p.grad is None or not p.grad.any() for p in network.parameters())

@@ -12,8 +12,7 @@ from latentite.rewards.compositions import CompositionValidity, TargetChemicalSy
 from latentite.rewards.contract import check_reward
 from latentite.rewards.creativity import CreativityReward
 from latentite.rewards.diversity import DiversityReward, mmd_contributions
-from latentite.rewards.goal import Goal
-from latentite.rewards.properties import PropertyReward, SupplyRiskReward, SymmetryReward
+from latentite.rewards.properties import Goal, PropertyReward, SupplyRiskReward, SymmetryReward
 from latentite.rewards.protocol import NeedsReference, Reward
 
 ALL = [

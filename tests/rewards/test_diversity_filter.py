@@ -7,8 +7,7 @@ import torch
 from pymatgen.core import Lattice, Structure
 
 from latentite.crystal import CrystalBatch
-from latentite.rewards.diversity_filter import DiversityFilter, DiversityFilterConfig
-from latentite.rewards.kinds import Kind, kinds
+from latentite.rewards.repeats import DiversityFilter, DiversityFilterConfig, Kind, kinds
 
 
 def test_kinds_by_hand(crystals: CrystalBatch) -> None:

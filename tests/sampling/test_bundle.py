@@ -23,7 +23,7 @@ from latentite.checkpoint import CheckpointError, Precision, Stage, build_payloa
 from latentite.cli import main
 from latentite.hub import DEFAULT_LDM, HubError, names
 from latentite.hub.bundle import bundle
-from latentite.ldm_checkpoint import load_ldm
+from latentite.models import load_ldm
 from latentite.nn.ldm import LatentDiffusion
 from latentite.nn.lora import LoraConfig
 from latentite.objectives.ldm import LDMStageConfig

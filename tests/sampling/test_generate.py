@@ -27,10 +27,10 @@ from latentite.base.plain import names, numbers
 from latentite.commands.sample import OF_GENERATORS
 from latentite.data.readers.checks import Limits
 from latentite.data.readers.rows import Row, read
-from latentite.generate import GenerateConfig, GenerateResult, generate
+from latentite.generate import GenerateResult, generate
 from latentite.generators.latent.options import LatentOptions, parse_guidance
 from latentite.generators.table import GENERATORS
-from latentite.sampling.options import parse_shard, read_formulas
+from latentite.sampling.options import GenerateConfig, parse_shard, read_formulas
 
 ROOT = Path(__file__).resolve().parents[2]
 

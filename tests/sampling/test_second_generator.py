@@ -26,12 +26,13 @@ from latentite.checkpoint import (
 )
 from latentite.crystal import CrystalBatch
 from latentite.evaluation.run import evaluate
-from latentite.generate import GenerateConfig, generate, sample_with
+from latentite.generate import generate, sample_with
 from latentite.generators.jobs import Ask, Jobs
 from latentite.generators.protocol import Advance, Askable, Drawn, GeneratorCard
 from latentite.generators.table import GENERATORS, GeneratorKind
-from latentite.ldm_checkpoint import load_ldm
+from latentite.models import load_ldm
 from latentite.sampling.merge import merge
+from latentite.sampling.options import GenerateConfig
 
 NAME = "from_a_table"
 SPECIES = ((11, 17), (3, 9), (12, 8, 8))

@@ -9,7 +9,8 @@ import pytest
 import torch
 from tiny_run import tiny_config, tiny_datamodule
 
-from latentite.stages import TrainVAEConfig, train_vae
+from latentite.stages import train_vae
+from latentite.training.stage_settings import TrainVAEConfig
 
 
 @pytest.fixture

@@ -14,8 +14,8 @@ from tiny_run import tiny_split
 from latentite.data.dataset import attach_features, write_dataset
 from latentite.data.fidelities import FidelityConfig
 from latentite.data.properties import derive
-from latentite.training.data_config import BatchBy
-from latentite.training.datamodule import CrystalDataModule, DataConfig, load
+from latentite.training.datamodule import CrystalDataModule, load
+from latentite.training.settings import BatchBy, DataConfig
 
 
 @pytest.fixture
@@ -183,11 +183,11 @@ def test_without_weights_every_row_comes_once(three_fidelities):
     assert torch.cat(loader.batches(0)).sort().values.tolist() == list(range(480))
 
 
-def test_the_statistics_of_a_run_name_its_fidelities(three_fidelities):
-    statistics = CrystalDataModule(fidelity_config(three_fidelities)).statistics()
-    assert list(statistics["fidelities"]) == ["PBE", "HSE", "experiment"]
-    assert statistics["reference_fidelity"] == "PBE"
-    assert statistics["fidelities"]["HSE"]["rows"] == {"train": 60, "val": 0, "test": 0}
+def test_the_data_card_of_a_run_names_its_fidelities(three_fidelities):
+    card = CrystalDataModule(fidelity_config(three_fidelities)).data_card()
+    assert list(card.fidelities) == ["PBE", "HSE", "experiment"]
+    assert card.reference_fidelity == "PBE"
+    assert card.fidelities["HSE"].rows == {"train": 60, "val": 0, "test": 0}
 
 
 @pytest.mark.parametrize(

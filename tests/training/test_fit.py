@@ -20,9 +20,9 @@ from latentite.checkpoint import read_checkpoint
 from latentite.nn.vae import CrystalVAE, VAEConfig
 from latentite.stages import train_vae
 from latentite.training.callbacks import TrainingDiverged
-from latentite.training.datamodule import CrystalDataModule, DataConfig
+from latentite.training.datamodule import CrystalDataModule
 from latentite.training.fit import RunStatus
-from latentite.training.settings import EarlyStoppingConfig, MonitorMode
+from latentite.training.settings import DataConfig, EarlyStoppingConfig, MonitorMode
 from latentite.training.vae import VAETrainingModule
 
 

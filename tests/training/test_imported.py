@@ -16,16 +16,17 @@ from latentite.diffusion.samplers import SamplerKind
 from latentite.generators.latent.chain import SamplingConfig
 from latentite.interop.chemeleon2 import import_checkpoint
 from latentite.interop.export import export_chemeleon2
-from latentite.ldm_checkpoint import load_ldm
+from latentite.models import load_ldm
 from latentite.nn.conditions import AbsentPlace
 from latentite.nn.denoiser import OutputLayout
 from latentite.nn.lora import LoraConfig
 from latentite.objectives.ldm import Compatibility
 from latentite.rl.rollouts import Policy, Prompts, build_chain, collect
 from latentite.rl.update import passes
-from latentite.stages import TrainLDMConfig, train_ldm, train_rl
+from latentite.stages import train_ldm, train_rl
 from latentite.training.conditions import ConditionModuleOptions
 from latentite.training.datamodule import CrystalDataModule
+from latentite.training.stage_settings import TrainLDMConfig
 
 
 @pytest.fixture(autouse=True)

@@ -10,11 +10,12 @@ import torch
 from tiny_run import assert_same, read, tiny_datamodule, tiny_ldm_config, tiny_split
 
 from latentite.data.sampler import AugmentationConfig, seeded_generator
-from latentite.evaluation.reconstruct import load_vae
+from latentite.models import load_vae
 from latentite.nn.vae import CrystalVAE
-from latentite.stages import TrainLDMConfig, train_ldm
+from latentite.stages import train_ldm
 from latentite.training.latent_cache import CachedLatents, encode_split
 from latentite.training.ldm import LDMTrainingModule
+from latentite.training.stage_settings import TrainLDMConfig
 
 OFF = AugmentationConfig(translate=False, rotate=False)
 

@@ -12,11 +12,11 @@ from tiny_run import assert_same, read, tiny_datamodule, tiny_ldm_config
 from latentite.checkpoint import Stage, read_checkpoint
 from latentite.generators.jobs import Jobs
 from latentite.generators.latent.chain import SamplingConfig, sample_jobs
-from latentite.ldm_checkpoint import load_ldm
+from latentite.models import load_ldm
 from latentite.nn.denoiser import DenoiserConfig
 from latentite.objectives.ldm import DiffusionKind, LDMStageConfig
 from latentite.stages import train_ldm
-from latentite.training.ldm_config import LDMModuleConfig
+from latentite.training.stage_settings import LDMModuleConfig
 
 
 @pytest.mark.parametrize("kind", DiffusionKind)

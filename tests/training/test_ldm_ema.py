@@ -15,7 +15,7 @@ from torch import Tensor
 from latentite.checkpoint import Weights
 from latentite.generators.jobs import Jobs
 from latentite.generators.latent.chain import SamplingConfig, sample_jobs
-from latentite.ldm_checkpoint import load_ldm
+from latentite.models import load_ldm
 from latentite.stages import train_ldm
 from latentite.training.fit import FitResult
 from latentite.training.ldm import LDMTrainingModule, Shown

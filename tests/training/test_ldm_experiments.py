@@ -19,10 +19,11 @@ from latentite.config import compose, config_dir, load
 from latentite.data.dataset import write_dataset
 from latentite.generators.jobs import Ask, Jobs
 from latentite.generators.latent.chain import SamplingConfig, sample_jobs
-from latentite.ldm_checkpoint import load_ldm
+from latentite.models import load_ldm
 from latentite.nn.condition_values import ConditionKind
 from latentite.nn.ldm import LatentDiffusion
-from latentite.stages import TrainLDMConfig, train_ldm
+from latentite.stages import train_ldm
+from latentite.training.stage_settings import TrainLDMConfig
 
 CONDITIONAL = {
     "alex_mp_20_bandgap/ldm_bandgap": ("dft_band_gap", ConditionKind.SCALAR, "eV", 0.0, 6.0),

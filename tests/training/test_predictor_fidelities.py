@@ -14,8 +14,9 @@ from latentite.config import compose, load
 from latentite.crystal import CrystalBatch
 from latentite.crystal_arrays import CrystalArrays
 from latentite.data.dataset import CrystalDataset, write_dataset
-from latentite.predictor_checkpoint import load_predictor
-from latentite.stages import TrainPredictorConfig, train_predictor
+from latentite.models import load_predictor
+from latentite.predictor.settings import TrainPredictorConfig
+from latentite.stages import train_predictor
 from latentite.training.fit import FitResult
 
 ELEMENTS = np.array([8, 12, 26])
@@ -84,9 +85,9 @@ def test_every_fidelity_has_its_metrics_and_its_baseline(folders: Path, vae_chec
     for split in ("val", "test"):
         for fidelity in ("PBE", "HSE"):
             assert result.metrics[f"{split}/{fidelity}/energy_mae"] < 0.2
-    network, record = load_predictor(result.last_path)
+    network, _, record = load_predictor(result.last_path)
     assert network.config.fidelities == ["PBE", "HSE"]
-    assert record.data["reference_fidelity"] == "PBE"
+    assert record.data.reference_fidelity == "PBE"
     table = network.baselines.values
     for z in ELEMENTS:
         assert float(table[1, 0, z] - table[0, 0, z]) == pytest.approx(SHIFT[int(z)], abs=0.05)

@@ -14,14 +14,20 @@ from tiny_run import assert_same, read, tiny_config, tiny_split
 
 from latentite.data.dataset import CrystalDataset
 from latentite.data.properties import derive
+from latentite.models import load_predictor
 from latentite.nn.baselines import Extent
 from latentite.nn.predictor_config import FidelityMode, HeadKind, Pooling
-from latentite.predictor.settings import EncoderTraining, PredictorModuleConfig, TargetOptions
-from latentite.predictor_checkpoint import load_predictor
-from latentite.stages import TrainPredictorConfig, train_predictor
-from latentite.training.datamodule import CrystalDataModule, DataConfig
+from latentite.predictor.settings import (
+    EncoderTraining,
+    PredictorModuleConfig,
+    TargetOptions,
+    TrainPredictorConfig,
+)
+from latentite.stages import train_predictor
+from latentite.training.datamodule import CrystalDataModule
 from latentite.training.ema import EMAConfig
 from latentite.training.optim import SchedulerConfig
+from latentite.training.settings import DataConfig
 
 STATES = ("state_dict", "optimizer_states", "lr_schedulers", "global_step", "epoch")
 
@@ -176,8 +182,8 @@ def test_an_added_fidelity_begins_at_the_references_prediction(tmp_path, vae_che
     config.predictor_module.optimizer.lr = 1e-30  # the first weights
     config.trainer.max_epochs = 1
     result = train_predictor(config, datamodule=data)
-    old, _ = load_predictor(base.last_path)
-    new, _ = load_predictor(result.last_path)
+    old = load_predictor(base.last_path).network
+    new = load_predictor(result.last_path).network
     assert new.config.fidelities == ["PBE", "HSE"]
     expected = old.predict(crystals)["density"]
     for code in (0.0, 1.0):

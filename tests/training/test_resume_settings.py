@@ -22,10 +22,10 @@ from tiny_run import assert_same, read, tiny_datamodule, tiny_ldm_config, tiny_s
 
 from latentite.base.plain import to_plain
 from latentite.stages import train_ldm, train_rl, train_vae
-from latentite.training.datamodule import CrystalDataModule, DataConfig
+from latentite.training.datamodule import CrystalDataModule
 from latentite.training.fit import FitResult, RunStatus
 from latentite.training.optim import OptimizerName, SchedulerConfig, lr_factor
-from latentite.training.settings import EarlyStoppingConfig, MonitorMode, Precision
+from latentite.training.settings import DataConfig, EarlyStoppingConfig, MonitorMode, Precision
 from latentite.training.vae import VAETrainingModule
 
 CONSTANT = {"vae_module__scheduler": SchedulerConfig()}

@@ -11,7 +11,7 @@ import torch
 from tiny_rl import VOLUME, make_usable, tiny_rl_config
 from tiny_run import assert_same, read, tiny_datamodule, tiny_ldm_config
 
-from latentite.ldm_checkpoint import load_ldm
+from latentite.models import load_ldm
 from latentite.nn.lora import LoraConfig
 from latentite.objectives.ldm import DiffusionKind
 from latentite.rl.policy_config import Algorithm, Baseline

@@ -15,8 +15,7 @@ from tiny_run import assert_same, read, tiny_datamodule, tiny_ldm_config
 
 from latentite.crystal import CrystalBatch
 from latentite.rewards.combine import RewardConfig
-from latentite.rewards.diversity_filter import DiversityFilterConfig
-from latentite.rewards.kinds import Kind
+from latentite.rewards.repeats import DiversityFilterConfig, Kind
 from latentite.rl.advantages import RunningRewards
 from latentite.rl.module import MEMORY_KEY, RLTrainingModule
 from latentite.rl.policy_config import Algorithm, Keep, PolicyConfig

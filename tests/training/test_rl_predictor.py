@@ -14,14 +14,15 @@ from tiny_run import tiny_config, tiny_datamodule, tiny_ldm_config, tiny_split
 from latentite.data.canonical import canonicalize_many
 from latentite.data.dataset import CrystalDataset
 from latentite.data.properties import derive
+from latentite.models import load_predictor
 from latentite.predictor.predict import predict_dataset
-from latentite.predictor.settings import PredictorModuleConfig
-from latentite.predictor_checkpoint import load_predictor
+from latentite.predictor.settings import PredictorModuleConfig, TrainPredictorConfig
 from latentite.rewards.combine import RewardConfig, Rewards
 from latentite.rewards.contract import check_reward
 from latentite.rewards.predictor import PredictorReward
-from latentite.stages import TrainPredictorConfig, train_ldm, train_predictor, train_rl
-from latentite.training.datamodule import CrystalDataModule, DataConfig
+from latentite.stages import train_ldm, train_predictor, train_rl
+from latentite.training.datamodule import CrystalDataModule
+from latentite.training.settings import DataConfig
 
 
 def labelled(count: int, seed: int) -> CrystalDataset:
@@ -53,7 +54,7 @@ def predictor(vae_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) ->
 def test_what_is_predicted_is_what_is_paid(predictor: Path) -> None:
     """Against `latentite predict`, which wants canonical crystals and is given them here."""
     crystals = tiny_split(9, seed=7).crystals
-    network, _ = load_predictor(predictor)
+    network = load_predictor(predictor).network
     canonical = type(crystals).from_arrays(canonicalize_many(crystals.to_arrays()))
     dataset = CrystalDataset(crystals=canonical, ids=tuple("abcdefghi"), content_hash="x")
     table = predict_dataset(network, dataset)

@@ -16,7 +16,7 @@ from tiny_run import read, tiny_datamodule, tiny_ldm_config, tiny_split
 
 from latentite.config import config_dir
 from latentite.data.dataset import write_dataset
-from latentite.ldm_checkpoint import load_ldm
+from latentite.models import load_ldm
 from latentite.stages import train_ldm
 
 ROOT = config_dir().parent

@@ -10,7 +10,7 @@ from tiny_run import tiny_datamodule, tiny_ldm_config
 
 from latentite.crystal import CrystalBatch
 from latentite.generators.latent.chain import SamplingConfig
-from latentite.ldm_checkpoint import load_ldm
+from latentite.models import load_ldm
 from latentite.nn.ldm import LatentDiffusion
 from latentite.objectives.ldm import DiffusionConfig, DiffusionKind
 from latentite.rl.gaussian import log_ratio

@@ -16,9 +16,9 @@ from latentite.config import compose, load
 from latentite.crystal import CrystalBatch
 from latentite.crystal_arrays import CrystalArrays
 from latentite.data.dataset import CrystalDataset
-from latentite.ldm_checkpoint import load_ldm
+from latentite.models import load_ldm
 from latentite.nn.condition_values import ConditionKind, Transform
-from latentite.stages import TrainLDMConfig, train_ldm
+from latentite.stages import train_ldm
 from latentite.training.conditions import (
     ConditionModuleOptions,
     ConditionOptions,
@@ -27,6 +27,7 @@ from latentite.training.conditions import (
 )
 from latentite.training.datamodule import CrystalDataModule
 from latentite.training.ldm import LDMTrainingModule
+from latentite.training.stage_settings import TrainLDMConfig
 
 CATEGORIES = {"prototype": ("fluorite", "rocksalt"), "space_group": ("1", "225")}
 KINDS = {

@@ -11,9 +11,8 @@ from tiny_run import read, tiny_config
 
 from latentite.generators.latent.chain import SamplingConfig
 from latentite.rewards.combine import RewardConfig
-from latentite.rl.config import RLModuleConfig
+from latentite.rl.config import RLModuleConfig, TrainRLConfig
 from latentite.rl.policy_config import PolicyConfig
-from latentite.stages import TrainRLConfig
 from latentite.training.optim import OptimizerConfig
 from latentite.training.settings import MonitorMode
 

@@ -15,20 +15,19 @@ from latentite.nn.decoder import DecoderConfig
 from latentite.nn.denoiser import DenoiserConfig, DenoiserSize, TokenIndex
 from latentite.nn.encoders import EncoderConfig
 from latentite.objectives.ldm import DiffusionConfig, DiffusionKind
-from latentite.stages import TrainLDMConfig, TrainVAEConfig
-from latentite.training.datamodule import CrystalDataModule, DataConfig
+from latentite.training.datamodule import CrystalDataModule
 from latentite.training.ema import EMAConfig
-from latentite.training.ldm_config import LDMModuleConfig
 from latentite.training.optim import OptimizerConfig, SchedulerConfig
 from latentite.training.settings import (
     CallbacksConfig,
     CheckpointConfig,
+    DataConfig,
     LoggerConfig,
     TrainerConfig,
     WandbConfig,
     WandbMode,
 )
-from latentite.training.vae import VAEModuleConfig
+from latentite.training.stage_settings import LDMModuleConfig, TrainLDMConfig, TrainVAEConfig, VAEModuleConfig
 
 Config = TypeVar("Config", TrainVAEConfig, TrainLDMConfig)
 

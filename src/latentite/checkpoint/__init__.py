@@ -15,8 +15,9 @@ A `.ckpt` has Lightning's own keys, the raw weights in `state_dict` under the pr
 What others use is named here; the files of this folder say the rest.
 """
 
+from latentite.checkpoint.data_card import DataCard, FidelityCard, SplitCard
 from latentite.checkpoint.lightning_file import read_training_state
-from latentite.checkpoint.network import load_network_state, merge_adapters, network_of, require_fit
+from latentite.checkpoint.network import merge_adapters, network_of, require_fit
 from latentite.checkpoint.portable import Precision, read_portable, write_portable
 from latentite.checkpoint.read import export_portable, read_checkpoint
 from latentite.checkpoint.record import (
@@ -29,7 +30,6 @@ from latentite.checkpoint.record import (
     Stage,
     Weights,
     build_payload,
-    config_from_plain,
     plain,
 )
 
@@ -40,13 +40,14 @@ __all__ = [
     "PAYLOAD_KEY",
     "CheckpointError",
     "CheckpointRecord",
+    "DataCard",
+    "FidelityCard",
     "Precision",
+    "SplitCard",
     "Stage",
     "Weights",
     "build_payload",
-    "config_from_plain",
     "export_portable",
-    "load_network_state",
     "merge_adapters",
     "network_of",
     "plain",

@@ -1,17 +1,18 @@
-"""A `.ckpt` as a record, read without executing anything in it."""
+"""A `.ckpt` as a record, read without executing anything in it, when it is a whole zip file as torch writes it."""
 
 from __future__ import annotations
 
 import pickle
 import re
-from pathlib import Path
+import zipfile
+import zlib
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from latentite.base.files import sha256_file
-from latentite.checkpoint.archive import check_archive
 from latentite.checkpoint.record import (
     NETWORK_PREFIX,
     PAYLOAD_KEY,
@@ -21,6 +22,57 @@ from latentite.checkpoint.record import (
     check_payload,
     weights_of,
 )
+
+
+def check_archive(path: Path) -> None:
+    """Refuses, with one sentence, what is no whole file by `torch.save`; reads it once, at some GB/s.
+
+    Raises:
+        CheckpointError: for another kind of file, a truncated or damaged one, or a zip that torch would not write.
+    """
+    with path.open("rb") as file:
+        magic = file.read(4)
+    if magic[:1] == b"\x80":  # the first opcode of every binary pickle
+        raise CheckpointError(
+            f"{path} is a bare Python pickle, which can run code when it is read, so it was not opened; "
+            "our checkpoints are zip files of tensors and plain values"
+        )
+    if magic != b"PK\x03\x04":
+        raise CheckpointError(f"{path} is not a checkpoint (neither a torch zip file nor a portable pair)")
+    if not zipfile.is_zipfile(path):  # the table of contents stands at the end
+        raise CheckpointError(f"{path} is truncated: its end is missing; copy or download it again")
+    try:
+        with zipfile.ZipFile(path) as archive:
+            _check_entries(path, archive.infolist())
+            damaged = archive.testzip()
+    except (zipfile.BadZipFile, zlib.error, OSError, EOFError, RuntimeError, ValueError) as error:
+        if isinstance(error, CheckpointError):
+            raise
+        # what zipfile raises for a table of contents that is wrong, or for entries that are encrypted
+        raise CheckpointError(f"{path} is damaged and cannot be read; copy or download it again") from error
+    if damaged is not None:
+        raise CheckpointError(
+            f"{path} is damaged: the checksum of {damaged} inside it is wrong; copy or download it again"
+        )
+
+
+def _check_entries(path: Path, entries: list[zipfile.ZipInfo]) -> None:
+    """Torch writes one folder of uncompressed entries, so an archive that unpacks to more than it is, is none."""
+    if not any(entry.filename.endswith("data.pkl") for entry in entries):
+        raise CheckpointError(f"{path} is a zip file, but not a checkpoint (it has no data.pkl)")
+    for entry in entries:
+        place = PurePosixPath(entry.filename)
+        if place.is_absolute() or ".." in place.parts:
+            raise CheckpointError(
+                f"{path} has an entry {entry.filename!r} that reaches out of it; torch writes no such file"
+            )
+        if entry.compress_type != zipfile.ZIP_STORED:
+            raise CheckpointError(
+                f"{path} has a compressed entry {entry.filename!r}; torch writes no such file, save it again"
+            )
+    if sum(entry.file_size for entry in entries) > path.stat().st_size:
+        raise CheckpointError(f"{path} is damaged: its entries are larger than itself; copy it again")
+
 
 TRAINING_STATE = ("state_dict", "optimizer_states", "lr_schedulers", "loops", "global_step", PAYLOAD_KEY)
 """Keys of a file that training can go on from."""
@@ -37,7 +89,7 @@ def record_from_lightning(path: Path, weights: Weights | None) -> CheckpointReco
             f"{path} is {kind}, but not one that Latentite wrote (it has no key 'latentite')"
         )
     payload = content[PAYLOAD_KEY]
-    stage = check_payload(payload, path)
+    stage, data = check_payload(payload, path)
     raw = {
         name.removeprefix(NETWORK_PREFIX): tensor
         for name, tensor in _tensors(content.get("state_dict"), "state_dict", path).items()
@@ -63,7 +115,7 @@ def record_from_lightning(path: Path, weights: Weights | None) -> CheckpointReco
         config=payload["config"],
         # The file is memory-mapped: a copy of what is used lets go of the optimizer's share.
         state={name: tensor.detach().clone() for name, tensor in raw.items()},
-        data=payload["data"],
+        data=data,
         metrics=payload["metrics"],
         sha256=sha256_file(path),
         generator=payload.get("generator"),

@@ -79,16 +79,6 @@ def _no_larger_than(state: Mapping[str, Tensor], path: Path) -> Iterator[None]:
         hook.remove()
 
 
-def load_network_state(record: CheckpointRecord, network: nn.Module) -> None:
-    """Loads the record's weights into the network, which must have exactly these tensors.
-
-    Raises:
-        CheckpointError: naming what is missing, superfluous or of another shape; the network is unchanged.
-    """
-    require_fit(record.state, network, record.path)
-    network.load_state_dict(record.state)
-
-
 def require_fit(state: Mapping[str, Tensor], network: nn.Module, path: Path) -> None:
     """Checks that the tensors of a file are those of the network, by name and shape.
 

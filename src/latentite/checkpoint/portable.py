@@ -112,7 +112,7 @@ def _card(
         **({} if precision is Precision.FP32 else {"precision": precision.value}),
         **({} if about is None else {"about": about}),
         "config": record.config,
-        "data": record.data,
+        "data": record.data.to_plain(),
         "metrics": record.metrics,
         "source": {"file": record.path.name, "sha256": record.sha256},
         "versions": {
@@ -192,7 +192,7 @@ def _read_pair(stem: Path, borrowers: Sequence[str]) -> CheckpointRecord:
         raise CheckpointError(
             f"{card_path} is not a checkpoint's card: it is no valid JSON ({error})"
         ) from error
-    stage = check_payload(card, card_path)
+    stage, data = check_payload(card, card_path)
     digest = sha256_file(weights_path)
     if card.get("sha256") != digest:
         raise CheckpointError(
@@ -210,7 +210,7 @@ def _read_pair(stem: Path, borrowers: Sequence[str]) -> CheckpointRecord:
         weights=weights_of(card.get("weights", Weights.RAW), card_path),
         config=card["config"],
         state=state,
-        data=card["data"],
+        data=data,
         metrics=card["metrics"],
         sha256=digest,
         generator=card.get("generator"),

@@ -13,12 +13,12 @@ from torch import Tensor
 
 from latentite import __version__
 from latentite.base.files import impostor
-from latentite.base.plain import from_plain
+from latentite.base.plain import ConfigError
+from latentite.checkpoint.data_card import DataCard
 
 FORMAT = 1
 PAYLOAD_KEY = "latentite"
 NETWORK_PREFIX = "network."
-config_from_plain = from_plain  # the way back from `CheckpointRecord.config` to the network's dataclass
 
 
 class Stage(StrEnum):
@@ -58,11 +58,11 @@ class CheckpointRecord:
     weights: Weights
     """Which weights `state` has."""
     config: dict[str, Any]
-    """Plain values; `config_from_plain` makes the dataclass of it."""
+    """Plain values; `from_plain` makes the network's dataclass of it."""
     state: dict[str, Tensor]
     """The network's parameters and buffers, on the CPU."""
-    data: dict[str, Any]
-    """Hashes and statistics of the data that the stage was trained on."""
+    data: DataCard
+    """The data that the stage was trained on."""
     metrics: dict[str, Any]
     sha256: str
     """Of the file `path`."""
@@ -119,7 +119,7 @@ def build_payload(
     Args:
         stage: which stage this is.
         config: dataclass or mapping from which the network can be built again.
-        data: content hash and statistics of the training data.
+        data: a data card's plain values.
         metrics: name -> number, as last validated.
         ema: averaged parameters by their names in the network (no "network." prefix), or None without EMA.
         default_weights: what a reader gets who does not choose; None for the EMA where there is one.
@@ -152,8 +152,8 @@ def require_file(path: Path) -> None:
         raise CheckpointError(f"{path} is {other}")
 
 
-def check_payload(payload: Any, path: Path) -> Stage:
-    """Checks format, stage and sections of what a `.ckpt` and a card have in common."""
+def check_payload(payload: Any, path: Path) -> tuple[Stage, DataCard]:
+    """Stage and data card of what a `.ckpt` and a portable card have in common, when all its sections are sound."""
     if not isinstance(payload, dict) or "format" not in payload:
         raise CheckpointError(f"{path} is not a checkpoint that Latentite wrote (it states no format)")
     if payload["format"] != FORMAT:
@@ -178,7 +178,10 @@ def check_payload(payload: Any, path: Path) -> Stage:
             plain(payload[section], key=section)
         except (TypeError, RecursionError) as error:
             raise CheckpointError(f"{path} is not a checkpoint that Latentite wrote: {error}") from error
-    return Stage(payload["stage"])
+    try:
+        return Stage(payload["stage"]), DataCard.of(payload["data"])
+    except ConfigError as error:
+        raise CheckpointError(f"{path} is not a checkpoint that Latentite wrote: {error}") from error
 
 
 def weights_of(value: Any, path: Path) -> Weights:

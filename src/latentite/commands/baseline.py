@@ -59,8 +59,7 @@ def _fit(options: FitOptions, limits: Limits) -> int:
     # Imported here: torch takes seconds, and `--help` should not.
     from latentite.data.build import read_labelled
     from latentite.data.labels import ours, require_numbers
-    from latentite.nn.baseline_file import write_baselines
-    from latentite.nn.baseline_fit import fit_baselines
+    from latentite.nn.baseline_fit import fit_baselines, write_baselines
 
     name = ours(options.property)
     build = BuildOptions(limits=limits, properties=(name,))

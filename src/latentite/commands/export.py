@@ -49,10 +49,10 @@ def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) ->
 def _export(options: ExportOptions) -> int:
     # Imported here: torch and the networks take seconds, and `--help` should not.
     from latentite.energy.dispersion import Dispersion
+    from latentite.models import load_predictor
     from latentite.predictor.export import export_predictor, plan_dispersion
-    from latentite.predictor_checkpoint import load_predictor
 
-    network, record = load_predictor(options.checkpoint, weights=options.weights)
+    network, _, record = load_predictor(options.checkpoint, weights=options.weights)
     targets = network.config.targets
     dispersion = None
     if options.d3bj is not None:

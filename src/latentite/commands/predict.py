@@ -40,14 +40,14 @@ def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) ->
 def _predict(options: PredictOptions) -> int:
     # Imported here: torch and the networks take seconds, and `--help` should not.
     from latentite.data.build import read_source
-    from latentite.predictor.predict import at_fidelity, largest_cell, predict_dataset, write_predictions
-    from latentite.predictor_checkpoint import load_predictor
+    from latentite.models import load_predictor
+    from latentite.predictor.predict import at_fidelity, predict_dataset, write_predictions
 
     device = options.check_running(needs_float64=True)  # of the element baselines
     if options.out.is_dir():
         raise ValueError(f"--out must be a file such as table.csv, got the folder {options.out}")
-    network, record = load_predictor(options.checkpoint, weights=options.weights)
-    max_atoms = largest_cell(record) if options.max_atoms is None else options.max_atoms
+    network, _, record = load_predictor(options.checkpoint, weights=options.weights)
+    max_atoms = record.data.largest_cell if options.max_atoms is None else options.max_atoms
     dataset, rejections = read_source(options.source, split=options.split, max_atoms=max_atoms)
     at_fidelity(network, dataset.crystals, options.fidelity)
     with progress_bar("predict", len(dataset)) as bar:

@@ -61,13 +61,13 @@ def _reconstruct(options: ReconstructOptions, limits: Limits) -> int:
 
 def _run(options: ReconstructOptions, limits: Limits) -> Reconstruction:
     # Imported here: torch and the networks take seconds, and `--help` should not.
-    from latentite import hub
     from latentite.data.build import read_source
-    from latentite.evaluation.reconstruct import load_vae, reconstruct, subset, write_report
+    from latentite.evaluation.reconstruct import reconstruct, subset, write_report
+    from latentite.models import load_vae
 
     _check(options)
     device = options.check_running()
-    network, record = load_vae(hub.resolve(options.checkpoint), weights=options.weights)
+    network, _, record = load_vae(options.checkpoint, options.weights)
     dataset, rejections = read_source(options.source, split=options.split, max_atoms=limits.max_atoms or 0)
     num_accepted = len(dataset)
     if num_accepted == 0:

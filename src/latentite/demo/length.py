@@ -14,7 +14,6 @@ from collections.abc import Callable
 import torch
 from torch import nn
 
-from latentite.checkpoint import CheckpointRecord
 from latentite.crystal import CrystalBatch
 from latentite.data.sampler import seeded_generator
 from latentite.nn.vae import CrystalVAE
@@ -25,7 +24,7 @@ from latentite.training.datamodule import CrystalDataModule
 from latentite.training.ldm_start import build_network
 from latentite.training.optim import SchedulerConfig
 from latentite.training.settings import Precision, RunConfig
-from latentite.training.vae import VAEModuleConfig
+from latentite.training.stage_settings import VAEModuleConfig
 
 log = logging.getLogger(__name__)
 
@@ -92,7 +91,7 @@ def vae_seconds_per_step(module: VAEModuleConfig, data: CrystalDataModule) -> Se
 
 
 def ldm_seconds_per_step(
-    vae: CheckpointRecord, settings: LDMStageConfig, data: CrystalDataModule
+    vae: CrystalVAE, settings: LDMStageConfig, data: CrystalDataModule
 ) -> SecondsPerStep:
     """Times steps of stage 2 on latents that are there already, as with a latent cache."""
 

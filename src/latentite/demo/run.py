@@ -27,29 +27,24 @@ from latentite.draw.curves import draw_reward_curve, draw_training_curve
 from latentite.evaluation.reconstruct import (
     Reconstruction,
     draw_reconstructions,
-    load_vae,
     reconstruct,
     subset,
     write_report,
 )
 from latentite.evaluation.result import Evaluation
 from latentite.evaluation.run import evaluate
-from latentite.generate import GenerateConfig, GenerateResult, generate_from
+from latentite.generate import GenerateResult, generate_from
+from latentite.models import load_vae
+from latentite.predictor.settings import TrainPredictorConfig
 from latentite.rewards.combine import Rewards
-from latentite.stages import (
-    TrainLDMConfig,
-    TrainPredictorConfig,
-    TrainRLConfig,
-    TrainVAEConfig,
-    train_ldm,
-    train_predictor,
-    train_rl,
-    train_vae,
-)
+from latentite.rl.config import TrainRLConfig
+from latentite.sampling.options import GenerateConfig
+from latentite.stages import train_ldm, train_predictor, train_rl, train_vae
 from latentite.training.datamodule import CrystalDataModule
 from latentite.training.fit import FitResult, RunStatus
 from latentite.training.ldm_start import read_vae
 from latentite.training.settings import RunConfig
+from latentite.training.stage_settings import TrainLDMConfig, TrainVAEConfig
 
 log = logging.getLogger(__name__)
 
@@ -262,7 +257,7 @@ def show_reconstructions(
     vae: FitResult, data: CrystalDataModule, out_dir: Path, *, seed: int
 ) -> tuple[Reconstruction, Path]:
     """Send test crystals through the VAE; report, training curve and picture."""
-    network, record = load_vae(vae.last_path)
+    network, _, record = load_vae(vae.last_path)
     result = reconstruct(network, subset(data.splits["test"], NUM_TESTED, seed=seed))
     write_report(result, out_dir / "reconstruction", record=record, source="prototypes (test)", seed=seed)
     chosen = torch.randperm(len(result.ids), generator=seeded_generator(seed))[:NUM_PICTURES]

@@ -17,16 +17,15 @@ import numpy as np
 import torch
 from jaxtyping import Float
 
-from latentite import hub
 from latentite.crystal import CrystalBatch
 from latentite.crystal_arrays import CrystalArrays
 from latentite.data.canonical import canonicalize_many
 from latentite.data.sampler import BatchPlan, epoch_batches
 from latentite.evaluation.measure import BeginStep
-from latentite.evaluation.reconstruct import load_vae
 from latentite.evaluation.store import ResultStore, kept_rows, namespace
 from latentite.metrics import fingerprints
 from latentite.metrics.fingerprints import NUM_CRYSTAL_NN_FEATURES, crystal_nn
+from latentite.models import load_vae
 from latentite.nn.segment import segment_mean
 from latentite.nn.vae import CrystalVAE
 
@@ -122,7 +121,8 @@ def open_latent_space(name_or_path: str | Path) -> LatentSpace:
         CheckpointError: when the file is no VAE checkpoint.
         ValueError: for an unknown name.
     """
-    network, record = load_vae(hub.resolve(name_or_path))
+
+    network, _, record = load_vae(name_or_path)
     return LatentSpace(
         path=str(name_or_path), sha256=record.sha256, weights=record.weights.value, network=network
     )

@@ -15,7 +15,7 @@ import logging
 import math
 import re
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -26,16 +26,8 @@ from rich.table import Table
 from latentite import __version__
 from latentite.base.devices import BATCH_SIZE
 from latentite.base.files import replacing, write_json
-from latentite.base.plain import from_plain
 from latentite.base.tables import write_csv
-from latentite.checkpoint import (
-    CheckpointError,
-    CheckpointRecord,
-    Stage,
-    Weights,
-    network_of,
-    read_checkpoint,
-)
+from latentite.checkpoint import CheckpointRecord
 from latentite.crystal import CrystalBatch
 from latentite.data.dataset import CrystalDataset
 from latentite.data.dataset_folder import write_rejections
@@ -46,7 +38,7 @@ from latentite.formulas import reduced_formulas
 from latentite.match.settings import LOOSE, STRICT, MatcherSettings, is_comparable
 from latentite.metrics.rates import Rate
 from latentite.metrics.reconstruction import reconstruction_table
-from latentite.nn.vae import CrystalVAE, VAEConfig
+from latentite.nn.vae import CrystalVAE
 
 if TYPE_CHECKING:
     from pymatgen.core import Structure
@@ -98,23 +90,6 @@ class Reconstruction:
             finite = self.table[name][np.isfinite(self.table[name])]
             means[name] = float(finite.mean()) if len(finite) else math.nan
         return means
-
-
-def load_vae(
-    path: str | Path, *, weights: Weights | str | None = None
-) -> tuple[CrystalVAE, CheckpointRecord]:
-    """The network of a VAE checkpoint in evaluation mode, on the CPU, and what else the file says.
-
-    Raises:
-        CheckpointError: when the file is not a VAE checkpoint of ours.
-    """
-    record = read_checkpoint(path, stage=Stage.VAE, weights=weights)
-    names = [item.name for item in fields(VAEConfig)]
-    missing = [name for name in names if name not in record.config]
-    if missing:
-        raise CheckpointError(f"{path}: its config must have the key '{missing[0]}', but it is missing")
-    config = from_plain(VAEConfig, {name: record.config[name] for name in names})
-    return network_of(record.state, lambda: CrystalVAE(config), record.path).eval(), record
 
 
 @torch.inference_mode()

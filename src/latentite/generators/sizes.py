@@ -10,13 +10,13 @@ import csv
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
 from latentite.base.files import parse_json
+from latentite.checkpoint import DataCard
 from latentite.diffusion.noise import crystal_uniforms
 from latentite.generators.jobs import Ask, Jobs
 
@@ -80,9 +80,9 @@ class NumAtoms:
         return NumAtoms.from_histogram(weights)
 
 
-def training_sizes(data: Mapping[str, Any]) -> NumAtoms | None:
+def training_sizes(data: DataCard) -> NumAtoms | None:
     """Sizes of the training set, from what a checkpoint says of its data; None where it does not say."""
-    counts = data.get("splits", {}).get("train", {}).get("num_atoms_histogram")
+    counts = data.train_sizes
     return None if counts is None else NumAtoms.from_histogram(counts)
 
 

@@ -11,12 +11,12 @@ from latentite.hub.cached import (
     cached_file,
     card_hash,
     converted_file,
+    download,
     problem_of,
     public_name,
     read_record,
     write_record,
 )
-from latentite.hub.downloads import download
 from latentite.hub.names import (
     BUNDLED,
     PUBLIC,
@@ -128,8 +128,7 @@ def _in_our_format(file: Path, patience: Patience | None) -> Path:
     """The file itself, or what a Chemeleon2 checkpoint was converted to; its card is the record beside it."""
     if file.suffix in (".safetensors", ".json"):
         return file
-    from latentite.interop.chemeleon2 import is_chemeleon2
-    from latentite.interop.convert import MP_20_NUM_ATOMS, convert
+    from latentite.interop.chemeleon2 import MP_20_NUM_ATOMS, convert, is_chemeleon2
 
     if not is_chemeleon2(file):
         return file

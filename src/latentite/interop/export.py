@@ -29,8 +29,14 @@ from latentite.checkpoint import (
 )
 from latentite.diffusion.schedule import ScheduleKind, Target
 from latentite.diffusion.steps import Variance
-from latentite.interop.architecture import CONDITION_KINDS, SCHEDULES
-from latentite.interop.demands import Demands, demand_ldm, demand_predictor, demand_vae
+from latentite.interop.architecture import (
+    CONDITION_KINDS,
+    SCHEDULES,
+    Demands,
+    demand_ldm,
+    demand_predictor,
+    demand_vae,
+)
 from latentite.interop.modules import (
     denoiser_module,
     load_shared,
@@ -92,7 +98,7 @@ def export_chemeleon2(
             setting.
     """
     record = merge_adapters(read_checkpoint(path, weights=weights))
-    said = record.data.get("hyper_parameters")
+    said = record.data.others.get("hyper_parameters")
     training = {**TRAINING, **(said if isinstance(said, dict) else {})}
     if record.stage is Stage.VAE:
         state, hyper = _vae(record, training)

@@ -10,8 +10,13 @@ import torch
 from torch import Tensor
 
 from latentite.checkpoint import CheckpointError
-from latentite.interop.pickled import PickledFile, read_pickled
-from latentite.interop.records import DamagedPickleError, StoredTensor, UnsafePickleError
+from latentite.interop.pickled import (
+    DamagedPickleError,
+    PickledFile,
+    StoredTensor,
+    UnsafePickleError,
+    read_pickled,
+)
 from latentite.nn.predictor_config import PredictorConfig
 from latentite.objectives.ldm import LDMStageConfig
 

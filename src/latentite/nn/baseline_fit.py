@@ -9,16 +9,20 @@ fidelity never saw has exactly those values.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import math
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from latentite.base.files import replacing
 from latentite.crystal import FIDELITY, CrystalBatch
-from latentite.elements import NUM_ELEMENTS
+from latentite.elements import NUM_ELEMENTS, SYMBOLS
 from latentite.nn.baseline_ridge import RIDGE, TRIM, fit_trimmed
 from latentite.nn.baselines import ElementBaselines, Extent
 
@@ -217,3 +221,71 @@ def _clean_rows(counts: Float[Array, "row element"], has_partner: Array) -> Arra
     """Rows with a partner at the reference, and those with an element that none of them has."""
     lacking = ~(counts[has_partner] > 0).any(0)
     return np.asarray(has_partner | (counts[:, lacking] > 0).any(1))
+
+
+FORMAT = 1
+
+
+def write_baselines(
+    path: str | Path,
+    baselines: ElementBaselines,
+    fits: Sequence[BaselineFit],
+    *,
+    units: Mapping[str, str],
+    reference: str,
+    provenance: Mapping[str, Any],
+) -> None:
+    """Write the table as YAML, atomically.
+
+    Args:
+        path: the file.
+        baselines: the table; targets of extent `none` are left out.
+        fits: how each fidelity and target was fitted.
+        units: of the targets.
+        reference: name of the reference fidelity.
+        provenance: plain values: source, hash, settings of the fit.
+    """
+    import yaml
+
+    targets = {
+        target: {
+            "extent": baselines.extents[column].value,
+            "unit": units[target],
+            "fidelities": {
+                fidelity: {"elements": _by_symbol(baselines, position, column)}
+                | _said(fits, fidelity, target)
+                for position, fidelity in enumerate(baselines.fidelities)
+            },
+        }
+        for column, target in enumerate(baselines.targets)
+        if baselines.extents[column] is not Extent.NONE
+    }
+    content = {
+        "format": FORMAT,
+        "reference": reference,
+        "provenance": dict(provenance),
+        "targets": targets,
+    }
+    text = yaml.safe_dump(content, sort_keys=False, allow_unicode=True)
+    with replacing(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
+def _by_symbol(baselines: ElementBaselines, position: int, column: int) -> dict[str, float]:
+    values = enumerate(baselines.values[position, column].tolist())
+    return {SYMBOLS[number - 1]: value for number, value in values if not math.isnan(value)}
+
+
+def _said(fits: Sequence[BaselineFit], fidelity: str, target: str) -> dict[str, Any]:
+    for fit in fits:
+        if (fit.fidelity, fit.target) == (fidelity, target):
+            return {
+                "inherited": [SYMBOLS[number - 1] for number in fit.inherited],
+                "num_rows": fit.num_rows,
+                "num_trimmed": fit.num_trimmed,
+                "label_std": fit.label_std,
+                "residual_mean": fit.residual_mean,
+                "residual_mae": fit.residual_mae,
+                "residual_rmse": fit.residual_rmse,
+            }
+    return {}

@@ -1,7 +1,7 @@
 """`ElementBaselines`: what a label is by composition alone, one number per fidelity, target and element.
 
 A network then learns only what is left: y = b(composition) + f(crystal). An element without a baseline is NaN in
-the table and refused by name, never taken for 0. `baseline_fit.py` fits the table, `baseline_file.py` keeps it as
+the table and refused by name, never taken for 0. `baseline_fit.py` fits the table and keeps it as
 YAML; the predictor adds it to what its heads say.
 """
 

@@ -20,8 +20,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from latentite.nn.conditions import Conditioning
-from latentite.nn.token_layout import TokenLayout
-from latentite.nn.transformer import Gelu, PackedLayout, SelfAttention, attend, index_embedding
+from latentite.nn.transformer import Gelu, PackedLayout, SelfAttention, TokenLayout, attend, index_embedding
 
 FREQUENCIES = 256
 """Width of the sine and cosine embedding of time."""

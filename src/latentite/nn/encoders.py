@@ -1,4 +1,4 @@
-"""Encoders of the VAE: a crystal in, one feature vector per atom out.
+"""Encoders of the VAE: a crystal in, its input features, one feature vector per atom out.
 
 `TransformerEncoder` lets every atom attend to every other; `CSPNetEncoder` passes messages along periodic differences
 of fractional coordinates.
@@ -6,6 +6,7 @@ of fractional coordinates.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from enum import StrEnum
 
@@ -17,16 +18,71 @@ from torch import Tensor, nn
 from latentite import lattice as lat
 from latentite.crystal import CrystalBatch
 from latentite.elements import NUM_ELEMENT_CLASSES
-from latentite.nn.features import (
-    EncoderFeatures,
-    coordinate_features,
-    fourier_coordinates,
-    lattice_features,
-    num_coordinate_features,
-    num_lattice_features,
-)
 from latentite.nn.segment import segment_mean
 from latentite.nn.transformer import PackedLayout, Transformer, TransformerSize, index_embedding
+
+
+class EncoderFeatures(StrEnum):
+    """Which numbers an encoder is given."""
+
+    PLAIN = "plain"
+    """Lattice matrix (9 numbers, Å) and fractional coordinates (3), as the public checkpoints have."""
+    FOURIER = "fourier"
+    """Scaled lengths and angles (6, standardised) and sin, cos of 2 pi k x for the first frequencies k."""
+
+
+TYPICAL_SCALED_LENGTH = (2.7, 0.8)
+"""Rough mean and spread of lengths / num_atoms^(1/3), Å, over MP-20: only to bring inputs near unit scale."""
+TYPICAL_ANGLE = (math.pi / 2, 0.35)
+"""Rough mean and spread of cell angles, radians."""
+
+
+def fourier_coordinates(
+    frac_coords: Float[Tensor, "atom 3"], num_frequencies: int
+) -> Float[Tensor, "atom feature"]:
+    """`sin(2 pi k x)` and `cos(2 pi k x)` for k = 1..K and the three axes: periodic by construction."""
+    k = torch.arange(1, num_frequencies + 1, device=frac_coords.device, dtype=frac_coords.dtype)
+    angle = 2 * math.pi * frac_coords.unsqueeze(-1) * k  # [atom 3 frequency]
+    return torch.cat([angle.sin(), angle.cos()], dim=-1).flatten(1)
+
+
+def coordinate_features(
+    batch: CrystalBatch, features: EncoderFeatures, num_frequencies: int
+) -> Float[Tensor, "atom feature"]:
+    """Numbers that describe where each atom is."""
+    if features is EncoderFeatures.PLAIN:
+        return batch.frac_coords
+    return fourier_coordinates(batch.frac_coords, num_frequencies)
+
+
+def cell_parameters(batch: CrystalBatch) -> Float[Tensor, "crystal 6"]:
+    """Scaled lengths (Å per atom^(1/3)) and angles (radians), brought near zero mean and unit spread."""
+    lengths, angles = lat.parameters_from_lattice(batch.lattice)
+    scaled = lat.scaled_lengths(lengths, batch.num_atoms)
+    return torch.cat(
+        [
+            (scaled - TYPICAL_SCALED_LENGTH[0]) / TYPICAL_SCALED_LENGTH[1],
+            (torch.deg2rad(angles) - TYPICAL_ANGLE[0]) / TYPICAL_ANGLE[1],
+        ],
+        dim=-1,
+    )
+
+
+def lattice_features(batch: CrystalBatch, features: EncoderFeatures) -> Float[Tensor, "crystal feature"]:
+    """Numbers that describe each cell."""
+    if features is EncoderFeatures.PLAIN:
+        return batch.lattice.flatten(1)
+    return cell_parameters(batch)
+
+
+def num_coordinate_features(features: EncoderFeatures, num_frequencies: int) -> int:
+    """Width of `coordinate_features`."""
+    return 3 if features is EncoderFeatures.PLAIN else 6 * num_frequencies
+
+
+def num_lattice_features(features: EncoderFeatures) -> int:
+    """Width of `lattice_features`."""
+    return 9 if features is EncoderFeatures.PLAIN else 6
 
 
 class EncoderKind(StrEnum):

@@ -6,7 +6,6 @@ fit before and after.
 
     names = add_lora(denoiser, LoraConfig())       # everything else is frozen from here on
     ...train...
-    torch.save(lora_state_dict(denoiser), path)    # the adapters alone
     plain = merged(denoiser)                       # an ordinary network with the same outputs
     state = merged_state_dict(state, LoraConfig())  # the same for the tensors of a checkpoint
 """
@@ -208,28 +207,6 @@ def merged_state_dict(state: Mapping[str, Tensor], config: LoraConfig) -> dict[s
 def _addition(up: Tensor, down: Tensor, config: LoraConfig) -> Tensor:
     """What a branch adds to the weight of its layer, in double precision."""
     return config.scale * (up.double() @ down.double())
-
-
-def lora_state_dict(network: nn.Module) -> dict[str, Tensor]:
-    """The tensors of the adapters alone."""
-    prefixes = tuple(f"{name}." for name in _branches(network))
-    return {name: value for name, value in network.state_dict().items() if name.startswith(prefixes)}
-
-
-def load_lora_state_dict(network: nn.Module, state: Mapping[str, Tensor]) -> None:
-    """Load adapters into a network that was prepared by `add_lora` with the same configuration.
-
-    Raises:
-        ValueError: when the names do not agree.
-    """
-    own = lora_state_dict(network)
-    if set(own) != set(state):
-        wrong = sorted(set(own) ^ set(state))
-        raise ValueError(
-            f"adapters must be those that the network has, got {len(wrong)} names of only one side, "
-            f"for example {wrong[0]}"
-        )
-    network.load_state_dict(dict(state), strict=False)
 
 
 def _branches(network: nn.Module) -> list[str]:

@@ -45,7 +45,45 @@ class FidelityMode(StrEnum):
 
 
 @dataclass(kw_only=True, slots=True)
-class PredictorConfig:
+class HeadConfig:
+    """What the heads read and how they predict: settings of a network and of a run alike. Defaults are Chemeleon2's."""
+
+    pooling: Pooling = Pooling.MEAN
+    use_encoder_features: bool = True
+    """Pool the encoder's features besides the latent means."""
+    composition: bool = False
+    """Pool the elements themselves besides: the share of each in the crystal (its atoms where `pooling` is `sum`)."""
+    standardise: bool = False
+    """Pooled features less their mean, over their standard deviation; both of (a part of) the training split."""
+    hidden: list[int] | None = None
+    """Widths of the hidden layers; null for Chemeleon2's, a quarter and a half of the pooled vector."""
+    dropout: float = 0.1
+    head: HeadKind = HeadKind.POINT
+    quantiles: list[float] = field(default_factory=lambda: [0.05, 0.16, 0.3, 0.5, 0.7, 0.84, 0.95])
+    """`quantile`: which, symmetric about 0.5."""
+    ensemble: int = 1
+    """Heads that differ in their first weights; the prediction is their mean, the uncertainty their disagreement."""
+    fidelity_mode: FidelityMode = FidelityMode.RESIDUAL
+
+    def __post_init__(self) -> None:
+        if not 0.0 <= self.dropout < 1.0:
+            raise ValueError(f"dropout must be at least 0 and below 1, got {self.dropout}")
+        if self.ensemble < 1:
+            raise ValueError(f"ensemble must be at least 1, got {self.ensemble}")
+        if self.hidden is not None and (not self.hidden or min(self.hidden) < 1):
+            raise ValueError(f"hidden must be at least one width of 1 or more, or null, got {self.hidden}")
+        levels = self.quantiles
+        mirrored = [round(1.0 - level, 9) for level in reversed(levels)]
+        is_rising = all(low < high for low, high in pairwise(levels))
+        is_symmetric = [round(level, 9) for level in levels] == mirrored
+        if len(levels) < 3 or not is_rising or not is_symmetric or levels[0] <= 0.0 or 0.5 not in levels:
+            raise ValueError(
+                f"quantiles must rise, be symmetric about 0.5 and contain it, such as [0.16, 0.5, 0.84], got {levels}"
+            )
+
+
+@dataclass(kw_only=True, slots=True)
+class PredictorConfig(HeadConfig):
     """Architecture of a `PropertyPredictor`. Defaults are Chemeleon2's."""
 
     vae: VAEConfig = field(default_factory=VAEConfig)
@@ -59,54 +97,23 @@ class PredictorConfig:
     """Of targets with a baseline per element, which the network does not have to learn; none where nothing is said."""
     units: dict[str, str] = field(default_factory=dict)
     """Of numeric targets, for tables and figures."""
-    pooling: Pooling = Pooling.MEAN
-    use_encoder_features: bool = True
-    """Pool the encoder's features besides the latent means."""
-    composition: bool = False
-    """Pool the elements themselves besides: the share of each in the crystal (its atoms where `pooling` is `sum`)."""
-    standardise: bool = False
-    """Pooled features less their mean, over their standard deviation; both of the training split."""
-    hidden: list[int] | None = None
-    """Widths of the hidden layers; null for a quarter and a half of the pooled vector."""
-    dropout: float = 0.1
-    head: HeadKind = HeadKind.POINT
-    quantiles: list[float] = field(default_factory=lambda: [0.05, 0.16, 0.3, 0.5, 0.7, 0.84, 0.95])
-    """`quantile`: which, symmetric about 0.5."""
-    ensemble: int = 1
-    """Heads that differ in their first weights; the prediction is their mean."""
     fidelities: list[str] = field(default_factory=list)
     """Names of the levels of theory, in the order of the property `fidelity`; empty for one without a name."""
     reference: str | None = None
     """The fidelity that crystals without one are predicted at; null for the first."""
-    fidelity_mode: FidelityMode = FidelityMode.RESIDUAL
 
     def __post_init__(self) -> None:
+        # slots=True replaces the class, so the zero-argument super() would not find it
+        HeadConfig.__post_init__(self)
         if not self.targets:
             raise ValueError("targets must name at least one property, got none")
         for key, names in (("targets", self.targets), ("fidelities", self.fidelities)):
             if len(set(names)) != len(names):
                 raise ValueError(f"{key} must have different names, got {', '.join(names)}")
-        if not 0.0 <= self.dropout < 1.0:
-            raise ValueError(f"dropout must be at least 0 and below 1, got {self.dropout}")
-        if self.ensemble < 1:
-            raise ValueError(f"ensemble must be at least 1, got {self.ensemble}")
-        if self.hidden is not None and (not self.hidden or min(self.hidden) < 1):
-            raise ValueError(f"hidden must be at least one width of 1 or more, or null, got {self.hidden}")
         if self.reference is not None and self.reference not in self.fidelities:
             known = ", ".join(self.fidelities) or "there are none"
             raise ValueError(f"reference must be one of fidelities ({known}), got {self.reference!r}")
-        self._check_quantiles()
         self._check_targets()
-
-    def _check_quantiles(self) -> None:
-        levels = self.quantiles
-        mirrored = [round(1.0 - level, 9) for level in reversed(levels)]
-        is_rising = all(low < high for low, high in pairwise(levels))
-        is_symmetric = [round(level, 9) for level in levels] == mirrored
-        if len(levels) < 3 or not is_rising or not is_symmetric or levels[0] <= 0.0 or 0.5 not in levels:
-            raise ValueError(
-                f"quantiles must rise, be symmetric about 0.5 and contain it, such as [0.16, 0.5, 0.84], got {levels}"
-            )
 
     def _check_targets(self) -> None:
         for key in ("classes", "transforms", "extents", "units"):

@@ -63,22 +63,6 @@ def segment_mean(
     return total / count.reshape(-1, *[1] * (values.dim() - 1))
 
 
-def segment_std(
-    values: Float[Tensor, " atom *rest"],
-    index: Int[Tensor, " atom"],
-    num_segments: int,
-    *,
-    eps: float = 1e-12,
-) -> Float[Tensor, " segment *rest"]:
-    """Population standard deviation of the values of each segment (divided by n, not n - 1).
-
-    Two passes, so that a large mean costs no accuracy. `eps` is added to the variance below the root: the
-    derivative of a segment whose values are all equal is then 0 and not NaN.
-    """
-    deviation = values - segment_mean(values, index, num_segments)[index]
-    return (segment_mean(deviation * deviation, index, num_segments) + eps).sqrt()
-
-
 def segment_softmax(
     scores: Float[Tensor, " atom *rest"], index: Int[Tensor, " atom"], num_segments: int
 ) -> Float[Tensor, " atom *rest"]:

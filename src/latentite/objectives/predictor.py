@@ -16,7 +16,6 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from latentite.crystal import CrystalBatch
 from latentite.nn.predictions import central, split_outputs
 from latentite.nn.predictor import PredictorInput, PropertyPredictor
 from latentite.nn.predictor_config import HeadKind, PredictorConfig
@@ -68,15 +67,6 @@ def labels_of(config: PredictorConfig, properties: Mapping[str, Tensor]) -> Floa
             f"target {missing[0]} must be a label of the crystals, which have: {', '.join(properties) or 'none'}"
         )
     return torch.stack([properties[name] for name in config.targets], dim=1)
-
-
-def predictor_loss(
-    network: PropertyPredictor, batch: CrystalBatch, options: PredictorLossConfig
-) -> LossTerms:
-    """The objective of labelled crystals."""
-    inputs = network.prepare(batch)
-    labels = labels_of(network.config, batch.properties)
-    return predictor_terms(network, inputs, network.outputs(inputs), labels, options)
 
 
 def predictor_terms(

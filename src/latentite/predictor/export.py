@@ -109,7 +109,8 @@ def plan_dispersion(
             "dispersion of the other side would be missing (and a total energy has an extent, per_atom or total)"
         )
     name = _name(network, _index(network, fidelity))
-    said = record.data.get("fidelities", {}).get(name, {}).get("dispersion")
+    fidelity_card = record.data.fidelities.get(name)
+    said = None if fidelity_card is None else fidelity_card.dispersion
     if said or _HAS_DISPERSION.search(name):
         raise ValueError(f"the labels of {name} contain dispersion already; adding D3 would count it twice")
     if said is None and not labels_have_none:

@@ -15,18 +15,25 @@ import torch
 from torch import nn
 
 from latentite.crystal import CrystalBatch
+from latentite.models import load_predictor
 from latentite.nn.predictor import PredictorInput, PropertyPredictor
 from latentite.objectives.predictor import labels_of, predictor_terms
 from latentite.objectives.terms import LossTerms
-from latentite.predictor.cache import CachedInputs, encode_inputs
-from latentite.predictor.report import draw_split, report_run
-from latentite.predictor.rows import SplitRows, fit_spread_scale, gather_rows, measure
+from latentite.predictor.rows import (
+    CachedInputs,
+    FidelityDraws,
+    SplitRows,
+    draw_split,
+    encode_inputs,
+    fit_spread_scale,
+    gather_rows,
+    measure,
+    report_run,
+)
 from latentite.predictor.settings import EncoderTraining, PredictorModuleConfig
-from latentite.predictor_checkpoint import load_predictor
 from latentite.training.checkpointing import CheckpointCallback
-from latentite.training.fidelity_draws import FidelityDraws
-from latentite.training.gallery import log_picture
 from latentite.training.latent_cache import CachedBatch
+from latentite.training.loggers import log_picture
 from latentite.training.module import StageModule, Stream, freeze_parameters
 from latentite.training.optim import configure
 
@@ -122,7 +129,7 @@ class PredictorTrainingModule(StageModule):
         """Measure the checkpoint that the run recommends: its best, else its last."""
         kept = [c for c in self.trainer.checkpoint_callbacks if isinstance(c, CheckpointCallback)]
         path = kept[0].best_path or kept[0].last_path
-        network, _ = load_predictor(path)
+        network = load_predictor(path).network
         folder = Path(self.trainer.default_root_dir)
         self.report, figures = report_run(
             network.to(self.device), self.datamodule.splits, folder, self.config.loss, checkpoint=path.name

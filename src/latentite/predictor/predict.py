@@ -17,7 +17,6 @@ from torch import Tensor
 
 from latentite.base.devices import BATCH_SIZE
 from latentite.base.tables import write_csv
-from latentite.checkpoint import CheckpointRecord
 from latentite.crystal import FIDELITY, CrystalBatch
 from latentite.data.dataset import CrystalDataset
 from latentite.data.readers.records import Rejection
@@ -113,12 +112,6 @@ def at_fidelity(network: PropertyPredictor, crystals: CrystalBatch, fidelity: st
         )
     codes = torch.full((len(crystals),), float(known.index(fidelity)), device=crystals.device)
     return crystals.with_properties({**crystals.properties, FIDELITY: codes})
-
-
-def largest_cell(record: CheckpointRecord) -> int:
-    """Atoms of the largest cell that a predictor was trained on; 0 where its checkpoint does not say."""
-    histogram = record.data.get("splits", {}).get("train", {}).get("num_atoms_histogram", [])
-    return len(histogram) - 1 if histogram else 0
 
 
 def write_predictions(table: PredictionTable, path: str | Path) -> None:

@@ -1,19 +1,20 @@
-"""Settings of the predictor stage: the `predictor_module` group."""
+"""Settings of the fourth stage: the `predictor_module` group, and a whole run. No Lightning here."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from enum import StrEnum
 from typing import Any
 
 from latentite.data.sampler import AugmentationConfig
 from latentite.nn.baselines import Extent
 from latentite.nn.condition_values import Transform
-from latentite.nn.predictor_config import FidelityMode, HeadKind, Pooling, PredictorConfig
+from latentite.nn.predictor_config import HeadConfig, PredictorConfig
 from latentite.nn.vae import VAEConfig
 from latentite.objectives.predictor import PredictorLossConfig
 from latentite.training.ema import EMAConfig
 from latentite.training.optim import OptimizerConfig, SchedulerConfig
+from latentite.training.settings import RunConfig
 
 
 class EncoderTraining(StrEnum):
@@ -38,7 +39,7 @@ class TargetOptions:
 
 
 @dataclass(kw_only=True, slots=True)
-class PredictorModuleConfig:
+class PredictorModuleConfig(HeadConfig):
     """Everything about the predictor stage but its data: the `predictor_module` group."""
 
     vae_ckpt_path: str | None = None
@@ -51,20 +52,6 @@ class PredictorModuleConfig:
     crystals, such as `density`."""
     targets: dict[str, TargetOptions] = field(default_factory=dict)
     """Details by name, for names of `target_conditions`."""
-    pooling: Pooling = Pooling.MEAN
-    use_encoder_features: bool = True
-    composition: bool = False
-    """Tell the heads which elements there are, besides what the encoder says of the atoms."""
-    standardise: bool = False
-    """Bring the pooled features to mean 0 and standard deviation 1 over (a part of) the training split."""
-    hidden: list[int] | None = None
-    """Widths of the hidden layers; null for Chemeleon2's, a quarter and a half of the pooled vector."""
-    dropout: float = 0.1
-    head: HeadKind = HeadKind.POINT
-    quantiles: list[float] = field(default_factory=lambda: [0.05, 0.16, 0.3, 0.5, 0.7, 0.84, 0.95])
-    ensemble: int = 1
-    """Heads that differ in their first weights; their disagreement is the uncertainty."""
-    fidelity_mode: FidelityMode = FidelityMode.RESIDUAL
     encoder: EncoderTraining = EncoderTraining.FROZEN
     encoder_layers: int = 2
     """`encoder=last`: how many."""
@@ -84,6 +71,8 @@ class PredictorModuleConfig:
     ema: EMAConfig = field(default_factory=EMAConfig)
 
     def __post_init__(self) -> None:
+        # slots=True replaces the class, so the zero-argument super() would not find it
+        HeadConfig.__post_init__(self)
         if not self.vae_ckpt_path and not self.predictor_ckpt_path:
             raise ValueError(
                 "vae_ckpt_path must name the VAE's checkpoint (a path or a name of `latentite hub list`), "
@@ -110,13 +99,6 @@ class PredictorModuleConfig:
 
     def in_force(self, network: PredictorConfig) -> PredictorModuleConfig:
         """The settings that act: a trained predictor brings its own heads and targets, and not all is cached."""
-        taken: dict[str, Any] = {
-            name: getattr(network, name)
-            for name in (
-                *("pooling", "use_encoder_features", "composition", "standardise", "hidden", "dropout"),
-                *("head", "quantiles", "ensemble", "fidelity_mode"),
-            )
-        }
         targets = {
             name: TargetOptions(
                 transform=network.transforms.get(name, Transform.NONE),
@@ -130,7 +112,7 @@ class PredictorModuleConfig:
             target_conditions=list(network.targets),
             targets=targets,
             feature_cache=self.uses_cache,
-            **taken,
+            **_heads(network),
         )
 
     def architecture(
@@ -160,16 +142,19 @@ class PredictorModuleConfig:
             transforms={n: s.transform for n, s in said.items() if s.transform is not Transform.NONE},
             extents={n: s.extent for n, s in said.items() if s.extent is not Extent.NONE},
             units={name: unit for name, unit in units.items() if unit},
-            pooling=self.pooling,
-            use_encoder_features=self.use_encoder_features,
-            composition=self.composition,
-            standardise=self.standardise,
-            hidden=self.hidden,
-            dropout=self.dropout,
-            head=self.head,
-            quantiles=self.quantiles,
-            ensemble=self.ensemble,
             fidelities=fidelities,
             reference=reference,
-            fidelity_mode=self.fidelity_mode,
+            **_heads(self),
         )
+
+
+def _heads(config: HeadConfig) -> dict[str, Any]:
+    return {item.name: getattr(config, item.name) for item in fields(HeadConfig)}
+
+
+@dataclass(kw_only=True, slots=True)
+class TrainPredictorConfig(RunConfig):
+    """A run of stage 4."""
+
+    task_name: str = "train_predictor"
+    predictor_module: PredictorModuleConfig

@@ -13,21 +13,18 @@ import torch
 from jaxtyping import Int
 from torch import Tensor, nn
 
-from latentite import hub
-from latentite.base.plain import from_plain, naming
-from latentite.checkpoint import CheckpointRecord, Stage, load_network_state, read_checkpoint
+from latentite.base.plain import naming
 from latentite.data.fidelities import material_key
 from latentite.data.labels import require_numbers
-from latentite.nn.fidelity_heads import FidelityHeads
+from latentite.models import load_predictor, load_vae
 from latentite.nn.lora import trainable_summary
-from latentite.nn.predictor import PropertyPredictor
+from latentite.nn.predictor import FidelityHeads, PropertyPredictor
 from latentite.nn.predictor_config import FidelityMode, PredictorConfig
-from latentite.nn.vae import VAEConfig
+from latentite.nn.vae import CrystalVAE
 from latentite.objectives.predictor import labels_of
-from latentite.predictor.cache import encode_inputs
 from latentite.predictor.module import PredictorTrainingModule, choose_trained
+from latentite.predictor.rows import encode_inputs
 from latentite.predictor.settings import PredictorModuleConfig
-from latentite.predictor_checkpoint import load_predictor
 from latentite.training.conditions import UNITS
 from latentite.training.datamodule import CrystalDataModule
 
@@ -43,7 +40,7 @@ class PredictorPlan:
 
     settings: PredictorConfig
     """From which a checkpoint of the run can build it again."""
-    vae: CheckpointRecord | None
+    vae: CrystalVAE | None
     """The trained VAE of a new network; None where a trained predictor has it."""
     base: PropertyPredictor | None
     """What is trained further."""
@@ -53,8 +50,7 @@ def wanted_targets(config: PredictorModuleConfig) -> list[str]:
     """Names of the targets: as configured, else those of the predictor that is trained further."""
     if config.target_conditions or config.predictor_ckpt_path is None:
         return list(config.target_conditions)
-    record = read_checkpoint(hub.resolve(config.predictor_ckpt_path), stage=Stage.PREDICTOR)
-    return from_plain(PredictorConfig, record.config).targets
+    return load_predictor(config.predictor_ckpt_path).settings.targets
 
 
 def plan_predictor(config: PredictorModuleConfig, data: CrystalDataModule) -> PredictorPlan:
@@ -67,24 +63,24 @@ def plan_predictor(config: PredictorModuleConfig, data: CrystalDataModule) -> Pr
     fidelities, reference = run_fidelities(data)
     if config.predictor_ckpt_path is not None:
         with naming("predictor_module.predictor_ckpt_path"):
-            base, _ = load_predictor(config.predictor_ckpt_path)
+            base = load_predictor(config.predictor_ckpt_path).network
         settings = _continued(config, base.config, data, fidelities)
         return PredictorPlan(settings=settings, vae=None, base=base)
     assert config.vae_ckpt_path is not None
     with naming("predictor_module.vae_ckpt_path"):
-        record = read_checkpoint(hub.resolve(config.vae_ckpt_path), stage=Stage.VAE)
+        vae = load_vae(config.vae_ckpt_path)
     labels_of(PredictorConfig(targets=config.target_conditions), train.crystals.properties)
     for name in config.target_conditions:
         if name in UNITS:
             require_numbers(train, name, use="a predictor")
     settings = config.architecture(
-        from_plain(VAEConfig, record.config),
+        vae.settings,
         classes={n: list(train.categories[n]) for n in config.target_conditions if n in train.categories},
         units=UNITS,
         fidelities=fidelities,
         reference=reference,
     )
-    return PredictorPlan(settings=settings, vae=record, base=None)
+    return PredictorPlan(settings=settings, vae=vae.network, base=None)
 
 
 def build_predictor_module(
@@ -95,7 +91,7 @@ def build_predictor_module(
     train = data.splits["train"].crystals
     if plan.base is None:
         assert plan.vae is not None
-        load_network_state(plan.vae, network.vae)
+        network.vae.load_state_dict(plan.vae.state_dict())
         fit_baselines_of(network, data)
         fidelity = network.fidelity_of(train)
         network.fit_statistics(

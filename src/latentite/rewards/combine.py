@@ -14,11 +14,9 @@ from torch import Tensor
 
 from latentite.base.plain import from_plain
 from latentite.crystal import CrystalBatch
-from latentite.rewards.asking import Answer, Component, ask
-from latentite.rewards.diversity_filter import DiversityFilterConfig
-from latentite.rewards.duplicates import discounted
-from latentite.rewards.options import ComponentOptions, normalise
+from latentite.rewards.asking import Answer, Component, ComponentOptions, ask, normalise
 from latentite.rewards.protocol import make_ready
+from latentite.rewards.repeats import DiversityFilterConfig, discounted
 from latentite.rewards.target import TARGET, build
 
 log = logging.getLogger(__name__)

@@ -23,7 +23,7 @@ from latentite.formulas import Composition, reduced_composition
 from latentite.match.descriptor import amd_distances, average_minimum_distances
 from latentite.match.search import find_matches
 from latentite.match.settings import STRICT
-from latentite.rewards.duplicates import MemoryStore, unique
+from latentite.rewards.repeats import MemoryStore, unique
 
 if TYPE_CHECKING:
     from pymatgen.core import Structure

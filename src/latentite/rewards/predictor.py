@@ -19,9 +19,9 @@ from torch import Tensor
 from latentite.base.plain import from_plain
 from latentite.crystal import CrystalBatch
 from latentite.data.canonical import canonicalize_many
+from latentite.models import load_predictor
 from latentite.nn.predictor_config import HeadKind
-from latentite.predictor_checkpoint import load_predictor
-from latentite.rewards.goal import Goal
+from latentite.rewards.properties import Goal
 
 if TYPE_CHECKING:
     from pymatgen.core import Structure
@@ -61,7 +61,7 @@ class PredictorReward:
         if batch_size < 1:
             raise ValueError(f"batch_size must be at least 1, got {batch_size}")
         self.goal = from_plain(Goal, goal)
-        self.network, _ = load_predictor(predictor)
+        self.network = load_predictor(predictor).network
         self.max_std, self.batch_size = max_std, batch_size
         config = self.network.config
         numbers = [name for name in config.targets if name not in config.classes]

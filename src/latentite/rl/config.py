@@ -11,6 +11,15 @@ from latentite.rl.policy_config import Algorithm, PolicyConfig
 from latentite.rl.replay import ReplayConfig
 from latentite.training.ema import EMAConfig
 from latentite.training.optim import OptimizerConfig
+from latentite.training.settings import (
+    CallbacksConfig,
+    CheckpointConfig,
+    DataConfig,
+    MonitorMode,
+    Precision,
+    RunConfig,
+    TrainerConfig,
+)
 
 
 @dataclass(kw_only=True, slots=True)
@@ -64,4 +73,48 @@ class RLModuleConfig:
             raise ValueError(
                 f"rl_module.replay must be null in a run of several processes (most of its trajectories would be "
                 f"missing in checkpoints), got {count} processes"
+            )
+
+
+@dataclass(kw_only=True, slots=True)
+class TrainRLConfig(RunConfig):
+    """A run of stage 3. An epoch is `trainer.limit_train_batches` rollouts of `data.batch_size` prompts."""
+
+    task_name: str = "train_rl"
+    data: DataConfig = field(  # not bucketed: a rollout is a fair draw of sizes
+        default_factory=lambda: DataConfig(batch_size=5, eval_batch_size=128, bucketed=False)
+    )
+    trainer: TrainerConfig = field(
+        default_factory=lambda: TrainerConfig(
+            max_epochs=100,
+            limit_train_batches=10,
+            limit_val_batches=1,
+            check_val_every_n_epoch=1,
+            gradient_clip_val=1.0,
+            log_every_n_steps=1,
+        )
+    )
+    callbacks: CallbacksConfig = field(
+        default_factory=lambda: CallbacksConfig(
+            checkpoint=CheckpointConfig(monitor="val/reward", mode=MonitorMode.MAX)
+        )
+    )
+    rl_module: RLModuleConfig
+
+    def __post_init__(self) -> None:
+        RunConfig.__post_init__(self)
+        if self.trainer.accumulate_grad_batches != 1:
+            raise ValueError(
+                "trainer.accumulate_grad_batches must be 1 in reinforcement learning, where "
+                "rl_module.rl_configs.update_tokens bounds the memory, "
+                f"got {self.trainer.accumulate_grad_batches}"
+            )
+        if self.trainer.precision is Precision.FP16_MIXED:
+            raise ValueError(
+                "trainer.precision must not be 16-mixed in reinforcement learning; use bf16-mixed"
+            )
+        if "gradient_clip_algorithm" in self.trainer.options:
+            raise ValueError(
+                "trainer.options.gradient_clip_algorithm must be left out in reinforcement learning, which clips the "
+                "norm of the gradient to trainer.gradient_clip_val"
             )

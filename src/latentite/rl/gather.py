@@ -16,12 +16,12 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from latentite.crystal import CrystalBatch
+from latentite.objectives.terms import num_processes
 from latentite.rewards.combine import Rewards, RewardTable
-from latentite.rewards.diversity_filter import DiversityFilter
+from latentite.rewards.repeats import DiversityFilter
 from latentite.rewards.workers import RewardWorkers
 from latentite.rl.rollouts import Prompts
 from latentite.sampling.checks import geometry_refusals
-from latentite.training.reduce import num_processes
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

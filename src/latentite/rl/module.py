@@ -23,7 +23,7 @@ from latentite.nn.ldm import LatentDiffusion
 from latentite.objectives.ldm import LDMStageConfig
 from latentite.objectives.terms import LossTerms
 from latentite.rewards.combine import Rewards
-from latentite.rewards.diversity_filter import DiversityFilter
+from latentite.rewards.repeats import DiversityFilter
 from latentite.rewards.workers import RewardWorkers
 from latentite.rl.advantages import RunningRewards
 from latentite.rl.config import RLModuleConfig
@@ -196,7 +196,7 @@ class RLTrainingModule(StageModule):
         logged: dict[str, Tensor | float] = {f"val/reward/{name}": value for name, value in means.items()}
         self._log(logged | {"val/reward": means["total"]}, len(batch), on_step=False)
         if batch_idx == 0 and self.trainer.is_global_zero and not self.trainer.sanity_checking:
-            from latentite.training.gallery import show_best
+            from latentite.training.loggers import show_best
 
             show_best(self.trainer, crystals, table, self.config.num_pictures)
 

@@ -15,7 +15,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from latentite.crystal import CrystalBatch
-from latentite.rewards.kinds import Kind, kinds
+from latentite.rewards.repeats import Kind, kinds
 from latentite.rl.advantages import RunningRewards
 from latentite.rl.policy import replay_advantages
 from latentite.rl.policy_config import PolicyConfig

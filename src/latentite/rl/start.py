@@ -6,7 +6,7 @@ import logging
 from dataclasses import dataclass, replace
 
 from latentite.base.plain import naming
-from latentite.ldm_checkpoint import load_ldm
+from latentite.models import load_ldm
 from latentite.nn.ldm import LatentDiffusion
 from latentite.nn.lora import trainable_summary
 from latentite.objectives.ldm import LDMStageConfig

@@ -17,12 +17,11 @@ from torch import Tensor, nn
 
 from latentite.diffusion.steps import Moments
 from latentite.generators.latent.chain import max_padding
-from latentite.objectives.terms import LossTerms
+from latentite.objectives.terms import LossTerms, num_processes
 from latentite.rl.policy import policy_terms
 from latentite.rl.policy_config import PolicyConfig
 from latentite.rl.rollout import Chain, Rollout, Transitions
 from latentite.rl.rollouts import Policy
-from latentite.training.reduce import num_processes
 
 
 class Stepping(Protocol):

@@ -20,7 +20,7 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint
 
 from latentite.base.files import replacing
-from latentite.checkpoint import PAYLOAD_KEY, Stage, build_payload, export_portable
+from latentite.checkpoint import PAYLOAD_KEY, DataCard, Stage, build_payload, export_portable
 from latentite.training.settings import CheckpointConfig, MonitorMode
 
 log = logging.getLogger(__name__)
@@ -39,7 +39,7 @@ class CheckpointCallback(Checkpoint):
         *,
         stage: Stage,
         network_config: Any,
-        data: Callable[[], dict[str, Any]],
+        data: Callable[[], DataCard],
         run: Mapping[str, Any],
     ) -> None:
         """Say what and where.
@@ -49,7 +49,7 @@ class CheckpointCallback(Checkpoint):
             folder: `checkpoints/` of the run.
             stage: of training.
             network_config: from which the network can be built again; goes into the files.
-            data: gives hashes and statistics of the data; asked once, when they are loaded.
+            data: gives the card of the data.
             run: plain values that only resuming asks for.
         """
         super().__init__()
@@ -151,7 +151,10 @@ class CheckpointCallback(Checkpoint):
         """Add our own section, with plain values only."""
         section = checkpoint.setdefault(PAYLOAD_KEY, {})
         payload = build_payload(
-            stage=self._stage, config=self._network_config, data=self._data(), metrics=self._metrics
+            stage=self._stage,
+            config=self._network_config,
+            data=self._data().to_plain(),
+            metrics=self._metrics,
         )
         section.update({key: value for key, value in payload.items() if key != "ema" or key not in section})
         checkpoint[RUN_KEY] = dict(self._run)
@@ -175,7 +178,7 @@ class CheckpointCallback(Checkpoint):
 
     def _best_by(self) -> list[str]:
         """What scores must share to be compared."""
-        validation = self._data()["splits"].get("val", {}).get("content_hash", "")
+        validation = self._data().split("val").content_hash or ""
         return [self.config.monitor, self.config.mode.value, validation]
 
     def _keep_best(self, trainer: Trainer, epoch: int) -> None:

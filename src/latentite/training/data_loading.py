@@ -13,7 +13,7 @@ from torch import Tensor
 from latentite.data.dataset import CrystalDataset, attach_features
 from latentite.data.fidelities import FidelityCounts, FidelityData, join_fidelities
 from latentite.data.sources import splits_folder
-from latentite.training.data_config import DataConfig
+from latentite.training.settings import DataConfig
 
 if TYPE_CHECKING:
     from latentite.data.options import BuildOptions
@@ -109,7 +109,6 @@ def _load_fidelities(
 
 def _options(config: DataConfig, *, numbers_only: bool) -> BuildOptions:
     """How splits are read: the labels that are asked for, or all columns of numbers."""
-    from latentite.data.options import BuildOptions
     from latentite.data.properties import DERIVED
     from latentite.data.readers.checks import Limits
 

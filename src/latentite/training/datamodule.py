@@ -15,12 +15,13 @@ from jaxtyping import Int
 from lightning.pytorch import LightningDataModule
 from torch import Tensor
 
+from latentite.checkpoint import DataCard, FidelityCard, SplitCard
 from latentite.crystal import FIDELITY
 from latentite.data.dataset import CrystalDataset
 from latentite.data.fidelities import FidelityCounts
 from latentite.data.sampler import BatchPlan, WeightedDraw, epoch_batches
-from latentite.training.data_config import DEFAULT_BATCH_ATOMS, BatchBy, DataConfig
 from latentite.training.data_loading import load, load_data
+from latentite.training.settings import DEFAULT_BATCH_ATOMS, BatchBy, DataConfig
 
 __all__ = ["BatchLoader", "BatchSource", "CrystalDataModule", "DataConfig", "load"]
 
@@ -196,34 +197,29 @@ class CrystalDataModule(LightningDataModule):
         """In a fixed order; an empty list where there is no such split."""
         return self._evaluation_loader("test")
 
-    def statistics(self) -> dict[str, Any]:
-        """What a checkpoint says of its data: plain values only."""
-        splits = {}
-        for name, dataset in self.splits.items():
-            counts = torch.bincount(dataset.crystals.num_atoms)
-            splits[name] = {
-                "content_hash": dataset.content_hash,
-                "num_crystals": len(dataset),
-                "num_atoms_histogram": counts.tolist(),
-            }
+    def data_card(self) -> DataCard:
+        """What a checkpoint says of its data."""
+        splits = {
+            name: SplitCard(
+                content_hash=dataset.content_hash,
+                num_crystals=len(dataset),
+                num_atoms_histogram=torch.bincount(dataset.crystals.num_atoms).tolist(),
+            )
+            for name, dataset in self.splits.items()
+        }
         train = self.splits.get("train")
-        categories = {} if train is None else {key: list(names) for key, names in train.categories.items()}
-        properties = [] if train is None else list(train.crystals.properties)
-        result = {
-            "name": self.config.name,
-            "splits": splits,
-            "categories": categories,
-            "properties": properties,
+        fidelities = {
+            name: FidelityCard(**asdict(counts), dispersion=self.config.fidelities[name].dispersion)
+            for name, counts in self._counts.items()
         }
-        if not self.config.fidelities:
-            return result
-        return result | {
-            "fidelities": {
-                name: asdict(counts) | {"dispersion": self.config.fidelities[name].dispersion}
-                for name, counts in self._counts.items()
-            },
-            "reference_fidelity": self.config.reference,
-        }
+        return DataCard(
+            name=self.config.name,
+            splits=splits,
+            categories={} if train is None else {key: list(names) for key, names in train.categories.items()},
+            properties=[] if train is None else list(train.crystals.properties),
+            fidelities=fidelities,
+            reference_fidelity=self.config.reference,
+        )
 
     def _evaluation_loader(self, split: str) -> BatchLoader | list[Any]:
         if len(self.splits.get(split, ())) == 0:

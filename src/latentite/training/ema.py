@@ -1,6 +1,6 @@
 """Exponential moving average of the weights: what is validated, saved for use, and resumed exactly.
 
-`WeightAverage` is plain torch; `EMACallback` keeps one for the module's `network`. The averaged weights stand in the
+Plain torch. `EMACallback` (`callbacks.py`) keeps one for the module's `network`: the averaged weights stand in the
 network during every validation and lie in the checkpoint under `latentite` -> `ema`, by parameter name, so that
 everything downstream loads what was measured.
 """
@@ -10,10 +10,8 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import torch
-from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor, nn
 
 
@@ -93,72 +91,3 @@ class WeightAverage:
             )
         for name, average in zip(self._names, self._average, strict=True):
             average.copy_(state[name])
-
-
-class EMACallback(Callback):
-    """Keeps the average of `module.network`, validates with it and saves it."""
-
-    def __init__(self, config: EMAConfig) -> None:
-        self.config = config
-        self.average: WeightAverage | None = None
-        self._loaded: Mapping[str, Tensor] | None = None
-        self._last_step = -1
-
-    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Start, or continue from what the checkpoint held (it is loaded before this hook)."""
-        self.average = WeightAverage(_network(pl_module), self.config)
-        if self._loaded is not None:
-            self.average.load_state_dict(self._loaded)
-            self._loaded = None
-
-    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Count steps from here (a resumed run's count is restored by now)."""
-        self._last_step = trainer.global_step
-
-    def on_train_batch_end(
-        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
-        """Follow every optimizer step (not every batch: gradients may be accumulated)."""
-        if self.average is not None and trainer.global_step != self._last_step:
-            self._last_step = trainer.global_step
-            self.average.update(trainer.global_step)
-
-    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Put the averaged weights into the network."""
-        if self.average is not None and not self.average.is_swapped:
-            self.average.swap()
-
-    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Take them out again; checkpoints are written after this hook."""
-        self.restore()
-
-    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        """Leave the trained weights in the network, whatever happened in validation."""
-        self.restore()
-
-    def restore(self) -> None:
-        """Put the trained weights back if the averaged ones stand in the network."""
-        if self.average is not None and self.average.is_swapped:
-            self.average.swap()
-
-    def on_save_checkpoint(
-        self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
-    ) -> None:
-        """Add the average under `latentite` -> `ema`; see to it that `state_dict` has the trained weights."""
-        if self.average is None:
-            return
-        checkpoint.setdefault("latentite", {})["ema"] = self.average.state_dict()
-        for name, tensor in self.average.trained().items():
-            checkpoint["state_dict"][f"network.{name}"] = tensor
-
-    def on_load_checkpoint(
-        self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
-    ) -> None:
-        """Remember the saved average until the network stands on its device."""
-        self._loaded = checkpoint.get("latentite", {}).get("ema")
-
-
-def _network(module: LightningModule) -> nn.Module:
-    network = module.network
-    assert isinstance(network, nn.Module), "every stage's Lightning module has its network as `network`"
-    return network

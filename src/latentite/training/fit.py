@@ -1,7 +1,7 @@
 """Fit or resume: what every training stage has in common.
 
-Seeds, loads the data, builds module, loggers, callbacks and trainer, writes where the run comes from, trains,
-and says how it ended. `stages.py` calls it once per stage.
+Seeds, loads the data, builds module, loggers, callbacks and trainer, writes where the run comes from (versions, commit,
+command line, data, settings), trains, and says how it ended. `stages.py` calls it once per stage.
 """
 
 from __future__ import annotations
@@ -9,21 +9,32 @@ from __future__ import annotations
 import inspect
 import logging
 import os
+import platform
+import re
 import shlex
+import subprocess
+import sys
 import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from datetime import UTC, datetime
 from enum import StrEnum
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+import yaml
 from lightning.fabric.utilities.rank_zero import rank_zero_only
 from lightning.pytorch import Callback, Trainer, seed_everything
 
-from latentite.checkpoint import Stage, plain
+from latentite import __version__
+from latentite.base.files import replacing, write_json
+from latentite.base.plain import to_plain
+from latentite.checkpoint import Stage
 from latentite.training.callbacks import (
     BeginCallback,
     EarlyStoppingCallback,
+    EMACallback,
     NanGuardCallback,
     Preempted,
     PreemptionCallback,
@@ -32,13 +43,62 @@ from latentite.training.callbacks import (
 )
 from latentite.training.checkpointing import CheckpointCallback
 from latentite.training.datamodule import CrystalDataModule
-from latentite.training.ema import EMACallback, EMAConfig
+from latentite.training.ema import EMAConfig
 from latentite.training.loggers import build_loggers, wandb_mode
 from latentite.training.module import StageModule
-from latentite.training.provenance import write_provenance
 from latentite.training.resume import ResumedScheduleCallback, Resumption
 from latentite.training.resume_point import run_record
 from latentite.training.settings import RunConfig, with_sections
+
+
+def write_provenance(config: RunConfig, data: dict[str, Any], *, num_parameters: int) -> None:
+    """Write `config.yaml` (every setting, resolved) and `provenance.json` into the run's folder."""
+    config.run_dir.mkdir(parents=True, exist_ok=True)
+    with replacing(config.run_dir / "config.yaml") as path:
+        path.write_text(yaml.safe_dump(to_plain(config), sort_keys=False), encoding="utf-8")
+    write_json(
+        config.run_dir / "provenance.json",
+        {
+            "started": datetime.now(UTC).isoformat(timespec="seconds"),
+            "command": sys.argv,
+            "latentite": __version__,
+            "commit": git_commit(),
+            "python": platform.python_version(),
+            "platform": platform.platform(),
+            "packages": package_versions(),
+            "seed": config.seed,
+            "num_parameters": num_parameters,
+            "data": data,
+        },
+    )
+
+
+def git_commit() -> str | None:
+    """Commit of the source tree that this package runs from, `-dirty` if it differs; None without git."""
+    folder = Path(__file__).resolve().parent
+    command = ["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
+    try:
+        done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=10, check=False)
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return done.stdout.strip() or None if done.returncode == 0 else None
+
+
+def package_versions() -> dict[str, str]:
+    """Installed version of each package that latentite depends on."""
+    try:
+        requirements = metadata.requires("latentite") or []
+    except metadata.PackageNotFoundError:
+        return {}
+    versions = {}
+    for requirement in requirements:
+        name = re.split(r"[\s<>=!~;\[(]", requirement, maxsplit=1)[0]
+        try:
+            versions[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue
+    return versions
+
 
 log = logging.getLogger(__name__)
 
@@ -104,7 +164,7 @@ def fit(
     data.setup("fit")
     module = build_module()
     if resumption is not None:
-        resumption.check(config, data.statistics(), module)
+        resumption.check(config, data.data_card(), module)
     if config.compile:
         module.compile_network()
     checkpoints = CheckpointCallback(
@@ -112,13 +172,13 @@ def fit(
         config.run_dir / "checkpoints",
         stage=stage,
         network_config=network_config,
-        data=data.statistics,
+        data=data.data_card,
         run=run,
     )
     num_parameters = sum(p.numel() for p in module.parameters() if p.requires_grad)
 
     def begin() -> None:
-        write_provenance(config, plain(data.statistics()), num_parameters=num_parameters)
+        write_provenance(config, data.data_card().to_plain(), num_parameters=num_parameters)
         log.info("%s parameters, run in %s", f"{num_parameters:,}", config.run_dir)
 
     if resumption is not None and (reason := resumption.finished(config)):

@@ -21,8 +21,8 @@ from latentite.nn.ldm import LatentDiffusion
 from latentite.objectives.ldm import diffusion_loss, loss_by_level, loss_terms
 from latentite.objectives.terms import LossTerms
 from latentite.training.latent_cache import CachedBatch, CachedLatents, encode_split
-from latentite.training.ldm_config import LDMModuleConfig
 from latentite.training.module import StageModule, Stream
+from latentite.training.stage_settings import LDMModuleConfig
 
 log = logging.getLogger(__name__)
 

@@ -11,21 +11,20 @@ from dataclasses import dataclass, replace
 
 from torch import nn
 
-from latentite import hub
-from latentite.base.plain import from_plain, naming
-from latentite.checkpoint import CheckpointRecord, Stage, load_network_state, read_checkpoint
-from latentite.ldm_checkpoint import load_ldm
+from latentite.base.plain import naming
+from latentite.checkpoint import Stage
+from latentite.models import load_ldm, load_vae, read_record
 from latentite.nn.condition_values import ConditionConfig
 from latentite.nn.conditions import ConditionModuleConfig
 from latentite.nn.ldm import LatentDiffusion
 from latentite.nn.lora import trainable_summary
-from latentite.nn.vae import VAEConfig
+from latentite.nn.vae import CrystalVAE
 from latentite.objectives.ldm import LDMStageConfig
 from latentite.training.conditions import check_conditions, check_labels, resolve_conditions
 from latentite.training.datamodule import CrystalDataModule
 from latentite.training.ldm import LDMTrainingModule
-from latentite.training.ldm_config import LDMModuleConfig
 from latentite.training.module import freeze_parameters
+from latentite.training.stage_settings import LDMModuleConfig
 
 log = logging.getLogger(__name__)
 
@@ -36,7 +35,7 @@ class NetworkPlan:
 
     settings: LDMStageConfig
     """From which a checkpoint of the run can build it again."""
-    vae: CheckpointRecord | None
+    vae: CrystalVAE | None
     """The trained VAE of a new network; None in fine-tuning, where the base has it."""
     base: LatentDiffusion | None
     """What is fine-tuned."""
@@ -74,7 +73,7 @@ def build_module(config: LDMModuleConfig, plan: NetworkPlan, *, seed: int) -> LD
     )
 
 
-def read_vae(config: LDMModuleConfig, data: CrystalDataModule) -> tuple[CheckpointRecord, LDMStageConfig]:
+def read_vae(config: LDMModuleConfig, data: CrystalDataModule) -> tuple[CrystalVAE, LDMStageConfig]:
     """The trained VAE, and what a checkpoint of this run will need to build its network again.
 
     Raises:
@@ -82,14 +81,14 @@ def read_vae(config: LDMModuleConfig, data: CrystalDataModule) -> tuple[Checkpoi
     """
     assert config.vae_ckpt_path is not None
     with naming("ldm_module.vae_ckpt_path"):
-        record = read_checkpoint(hub.resolve(config.vae_ckpt_path), stage=Stage.VAE)
+        vae = load_vae(config.vae_ckpt_path)
     settings = LDMStageConfig(
-        vae=from_plain(VAEConfig, record.config),
+        vae=vae.settings,
         denoiser=config.denoiser,
         diffusion=config.diffusion,
         condition_module=_run_conditions(config, data, hidden_size=config.denoiser.shape[1]),
     )
-    return record, settings
+    return vae.network, settings
 
 
 def _run_conditions(
@@ -104,10 +103,10 @@ def _run_conditions(
     return module
 
 
-def build_network(record: CheckpointRecord, settings: LDMStageConfig) -> LatentDiffusion:
+def build_network(vae: CrystalVAE, settings: LDMStageConfig) -> LatentDiffusion:
     """A new network with the trained VAE in it; the denoiser's weights are drawn."""
     network = LatentDiffusion(settings)
-    load_network_state(record, network.vae)
+    network.vae.load_state_dict(vae.state_dict())
     return network
 
 
@@ -125,7 +124,7 @@ def _plan_from_base(config: LDMModuleConfig, path: str, data: CrystalDataModule)
 
 
 def _check_same_vae(config: LDMModuleConfig, path: str, base: LatentDiffusion) -> None:
-    there, own = read_checkpoint(hub.resolve(path), stage=Stage.VAE).state, base.vae.state_dict()
+    there, own = read_record(path, stage=Stage.VAE).state, base.vae.state_dict()
     if there.keys() != own.keys() or not all(own[name].equal(there[name]) for name in own):
         raise ValueError(
             f"vae_ckpt_path must be the VAE that {config.ldm_ckpt_path} was trained on, got another one "

@@ -1,4 +1,4 @@
-"""Where metrics go: `metrics.csv` of the run always, Weights & Biases if wanted and possible.
+"""Metrics and pictures of a run: always files in its folder, and Weights & Biases if wanted and possible.
 
 `training/fit.py` builds both. Nothing here waits for a network that is not there.
 """
@@ -8,12 +8,17 @@ from __future__ import annotations
 import logging
 import netrc
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from urllib.parse import urlparse
 
 from lightning.fabric.utilities.rank_zero import rank_zero_only
+from lightning.pytorch import Trainer
 from lightning.pytorch.loggers import CSVLogger, Logger, WandbLogger
 
+from latentite.crystal import CrystalBatch
+from latentite.draw.cells import draw_crystals
+from latentite.rewards.combine import RewardTable
 from latentite.training.settings import LoggerConfig, WandbConfig, WandbMode
 
 log = logging.getLogger(__name__)
@@ -113,3 +118,32 @@ def _wandb_logger(config: WandbConfig, mode: WandbMode, run_dir: Path, task_name
             raise
         log.warning("wandb is offline: %s", " ".join(str(error).split())[:200])
         return build(WandbMode.OFFLINE)
+
+
+def show(trainer: Trainer, crystals: CrystalBatch, *, name: str, titles: Sequence[str]) -> Path:
+    """Draw crystals as `pictures/NAME_STEP.png` of the run's folder."""
+    folder = Path(trainer.default_root_dir) / "pictures"
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / f"{name}_{trainer.global_step:07d}.png"
+    draw_crystals(crystals, path, titles=titles)
+    log_picture(trainer, path, name)
+    return path
+
+
+def log_picture(trainer: Trainer, path: Path, name: str) -> None:
+    """Give a picture to the loggers that take pictures."""
+    for logger in trainer.loggers:
+        if isinstance(logger, WandbLogger):
+            logger.log_image(f"pictures/{name}", [str(path)], step=trainer.global_step)
+
+
+def show_best(trainer: Trainer, crystals: CrystalBatch, table: RewardTable, count: int) -> None:
+    """The best and the first usable crystals of a rollout, with their rewards."""
+    usable = table.is_usable.nonzero().flatten()
+    count = min(count, len(usable))
+    if count == 0:
+        return
+    best = usable[table.total[usable].argsort(descending=True, stable=True)[:count]]
+    for name, chosen in (("best", best), ("random", usable[:count])):
+        titles = [f"{reward:.3g}" for reward in table.total[chosen].tolist()]
+        show(trainer, crystals.select(chosen), name=name, titles=titles)

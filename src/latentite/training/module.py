@@ -1,4 +1,4 @@
-"""What the Lightning modules of all stages share: seeded draws, the training step, the optimizer."""
+"""The Lightning module that all stages extend: seeded draws, the training step, the optimizer."""
 
 from __future__ import annotations
 
@@ -12,10 +12,9 @@ from torch import Tensor, nn
 
 from latentite.crystal import CrystalBatch
 from latentite.data.sampler import AugmentationConfig, augment, seeded_generator
-from latentite.objectives.terms import LossTerms
+from latentite.objectives.terms import LossTerms, global_loss
 from latentite.training.datamodule import CrystalDataModule
 from latentite.training.optim import OptimizerConfig, SchedulerConfig, configure
-from latentite.training.reduce import global_loss
 
 
 class Stream(IntEnum):

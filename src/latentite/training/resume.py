@@ -14,7 +14,7 @@ from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 
-from latentite.checkpoint import Stage, plain
+from latentite.checkpoint import DataCard, Stage, plain
 from latentite.training.callbacks import EarlyStoppingCallback
 from latentite.training.optim import PlateauSchedule, SchedulerConfig, StepSchedule
 from latentite.training.resume_point import STARTS, ResumePoint, flatten, read_resume_point
@@ -100,12 +100,12 @@ class Resumption:
         check_network(point, stage, network_config, changes)
         return Resumption(point=point, changes=changes)
 
-    def check(self, config: RunConfig, data: Mapping[str, Any], module: LightningModule) -> None:
+    def check(self, config: RunConfig, data: DataCard, module: LightningModule) -> None:
         """Refuse other data and other parameters; say what is different from now on.
 
         Args:
             config: of the run.
-            data: `CrystalDataModule.statistics()`.
+            data: `CrystalDataModule.data_card()`.
             module: of the run, new.
 
         Raises:
@@ -219,12 +219,12 @@ def check_module(point: ResumePoint, module: LightningModule, changes: list[Chan
     )
 
 
-def check_data(point: ResumePoint, data: Mapping[str, Any], *, is_allowed: bool) -> list[str]:
+def check_data(point: ResumePoint, data: DataCard, *, is_allowed: bool) -> list[str]:
     """Refuse other crystals or labels than those that the checkpoint was trained and validated on.
 
     Args:
         point: where the run goes on.
-        data: `CrystalDataModule.statistics()`.
+        data: `CrystalDataModule.data_card()`.
         is_allowed: `allow_other_data`.
 
     Returns:
@@ -235,10 +235,9 @@ def check_data(point: ResumePoint, data: Mapping[str, Any], *, is_allowed: bool)
     """
     lines = []
     for split, verb in (("train", "trained"), ("val", "validated")):
-        before, now = (which.get("splits", {}).get(split) for which in (point.data, data))
-        if (before or {}).get("content_hash") == (now or {}).get("content_hash"):
+        if point.data.split(split).content_hash == data.split(split).content_hash:
             continue
-        there, here = _data_set(point.data.get("name"), before), _data_set(data.get("name"), now)
+        there, here = _data_set(point.data, split), _data_set(data, split)
         if not is_allowed:
             raise ValueError(
                 f"ckpt_path was {verb} on other data: its {split} split is {there}, that of this run is {here}; "
@@ -334,9 +333,9 @@ def _shape(shape: tuple[int, ...] | None) -> str:
     return "absent" if shape is None else str(list(shape))
 
 
-def _data_set(name: Any, split: Mapping[str, Any] | None) -> str:
-    if split is None:
-        return f"absent in {name!r}"
-    digest = str(split.get("content_hash"))
+def _data_set(data: DataCard, split: str) -> str:
+    if split not in data.splits:
+        return f"absent in {data.name!r}"
+    digest = str(data.splits[split].content_hash)
     # Behind the 64 digits stands what was left out.
-    return f"{name!r} ({split.get('num_crystals')} crystals, hash {digest[:12]}{digest[64:]})"
+    return f"{data.name!r} ({data.splits[split].num_crystals} crystals, hash {digest[:12]}{digest[64:]})"

@@ -14,16 +14,17 @@ from typing import Any
 
 import torch
 
-from latentite import hub
 from latentite.base.plain import naming
 from latentite.checkpoint import (
     CheckpointRecord,
+    DataCard,
     Stage,
     Weights,
     plain,
     read_checkpoint,
     read_training_state,
 )
+from latentite.models import read_record
 from latentite.training.checkpointing import RUN_KEY
 from latentite.training.settings import RunConfig
 
@@ -39,7 +40,7 @@ class ResumePoint:
     stage: Stage
     network: dict[str, Any]
     """From which its network can be built again."""
-    data: dict[str, Any]
+    data: DataCard
     metrics: dict[str, float]
     epochs: int
     """Whole epochs that are trained."""
@@ -90,7 +91,7 @@ def run_record(config: RunConfig, stage: Stage) -> dict[str, Any]:
 
 def weights_digest(name_or_path: str | Path) -> str:
     """sha256 over the weights of a checkpoint by name: the same for a `.ckpt` and what was exported from it."""
-    state = read_checkpoint(hub.resolve(name_or_path)).state
+    state = read_record(name_or_path).state
     digest = hashlib.sha256()
     for name in sorted(state):
         tensor = state[name].contiguous()

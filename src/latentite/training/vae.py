@@ -2,66 +2,21 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-
 import torch
 from torch import Tensor, nn
 
 from latentite.crystal import CrystalBatch
-from latentite.data.sampler import AugmentationConfig, NoiseConfig, corrupt
-from latentite.metrics.reconstruction import LOOSE, STRICT, reconstruction_table, summarise
-from latentite.nn.decoder import DecoderConfig
-from latentite.nn.encoders import EncoderConfig
-from latentite.nn.vae import CrystalVAE, VAEConfig
+from latentite.data.sampler import corrupt
+from latentite.match.settings import LOOSE, STRICT
+from latentite.metrics.reconstruction import reconstruction_table, summarise
+from latentite.nn.vae import CrystalVAE
 from latentite.objectives.terms import LossTerms
-from latentite.objectives.vae import CoordinateLoss, LossWeights, vae_loss
-from latentite.training.ema import EMAConfig
+from latentite.objectives.vae import vae_loss
 from latentite.training.module import StageModule, Stream
-from latentite.training.optim import OptimizerConfig, SchedulerConfig
+from latentite.training.stage_settings import VAEModuleConfig
 
 ACTIVE_VARIANCE = 0.01
 """A latent channel is active when its posterior mean varies more than this (Burda et al. 2015, sec. 5.2)."""
-
-
-@dataclass(kw_only=True, slots=True)
-class VAEModuleConfig(VAEConfig):
-    """Everything about the VAE stage but its data: the `vae_module` group."""
-
-    # slots=True makes new classes, so inherited fields are listed again where a reader looks for them
-    encoder: EncoderConfig = field(default_factory=EncoderConfig)
-    decoder: DecoderConfig = field(default_factory=DecoderConfig)
-    loss_weights: LossWeights = field(default_factory=LossWeights)
-    coordinate_loss: CoordinateLoss = CoordinateLoss.WRAPPED
-    augmentation: AugmentationConfig = field(default_factory=AugmentationConfig)
-    noise: NoiseConfig = field(default_factory=NoiseConfig)
-    latent_noise: float = 0.0
-    """Noise on the latents that the decoder sees in training, as a fraction of their spread per channel; makes it
-    forgive the errors of a diffusion model."""
-    fa_dim: int = 0
-    """Width of the per-atom features of `data.atom_features_path`; needed when `loss_weights.fa` is not 0."""
-    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
-    scheduler: SchedulerConfig = field(default_factory=SchedulerConfig)
-    ema: EMAConfig = field(default_factory=EMAConfig)
-    match_limit: int = 1000
-    """At most so many validation crystals go through `StructureMatcher` (about 150 a second); 0 for none."""
-
-    def __post_init__(self) -> None:
-        VAEConfig.__post_init__(self)
-        if not 0.0 <= self.latent_noise < 1.0:
-            raise ValueError(f"latent_noise must be at least 0 and below 1, got {self.latent_noise}")
-        if self.match_limit < 0:
-            raise ValueError(f"match_limit must be 0 or more, got {self.match_limit}")
-        if self.loss_weights.fa > 0 and self.fa_dim < 1:
-            raise ValueError(f"fa_dim must be at least 1 when loss_weights.fa is not 0, got {self.fa_dim}")
-
-    def architecture(self) -> VAEConfig:
-        """The part that a checkpoint needs to build the network."""
-        return VAEConfig(
-            encoder=self.encoder,
-            decoder=self.decoder,
-            latent_dim=self.latent_dim,
-            atom_type_predict=self.atom_type_predict,
-        )
 
 
 class VAETrainingModule(StageModule):

@@ -35,7 +35,7 @@ from latentite.nn.conditions import Conditioning, ConditionModule
 from latentite.nn.decoder import DecodedCrystals
 from latentite.nn.denoiser import Denoiser, OutputLayout
 from latentite.nn.ldm import LatentDiffusion
-from latentite.nn.token_layout import TokenLayout
+from latentite.nn.transformer import TokenLayout
 from latentite.objectives.ldm import Compatibility, DiffusionConfig
 
 

@@ -32,7 +32,7 @@ from latentite.generators.latent.options import LatentOptions
 from latentite.generators.latent.start import Start, read_structures, source_of, start_from
 from latentite.generators.protocol import Advance, Askable, Drawn, GeneratorCard
 from latentite.generators.sizes import NumAtoms, training_sizes
-from latentite.ldm_checkpoint import ldm_of
+from latentite.models import ldm_of
 from latentite.nn.ldm import LatentDiffusion
 from latentite.objectives.ldm import DiffusionConfig
 
@@ -62,7 +62,7 @@ class LatentGenerator:
             ValueError: for options that the model cannot fulfil, and structures that cannot be read.
         """
         sampling = options.sampling()
-        network, stage = ldm_of(record)
+        network, stage, _ = ldm_of(record)
         settings = _plain_settings(options, sampling, stage.diffusion)  # refuses what the process cannot do
         network = network.to(device)
         start = None

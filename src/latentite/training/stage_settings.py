@@ -1,16 +1,62 @@
-"""Settings of the second stage: the `ldm_module` group."""
+"""Settings of the first two stages: the groups `vae_module` and `ldm_module`, and a whole run. No Lightning here."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from latentite.data.sampler import AugmentationConfig
+from latentite.data.sampler import AugmentationConfig, NoiseConfig
+from latentite.nn.decoder import DecoderConfig
 from latentite.nn.denoiser import DenoiserConfig
+from latentite.nn.encoders import EncoderConfig
 from latentite.nn.lora import LoraConfig
+from latentite.nn.vae import VAEConfig
 from latentite.objectives.ldm import DiffusionConfig
-from latentite.training.conditions import ConditionModuleOptions
+from latentite.objectives.vae import CoordinateLoss, LossWeights
+from latentite.training.conditions import ConditionModuleOptions, check_conditions
 from latentite.training.ema import EMAConfig
 from latentite.training.optim import OptimizerConfig, SchedulerConfig
+from latentite.training.settings import RunConfig
+
+
+@dataclass(kw_only=True, slots=True)
+class VAEModuleConfig(VAEConfig):
+    """Everything about the VAE stage but its data: the `vae_module` group."""
+
+    # slots=True makes new classes, so inherited fields are listed again where a reader looks for them
+    encoder: EncoderConfig = field(default_factory=EncoderConfig)
+    decoder: DecoderConfig = field(default_factory=DecoderConfig)
+    loss_weights: LossWeights = field(default_factory=LossWeights)
+    coordinate_loss: CoordinateLoss = CoordinateLoss.WRAPPED
+    augmentation: AugmentationConfig = field(default_factory=AugmentationConfig)
+    noise: NoiseConfig = field(default_factory=NoiseConfig)
+    latent_noise: float = 0.0
+    """Noise on the latents that the decoder sees in training, as a fraction of their spread per channel; makes it
+    forgive the errors of a diffusion model."""
+    fa_dim: int = 0
+    """Width of the per-atom features of `data.atom_features_path`; needed when `loss_weights.fa` is not 0."""
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    scheduler: SchedulerConfig = field(default_factory=SchedulerConfig)
+    ema: EMAConfig = field(default_factory=EMAConfig)
+    match_limit: int = 1000
+    """At most so many validation crystals go through `StructureMatcher` (about 150 a second); 0 for none."""
+
+    def __post_init__(self) -> None:
+        VAEConfig.__post_init__(self)
+        if not 0.0 <= self.latent_noise < 1.0:
+            raise ValueError(f"latent_noise must be at least 0 and below 1, got {self.latent_noise}")
+        if self.match_limit < 0:
+            raise ValueError(f"match_limit must be 0 or more, got {self.match_limit}")
+        if self.loss_weights.fa > 0 and self.fa_dim < 1:
+            raise ValueError(f"fa_dim must be at least 1 when loss_weights.fa is not 0, got {self.fa_dim}")
+
+    def architecture(self) -> VAEConfig:
+        """The part that a checkpoint needs to build the network."""
+        return VAEConfig(
+            encoder=self.encoder,
+            decoder=self.decoder,
+            latent_dim=self.latent_dim,
+            atom_type_predict=self.atom_type_predict,
+        )
 
 
 @dataclass(kw_only=True, slots=True)
@@ -64,3 +110,23 @@ class LDMModuleConfig:
                 f"(kind={self.diffusion.kind}, variance={self.diffusion.variance}), "
                 f"got {str(self.denoiser.learn_variance).lower()}"
             )
+
+
+@dataclass(kw_only=True, slots=True)
+class TrainVAEConfig(RunConfig):
+    """A run of stage 1."""
+
+    task_name: str = "train_vae"
+    vae_module: VAEModuleConfig = field(default_factory=VAEModuleConfig)
+
+
+@dataclass(kw_only=True, slots=True)
+class TrainLDMConfig(RunConfig):
+    """A run of stage 2."""
+
+    task_name: str = "train_ldm"
+    ldm_module: LDMModuleConfig = field(default_factory=LDMModuleConfig)
+
+    def __post_init__(self) -> None:
+        RunConfig.__post_init__(self)
+        check_conditions(self.data.conditions, self.ldm_module.condition_module)
