@@ -1,11 +1,12 @@
-"""Follow one crystal through the whole house, with the type and shape at each stop.
+"""Follow one crystal from a table to a CIF file, with the type and shape of what it is at each stop.
 
     python examples/follow_one_crystal.py
 
-Rock salt starts as a row of a CSV file, is read, brought to the canonical form and packed, encoded to a
-latent and decoded by a tiny VAE, noised and denoised by a tiny diffusion transformer (random weights: what comes
-out is a cell, not yet a crystal), and a new one ends as a CIF file. Needs no data, no GPU and a few seconds; the
-tests run it.
+Rock salt starts as a row of a CSV file. It goes the way of training (read, brought to the canonical form, packed into a
+batch, encoded to latents, noised, and judged by the diffusion loss), and a new crystal comes the way of sampling (from
+noise through the denoiser and the decoder to a CIF file). Each stop calls the function that training or sampling
+calls. The networks are tiny and have random weights, so what comes out is a cell with atoms, not yet a crystal. Needs
+no data, no GPU and a few seconds.
 """
 
 from __future__ import annotations
@@ -18,113 +19,110 @@ from pathlib import Path
 import torch
 from pymatgen.core import Lattice, Structure
 
-from latentite.crystal import CrystalBatch
-from latentite.crystal_arrays import CrystalArrays
-from latentite.data import canonical
+from latentite.data.build import load_splits
+from latentite.data.canonical import canonicalize_many
 from latentite.data.readers.checks import Limits
-from latentite.data.readers.rows import Row, read
-from latentite.diffusion.noise import CrystalNoise
-from latentite.diffusion.samplers import noised
-from latentite.diffusion.schedule import FlowSchedule
-from latentite.generators.jobs import Jobs
+from latentite.data.readers.opening import open_records
+from latentite.data.readers.rows import parse_many
+from latentite.formulas import reduced_formulas
+from latentite.generators.jobs import Ask
 from latentite.generators.latent.chain import sample_jobs
+from latentite.generators.sizes import NumAtoms, plan_jobs
 from latentite.nn.decoder import DecoderConfig
-from latentite.nn.denoiser import DenoiserConfig, DenoiserSize, TokenIndex
+from latentite.nn.denoiser import DenoiserConfig, DenoiserSize
 from latentite.nn.encoders import EncoderConfig
-from latentite.nn.ldm import LatentDiffusion, LDMConfig
-from latentite.nn.vae import CrystalVAE, VAEConfig
-from latentite.objectives.ldm import DiffusionConfig, DiffusionKind
+from latentite.nn.ldm import LatentDiffusion
+from latentite.nn.vae import VAEConfig
+from latentite.objectives.ldm import DiffusionConfig, DiffusionKind, LDMStageConfig, diffusion_loss
+from latentite.sampling.writers import cif_text
 
 
-def show(place: str, thing: object) -> None:
+def show(stop: str, thing: object) -> None:
     """Print where we are, what is there, and the shape of everything in it."""
-    print(f"\n{place}\n  {type(thing).__module__}.{type(thing).__qualname__}")
+    print(f"\n{stop}\n  {type(thing).__module__}.{type(thing).__qualname__}")
     values = {"": thing}
     if dataclasses.is_dataclass(thing):
         values = {f".{field.name}": getattr(thing, field.name) for field in dataclasses.fields(thing)}
     for name, value in values.items():
         if hasattr(value, "shape"):
-            print(f"  {name or 'itself':20} {value.dtype} {list(value.shape)}")
+            print(f"  {name or 'itself':16} {value.dtype} {list(value.shape)}")
         else:
-            print(f"  {name or 'itself':20} {value!r}"[:100])
+            print(f"  {name or 'itself':16} {value!r}"[:100])
 
 
-def write_csv(path: Path) -> Structure:
-    """One row as the public tables have it: an id, a label, and the CIF as text."""
+def write_table(path: Path) -> None:
+    """One row as public data sets have it: an id, a label, and the crystal as the text of a CIF."""
     salt = Structure.from_spacegroup(225, Lattice.cubic(5.64), ["Na", "Cl"], [[0, 0, 0], [0.5, 0.5, 0.5]])
     with path.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file)
-        writer.writerow(["material_id", "band_gap", "cif"])
-        writer.writerow(["salt", 5.0, salt.to(fmt="cif")])
-    return salt
+        rows = [["material_id", "band_gap", "cif"], ["salt", 5.0, salt.to(fmt="cif")]]
+        csv.writer(file).writerows(rows)
+
+
+def tiny_model() -> LDMStageConfig:
+    """Settings of a VAE and a flow-matching denoiser that anything can run."""
+    size = {"d_model": 32, "num_heads": 4, "dim_feedforward": 64, "num_layers": 2}
+    return LDMStageConfig(
+        vae=VAEConfig(encoder=EncoderConfig(**size), decoder=DecoderConfig(**size), latent_dim=8),
+        denoiser=DenoiserConfig(
+            size=DenoiserSize.CUSTOM, depth=2, hidden_size=32, num_heads=2, learn_variance=False
+        ),
+        diffusion=DiffusionConfig(kind=DiffusionKind.FLOW),
+    )
 
 
 def main(folder: Path) -> Path:
-    """Walk; gives the CIF at the end of the way."""
-    salt = write_csv(folder / "crystals.csv")
-    show("0. pymatgen's conventional cell, written to a CSV file", salt.frac_coords)
+    """Follow it; gives the CIF file at the end."""
+    table = folder / "train.csv"
+    write_table(table)
 
-    row = next(iter(read(folder / "crystals.csv", limits=Limits(max_atoms=20))))
-    if not isinstance(row, Row):
-        raise SystemExit(f"the row was rejected: {row.reason}")
-    show("1. data/readers/rows.py reads the row", row)
+    # From a file to a batch: `latentite data build` and every training do this.
+    record = next(iter(open_records(table)))
+    show("1. data/readers/opening.py cuts the table into records", record)
 
-    arrays = canonical.canonicalize(CrystalArrays(row.atomic_numbers, row.frac_coords, row.lattice))
-    show(
-        "2. data/canonical.py: the Niggli cell, atoms and origin in order; here its lattice (Å)",
-        arrays.lattice,
-    )
+    [arrays] = parse_many([record], Limits(max_atoms=20))
+    show("2. data/readers/rows.py reads the CIF: eight atoms in the conventional cell", arrays)
 
-    batch = CrystalBatch.from_arrays([arrays])
-    show("3. crystal.py packs it; a batch may hold thousands", batch)
+    [canonical] = canonicalize_many([arrays])
+    show("3. data/canonical.py: the same cell with axes, origin and order of atoms in one form", canonical)
 
+    train = load_splits(folder, cache_dir=folder / "cache")["train"]
+    show("4. data/build.py does all of this for whole tables, and decides on their labels", train)
+
+    batch = train.crystals.select(torch.tensor([0]))
+    show("5. crystal.py: a batch, the atoms of all its crystals one after the other", batch)
+
+    # From a batch to a loss: a step of training/ldm.py.
     torch.manual_seed(0)
-    size = {"d_model": 32, "num_heads": 4, "dim_feedforward": 64, "num_layers": 2}
-    vae = CrystalVAE(VAEConfig(encoder=EncoderConfig(**size), decoder=DecoderConfig(**size), latent_dim=8))
-    vae.eval()
-    with torch.inference_mode():
-        posterior = vae.encode(batch)
-        show("4. nn/vae.py encodes each atom to a small Gaussian", posterior)
+    generator = torch.Generator().manual_seed(0)
+    model = tiny_model()
+    network = LatentDiffusion(model).eval()
+    posterior = network.vae.encode(batch)
+    show("6. nn/vae.py encodes each atom to a small Gaussian", posterior)
 
-        latent = posterior.sample(torch.Generator().manual_seed(0))
-        show("5. one draw from it: the latent, one row per atom", latent)
+    latents = network.latents(posterior, batch.num_atoms, generator)
+    show("7. nn/ldm.py draws the latents from it, normalised and padded", latents)
 
-        decoded = vae.decode(latent, batch.num_atoms)
-        show("6. nn/decoder.py: what the decoder says of elements, coordinates and cell", decoded)
-
-    crystals = decoded.to_crystals()
-    show("7. the most likely crystal, again a CrystalBatch", crystals)
-
-    denoiser = DenoiserConfig(
-        size=DenoiserSize.CUSTOM,
-        depth=2,
-        hidden_size=32,
-        num_heads=2,
-        learn_variance=False,
-        index=TokenIndex.NONE,
+    loss = diffusion_loss(
+        lambda tokens, time: network.denoiser(tokens, time, latents.mask),
+        latents,
+        model.diffusion,
+        schedule=model.diffusion.build_schedule(),
+        generator=generator,
     )
-    network = LatentDiffusion(LDMConfig(vae=vae.config, denoiser=denoiser)).eval()
-    network.vae.load_state_dict(vae.state_dict())
-    latents = network.encode(batch)
-    show("8. nn/ldm.py: the latents as the diffusion stage sees them, padded", latents)
+    show("8. objectives/ldm.py adds noise, asks the denoiser for the way back, and compares", loss)
 
-    level = 30
-    schedule = FlowSchedule(num_steps=50)
-    noise = CrystalNoise([1], num_atoms=batch.num_atoms, num_channels=8)
-    state = noised(latents.tokens, noise.start(), schedule, level)
-    show(f"9. diffusion/samplers.py puts the noise of level {level} of 50 on them", state)
+    # From noise to a crystal: what `latentite sample` does for each batch.
+    decoded = network.decode(latents)
+    show("9. nn/decoder.py: elements, coordinates and cell that latents stand for", decoded)
 
-    time = torch.tensor([float(schedule.at(level).time)])
-    with torch.inference_mode():
-        show("10. nn/denoiser.py says which way is back", network.denoiser(state, time, latents.mask))
+    jobs = plan_jobs([0], seed=0, sizes=NumAtoms.from_counts({8: 1}), asks=[Ask()], num_samples=1)
+    sampled = sample_jobs(network, model.diffusion, jobs, seed=0).crystals
+    show("10. generators/latent/chain.py goes from pure noise to latents, and decodes them", sampled)
 
-    flow = DiffusionConfig(kind=DiffusionKind.FLOW)
-    sampled = sample_jobs(network, flow, Jobs.plain(batch.num_atoms), seed=0).crystals
-    show("11. generators/latent/chain.py walks from pure noise to a new crystal", sampled)
-
-    path = folder / "sampled.cif"
-    sampled.to_structures()[0].to(filename=str(path), fmt="cif")
-    show("12. a CIF file, the end of the way", path.name)
+    [crystal], [formula] = sampled.to_arrays(), reduced_formulas(sampled)
+    path = folder / "000000.cif"
+    path.write_text(cif_text(crystal, formula), encoding="utf-8")
+    show("11. sampling/writers.py: the text of a CIF file", path.name)
     return path
 
 

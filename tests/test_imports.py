@@ -1,4 +1,4 @@
-"""The order of the house: which module may import which, and that importing does nothing else."""
+"""The order of the rooms: which may import which, without circles, and that importing does nothing else."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterator
+from graphlib import CycleError, TopologicalSorter
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -14,39 +16,39 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = ROOT / "src" / "latentite"
 
-ORDER = [
-    {"", "elements", "base"},
-    {"lattice"},
-    {"crystal_arrays"},
-    {"crystal"},
-    {"formulas", "latent"},
-    {"data", "nn", "diffusion"},
-    {"objectives"},
-    {"checkpoint"},
-    {"interop"},
-    {"hub"},
-    {"models"},
-    {"energy", "match"},
-    {"metrics"},
-    {"draw"},
-    {"rewards"},
-    {"generators"},
-    {"sampling"},
-    {"training"},
-    {"rl", "predictor"},
-    {"stages"},
-    {"config"},
-    {"generate", "evaluation"},
-    {"demo"},
-    {"commands"},
-    {"cli"},
-    {"__main__"},
-    {"train"},
-]
-"""Rooms from the ground floor upwards (DESIGN.md): a module imports from its own room and from lower floors,
-never from another room of its floor. "" is `latentite/__init__.py`, "train" the scripts `src/train_*.py`."""
+ORDER = """
+    latentite elements
+    base lattice
+    crystal_arrays
+    crystal
+    formulas latent
+    data diffusion nn
+    objectives
+    checkpoint
+    interop
+    hub
+    models
+    energy match
+    metrics
+    draw
+    rewards
+    generators
+    sampling
+    training
+    predictor rl
+    stages
+    config
+    evaluation generate
+    demo
+    commands
+    cli
+    __main__
+    scripts
+"""
+"""Rooms of the package, lower ones first: a file imports from its own room and from lines above, never from another
+room of its line. `latentite` is `latentite/__init__.py`; `scripts` are the files beside the package in `src`."""
 
-RANK = {room: rank for rank, rooms in enumerate(ORDER) for room in rooms}
+RANK = {room: rank for rank, line in enumerate(ORDER.split("\n")) for room in line.split()}
 
 ONLY_IN = {
     "lightning": {"training", "rl", "predictor"},
@@ -58,19 +60,18 @@ ONLY_IN = {
 
 
 def modules() -> dict[str, Path]:
-    """Every module of the package and every training script, by dotted name."""
-    found = {}
+    """Every file of the package by dotted name, and every script beside it as `scripts.NAME`."""
+    package = {}
     for path in sorted(PACKAGE.rglob("*.py")):
         parts = path.relative_to(PACKAGE).with_suffix("").parts
-        found[".".join(["latentite", *parts]).removesuffix(".__init__")] = path
-    return found | {path.stem: path for path in sorted((ROOT / "src").glob("train_*.py"))}
+        package[".".join(["latentite", *parts]).removesuffix(".__init__")] = path
+    return package | {f"scripts.{path.stem}": path for path in sorted((ROOT / "src").glob("*.py"))}
 
 
 def room_of(name: str) -> str:
-    """The room of a module: the part after `latentite.`, or "train"."""
-    if name.startswith("train_"):
-        return "train"
-    return name.removeprefix("latentite").lstrip(".").split(".")[0]
+    """The room of a module: the part after `latentite.`, `latentite` itself, or `scripts`."""
+    first, _, rest = name.partition(".")
+    return rest.split(".")[0] if first == "latentite" and rest else first
 
 
 def imports(name: str, path: Path, known: set[str]) -> Iterator[tuple[int, str]]:
@@ -93,33 +94,84 @@ def imports(name: str, path: Path, known: set[str]) -> Iterator[tuple[int, str]]
 MODULES = modules()
 
 
-def test_every_module_has_a_room_in_the_order() -> None:
-    homeless = sorted({room_of(name) for name in MODULES} - RANK.keys())
-    assert homeless == [], "give these a place in ORDER (and in DESIGN.md)"
+IMPORTS = {name: list(imports(name, path, set(MODULES))) for name, path in MODULES.items()}
 
 
-def test_modules_import_only_from_their_own_room_and_lower_floors() -> None:
-    wrong = []
-    for name, path in MODULES.items():
-        room = room_of(name)
-        for line, target in imports(name, path, set(MODULES)):
-            other = room_of(target)
-            if target.split(".")[0] == "latentite" and other != room and RANK[other] >= RANK[room]:
-                wrong.append(f"{path.relative_to(ROOT)}:{line} imports {target}")
+def place(name: str, line: int) -> str:
+    """Where an import stands, as editors open it."""
+    return f"{MODULES[name].relative_to(ROOT)}:{line}"
+
+
+def test_every_room_has_a_place_in_the_order_and_every_place_a_room() -> None:
+    assert sorted({room_of(name) for name in MODULES} ^ RANK.keys()) == []
+
+
+def test_rooms_import_only_from_lower_rooms() -> None:
+    wrong = [
+        f"{place(name, line)} imports {target}"
+        for name, targets in IMPORTS.items()
+        for line, target in targets
+        if target.split(".")[0] == "latentite"
+        and room_of(target) != room_of(name)
+        and RANK[room_of(target)] >= RANK[room_of(name)]
+    ]
     assert wrong == [], "\n".join(wrong)
 
 
-def test_modules_leave_lightning_and_hydra_to_their_rooms() -> None:
+def circles(imported: dict[str, set[str]]) -> list[list[str]]:
+    """Circles of imports, each as names of which every one imports the next and the last is the first; none for none.
+
+    Each is the next one that is left when the last import of those before it is taken out.
+    """
+    left, found = {name: set(targets) for name, targets in imported.items()}, []
+    while True:
+        try:
+            TopologicalSorter(left).prepare()
+        except CycleError as error:
+            circle = error.args[1][::-1]
+            found.append(circle)
+            left[circle[-2]].discard(circle[-1])
+        else:
+            return found
+
+
+@pytest.mark.xfail(reason="readers and evaluation are still to be untied", strict=False)
+def test_no_file_imports_itself_by_way_of_others() -> None:
+    """Imports inside functions count: they only hide a circle."""
+    inside = {
+        name: {target for _, target in targets if target in MODULES and target != name}
+        for name, targets in IMPORTS.items()
+    }
+    lines = {(name, target): line for name, targets in IMPORTS.items() for line, target in targets}
+    told = [
+        "a circle of imports:\n"
+        + "\n".join(
+            f"  {place(name, lines[name, target])} imports {target}" for name, target in pairwise(circle)
+        )
+        for circle in circles(inside)
+    ]
+    assert told == [], "\n".join(told)
+
+
+def test_circles_are_told_name_by_name() -> None:
+    assert circles({"a": {"b", "d"}, "b": {"c"}, "c": set(), "d": set()}) == []
+    [circle] = circles({"a": {"b"}, "b": {"c"}, "c": {"a"}, "d": {"a"}})
+    assert sorted(circle[1:]) == ["a", "b", "c"]
+    assert circle[0] == circle[-1]
+    assert (circle[0], circle[1]) in {("a", "b"), ("b", "c"), ("c", "a")}
+
+
+def test_lightning_and_hydra_are_left_to_their_rooms() -> None:
     wrong = [
-        f"{path.relative_to(ROOT)}:{line} imports {target}"
-        for name, path in MODULES.items()
-        for line, target in imports(name, path, set(MODULES))
+        f"{place(name, line)} imports {target}"
+        for name, targets in IMPORTS.items()
+        for line, target in targets
         if room_of(name) not in ONLY_IN.get(target.split(".")[0], {room_of(name)})
     ]
     assert wrong == [], "\n".join(wrong)
 
 
-def test_the_order_is_enforced_where_an_import_hides_in_a_function(tmp_path: Path) -> None:
+def test_an_import_inside_a_function_counts(tmp_path: Path) -> None:
     path = tmp_path / "lattice.py"
     path.write_text(
         "def f():\n    from . import crystal\n    from .training.fit import fit\n", encoding="utf-8"
@@ -157,7 +209,11 @@ def import_all(names: list[str], home: Path, libraries: list[str]) -> subprocess
     }
     # Caches of bytecode are Python's own, and that of fonts is matplotlib's.
     environment |= {"PYTHONDONTWRITEBYTECODE": "1", "MPLCONFIGDIR": str(home.parent / "fonts")}
-    environment |= {"HOME": str(home), "PYTHONPATH": str(home.parent), "CUDA_VISIBLE_DEVICES": ""}
+    environment |= {
+        "HOME": str(home),
+        "PYTHONPATH": os.pathsep.join([str(home.parent), str(ROOT / "src")]),
+        "CUDA_VISIBLE_DEVICES": "",
+    }
     home.mkdir()
     return subprocess.run(
         [sys.executable, "-c", IMPORT_ALL, ",".join(libraries), ",".join(names)],
@@ -171,7 +227,7 @@ def import_all(names: list[str], home: Path, libraries: list[str]) -> subprocess
 
 
 def test_importing_any_module_opens_no_socket_writes_no_file_and_starts_no_process(tmp_path: Path) -> None:
-    names = [name for name in MODULES if not name.startswith("train_")]
+    names = [name for name in MODULES if not name.startswith("scripts.")]
     libraries = ["torch", "numpy", "lightning.pytorch", "hydra", "rich.console", "huggingface_hub"]
     done = import_all(names, tmp_path / "home", libraries)
     assert done.returncode == 0, done.stderr
