@@ -25,9 +25,9 @@ import torch
 
 from latentite.data.build import build_split
 from latentite.data.dataset import read_dataset
+from latentite.data.options import BuildOptions
 from latentite.data.readers.checks import Limits
 from latentite.data.sampler import BatchPlan, epoch_batches
-from latentite.data.source_rows import BuildOptions
 
 DEFAULT_CSV = Path(__file__).resolve().parents[2] / "shared/data/mp_20_biternary/train.csv.gz"
 

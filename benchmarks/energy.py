@@ -23,7 +23,8 @@ import torch
 
 from latentite.crystal import CrystalBatch
 from latentite.energy.chgnet import CHGNetPotential
-from latentite.energy.relax import RelaxSettings, RelaxStatus, relax
+from latentite.energy.relax import RelaxStatus, relax
+from latentite.energy.settings import RelaxSettings
 
 DEFAULT_CSV = Path(__file__).resolve().parents[2] / "shared/data/mp_20_biternary/test.csv.gz"
 

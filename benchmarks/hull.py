@@ -31,7 +31,7 @@ from latentite.data.readers.rows import Row, read
 from latentite.energy.hull import Hull, hull_from_crystals
 from latentite.energy.parallel import RelaxHow, double_batch, relax_many
 from latentite.energy.references import fit_references
-from latentite.energy.relax import RelaxCell, RelaxSettings
+from latentite.energy.settings import RelaxCell, RelaxSettings
 from latentite.energy.table import FORMATION_ENERGY, MATERIALS_PROJECT, matching_terms, spread_sample
 from latentite.formulas import compositions
 

@@ -21,9 +21,10 @@ from pymatgen.core import Composition
 from latentite.checkpoint import read_checkpoint
 from latentite.crystal import CrystalBatch
 from latentite.data.build import read_labelled, read_source
-from latentite.data.source_rows import BuildOptions
+from latentite.data.options import BuildOptions
 from latentite.energy.potential import TheoryLevel
-from latentite.evaluation.energy_options import EnergyOptions
+from latentite.energy.settings import RelaxSettings
+from latentite.evaluation.options import EnergyOptions
 from latentite.evaluation.reconstruct import reconstruct, subset, summary
 from latentite.evaluation.run import evaluate
 from latentite.formulas import reduced_formulas
@@ -270,7 +271,9 @@ def _evaluated(setup: Setup, folder: Path, source: Path | CrystalBatch, **option
     relax: str | EnergyOptions = "none"
     if setup.relax != "none":
         relax = EnergyOptions(
-            potential=setup.relax, max_steps=setup.sizes.relax_steps, hull_theory=setup.hull_theory
+            potential=setup.relax,
+            settings=RelaxSettings(max_steps=setup.sizes.relax_steps),
+            hull_theory=setup.hull_theory,
         )
     evaluate(
         source,

@@ -35,8 +35,8 @@ from compare_recipes import ROOT, last_values, run_once, table
 
 from latentite.base.files import write_json
 from latentite.energy.catalogue import parse_theory
-from latentite.energy.relax import RelaxCell
-from latentite.evaluation.energy_options import EnergyOptions
+from latentite.energy.settings import RelaxCell, RelaxSettings
+from latentite.evaluation.options import EnergyOptions
 from latentite.evaluation.run import evaluate
 from latentite.generate import generate
 
@@ -74,7 +74,9 @@ def train(stage: str, overrides: Sequence[str], out: Path, *, seed: int) -> Path
 def judge(samples: Path, folder: Path, data: Path, hull: Sequence[Path]) -> dict[str, float]:
     """What is compared of a set of samples; energies above hull as the samples come, in eV/atom."""
     theory = parse_theory("PBE(+U), corrected")
-    energies = EnergyOptions(potential="chgnet", cell=RelaxCell.NONE, hull_theory=theory)
+    energies = EnergyOptions(
+        potential="chgnet", settings=RelaxSettings(cell=RelaxCell.NONE), hull_theory=theory
+    )
     evaluate(samples, reference=data, relax=energies, hull=tuple(hull), out=folder, resume=True)
     report = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
     with (folder / "structures.csv").open(newline="", encoding="utf-8") as file:

@@ -98,7 +98,7 @@ def test_the_batch_size_does_not_matter_and_the_fidelity_does(tmp_path: Path, ci
     [
         (["--fidelity", "GW"], "fidelity must be one of PBE, HSE, got 'GW'"),
         (["--batch-size", "0"], "--batch-size must be at least 1"),
-        (["--device", "abacus"], "--device must be cpu"),
+        (["--device", "abacus"], "device must be auto, cpu"),
     ],
 )
 def test_mistakes_are_named_and_nothing_is_written(

@@ -92,7 +92,7 @@ def test_limit_draws_the_same_crystals_for_the_same_seed(
     [
         (["--limit", "0"], "--limit must be at least 1, got 0"),
         (["--batch-size", "-1"], "--batch-size must be at least 1, got -1"),
-        (["--device", "abacus"], "--device must be cpu"),
+        (["--device", "abacus"], "device must be auto, cpu"),
         (["--weights", "ema"], "no EMA weights"),
     ],
 )

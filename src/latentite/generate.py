@@ -13,6 +13,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+from latentite.base.devices import resolve_device
 from latentite.base.plain import choice
 from latentite.checkpoint import Weights
 from latentite.crystal import CrystalBatch
@@ -21,7 +22,7 @@ from latentite.generators.protocol import Generator
 from latentite.generators.table import open_generator
 from latentite.hub import DEFAULT_LDM
 from latentite.sampling.folder import Counts
-from latentite.sampling.options import GenerateConfig, resolve_device
+from latentite.sampling.options import GenerateConfig
 from latentite.sampling.plan import plain_settings, plan_run
 from latentite.sampling.run import Origin, refuse_folder, run_in_memory, run_to_folder
 

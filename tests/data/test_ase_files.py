@@ -23,11 +23,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from latentite.data.build import build_split
+from latentite.data.options import BuildOptions
 from latentite.data.readers.opening import fingerprint
 from latentite.data.readers.records import Rejection, id_of
 from latentite.data.readers.rows import Row, read
 from latentite.data.readers.structure_files import key_value_pairs
-from latentite.data.source_rows import BuildOptions
 from latentite.evaluation.read import read_crystals
 
 LABELS: list[dict[str, object]] = [

@@ -28,8 +28,9 @@ from latentite.data import dataset_folder, source_rows
 from latentite.data.build import build_split, load_splits
 from latentite.data.dataset_folder import build_dataset
 from latentite.data.labels import unique_ids
+from latentite.data.options import BuildOptions
 from latentite.data.readers.checks import Limits
-from latentite.data.source_rows import BuildOptions, cache_key
+from latentite.data.source_rows import cache_key
 from latentite.data.splits import assign_splits, check_fractions, formula_keys
 
 

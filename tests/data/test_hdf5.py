@@ -15,11 +15,11 @@ from latentite.commands.data import register  # noqa: E402
 from latentite.crystal import CrystalBatch  # noqa: E402
 from latentite.data.build import build_split  # noqa: E402
 from latentite.data.dataset import CrystalDataset  # noqa: E402
+from latentite.data.options import BuildOptions  # noqa: E402
 from latentite.data.readers.checks import Limits  # noqa: E402
 from latentite.data.readers.hdf5 import read_hdf5, write_hdf5  # noqa: E402
 from latentite.data.readers.records import Record, Rejection  # noqa: E402
 from latentite.data.readers.rows import read  # noqa: E402
-from latentite.data.source_rows import BuildOptions  # noqa: E402
 
 
 @pytest.fixture

@@ -24,8 +24,8 @@ from latentite.data.dataset import read_dataset, write_dataset
 from latentite.data.dataset_folder import build_dataset
 from latentite.data.fidelities import FidelityConfig
 from latentite.data.labels import require_numbers, share_categories
+from latentite.data.options import BuildOptions
 from latentite.data.readers.checks import Limits
-from latentite.data.source_rows import BuildOptions
 from latentite.training.data_loading import load_data
 from latentite.training.settings import DataConfig
 

@@ -15,11 +15,11 @@ from pymatgen.core import Lattice, Structure
 from pymatgen.io.cif import CifWriter
 
 from latentite.data.build import build_split, read_source
+from latentite.data.options import BuildOptions
 from latentite.data.readers.records import PayloadKind, Record, Rejection
 from latentite.data.readers.rows import CHUNK, Row, pair, read, walk
-from latentite.data.source_rows import BuildOptions
 from latentite.evaluation.read import read_crystals
-from latentite.generators.latent.options import read_structures
+from latentite.generators.latent.start import read_structures
 
 PACKAGE = Path(__file__).resolve().parents[2] / "src" / "latentite"
 

@@ -17,7 +17,7 @@ from small_crystals import fcc, packed
 from latentite.crystal import CrystalBatch
 from latentite.crystal_arrays import CrystalArrays
 from latentite.data.dataset_folder import build_dataset
-from latentite.data.source_rows import BuildOptions
+from latentite.data.options import BuildOptions
 from latentite.energy import parallel, table
 from latentite.energy.parallel import RelaxHow, chunks_of
 from latentite.energy.potential import TheoryLevel

@@ -11,7 +11,8 @@ from small_crystals import argon, fcc, packed
 
 from latentite.crystal_arrays import CrystalArrays
 from latentite.data.readers.checks import Limits
-from latentite.energy.gate import GateLimits, gate
+from latentite.energy.gate import gate
+from latentite.energy.settings import GateLimits
 
 CARD = LennardJones().card
 

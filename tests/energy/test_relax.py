@@ -13,7 +13,8 @@ from small_crystals import argon, fcc, packed
 from latentite.crystal import CrystalBatch
 from latentite.crystal_arrays import CrystalArrays
 from latentite.energy.potential import EnergyForces, PotentialCard
-from latentite.energy.relax import RelaxCell, RelaxSettings, RelaxStatus, relax
+from latentite.energy.relax import RelaxStatus, relax
+from latentite.energy.settings import RelaxCell, RelaxSettings
 
 TIGHT = RelaxSettings(fmax=1e-3, smax=1e-4, max_steps=1000)
 

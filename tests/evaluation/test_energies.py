@@ -15,7 +15,8 @@ from latentite.energy.hull import Hull
 from latentite.energy.parallel import RelaxHow
 from latentite.energy.potential import TheoryLevel
 from latentite.energy.references import ElementReferences, ReferenceTerms
-from latentite.energy.relax import RelaxCell, RelaxSettings, RelaxStatus
+from latentite.energy.relax import RelaxStatus
+from latentite.energy.settings import RelaxCell, RelaxSettings
 from latentite.evaluation.energies import Energies, energy_store, measure_energies, write_relaxed
 from latentite.evaluation.store import structure_hash
 from latentite.formulas import parse_formula

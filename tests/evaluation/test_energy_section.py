@@ -22,9 +22,9 @@ from scipy.stats import wasserstein_distance
 import latentite
 from latentite import cli
 from latentite.energy.potential import TheoryLevel
-from latentite.energy.relax import RelaxCell
+from latentite.energy.settings import RelaxCell, RelaxSettings
 from latentite.energy.table import read_rows
-from latentite.evaluation.energy_options import EnergyOptions
+from latentite.evaluation.options import EnergyOptions
 from latentite.evaluation.protocols import PROTOCOLS
 
 SITES = np.array([[0, 0, 0], [0, 0.5, 0.5], [0.5, 0, 0.5], [0.5, 0.5, 0]])
@@ -296,7 +296,10 @@ def test_the_threshold_of_a_protocol_is_the_number_that_it_says(
         monkeypatch.setitem(PROTOCOLS, "mine", protocol)
         theory = {"theory": EMT_THEORY, "hull_theory": EMT_THEORY}
         options = EnergyOptions(
-            potential="ase.calculators.emt:EMT", cell=RelaxCell.NONE, hull=(hull,), **theory
+            potential="ase.calculators.emt:EMT",
+            settings=RelaxSettings(cell=RelaxCell.NONE),
+            hull=(hull,),
+            **theory,
         )
         result = latentite.evaluate(samples, reference=[known], protocol="mine", relax=options, workers=1)
         return result.table["protocol_sun"], result.table["energy_above_hull"]

@@ -27,8 +27,9 @@ from latentite.rl.objective import RunningRewards, choose_steps, compute_advanta
 from latentite.rl.replay import ReplayBuffer
 from latentite.rl.rollout import Rollout, RolloutRewards, experience_of
 from latentite.rl.update import Experience, Learner, minibatches
-from latentite.training.datamodule import CrystalDataModule, DataConfig
+from latentite.training.datamodule import CrystalDataModule
 from latentite.training.optim import OptimizerConfig
+from latentite.training.settings import DataConfig
 
 STOP, NUM_TOKENS, MAX_LENGTH = 0, 4, 5
 ELEMENTS = torch.tensor([0, 8, 14, 26])

@@ -22,11 +22,14 @@ from tiny_ldm import ALL_CONDITIONS, FLOW, NUM_ATOMS
 
 import latentite
 from latentite import cli
+from latentite.base.options import typed
 from latentite.base.plain import names, numbers
+from latentite.commands.sample import OF_GENERATORS
 from latentite.data.readers.checks import Limits
 from latentite.data.readers.rows import Row, read
 from latentite.generate import GenerateResult, generate
 from latentite.generators.latent.options import LatentOptions, parse_guidance
+from latentite.generators.table import GENERATORS
 from latentite.sampling.options import GenerateConfig, parse_shard, read_formulas
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -142,11 +145,16 @@ def test_every_option_of_the_command_is_an_option_of_the_function() -> None:
         " --trajectory --device cpu --precision bf16 --shard 1/2 --resume --no-replace --max-attempts 5"
     )
     arguments += " --weights ema --noise-scale 0.5"
-    found = vars(parser.parse_args(["sample", *arguments.split()]))
-    found.pop("func")
-    assert set(found) == {*GenerateConfig.__dataclass_fields__, *LatentOptions.__dataclass_fields__}
-    assert found["formula"] == ["NaCl", "LiFePO4"]
+    found = parser.parse_args(["sample", *arguments.split()])
+    assert set(typed(GenerateConfig, found)) == set(GenerateConfig.__dataclass_fields__)
+    assert set(typed(LatentOptions, found)) == set(LatentOptions.__dataclass_fields__)
+    assert typed(GenerateConfig, found)["formula"] == ("NaCl", "LiFePO4")
+    assert typed(LatentOptions, found)["eta"] == 0.5
     assert GenerateConfig(ckpt="x").format == ("cif", "extxyz")
+
+
+def test_the_command_offers_the_options_of_every_generator() -> None:
+    assert [kind.options for kind in GENERATORS.values()] == list(OF_GENERATORS)
 
 
 def test_formulas_come_out_exactly_and_are_recounted(

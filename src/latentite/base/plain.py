@@ -17,7 +17,11 @@ from enum import Enum, StrEnum
 from functools import lru_cache
 from numbers import Integral
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
+
+if TYPE_CHECKING:
+    from ase import Atoms
+    from pymatgen.core import Structure
 
 Config = TypeVar("Config")
 Choice = TypeVar("Choice", bound=StrEnum)
@@ -26,6 +30,8 @@ Texts = str | Sequence[str]
 """Several names as a user types them: a sequence, or one text with commas."""
 Numbers = int | str | Sequence[int]
 """Several whole numbers: one, a sequence, or a text with commas."""
+Structures: TypeAlias = "str | Path | Structure | Atoms | Sequence[Structure | Atoms]"
+"""Crystals as a user has them: a file, a folder, or objects."""
 
 
 NOT_TYPED: Mapping[str, Any] = types.MappingProxyType({"is_typed": False})
@@ -78,22 +84,6 @@ def numbers(option: str, value: Numbers) -> list[int]:
         return [int(part) for part in parts]
     except ValueError:
         raise ValueError(f"{option} must be whole numbers such as 1,2,4, got {value}") from None
-
-
-def check_device(name: str) -> None:
-    """Refuse a `--device` that is not there.
-
-    Raises:
-        ValueError: saying what to take instead.
-    """
-    import torch
-
-    try:
-        device = torch.device(name)
-    except RuntimeError as error:
-        raise ValueError(f"--device must be cpu, cuda, cuda:0, ..., got {name}") from error
-    if device.type == "cuda" and not torch.cuda.is_available():
-        raise ValueError(f"--device {name} was asked for, but torch sees no CUDA device; use --device cpu")
 
 
 @contextmanager

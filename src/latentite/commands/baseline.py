@@ -1,15 +1,43 @@
-"""`latentite baseline fit`: element baselines of a source as YAML; the command line of `nn/baseline_fit.py`."""
+"""`latentite baseline fit`: element baselines of a source as YAML."""
 
 from __future__ import annotations
 
 import argparse
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from rich.console import Console
 
+from latentite.base.options import add_options, fill, option
+from latentite.data.options import BuildOptions
+from latentite.data.readers.checks import Limits
+from latentite.nn.baseline_ridge import RIDGE, TRIM
+
 if TYPE_CHECKING:
     from latentite.nn.baseline_fit import BaselineFit
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class FitOptions:
+    """Options of `latentite baseline fit`."""
+
+    source: str = field(metadata=option("SOURCE", positional=True))
+    """Crystals with labels; of a folder with splits the training split."""
+    property: str
+    """Column of the labels."""
+    out: Path = field(metadata=option("YAML"))
+    """The file to write, such as sae.yaml."""
+    extent: Literal["per_atom", "total"] | None = None
+    """Labels are per atom, or of the whole cell [per_atom where NAME ends so]."""
+    unit: str | None = field(default=None, metadata=option("UNIT"))
+    """Of the labels, written down with them [eV/atom or eV, by the extent]."""
+    fidelity: str = "labels"
+    """What the level of theory is called."""
+    ridge: float = RIDGE
+    """Weight of the penalty on large coefficients."""
+    trim: float = TRIM
+    """Share of rows left out on either side."""
 
 
 def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -22,89 +50,47 @@ def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         description="Fit element baselines (self-atomic energies) to a property: ridge least squares of totals "
         "per formula unit on the numbers of atoms of each element, without the rows of largest residual.",
     )
-    add = fit.add_argument
-    add("source", metavar="SOURCE", help="crystals with labels; of a folder with splits the training split")
-    add("--property", required=True, metavar="NAME", help="column of the labels")
-    add("--out", required=True, type=Path, metavar="YAML", help="the file to write, such as sae.yaml")
-    add(
-        "--extent",
-        choices=("per_atom", "total"),
-        help="labels are per atom, or of the whole cell [per_atom where NAME ends so]",
-    )
-    add(
-        "--unit",
-        default=None,
-        metavar="UNIT",
-        help="of the labels, written down with them [eV/atom or eV, by the extent]",
-    )
-    add(
-        "--fidelity",
-        default="labels",
-        metavar="NAME",
-        help="what the level of theory is called [%(default)s]",
-    )
-    add(
-        "--ridge",
-        type=float,
-        default=1e-3,
-        metavar="X",
-        help="weight of the penalty on large coefficients [%(default)s]",
-    )
-    add(
-        "--trim",
-        type=float,
-        default=0.02,
-        metavar="X",
-        help="share of rows left out on either side [%(default)s]",
-    )
-    add(
-        "--max-atoms",
-        type=int,
-        default=0,
-        metavar="N",
-        help="reject cells of more atoms; 0: none [%(default)s]",
-    )
-    fit.set_defaults(func=_fit)
+    add_options(fit, FitOptions)
+    add_options(fit, Limits, only=["max_atoms"], defaults={"max_atoms": None})
+    fit.set_defaults(func=lambda arguments: _fit(fill(FitOptions, arguments), fill(Limits, arguments)))
 
 
-def _fit(arguments: argparse.Namespace) -> int:
+def _fit(options: FitOptions, limits: Limits) -> int:
     # Imported here: torch takes seconds, and `--help` should not.
     from latentite.data.build import read_labelled
     from latentite.data.labels import ours, require_numbers
-    from latentite.data.readers.checks import Limits
-    from latentite.data.source_rows import BuildOptions
     from latentite.nn.baseline_fit import fit_baselines, write_baselines
 
-    name = ours(arguments.property)
-    options = BuildOptions(limits=Limits(max_atoms=arguments.max_atoms or None), properties=(name,))
-    dataset, rejections = read_labelled(arguments.source, split="train", options=options)
+    name = ours(options.property)
+    build = BuildOptions(limits=limits, properties=(name,))
+    dataset, rejections = read_labelled(options.source, split="train", options=build)
     require_numbers(dataset, name, use="a baseline")
-    extent = arguments.extent or ("per_atom" if name.endswith("_per_atom") else None)
+    extent = options.extent or ("per_atom" if name.endswith("_per_atom") else None)
     if extent is None:
         raise ValueError(f"--extent must say whether {name} is per_atom or total (of the whole cell)")
-    unit = arguments.unit or ("eV/atom" if extent == "per_atom" else "eV")
+    unit = options.unit or ("eV/atom" if extent == "per_atom" else "eV")
     baselines, fits = fit_baselines(
         dataset.crystals,
         targets=[name],
         extents=[extent],
-        fidelities=[arguments.fidelity],
-        ridge=arguments.ridge,
-        trim=arguments.trim,
+        fidelities=[options.fidelity],
+        ridge=options.ridge,
+        trim=options.trim,
     )
     provenance = {
-        "source": Path(arguments.source).name,
+        "source": Path(options.source).name,
         "content_hash": dataset.content_hash,
         "num_rows": len(dataset),
         "num_rejected": len(rejections),
-        "ridge": arguments.ridge,
-        "trim": arguments.trim,
+        "ridge": options.ridge,
+        "trim": options.trim,
     }
     write_baselines(
-        arguments.out,
+        options.out,
         baselines,
         fits,
         units={name: unit},
-        reference=arguments.fidelity,
+        reference=options.fidelity,
         provenance=provenance,
     )
     console = Console(highlight=False)
@@ -112,7 +98,7 @@ def _fit(arguments: argparse.Namespace) -> int:
     console.print(f"{total:,} in = {len(dataset):,} accepted + {len(rejections):,} rejected", markup=False)
     for line in describe(fits[0], unit=unit, num_rows=len(dataset)):
         console.print(line, markup=False)
-    console.print(f"written to {arguments.out}", markup=False, soft_wrap=True)
+    console.print(f"written to {options.out}", markup=False, soft_wrap=True)
     return 0
 
 

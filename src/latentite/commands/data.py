@@ -8,12 +8,59 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Literal
 
 from rich.console import Console
 
-from latentite.commands.build_arguments import add_build_options, build_options, fractions
-from latentite.data.sources import SPLITS
+from latentite.base.options import add_options, fill, option, typed
+from latentite.data.options import DEFAULT_FRACTIONS, BuildOptions, DatasetOptions
+from latentite.data.readers.checks import Limits
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class BuildPlaces:
+    """Where `latentite data build` reads and writes."""
+
+    source: str = field(metadata=option("SOURCE", positional=True))
+    """A file, a folder, or a name such as mp_20."""
+    out: Path = field(metadata=option("DIR"))
+    """The folder to write."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class FolderPlaces:
+    """The same of `csv-to-dataset`."""
+
+    csv_folder: str = field(metadata=option("DIR"))
+    """A folder of CSVs."""
+    output_folder: Path = field(metadata=option("DIR"))
+    """The folder to write."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ConvertOptions:
+    """Options of `latentite data convert`."""
+
+    source: str = field(metadata=option("SOURCE", positional=True))
+    """A file, a folder, or a name such as mp_20."""
+    out: Path = field(metadata=option("FILE.h5"))
+    """The file to write."""
+    split: Literal["train", "val", "test"] = "train"
+    """Which one of a folder with splits."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class InfoOptions:
+    """Options of `latentite data info`."""
+
+    data_dir: str = field(metadata=option("DIR", positional=True))
+    """A folder of `data build`, a folder with train, val and test files, or a name such as mp_20."""
+    png: Path | None = field(default=None, metadata=option("FILE"))
+    """Picture to write [DIR/info.png]."""
+    no_png: bool = False
+    """Write no picture."""
 
 
 def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -35,10 +82,23 @@ def _register_build(commands: argparse._SubParsersAction[argparse.ArgumentParser
         "canonicalise and divide the crystals, and write a folder for data.data_dir. Unusable rows and files go to "
         "rejected.csv.",
     )
-    command.add_argument("source", metavar="SOURCE", help="a file, a folder, or a name such as mp_20")
-    command.add_argument("--out", required=True, type=Path, metavar="DIR", help="the folder to write")
-    add_build_options(command)
-    command.set_defaults(func=_build)
+    add_options(command, BuildPlaces)
+    _add_build_options(command)
+    command.set_defaults(func=lambda arguments: _build(fill(BuildPlaces, arguments), arguments))
+
+
+def _add_build_options(parser: argparse.ArgumentParser) -> None:
+    """How crystals are divided, which labels and crystals are kept."""
+    for split, share in DEFAULT_FRACTIONS.items():
+        parser.add_argument(
+            f"--{split}-fraction",
+            type=float,
+            default=share,
+            metavar="X",
+            help=f"share of the crystals for {split} [{share}]",
+        )
+    add_options(parser, DatasetOptions, BuildOptions)
+    add_options(parser, Limits, only=["max_atoms", "min_distance"])
 
 
 def _register_convert(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -48,48 +108,22 @@ def _register_convert(commands: argparse._SubParsersAction[argparse.ArgumentPars
         description="Write a source as HDF5 with groups of coord, numbers, cell and one dataset per label, as "
         "potentials are trained on. Unusable rows go to FILE.rejected.csv.",
     )
-    command.add_argument("source", metavar="SOURCE", help="a file, a folder, or a name such as mp_20")
-    command.add_argument("--out", required=True, type=Path, metavar="FILE.h5", help="the file to write")
-    command.add_argument(
-        "--split", choices=SPLITS, default="train", help="which one of a folder with splits [%(default)s]"
-    )
-    command.add_argument(
-        "--property",
-        action="append",
-        dest="properties",
-        metavar="NAME",
-        help="label to write; repeatable [every numeric column]",
-    )
-    command.add_argument(
-        "--max-atoms",
-        type=int,
-        default=0,
-        metavar="N",
-        help="reject cells of more atoms; 0: none [%(default)s]",
-    )
-    command.add_argument(
-        "--as-is", action="store_true", help="keep cell, origin and order of atoms of the source"
-    )
-    command.set_defaults(func=_convert)
+    add_options(command, ConvertOptions)
+    add_options(command, BuildOptions, only=["properties", "canonical"])
+    add_options(command, Limits, only=["max_atoms"], defaults={"max_atoms": None})
+    command.set_defaults(func=lambda arguments: _convert(fill(ConvertOptions, arguments), _rows(arguments)))
 
 
 def _register_info(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    command = commands.add_parser("info", help="counts, elements, cell sizes and labels of a dataset")
-    command.add_argument(
-        "data_dir",
-        metavar="DIR",
-        help="a folder of `data build`, a folder with train, val and test files, or a name such as mp_20",
+    command = commands.add_parser(
+        "info",
+        help="counts, elements, cell sizes and labels of a dataset",
+        description="Counts, elements, cell sizes and labels of a dataset. Of one that is built, --max-atoms rejects "
+        "nothing.",
     )
-    command.add_argument("--png", type=Path, metavar="FILE", help="picture to write [DIR/info.png]")
-    command.add_argument("--no-png", action="store_true", help="write no picture")
-    command.add_argument(
-        "--max-atoms",
-        type=int,
-        default=20,
-        metavar="N",
-        help="of files that are not built: reject cells of more atoms; 0: none [%(default)s]",
-    )
-    command.set_defaults(func=_info)
+    add_options(command, InfoOptions)
+    add_options(command, Limits, only=["max_atoms"])
+    command.set_defaults(func=lambda arguments: _info(fill(InfoOptions, arguments), fill(Limits, arguments)))
 
 
 def csv_to_dataset(argv: Sequence[str] | None = None) -> int:
@@ -97,12 +131,20 @@ def csv_to_dataset(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="csv-to-dataset", description="A folder of CSVs -> a dataset folder; see `latentite data build`."
     )
-    parser.add_argument("--csv-folder", required=True, dest="source", metavar="DIR", help="a folder of CSVs")
-    parser.add_argument(
-        "--output-folder", required=True, dest="out", type=Path, metavar="DIR", help="the folder to write"
-    )
-    add_build_options(parser)
-    return _build(parser.parse_args(argv))
+    add_options(parser, FolderPlaces)
+    _add_build_options(parser)
+    arguments = parser.parse_args(argv)
+    places = fill(FolderPlaces, arguments)
+    return _build(BuildPlaces(source=places.csv_folder, out=places.output_folder), arguments)
+
+
+def _rows(arguments: argparse.Namespace) -> BuildOptions:
+    """How rows become a dataset.
+
+    Raises:
+        ValueError: for limits that are none.
+    """
+    return fill(BuildOptions, arguments, limits=fill(Limits, arguments))
 
 
 def _source(text: str) -> Path:
@@ -113,21 +155,13 @@ def _source(text: str) -> Path:
     return resolve(text) if text in DATASETS and not path.exists() else path
 
 
-def _build(arguments: argparse.Namespace) -> int:
+def _build(places: BuildPlaces, arguments: argparse.Namespace) -> int:
     from latentite.data.dataset_folder import build_dataset
 
-    options = build_options(arguments)  # wrong ones are refused before a data set is fetched
-    summary = build_dataset(
-        _source(arguments.source),
-        arguments.out,
-        fractions=fractions(arguments),
-        group_by=arguments.group_by,
-        seed=arguments.seed,
-        options=options,
-        labels=arguments.labels,
-        id_column=arguments.id_column,
-        workers=arguments.workers,
-    )
+    rows = _rows(arguments)  # wrong ones are refused before a data set is fetched
+    fractions = {split: getattr(arguments, f"{split}_fraction") for split in DEFAULT_FRACTIONS}
+    division = typed(DatasetOptions, arguments)
+    summary = build_dataset(_source(places.source), places.out, options=rows, fractions=fractions, **division)
     console = Console(highlight=False)
     colour = "red" if summary.num_rejected else "green"
     console.print(
@@ -151,45 +185,35 @@ def _build(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _convert(arguments: argparse.Namespace) -> int:
+def _convert(options: ConvertOptions, rows: BuildOptions) -> int:
     from latentite.data.build import read_labelled
     from latentite.data.dataset_folder import count_reasons, write_rejections
-    from latentite.data.readers.checks import Limits
     from latentite.data.readers.hdf5 import write_hdf5
-    from latentite.data.source_rows import BuildOptions
 
-    if arguments.out.suffix.lower() not in (".h5", ".hdf5"):
-        raise ValueError(f"--out must end in .h5 or .hdf5, got {arguments.out}")
-    options = BuildOptions(
-        limits=Limits(max_atoms=arguments.max_atoms or None),
-        properties=None if arguments.properties is None else tuple(arguments.properties),
-        canonical=not arguments.as_is,
-    )
-    dataset, rejections = read_labelled(arguments.source, split=arguments.split, options=options)
-    write_hdf5(arguments.out, dataset)
-    write_rejections(arguments.out.with_suffix(".rejected.csv"), list(rejections))
+    if options.out.suffix.lower() not in (".h5", ".hdf5"):
+        raise ValueError(f"--out must end in .h5 or .hdf5, got {options.out}")
+    dataset, rejections = read_labelled(options.source, split=options.split, options=rows)
+    write_hdf5(options.out, dataset)
+    write_rejections(options.out.with_suffix(".rejected.csv"), list(rejections))
     console = Console(highlight=False)
     total = len(dataset) + len(rejections)
     console.print(f"{total:,} in = {len(dataset):,} accepted + {len(rejections):,} rejected")
     for reason, count in count_reasons(rejections).items():
         console.print(f"  {count:,} × {reason}", markup=False)
-    console.print(f"written to {arguments.out}", markup=False, soft_wrap=True)
+    console.print(f"written to {options.out}", markup=False, soft_wrap=True)
     return 0
 
 
-def _info(arguments: argparse.Namespace) -> int:
+def _info(options: InfoOptions, limits: Limits) -> int:
     from latentite.data.build import load_splits
     from latentite.data.info import describe, draw, tables
-    from latentite.data.readers.checks import Limits
-    from latentite.data.source_rows import BuildOptions
 
-    options = BuildOptions(limits=Limits(max_atoms=arguments.max_atoms or None))
-    folder = _source(arguments.data_dir)
-    splits = load_splits(folder, options=options)
+    folder = _source(options.data_dir)
+    splits = load_splits(folder, options=BuildOptions(limits=limits))
     console = Console(highlight=False)
     for table in tables(describe(splits)):
         console.print(table)
-    if not arguments.no_png:
-        path = draw(splits, arguments.png or folder / "info.png")
+    if not options.no_png:
+        path = draw(splits, options.png or folder / "info.png")
         console.print(f"picture: {path}", markup=False, soft_wrap=True)
     return 0

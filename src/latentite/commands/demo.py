@@ -1,11 +1,26 @@
-"""`latentite demo`: the command line of `demo.py`, called by `cli.py`."""
+"""`latentite demo`: every stage in a few minutes."""
 
 from __future__ import annotations
 
 import argparse
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from rich.console import Console
+
+from latentite.base.options import add_options, fill, option
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class DemoOptions:
+    """Options of `latentite demo`."""
+
+    out: Path = field(default=Path("demo"), metadata=option("DIR"))
+    """Folder for everything that it leaves."""
+    minutes: float = 5.2
+    """Wished for training, all stages together."""
+    seed: int = 0
+    """Of everything random."""
 
 
 def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -17,34 +32,18 @@ def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         "diffusion model, fine-tune the last by reinforcement learning, rebuild crystals that they have not seen, "
         "sample and measure new ones. Needs two CPU cores, about ten minutes the first time, and no network.",
     )
-    command.add_argument(
-        "--out",
-        type=Path,
-        default=Path("demo"),
-        metavar="DIR",
-        help="folder for everything that it leaves [%(default)s]",
-    )
-    command.add_argument(
-        "--minutes",
-        type=float,
-        default=5.2,
-        metavar="X",
-        help="wished for training, all stages together [%(default)s]",
-    )
-    command.add_argument(
-        "--seed", type=int, default=0, metavar="N", help="of everything random [%(default)s]"
-    )
-    command.set_defaults(func=_demo)
+    add_options(command, DemoOptions)
+    command.set_defaults(func=lambda arguments: _demo(fill(DemoOptions, arguments)))
 
 
-def _demo(arguments: argparse.Namespace) -> int:
+def _demo(options: DemoOptions) -> int:
     # Imported here: Lightning and the networks take seconds, and `--help` should not.
     from latentite.commands.evaluate import rates_table
     from latentite.commands.sample import summary_lines
     from latentite.demo.run import DEMO_TARGET, run_demo
     from latentite.evaluation.reconstruct import report_table
 
-    result = run_demo(arguments.out, minutes=arguments.minutes, seed=arguments.seed)
+    result = run_demo(options.out, minutes=options.minutes, seed=options.seed)
     console = Console()
     console.print(report_table(result.reconstruction, title="Test crystals, rebuilt from 8 numbers per atom"))
     if result.evaluation is not None:
@@ -57,8 +56,8 @@ def _demo(arguments: argparse.Namespace) -> int:
         console.print(line, markup=False, highlight=False, soft_wrap=True)
     for what, path in (
         *(("picture", picture) for picture in result.pictures),
-        ("report", arguments.out / "reconstruction"),
-        *([] if result.evaluation is None else [("report", arguments.out / "evaluation" / "report.html")]),
+        ("report", options.out / "reconstruction"),
+        *([] if result.evaluation is None else [("report", options.out / "evaluation" / "report.html")]),
         ("checkpoint", result.vae.last_path),
         ("checkpoint", result.predictor.last_path),
         ("checkpoint", result.ldm.last_path),

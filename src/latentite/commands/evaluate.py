@@ -1,28 +1,40 @@
-"""`latentite evaluate`: the command line of `evaluation/run.py`, called by `cli.py`."""
+"""`latentite evaluate` and `latentite evaluate compare`."""
 
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.markup import escape
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from latentite.commands.evaluate_options import (
-    add_comparisons,
-    add_energies,
-    add_run,
-    energy_options,
-    tolerances,
-)
+from latentite.base.files import parse_json
+from latentite.base.options import add_options, fill, option, typed
+from latentite.base.progress import ProgressBars
+from latentite.energy.settings import RelaxSettings
+from latentite.evaluation.options import EnergyOptions, EvaluateOptions
 
 if TYPE_CHECKING:
     from latentite.evaluation.compare import Comparison
     from latentite.evaluation.result import Evaluation
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class CompareOptions:
+    """Options of `latentite evaluate compare`."""
+
+    first: Path = field(metadata=option("A", positional=True))
+    """Folder of a report."""
+    second: Path = field(metadata=option("B", positional=True))
+    """Folder of another report."""
+    out: Path | None = field(default=None, metadata=option("DIR"))
+    """Folder for compare.json and compare.html [write nothing]."""
+    force: bool = False
+    """Compare also when settings or reference differ."""
 
 
 def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -35,10 +47,10 @@ def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         "failed.csv, summary.json and report.html.",
         epilog="Two finished reports are compared by: latentite evaluate compare A B",
     )
-    add_run(command.add_argument)
-    add_comparisons(command.add_argument_group("features, conditions and targets").add_argument)
-    add_energies(command.add_argument_group("energies and relaxation").add_argument)
-    command.set_defaults(func=_evaluate)
+    add_options(command, EvaluateOptions, required=["out"])
+    add_options(command, RelaxSettings, only=["cell", "max_steps", "fmax"])
+    add_options(command, EnergyOptions)
+    command.set_defaults(func=lambda arguments: _evaluate(evaluate_options(arguments)))
 
 
 def _register_compare(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -48,63 +60,87 @@ def _register_compare(subparsers: argparse._SubParsersAction[argparse.ArgumentPa
         description="Hold two finished evaluations against each other: every rate with its 95 % interval, and the "
         "interval of the difference B - A.",
     )
-    add = command.add_argument
-    add("first", metavar="A", type=Path, help="folder of a report")
-    add("second", metavar="B", type=Path, help="folder of another report")
-    add("--out", type=Path, metavar="DIR", help="folder for compare.json and compare.html [write nothing]")
-    add("--force", action="store_true", help="compare also when settings or reference differ")
-    command.set_defaults(func=_compare)
+    add_options(command, CompareOptions)
+    command.set_defaults(func=lambda arguments: _compare(fill(CompareOptions, arguments)))
 
 
-def _compare(arguments: argparse.Namespace) -> int:
+def evaluate_options(arguments: argparse.Namespace) -> EvaluateOptions:
+    """What was typed.
+
+    Raises:
+        ValueError: for tolerances that are no numbers, potential arguments that are no JSON object, a level of theory
+            that is none, or settings that `RelaxSettings` refuse.
+    """
+    given = typed(EvaluateOptions, arguments)
+    if "tolerances" in given:
+        given["tolerances"] = _tolerances(given["tolerances"])
+    options = EvaluateOptions(**given)
+    return (
+        options if options.relax == "none" else replace(options, relax=_energies(arguments, given["relax"]))
+    )
+
+
+def _energies(arguments: argparse.Namespace, potential: str) -> EnergyOptions:
+    from latentite.energy.catalogue import parse_theory  # imports torch, which `--help` should not
+
+    given = typed(EnergyOptions, arguments)
+    for name in ("hull_theory", "theory"):
+        if name in given:
+            given[name] = parse_theory(given[name])
+    if "arguments" in given:
+        try:
+            value = parse_json(given["arguments"])
+        except ValueError:
+            value = None
+        if not isinstance(value, dict):
+            raise ValueError(f"--potential-arguments must be a JSON object, got {given['arguments']!r}")
+        given["arguments"] = value
+    return EnergyOptions(potential=potential, settings=fill(RelaxSettings, arguments), **given)
+
+
+def _tolerances(texts: Sequence[str]) -> dict[str, float]:
+    """`--tolerance NAME=VALUE`, each once, by name.
+
+    Raises:
+        ValueError: for anything else.
+    """
+    found: dict[str, float] = {}
+    for text in texts:
+        name, _, value = text.partition("=")
+        try:
+            number = float(value)
+        except ValueError:
+            raise ValueError(f"--tolerance must be written NAME=VALUE with a number, got {text!r}") from None
+        if name in found:
+            raise ValueError(f"--tolerance {name} must be given once, got it twice")
+        found[name] = number
+    return found
+
+
+def _compare(options: CompareOptions) -> int:
     from latentite.evaluation.compare import compare_runs, write_comparison
 
-    found = compare_runs(arguments.first, arguments.second, force=arguments.force)
+    comparison = compare_runs(options.first, options.second, force=options.force)
     console = Console()
-    console.print(comparison_table(found))
-    if arguments.out is not None:
-        write_comparison(found, arguments.out)
-        page = arguments.out / "compare.html"
+    console.print(comparison_table(comparison))
+    if options.out is not None:
+        write_comparison(comparison, options.out)
+        page = options.out / "compare.html"
         console.print(f"Comparison in {page}", markup=False, highlight=False, soft_wrap=True)
     return 0
 
 
-def _evaluate(arguments: argparse.Namespace) -> int:
+def _evaluate(options: EvaluateOptions) -> int:
     # Imported here: torch and pymatgen take seconds, and `--help` should not.
-    from latentite.evaluation.run import evaluate
+    from latentite.evaluation.run import evaluate_from
 
-    errors = Console(stderr=True)
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    with Progress(*columns, console=errors, disable=not errors.is_terminal) as progress:
-
-        def stage(text: str, total: int | None) -> Callable[[int], None]:
-            task = progress.add_task(text, total=total)
-            return lambda count: progress.advance(task, count)
-
-        result = evaluate(
-            arguments.source,
-            reference=arguments.reference,
-            protocol=arguments.protocol,
-            relax=energy_options(arguments),
-            hull=arguments.hull,
-            fingerprints=arguments.fingerprints,
-            vae=arguments.vae,
-            tolerances=tolerances(arguments.tolerance or ()),
-            targets=arguments.targets,
-            targets_split=arguments.targets_split,
-            out=arguments.out,
-            split=arguments.split,
-            reference_split=arguments.reference_split,
-            workers=arguments.workers,
-            seed=arguments.seed,
-            resume=arguments.resume,
-            stage=stage,
-        )
+    with ProgressBars() as bars:
+        result = evaluate_from(options, stage=lambda text, total: bars.add(text, total).advance)
     console = Console()
     console.print(rates_table(result))
     note = f"Protocol {result.protocol.name}: {result.protocol.note}."
     console.print(note, markup=False, highlight=False, soft_wrap=True)
-    report = arguments.out / "report.html"
+    report = Path(options.out or ".") / "report.html"
     console.print(f"Report in {report}", markup=False, highlight=False, soft_wrap=True)
     return 0
 

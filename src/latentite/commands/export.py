@@ -1,11 +1,37 @@
-"""`latentite export`: the command line of `export.py`, called by `cli.py`."""
+"""`latentite export`: a predictor at one fidelity as one file."""
 
 from __future__ import annotations
 
 import argparse
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Literal
 
 from rich.console import Console
+
+from latentite.base.options import add_options, fill, option
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ExportOptions:
+    """Options of `latentite export`."""
+
+    checkpoint: str = field(metadata=option("CKPT", positional=True))
+    """A .ckpt or .safetensors file, or a hub name."""
+    out: Path = field(metadata=option("FILE"))
+    """Ending .pt2, .pt or .safetensors, by the format."""
+    format: Literal["pt2", "torchscript", "safetensors"] = "pt2"
+    """What the file is: torch.export, a trace, or weights and config."""
+    fidelity: str | None = None
+    """Level of theory [the reference]."""
+    weights: Literal["ema", "raw"] | None = None
+    """Which weights [ema where there are any]."""
+    d3bj: str | None = field(default=None, metadata=option("FUNCTIONAL"))
+    """Add D3(BJ) dispersion, with dftd3's parameters for this functional."""
+    d3_target: str | None = None
+    """The total energy that it is added to [the only target]."""
+    labels_without_dispersion: bool = False
+    """You say that the labels contain none, where the checkpoint does not."""
 
 
 def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -16,58 +42,36 @@ def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         description="Write a trained predictor at one fidelity, its baseline added back, as a file for "
         "`latentite.predictor.exported.load_exported(FILE).predict(atoms)`.",
     )
-    add = command.add_argument
-    add("checkpoint", metavar="CKPT", help="a .ckpt or .safetensors file, or a hub name")
-    add(
-        "--out",
-        type=Path,
-        required=True,
-        metavar="FILE",
-        help="ending .pt2, .pt or .safetensors, by the format",
-    )
-    add("--format", choices=("pt2", "torchscript", "safetensors"), default="pt2", help="[%(default)s]")
-    add("--fidelity", metavar="NAME", help="level of theory [the reference]")
-    add("--weights", choices=("ema", "raw"), help="which weights [ema where there are any]")
-    add(
-        "--d3bj",
-        metavar="FUNCTIONAL",
-        help="add D3(BJ) dispersion, with dftd3's parameters for this functional",
-    )
-    add("--d3-target", metavar="NAME", help="the total energy that it is added to [the only target]")
-    add(
-        "--labels-without-dispersion",
-        action="store_true",
-        help="you say that the labels contain none, where the checkpoint does not",
-    )
-    command.set_defaults(func=_export)
+    add_options(command, ExportOptions)
+    command.set_defaults(func=lambda arguments: _export(fill(ExportOptions, arguments)))
 
 
-def _export(arguments: argparse.Namespace) -> int:
+def _export(options: ExportOptions) -> int:
     # Imported here: torch and the networks take seconds, and `--help` should not.
     from latentite.energy.dispersion import Dispersion
     from latentite.models import load_predictor
     from latentite.predictor.export import export_predictor, plan_dispersion
 
-    network, _, record = load_predictor(arguments.checkpoint, weights=arguments.weights)
+    network, _, record = load_predictor(options.checkpoint, weights=options.weights)
     targets = network.config.targets
     dispersion = None
-    if arguments.d3bj is not None:
-        if arguments.d3_target is None and len(targets) > 1:
+    if options.d3bj is not None:
+        if options.d3_target is None and len(targets) > 1:
             raise ValueError(f"--d3-target must say which of {', '.join(targets)} is a total energy")
         dispersion = plan_dispersion(
             network,
             record,
-            method=arguments.d3bj,
-            target=arguments.d3_target or targets[0],
-            fidelity=arguments.fidelity,
-            labels_have_none=arguments.labels_without_dispersion,
+            method=options.d3bj,
+            target=options.d3_target or targets[0],
+            fidelity=options.fidelity,
+            labels_have_none=options.labels_without_dispersion,
         )
     card = export_predictor(
         network,
         record,
-        arguments.out,
-        format=arguments.format,
-        fidelity=arguments.fidelity,
+        options.out,
+        format=options.format,
+        fidelity=options.fidelity,
         dispersion=dispersion,
     )
     console = Console(highlight=False)
@@ -76,5 +80,5 @@ def _export(arguments: argparse.Namespace) -> int:
     )
     if dispersion is not None:
         console.print(f"{dispersion['target']} + {Dispersion(**dispersion['d3bj']).describe()}", markup=False)
-    console.print(f"written to {arguments.out}", markup=False, soft_wrap=True)
+    console.print(f"written to {options.out}", markup=False, soft_wrap=True)
     return 0

@@ -1,4 +1,4 @@
-"""`latentite reward check`: the command line of `rewards/contract.py`, called by `cli.py`."""
+"""`latentite reward check`: a reward of your own, held to its contract."""
 
 from __future__ import annotations
 
@@ -6,14 +6,30 @@ import argparse
 import json
 import traceback
 from collections.abc import Callable
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 
 from latentite.base.files import parse_json
+from latentite.base.options import add_options, fill, option
 
 if TYPE_CHECKING:
     from latentite.rewards.contract import RewardReport
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class CheckOptions:
+    """Options of `latentite reward check`."""
+
+    target: str = field(metadata=option("REWARD", positional=True))
+    """file.py:Name or package.module.Name, class or function."""
+    arguments: tuple[str, ...] = field(default=(), metadata=option("KEY=VALUE", positional=True))
+    """Arguments of the class, values as JSON or text."""
+    crystals: str = field(default="prototypes", metadata=option("SOURCE"))
+    """Files of crystals, or the name of a dataset."""
+    limit: int = 100
+    """Call it on at most N crystals."""
 
 
 def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -29,43 +45,29 @@ def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         "  latentite reward check latentite.rewards.properties.SymmetryReward --crystals my_cifs/",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    check.add_argument(
-        "target", metavar="REWARD", help="file.py:Name or package.module.Name, class or function"
-    )
-    check.add_argument(
-        "arguments", nargs="*", metavar="KEY=VALUE", help="arguments of the class, values as JSON or text"
-    )
-    check.add_argument(
-        "--crystals",
-        default="prototypes",
-        metavar="SOURCE",
-        help="files of crystals, or the name of a dataset [%(default)s]",
-    )
-    check.add_argument(
-        "--limit", type=int, default=100, metavar="N", help="call it on at most N crystals [%(default)s]"
-    )
-    check.set_defaults(func=_check)
+    add_options(check, CheckOptions)
+    check.set_defaults(func=lambda arguments: _check(fill(CheckOptions, arguments)))
 
 
-def _check(arguments: argparse.Namespace) -> int:
+def _check(options: CheckOptions) -> int:
     from latentite.crystal import CrystalBatch
     from latentite.evaluation.read import read_crystals
     from latentite.rewards.contract import check_reward
     from latentite.rewards.target import TARGET, build, locate
 
-    found = locate(arguments.target)
-    options = dict(_option(text) for text in arguments.arguments)
-    is_made = isinstance(found, type) or options
-    reward = build({TARGET: arguments.target, **options}, "REWARD") if is_made else found
-    if arguments.limit < 2:
-        raise ValueError(f"--limit must be at least 2, got {arguments.limit}")
-    arrays = read_crystals(arguments.crystals, split="train").arrays
-    stride = -(-len(arrays) // arguments.limit) or 1  # evenly spaced: data sets are often sorted
+    found = locate(options.target)
+    keywords = dict(_option(text) for text in options.arguments)
+    is_made = isinstance(found, type) or keywords
+    reward = build({TARGET: options.target, **keywords}, "REWARD") if is_made else found
+    if options.limit < 2:
+        raise ValueError(f"--limit must be at least 2, got {options.limit}")
+    arrays = read_crystals(options.crystals, split="train").arrays
+    stride = -(-len(arrays) // options.limit) or 1  # evenly spaced: data sets are often sorted
     report = _checked(
-        arguments.target, lambda: check_reward(reward, CrystalBatch.from_arrays(arrays[::stride]))
+        options.target, lambda: check_reward(reward, CrystalBatch.from_arrays(arrays[::stride]))
     )
     console = Console()
-    console.print(f"[green]{arguments.target} keeps the contract[/green] on {report.num_crystals} crystals")
+    console.print(f"[green]{options.target} keeps the contract[/green] on {report.num_crystals} crystals")
     console.print(f"rewards from {report.lowest:.4g} to {report.highest:.4g}, mean {report.mean:.4g}")
     if report.num_failed:
         console.print(f"{report.num_failed} crystals got NaN; in a run they get the floor")

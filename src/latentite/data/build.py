@@ -30,9 +30,10 @@ from latentite.data.labels import (
     with_labels,
     write_decided,
 )
+from latentite.data.options import BuildOptions
 from latentite.data.readers.checks import Limits
 from latentite.data.readers.records import Rejection, Source
-from latentite.data.source_rows import BuildOptions, cache_key, read_rows
+from latentite.data.source_rows import cache_key, read_rows
 from latentite.data.sources import DATASETS, SPLIT_ENDINGS, resolve, split_files
 
 log = logging.getLogger(__name__)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -10,17 +9,19 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from latentite import __version__
-from latentite.base.files import replacing, write_json
+from latentite.base.files import write_json
 from latentite.base.plain import check_seed
+from latentite.base.tables import write_csv
 from latentite.data.build import WHOLE, BuildResult, BuiltSplits, build_splits
 from latentite.data.canonical import CANONICAL_VERSION
 from latentite.data.dataset import CrystalDataset, write_dataset
+from latentite.data.options import BuildOptions, DatasetOptions
 from latentite.data.readers.label_table import labelled
 from latentite.data.readers.opening import fingerprint
 from latentite.data.readers.records import Rejection, Source, name_of
-from latentite.data.source_rows import BuildOptions, build_notes
+from latentite.data.source_rows import build_notes
 from latentite.data.sources import SPLITS, split_files
-from latentite.data.splits import DEFAULT_FRACTIONS, check_fractions, divide, shared_formulas
+from latentite.data.splits import check_fractions, divide, shared_formulas
 
 if TYPE_CHECKING:
     from ase import Atoms
@@ -56,15 +57,10 @@ def build_dataset(
     source: str | Path | Sequence[Structure | Atoms],
     out_dir: str | Path,
     *,
-    fractions: Mapping[str, float] | None = None,
-    group_by: str = "formula",
-    seed: int = 0,
     options: BuildOptions | None = None,
-    labels: str | Path | None = None,
-    id_column: str | None = None,
     cache_dir: Path | None = None,
-    workers: int | None = None,
     progress: bool = True,
+    **division: Any,
 ) -> BuildSummary:
     """Read a source, divide it, and write a folder that `load_splits` and the data module read.
 
@@ -76,40 +72,38 @@ def build_dataset(
         source: a file, a folder of structure files, a list of crystals, or a folder with ready-made train,
             val and test files, which are then kept and fractions, grouping and seed ignored.
         out_dir: the folder to write.
-        fractions: of crystals per split; None for 0.8, 0.1, 0.1.
-        group_by: `formula`, `none` or a property: what must not be torn apart.
-        seed: of the draw.
         options: limits, labels and canonical form.
-        labels: a table (CSV or Parquet) whose rows are joined to the crystals by id (`label_table.py`).
-        id_column: its column of ids; None for `material_id` or `id`.
         cache_dir: where caches live; None for `LATENTITE_CACHE_DIR`, else `~/.cache/latentite`.
-        workers: processes; None for all cores.
         progress: show a progress bar when the terminal can.
+        division: `fractions`, `group_by`, `seed`, `labels`, `id_column` and `workers` of `DatasetOptions`.
 
     Raises:
         FileNotFoundError: when the source or the table of labels does not exist.
         ValueError: for impossible fractions, an unusable source, or when no crystal is left.
     """
-    shares = check_fractions(DEFAULT_FRACTIONS if fractions is None else fractions)
-    check_seed(seed)
+    chosen = DatasetOptions(**division)
+    shares = check_fractions(chosen.fractions)
+    check_seed(chosen.seed)
     options, out = options or BuildOptions(), Path(out_dir)
     ready = _ready_made(source)
     _check_places(source, out)
-    whole = labelled(source, labels, id_column, is_divided=bool(ready))
+    whole = labelled(source, chosen.labels, chosen.id_column, is_divided=bool(ready))
     parts: Mapping[str, Source] = ready or {WHOLE: whole}
-    built = build_splits(parts, options=options, cache_dir=cache_dir, workers=workers, progress=progress)
+    built = build_splits(
+        parts, options=options, cache_dir=cache_dir, workers=chosen.workers, progress=progress
+    )
     results = built.results
     _report_rejections(results, source, out / "rejected.csv")
     if ready:
         splits = {split: result.dataset for split, result in results.items()}
     else:
-        splits = divide(results[WHOLE].dataset, shares, group_by=group_by, seed=seed)
-    summary = _summarise(out, built, splits, group_by=READY_MADE if ready else group_by)
+        splits = divide(results[WHOLE].dataset, shares, group_by=chosen.group_by, seed=chosen.seed)
+    summary = _summarise(out, built, splits, group_by=READY_MADE if ready else chosen.group_by)
     request = {
         "source": name_of(source),
-        "labels": None if labels is None else str(labels),
+        "labels": None if chosen.labels is None else str(chosen.labels),
         "source_sha256": fingerprint(whole),
-        "seed": seed,
+        "seed": chosen.seed,
         "fractions": None if ready else shares,
         "options": asdict(options),
     }
@@ -233,10 +227,8 @@ def report(
 
 def write_rejections(path: Path, rejections: Sequence[Rejection]) -> None:
     """A CSV with source, row, id and reason; only the header when nothing was rejected."""
-    with replacing(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as handle:
-        writer = csv.writer(handle)
-        writer.writerow(["source", "row", "id", "reason"])
-        writer.writerows([item.source, item.row, item.id, item.reason] for item in rejections)
+    rows = ([item.source, item.row, item.id, item.reason] for item in rejections)
+    write_csv(path, ["source", "row", "id", "reason"], rows)
 
 
 def count_reasons(rejections: Sequence[Rejection]) -> dict[str, int]:

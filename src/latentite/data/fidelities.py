@@ -23,7 +23,7 @@ from latentite.crystal import FIDELITY, CrystalBatch
 from latentite.data.build import WHOLE, build_splits
 from latentite.data.dataset import CrystalDataset, content_hash, read_dataset
 from latentite.data.labels import log_labels, share_categories
-from latentite.data.source_rows import BuildOptions
+from latentite.data.options import BuildOptions
 from latentite.data.sources import SPLITS, split_files
 from latentite.data.splits import check_fractions, formula_keys, select
 

@@ -10,7 +10,7 @@ import hashlib
 import json
 import logging
 from collections.abc import Collection, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 
@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from latentite.base.progress import row_progress
+from latentite.base.progress import progress_bar
 from latentite.crystal import CrystalBatch
 from latentite.data.canonical import CANONICAL_VERSION
 from latentite.data.cells import CELLS_FORMAT, LabelCollector, RawLabels, read_cells, write_cells
@@ -31,8 +31,8 @@ from latentite.data.dataset import (
     write_dataset,
 )
 from latentite.data.labels import unique_ids
+from latentite.data.options import BuildOptions
 from latentite.data.pack import Packed, PackOptions, pack
-from latentite.data.readers.checks import Limits
 from latentite.data.readers.opening import fingerprint, open_records
 from latentite.data.readers.records import Rejection, Source, name_of
 from latentite.data.readers.rows import pair, walk
@@ -41,26 +41,6 @@ log = logging.getLogger(__name__)
 
 READER_VERSION = 5
 """Raised whenever the same source gives other rows or labels; caches of another version are rebuilt."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class BuildOptions:
-    """Options of building a data set; limits and form are part of the names of its caches."""
-
-    limits: Limits = field(default_factory=Limits)
-    properties: tuple[str, ...] | None = None
-    """Property columns to keep; None for all numeric ones. A column of text becomes categorical when named
-    here."""
-    if_present: tuple[str, ...] = ()
-    """Property columns to keep where the source has them, as if they were named in `properties`."""
-    derived: tuple[str, ...] = ()
-    """Properties to compute from the structures (`latentite.data.properties`)."""
-    categorical: tuple[str, ...] = ()
-    """Numeric columns to treat as names (for example `space_group`)."""
-    canonical: bool = True
-    """Bring every crystal to the canonical form; False keeps cell, origin and order of the source."""
-    symprec: float = 0.1
-    """Å; tolerance of a derived space group."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -134,8 +114,8 @@ def _build(
     labels = LabelCollector()
     num_in = 0
     description = name_of(source)
-    with row_progress(f"reading {Path(description).name}", enabled=progress) as advance:
-        for chunk, packed in walk(open_records(source), work, workers=workers, on_chunk=advance):
+    with progress_bar(f"reading {Path(description).name}", unit="rows", enabled=progress) as bar:
+        for chunk, packed in walk(open_records(source), work, workers=workers, on_chunk=bar.advance):
             num_in += len(chunk)
             chunks.append(packed)
             for item in pair(chunk, packed.outcomes):

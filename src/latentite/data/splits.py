@@ -18,8 +18,6 @@ from latentite.data.dataset import CrystalDataset, content_hash
 from latentite.data.readers.records import CANONICAL_NAMES
 from latentite.data.sources import SPLITS
 
-DEFAULT_FRACTIONS = {"train": 0.8, "val": 0.1, "test": 0.1}
-
 
 def check_fractions(fractions: Mapping[str, float]) -> dict[str, float]:
     """The fractions of all three splits, missing ones being 0.

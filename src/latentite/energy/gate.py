@@ -9,37 +9,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 
 import numpy as np
 import torch
 
 from latentite import lattice as lat
 from latentite.crystal import CrystalBatch
-from latentite.data.readers.checks import Limits, refusals
+from latentite.data.readers.checks import refusals
 from latentite.elements import symbol_of
 from latentite.energy.neighbours import neighbour_list
 from latentite.energy.potential import PotentialCard
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class GateLimits:
-    """Bounds outside of which a crystal is not given to a potential."""
-
-    geometry: Limits = field(default_factory=lambda: Limits(max_atoms=None, min_volume_per_atom=2.0))
-    """Smallest distance (0.5 Å; H2 has 0.74) and volume per atom (2 to 1000 Å^3; diamond has 5.7)."""
-    min_angle: float = 10.0
-    """Degrees; every cell angle lies between this and 180 minus this."""
-    min_plane_spacing: float = 0.5
-    """Å between lattice planes; a thinner cell is flat, whatever its volume."""
-    max_pairs: int = 200_000
-    """Ordered neighbour pairs within the potential's cut-off, per crystal; 100 atoms of diamond have 16,000."""
-
-    def __post_init__(self) -> None:
-        if not 0.0 <= self.min_angle < 60.0:
-            raise ValueError(f"min_angle must be at least 0 and below 60 degrees, got {self.min_angle}")
-        if self.max_pairs < 1:
-            raise ValueError(f"max_pairs must be at least 1, got {self.max_pairs}")
+from latentite.energy.settings import GateLimits
 
 
 def gate(crystals: CrystalBatch, card: PotentialCard, limits: GateLimits | None = None) -> list[str | None]:

@@ -22,7 +22,8 @@ from latentite.crystal import CrystalBatch
 from latentite.crystal_arrays import CrystalArrays
 from latentite.energy.catalogue import identity, potential_by_name
 from latentite.energy.potential import Potential, TheoryLevel
-from latentite.energy.relax import Relaxed, RelaxSettings, RelaxStatus, relax
+from latentite.energy.relax import Relaxed, RelaxStatus, relax
+from latentite.energy.settings import RelaxSettings
 
 ATOMS_PER_CHUNK = 256
 """As many as one call of the potential takes by default; more would only make progress coarser."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from enum import StrEnum
 from functools import partial
 
@@ -18,21 +18,11 @@ from torch import Tensor
 
 from latentite.crystal import CrystalBatch
 from latentite.energy.fire import FireState, fire_step
-from latentite.energy.gate import GateLimits, gate
+from latentite.energy.gate import gate
 from latentite.energy.potential import EnergyForces, Potential, single_points
+from latentite.energy.settings import RelaxCell, RelaxSettings
 from latentite.lattice import wrapped_difference
 from latentite.nn.segment import segment_max, segment_sum
-
-
-class RelaxCell(StrEnum):
-    """The part of the cell that may move besides the atoms."""
-
-    FULL = "full"
-    """Every component of the strain."""
-    FIXED = "fixed"
-    """Nothing."""
-    NONE = "none"
-    """Nothing, and the atoms stay as well: one evaluation of each crystal as it is."""
 
 
 class RelaxStatus(StrEnum):
@@ -51,45 +41,6 @@ class RelaxStatus(StrEnum):
     """Not converged within `max_steps`."""
     POTENTIAL_FAILED = "potential_failed"
     """The potential gave no finite numbers."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class RelaxSettings:
-    """When a relaxation ends, and how much of it is done at once."""
-
-    cell: RelaxCell = RelaxCell.FULL
-    fmax: float = 0.05
-    """eV/Å; no atom's force is longer at convergence."""
-    smax: float = 0.001
-    """eV/Å^3 (0.16 GPa); no component of the stress is larger at convergence (when the cell may move). With 0.003 a
-    soft alloy (InAgAu2) stopped 0.02 eV/atom above its minimum."""
-    max_steps: int = 500
-    """Per crystal; a step is one evaluation of the potential."""
-    patience: int = 100
-    """Steps without a lower energy (by 1e-5 eV/atom) or smaller forces after which a crystal has stalled."""
-    max_move: float = 0.2
-    """Å; longest step, over all atoms and the cell together."""
-    max_volume_ratio: float = 3.0
-    """A volume this many times larger or smaller than at the start is an explosion."""
-    max_atoms: int = 256
-    """Most atoms in one call of the potential."""
-    limits: GateLimits = field(default_factory=GateLimits)
-    energy_only: bool = False
-    """With `cell` none: forces and stresses are not computed and stay NaN, at about a third of the time."""
-
-    def __post_init__(self) -> None:
-        if self.cell not in list(RelaxCell):
-            raise ValueError(f"cell must be one of {', '.join(RelaxCell)}, got {self.cell!r}")
-        if self.energy_only and self.cell is not RelaxCell.NONE:
-            raise ValueError(f"energy_only must go with cell=none, got cell={self.cell}")
-        for name in ("fmax", "smax", "max_move"):
-            if not getattr(self, name) > 0.0:
-                raise ValueError(f"{name} must be above 0, got {getattr(self, name)}")
-        for name in ("max_steps", "patience", "max_atoms"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
-        if not self.max_volume_ratio > 1.0:
-            raise ValueError(f"max_volume_ratio must be above 1, got {self.max_volume_ratio}")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -39,7 +39,7 @@ from latentite.energy.hull import ABOVE_HULL, Hull, hull_from_crystals, read_ene
 from latentite.energy.parallel import RelaxHow, double_batch, relax_many
 from latentite.energy.potential import TheoryLevel
 from latentite.energy.references import ElementReferences, ReferenceTerms, check_same_theory, fit_references
-from latentite.energy.relax import RelaxCell, RelaxSettings
+from latentite.energy.settings import RelaxCell, RelaxSettings
 
 log = logging.getLogger(__name__)
 

@@ -22,7 +22,8 @@ from latentite.energy.hull import Hull
 from latentite.energy.parallel import Kept, RelaxHow, double_batch, relax_many
 from latentite.energy.potential import PotentialCard
 from latentite.energy.references import ElementReferences, Stability, check_same_theory, stability
-from latentite.energy.relax import RelaxCell, Relaxed, RelaxStatus, displacement_rmsd, volume_change
+from latentite.energy.relax import Relaxed, RelaxStatus, displacement_rmsd, volume_change
+from latentite.energy.settings import RelaxCell
 from latentite.evaluation.measure import Cell
 from latentite.evaluation.store import ResultStore, namespace
 from latentite.formulas import chemical_system, compositions

@@ -19,7 +19,7 @@ from latentite.draw.charts import COLOURS
 from latentite.energy.hull import Hull, hull_from_json
 from latentite.energy.parallel import RelaxHow
 from latentite.energy.references import ElementReferences
-from latentite.energy.relax import RelaxCell
+from latentite.energy.settings import RelaxCell
 from latentite.energy.table import (
     EnergyTable,
     MissingPhases,
@@ -29,10 +29,10 @@ from latentite.energy.table import (
     table_references,
 )
 from latentite.evaluation.energies import Energies, energy_store, measure_energies, write_relaxed
-from latentite.evaluation.energy_options import EnergyOptions
 from latentite.evaluation.markup import html_table, number_text, share_axes, svg_text
 from latentite.evaluation.matching_section import stored_matches
 from latentite.evaluation.measure import Cell, timed
+from latentite.evaluation.options import EnergyOptions
 from latentite.evaluation.store import structure_hash
 from latentite.evaluation.table import Counted, Denominator, MakeSection, Section, Table, Work, all_of, finite
 from latentite.metrics.distributions import wasserstein
@@ -92,7 +92,7 @@ def energy_section(options: EnergyOptions) -> MakeSection:
                 hashes=work.crystals.hashes,
                 kept=energy_store(how),
                 workers=work.workers,
-                advance=work.stage(_STEPS[options.cell], len(work.crystals)),
+                advance=work.stage(_STEPS[options.settings.cell], len(work.crystals)),
             )
         judged = _judged(energies, work, table)
         content = energy_summary(options, energies, competition, judged.columns)
@@ -254,7 +254,11 @@ def energy_summary(
             "sha256": card.sha256,
             "theory": None if card.theory is None else str(card.theory),
         },
-        "relaxation": {"cell": options.cell.value, "fmax": options.fmax, "max_steps": options.max_steps},
+        "relaxation": {
+            "cell": options.settings.cell.value,
+            "fmax": options.settings.fmax,
+            "max_steps": options.settings.max_steps,
+        },
         "settings": asdict(energies.how.settings),
         "status": energies.counts,
         "medians": {name: median for name in _MEDIANS if (median := _median(columns.get(name))) is not None},

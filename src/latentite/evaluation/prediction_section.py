@@ -8,8 +8,8 @@ samples is not matched.
 
 from __future__ import annotations
 
-import csv
 import hashlib
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import astuple, dataclass
 from html import escape
@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
-from latentite.base.files import replacing
+from latentite.base.tables import write_csv
 from latentite.data.properties import SYMPREC
 from latentite.evaluation.markup import html_table, number_text
 from latentite.evaluation.measure import Cell, Measured, measure, timed
@@ -207,18 +207,16 @@ def _write(path: Path, result: _Predicted) -> None:
     header = ["id", "formula", "samples"]
     for matcher in MATCHERS:
         header += [f"{name}_{matcher.name}" for name in ("matched_k1", "matched_any", "rms_k1", "best_rms")]
-    with replacing(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as handle:
-        writer = csv.writer(handle)
-        writer.writerow(header)
-        for place, name in enumerate(result.targets.ids):
-            row: list[object] = [name, result.formulas[place], int(result.num_samples[place])]
-            for matcher in MATCHERS:
-                distances = result.distances[matcher.name][place]
-                first, known = distances[0], distances[np.isfinite(distances)]
-                best = known.min() if len(known) else np.nan
-                row += ["no" if np.isnan(value) else "yes" for value in (first, best)]
-                row += ["" if np.isnan(value) else f"{value:.6g}" for value in (first, best)]
-            writer.writerow(row)
+    rows = []
+    for place, name in enumerate(result.targets.ids):
+        row: list[object] = [name, result.formulas[place], int(result.num_samples[place])]
+        for matcher in MATCHERS:
+            distances = result.distances[matcher.name][place]
+            first, known = distances[0], distances[np.isfinite(distances)]
+            best = known.min() if len(known) else np.nan
+            row += [*(not math.isnan(value) for value in (first, best)), float(first), float(best)]
+        rows.append(row)
+    write_csv(path, header, rows)
 
 
 def prediction_page(content: Mapping[str, Any]) -> str:

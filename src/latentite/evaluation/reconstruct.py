@@ -11,7 +11,6 @@
 
 from __future__ import annotations
 
-import csv
 import logging
 import math
 import re
@@ -25,7 +24,9 @@ import torch
 from rich.table import Table
 
 from latentite import __version__
+from latentite.base.devices import BATCH_SIZE
 from latentite.base.files import replacing, write_json
+from latentite.base.tables import write_csv
 from latentite.checkpoint import CheckpointRecord
 from latentite.crystal import CrystalBatch
 from latentite.data.dataset import CrystalDataset
@@ -96,7 +97,7 @@ def rebuild(
     network: CrystalVAE,
     crystals: CrystalBatch,
     *,
-    batch_size: int = 256,
+    batch_size: int = BATCH_SIZE,
     device: torch.device | str = "cpu",
     advance: Advance = lambda count: None,
 ) -> CrystalBatch:
@@ -124,7 +125,7 @@ def reconstruct(
     *,
     rejections: Iterable[Rejection] = (),
     num_accepted: int | None = None,
-    batch_size: int = 256,
+    batch_size: int = BATCH_SIZE,
     device: torch.device | str = "cpu",
     advance: Advance = lambda count: None,
 ) -> Reconstruction:
@@ -329,16 +330,10 @@ def _write_structures(result: Reconstruction, path: Path, files: dict[int, tuple
     header += ["cif_original", "cif_reconstructed"]
     formulas, others = reduced_formulas(result.originals), reduced_formulas(result.rebuilt)
     num_atoms = result.originals.num_atoms.tolist()
-    with replacing(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file)
-        writer.writerow(header)
-        for i, identifier in enumerate(result.ids):
-            cells: list[object] = [identifier, formulas[i], num_atoms[i], others[i]]
-            cells += ["yes" if values[i] else "no" for values in matched.values()]
-            cells += [_cell(float(values[i])) for values in result.table.values()]
-            writer.writerow([*cells, *files.get(i, ("", ""))])
-
-
-def _cell(value: float) -> str:
-    """Six digits; empty where there is no number, as every reader of CSV understands."""
-    return f"{value:.6g}" if math.isfinite(value) else ""
+    rows = []
+    for i, identifier in enumerate(result.ids):
+        cells: list[object] = [identifier, formulas[i], num_atoms[i], others[i]]
+        cells += [bool(values[i]) for values in matched.values()]
+        cells += [float(values[i]) for values in result.table.values()]
+        rows.append([*cells, *files.get(i, ("", ""))])
+    write_csv(path, header, rows)

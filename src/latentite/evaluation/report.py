@@ -16,12 +16,11 @@ when an evaluation goes on.
 from __future__ import annotations
 
 import base64
-import csv
 import json
 import re
 import tempfile
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from html import escape
 from pathlib import Path
@@ -30,11 +29,11 @@ from typing import Any
 import numpy as np
 
 from latentite.base.files import parse_json, replacing, write_json
+from latentite.base.tables import write_csv
 from latentite.crystal import CrystalBatch
 from latentite.draw.cells import draw_crystals, pretty
 from latentite.evaluation.distribution_section import draw_charts
 from latentite.evaluation.markup import Html, document, html_table
-from latentite.evaluation.measure import Cell
 from latentite.evaluation.read import Crystals
 from latentite.evaluation.result import Evaluation, summary
 from latentite.evaluation.table import Table
@@ -67,9 +66,9 @@ def write_report(result: Evaluation, out_dir: str | Path, *, seed: int = 0) -> N
     folder.mkdir(parents=True, exist_ok=True)
     columns = list(result.table)
     rows = zip(*result.table.values(), strict=True)
-    _write_csv(folder / "structures.csv", columns, ([_text(cell) for cell in row] for row in rows))
+    write_csv(folder / "structures.csv", columns, rows)
     failures = ([item.source, item.row, item.id, item.step, item.reason] for item in result.failures)
-    _write_csv(folder / "failed.csv", ["source", "row", "id", "step", "reason"], failures)
+    write_csv(folder / "failed.csv", ["source", "row", "id", "step", "reason"], failures)
     for section in result.sections:
         for name, write in section.files.items():
             write(folder / name)
@@ -77,21 +76,6 @@ def write_report(result: Evaluation, out_dir: str | Path, *, seed: int = 0) -> N
     with replacing(folder / "report.html") as temporary:
         temporary.write_text(make_page(result, content, seed=seed), encoding="utf-8")
     write_json(folder / "summary.json", content)
-
-
-def _text(cell: Cell) -> str:
-    if cell is None:
-        return ""
-    if isinstance(cell, bool):
-        return "yes" if cell else "no"
-    return f"{cell:.6g}" if isinstance(cell, float) else str(cell)
-
-
-def _write_csv(path: Path, header: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
-    with replacing(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as handle:
-        writer = csv.writer(handle)
-        writer.writerow(header)
-        writer.writerows(rows)
 
 
 def new_record(crystals: Crystals, reference: Crystals | None, settings: Mapping[str, Any]) -> dict[str, Any]:

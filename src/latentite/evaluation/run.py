@@ -25,11 +25,11 @@ from latentite.data.properties import SYMPREC
 from latentite.evaluation.condition_section import check_tolerances, condition_section
 from latentite.evaluation.descriptors import LatentSpace, open_latent_space
 from latentite.evaluation.distribution_section import distribution_section
-from latentite.evaluation.energy_options import EnergyOptions, reference_hull
 from latentite.evaluation.energy_section import energy_section
 from latentite.evaluation.feature_section import feature_section
 from latentite.evaluation.matching_section import matching_section, verdict_section
 from latentite.evaluation.measure import BeginStep, measure, silent, timed
+from latentite.evaluation.options import EnergyOptions, EvaluateOptions, reference_hull
 from latentite.evaluation.prediction_section import prediction_section
 from latentite.evaluation.protocols import Protocol, find_protocol
 from latentite.evaluation.read import Crystals, Source, read_crystals, require_source
@@ -104,45 +104,43 @@ class Plan:
         return tuple(makers)
 
 
-def make_plan(
-    *,
-    relax: str | EnergyOptions,
-    hull: str | Path | Sequence[str | Path] | None,
-    reference: object,
-    fingerprints: str,
-    vae: str | Path | None,
-    tolerances: Mapping[str, float] | None,
-) -> Plan:
-    """The plan for options as users give them; `run.evaluate` says what they mean and raise."""
-    if fingerprints not in list(Fingerprints):
-        raise ValueError(f"--fingerprints must be one of {', '.join(Fingerprints)}, got {fingerprints!r}")
-    chosen = Fingerprints(fingerprints)
-    for option, is_given in (("--fingerprints crystalnn", chosen is Fingerprints.CRYSTALNN), ("--vae", vae)):
-        if is_given and reference is None:
+def make_plan(options: EvaluateOptions) -> Plan:
+    """The plan for options as users give them.
+
+    Raises:
+        FileNotFoundError, ImportError, ValueError: as `evaluate`.
+    """
+    if options.fingerprints not in list(Fingerprints):
+        raise ValueError(
+            f"--fingerprints must be one of {', '.join(Fingerprints)}, got {options.fingerprints!r}"
+        )
+    chosen = Fingerprints(options.fingerprints)
+    needed = {"--fingerprints crystalnn": chosen is Fingerprints.CRYSTALNN, "--vae": options.vae is not None}
+    for option, is_given in needed.items():
+        if is_given and options.reference is None:
             raise ValueError(f"{option} must be given together with --reference, got nothing to compare with")
     return Plan(
-        energies=_energy_options(relax, hull, reference),
+        energies=_energy_options(options),
         fingerprints=chosen,
-        space=None if vae is None else open_latent_space(vae),
-        tolerances=dict(tolerances or {}),
+        space=None if options.vae is None else open_latent_space(options.vae),
+        tolerances=dict(options.tolerances or {}),
     )
 
 
-def _energy_options(
-    relax: str | EnergyOptions, hull: str | Path | Sequence[str | Path] | None, reference: object
-) -> EnergyOptions | None:
+def _energy_options(options: EvaluateOptions) -> EnergyOptions | None:
     """The options of energies, checked before anything heavy; None without `--relax`."""
+    relax, hull = options.relax, options.hull
     if relax == "none":
         if hull is not None:
             raise ValueError("--hull must be given together with --relax, got no potential to judge by")
         return None
-    options = EnergyOptions(potential=relax) if isinstance(relax, str) else relax
+    energies = EnergyOptions(potential=relax) if isinstance(relax, str) else relax
     if hull is not None:
-        options = replace(options, hull=(hull,) if isinstance(hull, str | Path) else tuple(hull))
-    elif not options.hull:
-        options = replace(options, hull=reference_hull(reference))
-    options.check()
-    return options
+        energies = replace(energies, hull=(hull,) if isinstance(hull, str | Path) else tuple(hull))
+    elif not energies.hull:
+        energies = replace(energies, hull=reference_hull(options.reference))
+    energies.check()
+    return energies
 
 
 SECTIONS: tuple[MakeSection, ...] = (
@@ -159,49 +157,16 @@ of those before it."""
 
 
 def evaluate(
-    source: Source | Sequence[str | Path],
-    *,
-    reference: Source | None = None,
-    protocol: str = "default",
-    relax: str | EnergyOptions = "none",
-    hull: str | Path | Sequence[str | Path] | None = None,
-    fingerprints: str = "radial",
-    vae: str | Path | None = None,
-    tolerances: Mapping[str, float] | None = None,
-    targets: Source | None = None,
-    targets_split: str = "test",
-    out: str | Path | None = None,
-    split: str = "test",
-    reference_split: str = "train",
-    workers: int | None = None,
-    seed: int = 0,
-    resume: bool = False,
-    stage: BeginStep = silent,
+    source: Source | Sequence[str | Path], *, stage: BeginStep = silent, **options: Any
 ) -> Evaluation:
-    """Evaluate crystals, and write the report when `out` names a folder.
+    """Evaluate crystals, and write the report when `out` names a folder; the options are those of `EvaluateOptions`.
 
     Args:
         source: whatever the readers take: a folder or zip of CIFs, an extxyz, a table, ..., a folder of
             `latentite sample`; the name of a dataset; structures in memory. A list of paths and names is several
             sources, evaluated as one.
-        reference: what is known already, likewise; without it there is no novelty.
-        protocol: one of `PROTOCOLS`.
-        relax: `none`, or the potential that judges and relaxes: `chgnet`, `7net-0`, `package.module:Class` of an
-            ASE calculator; or `EnergyOptions`, which say everything.
-        hull: tables with formation energies that the structures compete with, every split of them; None for
-            the reference where that has formation energies.
-        fingerprints: `crystalnn` adds CDVAE's coverage, at some 0.3 s a crystal.
-        vae: checkpoint or its name; adds distances to the reference in its latent space.
-        tolerances: of hits by condition, absolute, in the unit of each; 5 % for the others.
-        targets: crystals to be predicted, compared with the samples of their formulas.
-        targets_split: of the targets, where they have splits.
-        out: folder of the report; None writes nothing. An older report there is replaced.
-        split: of the source, where it has splits: train, val, test or all.
-        reference_split: of the reference, likewise.
-        workers: processes; None for all cores. They do not change the result.
-        seed: draws the structures of the report's gallery.
-        resume: go on in `out` where an earlier evaluation of the same was interrupted.
         stage: hears of progress.
+        options: under their names in `EvaluateOptions`.
 
     Raises:
         FileNotFoundError: when a path or dataset does not exist.
@@ -210,25 +175,37 @@ def evaluate(
             crystals twice, a seed below 0, workers below 1, tolerances of what was not asked, levels of theory that
             do not fit, or an `out` that cannot be resumed.
     """
-    chosen = find_protocol(protocol)
-    sources = sources_of(source)
-    for option, given in (("--reference", reference), ("--targets", targets)):
+    return evaluate_from(EvaluateOptions(source=source, **options), stage=stage)
+
+
+def evaluate_from(options: EvaluateOptions, *, stage: BeginStep = silent) -> Evaluation:
+    """As `evaluate`."""
+    protocol = find_protocol(options.protocol)
+    sources = sources_of(options.source)
+    for option, given in (("--reference", options.reference), ("--targets", options.targets)):
         require_source(option, given)
-    _check_out(out, resume=resume)
-    check_seed(seed)
-    count_workers(workers)
-    plan = make_plan(
-        relax=relax, hull=hull, reference=reference, fingerprints=fingerprints, vae=vae, tolerances=tolerances
-    )
+    _check_out(options.out, resume=options.resume)
+    check_seed(options.seed)
+    count_workers(options.workers)
+    plan = make_plan(options)
     seconds: dict[str, float] = {}
     with timed(seconds, "read"):
-        crystals = _read_source(sources, split, stage)
-        known = _read_known("--reference", reference, reference_split, stage)
-        wanted = _read_known("--targets", targets, targets_split, stage)
+        crystals = _read_source(sources, options.split, stage)
+        known = _read_known("--reference", options.reference, options.reference_split, stage)
+        wanted = _read_known("--targets", options.targets, options.targets_split, stage)
     plan.check_source(crystals)
-    record = new_record(crystals, known, _settings(chosen, seed, plan, wanted))
-    with nullcontext() if out is None else recording(Path(out), record, resume=resume):
-        work = _measure(crystals, known, chosen, workers=workers, seed=seed, stage=stage, seconds=seconds)
+    record = new_record(crystals, known, _settings(protocol, options.seed, plan, wanted))
+    out = options.out
+    with nullcontext() if out is None else recording(Path(out), record, resume=options.resume):
+        work = _measure(
+            crystals,
+            known,
+            protocol,
+            workers=options.workers,
+            seed=options.seed,
+            stage=stage,
+            seconds=seconds,
+        )
         result = _evaluate(work, plan, wanted)
         if out is not None:
             _write(result, out, work)

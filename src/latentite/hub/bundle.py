@@ -23,6 +23,7 @@ from latentite.checkpoint import (
     write_portable,
 )
 from latentite.hub.lookup import resolve
+from latentite.hub.names import BUNDLE_PRECISION
 
 
 @dataclass(kw_only=True, slots=True)
@@ -82,7 +83,7 @@ def bundle(
     name: str,
     out: Path,
     *,
-    precision: Precision = Precision.FP16,
+    precision: Precision | str = BUNDLE_PRECISION,
     card: Path | None = None,
     borrow: Sequence[str] = (),
     weights: Weights | str | None = None,
@@ -110,7 +111,7 @@ def bundle(
     record = read_checkpoint(file, weights=weights)
     if not borrow:
         record = merge_adapters(record)
-    paths = write_portable(record, out / name, precision=precision, lenders=borrow, about=about)
+    paths = write_portable(record, out / name, precision=Precision(precision), lenders=borrow, about=about)
     written = read_portable(paths[0])
     loans = json.loads(paths[1].read_text(encoding="utf-8")).get("borrowed", {})
     return Bundled(

@@ -8,6 +8,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
+from typing import Final
 
 from latentite.base.download import DownloadError
 
@@ -24,6 +25,8 @@ PUBLIC: dict[str, str] = {
 
 DEFAULT_LDM = "mp_20_biternary_ldm"
 """The bundled model that is sampled from when none is named."""
+BUNDLE_PRECISION: Final = "fp16"
+"""How the matrices of a bundled model are stored, unless something else is asked for (`checkpoint.Precision`)."""
 BUNDLED = {
     "mp_20_biternary_vae": "crystal VAE",
     DEFAULT_LDM: "latent diffusion, unconditional",

@@ -24,7 +24,7 @@ from torch import Tensor
 from latentite.base.files import replacing
 from latentite.crystal import FIDELITY, CrystalBatch
 from latentite.elements import NUM_ELEMENTS, SYMBOLS
-from latentite.nn.baseline_ridge import fit_trimmed
+from latentite.nn.baseline_ridge import RIDGE, TRIM, fit_trimmed
 from latentite.nn.baselines import ElementBaselines, Extent
 
 Array = np.ndarray
@@ -61,9 +61,9 @@ def fit_baselines(
     extents: Sequence[Extent | str],
     fidelities: Sequence[str] = ("labels",),
     reference: str | None = None,
-    ridge: float = 1e-3,
+    ridge: float = RIDGE,
     pull: float | None = None,
-    trim: float = 0.02,
+    trim: float = TRIM,
     materials: Sequence[str] | None = None,
 ) -> tuple[ElementBaselines, list[BaselineFit]]:
     """Baselines of every fidelity and target, from training rows only: the caller gives no others.

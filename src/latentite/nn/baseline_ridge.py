@@ -6,6 +6,10 @@ import numpy as np
 from jaxtyping import Float
 
 Array = np.ndarray
+RIDGE = 1e-3
+"""Weight of the pull of a reference's values towards 0, unless another is asked for."""
+TRIM = 0.02
+"""Share of the rows left out on either side, likewise."""
 PULLS = tuple(10.0**power for power in range(-3, 7))
 """Weights of the pull towards a prior that are tried; 1 is as much as one row with one atom of the element."""
 

@@ -6,7 +6,6 @@ could not be predicted included, with the reason.
 
 from __future__ import annotations
 
-import csv
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -16,7 +15,8 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from latentite.base.files import replacing
+from latentite.base.devices import BATCH_SIZE
+from latentite.base.tables import write_csv
 from latentite.crystal import FIDELITY, CrystalBatch
 from latentite.data.dataset import CrystalDataset
 from latentite.data.readers.records import Rejection
@@ -57,8 +57,8 @@ def predict_dataset(
     *,
     rejections: Sequence[Rejection] = (),
     fidelity: str | None = None,
-    batch_size: int = 256,
-    device: str = "cpu",
+    batch_size: int = BATCH_SIZE,
+    device: torch.device | str = "cpu",
     advance: Advance = lambda count: None,
 ) -> PredictionTable:
     """Predict every crystal of a data set.
@@ -117,15 +117,13 @@ def at_fidelity(network: PropertyPredictor, crystals: CrystalBatch, fidelity: st
 def write_predictions(table: PredictionTable, path: str | Path) -> None:
     """Write the table as CSV; structures that could not be predicted have a reason in the column `failure`."""
     names = list(table.columns)
-    with replacing(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file)
-        writer.writerow(["id", "formula", *names, "failure"])
-        for position, (identifier, formula) in enumerate(zip(table.ids, table.formulas, strict=True)):
-            failure = table.failures.get(position, "")
-            cells = ["" if failure else _cell(table.columns[name][position]) for name in names]
-            writer.writerow([identifier, formula, *cells, failure])
-        for item in table.rejections:
-            writer.writerow([item.id, "", *[""] * len(names), item.reason])
+    rows: list[list[object]] = []
+    for position, (identifier, formula) in enumerate(zip(table.ids, table.formulas, strict=True)):
+        failure = table.failures.get(position, "")
+        cells = [None if failure else table.columns[name][position] for name in names]
+        rows.append([identifier, formula, *cells, failure])
+    rows += ([item.id, "", *[None] * len(names), item.reason] for item in table.rejections)
+    write_csv(path, ["id", "formula", *names, "failure"], rows)
 
 
 def _fill(
@@ -170,7 +168,3 @@ def _without_baseline(network: PropertyPredictor, crystals: CrystalBatch) -> dic
 
 def _is_number(value: float | str) -> bool:
     return isinstance(value, str) or math.isfinite(value)
-
-
-def _cell(value: float | str) -> str:
-    return value if isinstance(value, str) else f"{value:.6g}"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -14,7 +13,8 @@ import torch.distributed as dist
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from latentite.base.files import replacing, write_json
+from latentite.base.files import write_json
+from latentite.base.tables import write_csv
 from latentite.crystal import FIDELITY, CrystalBatch
 from latentite.data.dataset import CrystalDataset
 from latentite.data.sampler import WeightedDraw
@@ -293,12 +293,8 @@ def write_table(network: PropertyPredictor, rows: SplitRows, ids: tuple[str, ...
         if name in found.spreads:
             columns[f"{name}_std"] = found.spreads[name].tolist()
     fidelities = [config.fidelities[code] for code in rows.fidelity.tolist()] if config.fidelities else None
-    with replacing(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file)
-        writer.writerow(["id", *(["fidelity"] if fidelities else []), *columns])
-        for row, identifier in enumerate(ids):
-            numbers = ["" if np.isnan(cells[row]) else f"{cells[row]:.6g}" for cells in columns.values()]
-            writer.writerow([identifier, *([fidelities[row]] if fidelities else []), *numbers])
+    first: dict[str, Sequence[str]] = {"id": ids} | ({"fidelity": fidelities} if fidelities else {})
+    write_csv(path, [*first, *columns], zip(*first.values(), *columns.values(), strict=True))
 
 
 def _pairs(network: PropertyPredictor, rows: SplitRows) -> Iterator[tuple[str, np.ndarray, np.ndarray]]:

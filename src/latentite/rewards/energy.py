@@ -22,7 +22,7 @@ from latentite.energy.hull import Hull
 from latentite.energy.parallel import RelaxHow, relax_many
 from latentite.energy.potential import TheoryLevel
 from latentite.energy.references import ElementReferences, Stability, stability
-from latentite.energy.relax import RelaxCell, RelaxSettings
+from latentite.energy.settings import RelaxCell, RelaxSettings
 from latentite.energy.table import find_table, table_hull, table_references
 
 if TYPE_CHECKING:

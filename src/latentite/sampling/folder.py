@@ -17,13 +17,11 @@ behind the last line is cut off when the run is resumed; what lies before it mus
 
 from __future__ import annotations
 
-import csv
 import fcntl
 import hashlib
-import io
 import json
 import os
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field, fields
 from enum import StrEnum
@@ -31,6 +29,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
+from latentite.base.tables import csv_lines
 from latentite.crystal import CrystalBatch
 from latentite.sampling.checksums import CHECKSUMS, Commit, Stream, read_commits, sum_lines, verify
 from latentite.sampling.window import Window
@@ -172,7 +171,7 @@ class RunFolder:
     def _header(self, name: str) -> bytes:
         """What a file begins with."""
         headers = {SAMPLES: self._columns, REJECTED: _REJECTED_COLUMNS}
-        return _csv_text([headers[name]]) if name in headers else b""
+        return csv_lines([headers[name]]).encode() if name in headers else b""
 
     def write(self, window: Window, samples: Sequence[Sample]) -> None:
         """Write a window; it does not count before `commit`."""
@@ -185,9 +184,9 @@ class RunFolder:
             rows.append(row if sample.fixed_deviation is None else [*row, f"{sample.fixed_deviation:.6f}"])
             if has_cifs:
                 self._write_file(name, sample.cif.encode())
-        self._files[SAMPLES].write(_csv_text(rows))
+        self._files[SAMPLES].write(csv_lines(rows).encode())
         refused = ([r.index, r.attempt, r.refusal.kind, r.refusal.reason] for r in window.rejected)
-        self._files[REJECTED].write(_csv_text(refused))
+        self._files[REJECTED].write(csv_lines(refused).encode())
         for chosen in self._formats:
             if chosen in _STREAMS:
                 name, text = _STREAMS[chosen]
@@ -260,12 +259,6 @@ class RunFolder:
                 is_temporary = path.name.startswith(".")
                 if is_temporary or (path.stem.isdecimal() and int(path.stem) >= stop):
                     path.unlink()
-
-
-def _csv_text(rows: Iterable[Iterable[object]]) -> bytes:
-    text = io.StringIO(newline="")
-    csv.writer(text, lineterminator="\n").writerows(rows)
-    return text.getvalue().encode()
 
 
 def _to_disk(path: Path) -> None:

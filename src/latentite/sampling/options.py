@@ -1,59 +1,82 @@
-"""The options that every generator has: as users type them, and as typed values, with one sentence for each mistake."""
+"""The options that every generator has: as users type them, and as typed values, with one sentence for each mistake.
+
+Without torch, so that a command line can show them.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import torch
-
+from latentite.base.devices import BATCH_SIZE
+from latentite.base.options import option
 from latentite.base.plain import Numbers, Texts, check_seed, choice, names
-from latentite.checkpoint import Weights
 from latentite.hub import DEFAULT_LDM
-from latentite.sampling.folder import Format
+
+if TYPE_CHECKING:
+    from latentite.checkpoint import Weights
+    from latentite.sampling.folder import Format
+
+HOW, WHAT, LONG = "how it is sampled", "what is asked", "long runs"
+"""Headings of the options in the help."""
 
 
 @dataclass(kw_only=True, slots=True)
 class GenerateConfig:
     """The options of `latentite sample` that every generator has; text is taken wherever the command line takes it."""
 
-    ckpt: str | Path = DEFAULT_LDM
-    """A checkpoint file, or a name of `latentite hub list`; without any, the bundled model."""
+    ckpt: str | Path = field(default=DEFAULT_LDM, metadata=option("CKPT"))
+    """A checkpoint file, or a hub name."""
+    out: str | Path | None = field(default=None, metadata=option("DIR"))
+    """A new or empty folder, or with --resume that of the run.
+
+    None keeps the crystals in memory."""
     num_samples: int = 64
-    """Crystals; of each request where several are made, such as formulas."""
-    batch_size: int = 256
-    """Most crystals at once; halved when memory runs out."""
+    """How many crystals; of each request where several are made, such as formulas."""
+    batch_size: int = BATCH_SIZE
+    """Most crystals at once.
+
+    Halved when memory runs out."""
     seed: int = 0
-    conditions: str | Mapping[str, object] | None = None
-    """`band_gap=2.0,chemical_system=Li-Fe-O`."""
-    num_atoms: str | int | None = None
-    """`12` or `8:20`."""
-    num_atoms_distribution: str | Path = "train"
-    """`train`, or a file with counts (`sizes.read_num_atoms`)."""
-    formula: Texts = ()
-    """Formulas, or files with one formula per line."""
-    formula_units: Numbers | None = None
-    """Formula units per cell; None: as many as sizes of the training set allow, as often as these occur."""
-    elements_allowed: Texts | None = None
-    elements_required: Texts | None = None
-    elements_forbidden: Texts | None = None
-    out: str | Path | None = None
-    """Folder; None keeps the crystals in memory."""
-    format: Texts = ("cif", "extxyz")
-    """`cif`, `extxyz`, `json`."""
-    device: str = "auto"
-    """`auto` takes CUDA, then MPS, then the CPU."""
-    shard: str = "1/1"
-    """`k/n`: the k-th of n parts of the run, k from 1."""
-    resume: bool = False
-    """Go on with the run in `out`."""
-    no_replace: bool = False
+    """Of everything random."""
+    format: Texts = field(default=("cif", "extxyz"), metadata=option("LIST"))
+    """One or more of cif, extxyz, json, joined by commas."""
+    device: str = field(default="auto", metadata=option(group=HOW))
+    """One of auto, cpu, cuda, cuda:1, ..., mps."""
+    weights: Weights | str | None = field(default=None, metadata=option(group=HOW, kind=str))
+    """ema (moving average) or raw (last step) [ema where there is one]."""
+    conditions: str | Mapping[str, object] | None = field(
+        default=None, metadata=option("NAME=VALUE,...", group=WHAT)
+    )
+    """Values of properties, such as band_gap=2.0,chemical_system=Li-Fe-O."""
+    num_atoms: str | int | None = field(default=None, metadata=option("N|N:M", group=WHAT))
+    """Atoms per cell, such as 12 or 8:20 [as in training]."""
+    num_atoms_distribution: str | Path = field(default="train", metadata=option("train|FILE", group=WHAT))
+    """From where numbers of atoms are drawn: the training set, or a CSV or JSON of counts."""
+    formula: Texts = field(default=(), metadata=option("FORMULA|FILE", group=WHAT, repeatable=True))
+    """Exactly this composition; repeatable.
+
+    A file has one formula per line."""
+    formula_units: Numbers | None = field(default=None, metadata=option("LIST", group=WHAT))
+    """Formula units per cell, such as 1,2,4 [as in training].
+
+    None: as many as sizes of the training set allow, as often as these occur."""
+    elements_allowed: Texts | None = field(default=None, metadata=option("LIST", group=WHAT))
+    """No other elements, such as Li,Fe,O."""
+    elements_required: Texts | None = field(default=None, metadata=option("LIST", group=WHAT))
+    """Each of these at least once, such as Li,O."""
+    elements_forbidden: Texts | None = field(default=None, metadata=option("LIST", group=WHAT))
+    """None of these, such as Pb,Hg."""
+    resume: bool = field(default=False, metadata=option(group=LONG))
+    """Go on with the run in DIR, if there is one; a larger --num-samples extends it."""
+    shard: str = field(default="1/1", metadata=option("K/N", group=LONG))
+    """The K-th of N parts of the run, each into its own DIR."""
+    no_replace: bool = field(default=False, metadata=option(group=LONG))
     """Do not sample again what cannot be used."""
-    max_attempts: int = 20
-    """At each crystal."""
-    weights: Weights | str | None = None
-    """None: EMA where there is one."""
+    max_attempts: int = field(default=20, metadata=option(group=LONG))
+    """Tries at each crystal before it counts as failed."""
 
     def __post_init__(self) -> None:
         check_seed(self.seed)
@@ -79,6 +102,8 @@ class GenerateConfig:
 
     def formats(self) -> tuple[Format, ...]:
         """The formats to write, each once."""
+        from latentite.sampling.folder import Format  # imports torch, which takes seconds
+
         formats = dict.fromkeys(choice("format", name, Format) for name in names(self.format))
         if not formats:
             raise ValueError(f"format must be one or more of {', '.join(Format)}, got none")
@@ -118,26 +143,3 @@ def read_formulas(value: Texts) -> list[str]:
             raise ValueError(f"{path} must hold one formula per line, got none")
         formulas += [line for line in lines if line]
     return formulas
-
-
-def resolve_device(name: str) -> torch.device:
-    """`auto`, `cpu`, `cuda`, `cuda:1`, `mps`.
-
-    Raises:
-        ValueError: for a device that is not there.
-    """
-    has_cuda, has_mps = torch.cuda.is_available(), torch.backends.mps.is_available()
-    if name == "auto":
-        return torch.device("cuda" if has_cuda else "mps" if has_mps else "cpu")
-    try:
-        device = torch.device(name)
-    except RuntimeError:
-        raise ValueError(f"device must be auto, cpu, cuda, cuda:1 or mps, got {name}") from None
-    is_there = {
-        "cpu": True,
-        "mps": has_mps,
-        "cuda": has_cuda and (device.index or 0) < torch.cuda.device_count(),
-    }
-    if not is_there.get(device.type, False):
-        raise ValueError(f"device must be one that torch sees, got {name}; use auto or cpu")
-    return device

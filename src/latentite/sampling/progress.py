@@ -1,4 +1,4 @@
-"""How far a sampling run is, in structures per second: a bar on a terminal, else a line per window."""
+"""Progress of a sampling run in structures per second: a bar on a terminal, else a line per window."""
 
 from __future__ import annotations
 
@@ -6,8 +6,7 @@ import logging
 import time
 from types import TracebackType
 
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from latentite.base.progress import ProgressBars
 
 log = logging.getLogger(__name__)
 
@@ -21,34 +20,33 @@ class RunProgress:
     """
 
     def __init__(self, total: int, done: int = 0) -> None:
-        self._total, self._begun_at = total, done
+        self._total, self._begun_at, self._shown = total, done, done
         self._start = time.perf_counter()
-        console = Console(stderr=True)
-        columns = (TextColumn("sample"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[rate]}"))
-        self._bar = Progress(
-            *columns, TimeRemainingColumn(), console=console, disable=not console.is_terminal
-        )
-        self._task = self._bar.add_task("sample", total=total, completed=done, rate="")
+        self._bars = ProgressBars()
+        self._bar = self._bars.add("sample", total, done=done)
 
     def __enter__(self) -> RunProgress:
-        self._bar.start()
+        self._bars.start()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._bar.stop()
+        self._bars.stop()
 
     def batch(self, count: int) -> None:
         """So many more crystals of the current window left the chain."""
-        shown = min(self._bar.tasks[0].completed + count, self._total)
-        self._bar.update(self._task, completed=shown, rate=self._rate(shown))
+        self._show(min(self._shown + count, self._total))
 
     def window(self, done: int) -> None:
         """So many crystals are written."""
-        self._bar.update(self._task, completed=done, rate=self._rate(done))
-        if self._bar.disable:
+        self._show(done)
+        if not self._bars.is_shown:
             log.info("%d of %d crystals, %s", done, self._total, self._rate(done))
+
+    def _show(self, done: int) -> None:
+        self._shown = done
+        self._bar.set(done, note=self._rate(done))
 
     def _rate(self, done: float) -> str:
         seconds = time.perf_counter() - self._start

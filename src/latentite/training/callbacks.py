@@ -16,9 +16,9 @@ from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import EarlyStopping, ProgressBar
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor, nn
 
+from latentite.base.progress import Bar, ProgressBars
 from latentite.crystal import CrystalBatch
 from latentite.training.checkpointing import CheckpointCallback
 from latentite.training.ema import EMAConfig, WeightAverage
@@ -203,7 +203,8 @@ class ProgressCallback(ProgressBar):
         self._throughput = Throughput()
         self._rate = 0.0
         self._drawn = 0.0
-        self._bar: Progress | None = None
+        self._bars: ProgressBars | None = None
+        self._bar: Bar | None = None
         self._enabled = True
 
     def disable(self) -> None:
@@ -216,26 +217,15 @@ class ProgressCallback(ProgressBar):
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Open the bar."""
-        if self._bar is None and self._enabled:
-            bar = Progress(
-                TextColumn("{task.description}"),
-                BarColumn(bar_width=24),
-                MofNCompleteColumn(),
-                TextColumn("{task.fields[note]}"),
-                TimeRemainingColumn(),
-                transient=True,
-            )
-            self._bar = bar if bar.console.is_terminal else None
-            if self._bar is not None:
-                self._bar.start()
-                self._bar.add_task("", total=None, note="")
+        if self._bars is None and self._enabled:
+            bars = ProgressBars(transient=True)
+            if bars.is_shown:
+                bars.start()
+                self._bars, self._bar = bars, bars.add("")
         if self._bar is not None:
             last = "" if trainer.max_epochs in (None, -1) else f"/{trainer.max_epochs}"
-            self._bar.reset(
-                self._bar.task_ids[0],
-                total=int(trainer.num_training_batches),
-                description=f"epoch {trainer.current_epoch + 1}{last}",
-            )
+            total = int(trainer.num_training_batches)
+            self._bar.restart(f"epoch {trainer.current_epoch + 1}{last}", total)
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: CrystalBatch, batch_idx: int
@@ -249,7 +239,7 @@ class ProgressCallback(ProgressBar):
         loss = _loss_of(outputs)
         shown = "" if loss is None else f"loss {loss.item() / trainer.world_size:.4f}  "
         note = f"{shown}{self._rate:,.0f} crystals/s"
-        self._bar.update(self._bar.task_ids[0], completed=batch_idx + 1, note=note)
+        self._bar.set(batch_idx + 1, note=note)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Put the rate among the metrics."""
@@ -266,9 +256,9 @@ class ProgressCallback(ProgressBar):
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Close the bar."""
-        if self._bar is not None:
-            self._bar.stop()
-            self._bar = None
+        if self._bars is not None:
+            self._bars.stop()
+            self._bars = self._bar = None
 
 
 class EMACallback(Callback):

@@ -5,18 +5,15 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from latentite.data.dataset import CrystalDataset, attach_features
 from latentite.data.fidelities import FidelityCounts, FidelityData, join_fidelities
+from latentite.data.options import BuildOptions
 from latentite.data.sources import splits_folder
 from latentite.training.settings import DataConfig
-
-if TYPE_CHECKING:
-    from latentite.data.source_rows import BuildOptions
 
 log = logging.getLogger(__name__)
 
@@ -111,7 +108,6 @@ def _options(config: DataConfig, *, numbers_only: bool) -> BuildOptions:
     """Options of reading splits: the labels that are asked for, or all columns of numbers."""
     from latentite.data.properties import DERIVED
     from latentite.data.readers.checks import Limits
-    from latentite.data.source_rows import BuildOptions
 
     wanted = config.wanted_properties
     return BuildOptions(

@@ -15,7 +15,8 @@ from typing import Any, TypeVar
 
 from latentite.base.plain import NOT_TYPED, check_seed
 from latentite.data.fidelities import FidelityConfig, SplitBy
-from latentite.data.splits import DEFAULT_FRACTIONS, check_fractions
+from latentite.data.options import DEFAULT_FRACTIONS
+from latentite.data.splits import check_fractions
 from latentite.training.conditions import FROM_CRYSTAL
 
 DEFAULT_BATCH_ATOMS = 4096

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 
+from latentite.base.options import option
 from latentite.crystal_arrays import CrystalArrays
 from latentite.elements import MAX_ATOMIC_NUMBER, NUM_ELEMENTS, SYMBOLS
 
@@ -20,10 +21,12 @@ ending."""
 class Limits:
     """Bounds outside of which a crystal is rejected, with that reason."""
 
-    max_atoms: int | None = 20
-    """Most atoms per cell as read; None for no limit."""
-    min_distance: float = 0.5
-    """Å; no two atoms, periodic images included, may be closer."""
+    max_atoms: int | None = field(default=20, metadata=option(none=0))
+    """Reject cells of more atoms; 0: none."""
+    min_distance: float = field(default=0.5, metadata=option("Å"))
+    """Reject crystals with closer atoms.
+
+    Å; of any two, periodic images included."""
     min_volume_per_atom: float = 1.0
     """Å^3; diamond has 5.7."""
     max_volume_per_atom: float = 1000.0

@@ -23,8 +23,8 @@ from latentite.generators.latent.chain import (
     sampler_settings,
     sampling_schedule,
 )
-from latentite.generators.latent.options import LatentOptions, read_structures, source_of
-from latentite.generators.latent.start import Start, start_from
+from latentite.generators.latent.options import LatentOptions
+from latentite.generators.latent.start import Start, read_structures, source_of, start_from
 from latentite.generators.protocol import Advance, Askable, Drawn, GeneratorCard
 from latentite.generators.sizes import NumAtoms, training_sizes
 from latentite.models import ldm_of

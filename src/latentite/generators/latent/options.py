@@ -1,27 +1,23 @@
-"""The options of a latent diffusion model as users type them, and as typed values."""
+"""The options of a latent diffusion model as users type them, and as typed values.
+
+Without torch, so that a command line can show them.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from pathlib import Path
-from typing import TYPE_CHECKING, TypeAlias
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
-from latentite.base.plain import Numbers, Texts, choice, names, numbers
-from latentite.crystal import CrystalBatch
-from latentite.crystal_arrays import CrystalArrays
-from latentite.data.readers.checks import Limits
-from latentite.data.readers.records import Rejection
-from latentite.data.readers.rows import read
-from latentite.diffusion.samplers import SamplerKind
-from latentite.generators.latent.chain import Precision, SamplingConfig
+from latentite.base.options import option
+from latentite.base.plain import Numbers, Structures, Texts, choice, names, numbers
 
 if TYPE_CHECKING:
-    from ase import Atoms
-    from pymatgen.core import Structure
+    from latentite.diffusion.samplers import SamplerKind
+    from latentite.generators.latent.chain import Precision, SamplingConfig
 
-Structures: TypeAlias = "str | Path | Structure | Atoms | Sequence[Structure | Atoms]"
-"""A file, a folder, or objects."""
+HOW, START, LONG = "how it is sampled", "start from structures", "long runs"
+"""Headings of the options in the help."""
 
 
 @dataclass(kw_only=True, slots=True)
@@ -29,27 +25,32 @@ class LatentOptions:
     """The options of `latentite sample` that only a latent diffusion model has; text is taken wherever the command
     line takes it."""
 
-    sampler: SamplerKind | str | None = None
-    """None: the default for the checkpoint's process."""
-    steps: int | None = None
-    """None: the sampler's default (`chain.DEFAULT_STEPS`)."""
-    eta: float = 1.0
-    """Noise of `ddim` and `flow_sde`."""
-    noise_scale: float = 1.0
-    """Of `flow_sde`: times its noise; below 1 likelier crystals, and fewer kinds of them."""
-    guidance: float | str | Mapping[str, float] = 2.0
-    """s of u + s (c - u): one number, or `name=number,...`, one for each condition."""
-    precision: Precision | str = Precision.FP32
-    trajectory: bool = False
-    """Write every state on the way as well."""
-    init: Structures | None = None
-    """Structures to start from: a file, a folder, or objects."""
-    strength: float | None = None
-    """Share of the steps that is taken from them, in (0, 1]; None: all, which is for fixed atoms only."""
-    fix_sites: Numbers = ()
-    """Atoms of `init` to keep, counted from 0."""
-    fix_species: Texts = ()
-    """Elements whose atoms are kept."""
+    sampler: SamplerKind | str | None = field(default=None, metadata=option(group=HOW, kind=str))
+    """ddim, ddpm, dpm_solver; heun, euler, flow_sde for flows [ddim or heun]."""
+    steps: int | None = field(default=None, metadata=option(group=HOW))
+    """Denoising steps, at most those of the schedule [25 for heun, else 50]."""
+    eta: float = field(default=1.0, metadata=option(group=HOW))
+    """Noise that ddim and flow_sde add: 0 is deterministic."""
+    noise_scale: float = field(default=1.0, metadata=option(group=HOW))
+    """Times the noise of flow_sde: below 1 likelier crystals, and fewer kinds of them."""
+    guidance: float | str | Mapping[str, float] = field(default=2.0, metadata=option("S", group=HOW))
+    """s of u + s (c - u), u without and c with the condition: a number, or name=number,..."""
+    precision: Precision | str = field(default="fp32", metadata=option(group=HOW, kind=str))
+    """Of the denoiser: fp32, bf16, fp16."""
+    init: Structures | None = field(default=None, metadata=option("FILE", group=START, kind=str))
+    """A file or folder of structures to start from.
+
+    In Python also structures themselves."""
+    strength: float | None = field(default=None, metadata=option(group=START))
+    """How far from them, from 0 to 1: the share of the steps that are taken, such as 0.3.
+
+    None: all, which is for fixed atoms only."""
+    fix_sites: Numbers = field(default=(), metadata=option("LIST", group=START))
+    """Atoms of them to keep, counted from 0, such as 0,1."""
+    fix_species: Texts = field(default=(), metadata=option("LIST", group=START))
+    """Elements whose atoms are kept, such as O."""
+    trajectory: bool = field(default=False, metadata=option(group=LONG))
+    """Write every state on the way as a crystal, too."""
 
     def __post_init__(self) -> None:
         is_fixing = bool(numbers("fix_sites", self.fix_sites) or names(self.fix_species))
@@ -65,6 +66,9 @@ class LatentOptions:
 
     def sampling(self) -> SamplingConfig:
         """How the chain is walked."""
+        from latentite.diffusion.samplers import SamplerKind  # torch takes seconds
+        from latentite.generators.latent.chain import Precision, SamplingConfig
+
         return SamplingConfig(
             sampler=None if self.sampler is None else choice("sampler", self.sampler, SamplerKind),
             steps=self.steps,
@@ -95,29 +99,3 @@ def parse_guidance(value: float | str | Mapping[str, float]) -> float | dict[str
         raise ValueError(
             f"guidance must be a number, or name=number,name=number with one for each condition, got {value}"
         ) from None
-
-
-def source_of(value: Structures) -> str | Path | Sequence[Structure | Atoms]:
-    """A path or a list of structures, as the readers take them."""
-    if isinstance(value, (str, Path, list, tuple)):
-        return value
-    return [value]  # type: ignore[list-item]  # one Structure, which is itself a sequence of sites
-
-
-def read_structures(source: str | Path | Sequence[Structure | Atoms]) -> CrystalBatch:
-    """Every structure of a source in its own cell and order of atoms.
-
-    Raises:
-        FileNotFoundError: when the path does not exist.
-        ValueError: when one of them is no usable crystal.
-    """
-    structures = []
-    for item in read(source, limits=Limits(max_atoms=None)):
-        if isinstance(item, Rejection):
-            raise ValueError(
-                f"init must hold usable structures, got {item.id} in {item.source}: {item.reason}"
-            )
-        structures.append(CrystalArrays(item.atomic_numbers, item.frac_coords, item.lattice))
-    if not structures:
-        raise ValueError(f"init must hold a structure, got none in {source}")
-    return CrystalBatch.from_arrays(structures)

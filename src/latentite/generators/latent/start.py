@@ -10,6 +10,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -17,8 +19,13 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from latentite import lattice as lat
+from latentite.base.plain import Structures
 from latentite.crystal import CrystalBatch
+from latentite.crystal_arrays import CrystalArrays
 from latentite.data.canonical import canonicalize_with_order
+from latentite.data.readers.checks import Limits
+from latentite.data.readers.records import Rejection
+from latentite.data.readers.rows import read
 from latentite.diffusion.noise import CrystalNoise, NoiseStream
 from latentite.diffusion.samplers import AnySchedule, Known, noised, start_level
 from latentite.elements import MAX_ATOMIC_NUMBER
@@ -26,6 +33,10 @@ from latentite.generators.elements import element_numbers
 from latentite.generators.jobs import Jobs
 from latentite.latent import LatentBatch
 from latentite.nn.ldm import LatentDiffusion
+
+if TYPE_CHECKING:
+    from ase import Atoms
+    from pymatgen.core import Structure
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -193,3 +204,29 @@ def _fixed_atoms(
     if fixed.all():
         raise ValueError("fix_sites and fix_species must leave at least one atom to sample, got all fixed")
     return fixed
+
+
+def source_of(value: Structures) -> str | Path | Sequence[Structure | Atoms]:
+    """What the readers take: a path, or a list of structures."""
+    if isinstance(value, (str, Path, list, tuple)):
+        return value
+    return [value]  # type: ignore[list-item]  # one Structure, which is itself a sequence of sites
+
+
+def read_structures(source: str | Path | Sequence[Structure | Atoms]) -> CrystalBatch:
+    """Every structure of a source in its own cell and order of atoms.
+
+    Raises:
+        FileNotFoundError: when the path does not exist.
+        ValueError: when one of them is no usable crystal.
+    """
+    structures = []
+    for item in read(source, limits=Limits(max_atoms=None)):
+        if isinstance(item, Rejection):
+            raise ValueError(
+                f"init must hold usable structures, got {item.id} in {item.source}: {item.reason}"
+            )
+        structures.append(CrystalArrays(item.atomic_numbers, item.frac_coords, item.lattice))
+    if not structures:
+        raise ValueError(f"init must hold a structure, got none in {source}")
+    return CrystalBatch.from_arrays(structures)
