@@ -38,7 +38,7 @@ from latentite.energy.catalogue import parse_theory
 from latentite.energy.settings import RelaxCell, RelaxSettings
 from latentite.evaluation.options import EnergyOptions
 from latentite.evaluation.run import evaluate
-from latentite.generate import generate
+from latentite.generation import generate
 
 TOP = {"vae", "ldm", "recipes"}
 VAE_METRICS = ("val/match_rate_loose", "val/match_rate_strict")

@@ -38,7 +38,7 @@ ORDER = """
     predictor rl
     stages
     config
-    evaluation generate
+    evaluation generation
     demo
     commands
     cli

@@ -2,7 +2,7 @@
 
 __version__ = "0.1.0"
 
-_PUBLIC = {"evaluate": "latentite.evaluation.run", "generate": "latentite.generate"}
+_PUBLIC = {"evaluate": "latentite.evaluation.run", "generate": "latentite.generation"}
 """Functions of the package itself, and the module of each: imported when first asked for."""
 
 

@@ -27,7 +27,7 @@ from latentite.base.plain import names, numbers
 from latentite.commands.sample import OF_GENERATORS
 from latentite.data.readers.checks import Limits
 from latentite.data.readers.rows import Row, read
-from latentite.generate import GenerateResult, generate
+from latentite.generation import GenerateResult, generate
 from latentite.generators.latent.options import LatentOptions, parse_guidance
 from latentite.generators.table import GENERATORS
 from latentite.sampling.options import GenerateConfig, parse_shard, read_formulas
@@ -105,7 +105,7 @@ def test_the_command_writes_what_it_says(
 
 def test_the_package_the_module_and_the_command_are_the_same(ckpt: Path, tmp_path: Path) -> None:
     options = {"num_samples": 12, "steps": 3, "seed": 5}
-    called = latentite.generate(ckpt, **options)  # type: ignore[operator]  # a module that can be called
+    called = latentite.generate(ckpt, **options)
     assert isinstance(called, GenerateResult)
     result = generate(ckpt, out=tmp_path / "a", **options)
     assert result.counts.written == called.counts.written == 12
@@ -124,7 +124,7 @@ def test_the_package_the_module_and_the_command_are_the_same(ckpt: Path, tmp_pat
         check=True,
     )
     assert "--num-atoms-distribution" in done.stdout
-    code = "import latentite, sys; latentite.generate; print(callable(latentite.generate))"
+    code = "import latentite, latentite.generation; print(callable(latentite.generate))"
     again = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=True
     )

@@ -25,7 +25,7 @@ from tiny_checkpoint import fake_draw, write_checkpoint
 from latentite.crystal import CrystalBatch
 from latentite.crystal_arrays import CrystalArrays
 from latentite.evaluation.reconstruct import _right_handed
-from latentite.generate import generate
+from latentite.generation import generate
 from latentite.generators.jobs import Jobs
 from latentite.generators.protocol import Advance, Drawn
 from latentite.lattice import lattice_from_parameters

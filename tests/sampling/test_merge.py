@@ -17,7 +17,7 @@ from tiny_checkpoint import fake_draw, write_checkpoint
 from tiny_ldm import ALL_CONDITIONS
 
 from latentite import cli
-from latentite.generate import generate
+from latentite.generation import generate
 from latentite.sampling.folder import Counts, Format
 from latentite.sampling.merge import merge
 from latentite.sampling.run import Origin, Run, run_to_folder

@@ -26,7 +26,7 @@ from latentite.checkpoint import (
 )
 from latentite.crystal import CrystalBatch
 from latentite.evaluation.run import evaluate
-from latentite.generate import generate, sample_with
+from latentite.generation import generate, sample_with
 from latentite.generators.jobs import Ask, Jobs
 from latentite.generators.protocol import Advance, Askable, Drawn, GeneratorCard
 from latentite.generators.table import GENERATORS, GeneratorKind

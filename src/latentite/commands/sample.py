@@ -15,7 +15,7 @@ from latentite.generators.latent.options import LatentOptions
 from latentite.sampling.options import GenerateConfig
 
 if TYPE_CHECKING:
-    from latentite.generate import GenerateResult
+    from latentite.generation import GenerateResult
     from latentite.sampling.folder import Counts
 
 EPILOG = """examples:
@@ -71,7 +71,7 @@ def _register_merge(subparsers: argparse._SubParsersAction[argparse.ArgumentPars
 
 def _sample(arguments: argparse.Namespace) -> int:
     # Imported here: torch and the networks take seconds, and `--help` should not.
-    from latentite.generate import generate_from
+    from latentite.generation import generate_from
 
     given = sys.argv[1:]
     command = ["latentite", *([] if given[:1] == ["sample"] else ["sample"]), *given]  # or src/sample.py

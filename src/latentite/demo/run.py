@@ -33,7 +33,7 @@ from latentite.evaluation.reconstruct import (
 )
 from latentite.evaluation.result import Evaluation
 from latentite.evaluation.run import evaluate
-from latentite.generate import GenerateResult, generate_from
+from latentite.generation import GenerateResult, generate_from
 from latentite.models import load_vae
 from latentite.predictor.settings import TrainPredictorConfig
 from latentite.rewards.combine import Rewards

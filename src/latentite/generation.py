@@ -6,11 +6,9 @@ interruptions. What an option means is checked before anything is sampled or wri
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 from latentite.base.devices import resolve_device
@@ -122,13 +120,3 @@ def sample_with(
     )
     counts = run_to_folder(run, folder, origin=origin, formats=config.formats(), resume=config.resume)
     return GenerateResult(counts=counts, asked=run.stop - run.first, has_requests=has_requests, out=folder)
-
-
-class _CallableModule(ModuleType):
-    """Importing this module puts it in place of the function of the same name on the package: so it can be called."""
-
-    def __call__(self, ckpt: str | Path = DEFAULT_LDM, **options: Any) -> GenerateResult:
-        return generate(ckpt, **options)
-
-
-sys.modules[__name__].__class__ = _CallableModule
