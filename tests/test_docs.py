@@ -199,7 +199,6 @@ def test_every_python_file_that_a_document_names_exists() -> None:
     assert wrong == []
 
 
-@pytest.mark.xfail(reason="the rooms are still being put in order", strict=False)
 def test_every_python_file_that_a_docstring_of_a_module_names_exists() -> None:
     """Written from the root, the package, or the folder of the module."""
     wrong = []

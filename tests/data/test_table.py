@@ -315,7 +315,7 @@ def test_rows_with_missing_fields_or_structures_are_rejected(tmp_path: Path) -> 
             "column named 'cif' or 'structure', got the columns 'id', 'formula'",
         ),
         ("a.csv", b"id,cif,gap,gap\n", "must name each column once, got 'gap' twice"),
-        ("a.csv.gz", gzip.compress(b"id,cif\n" + b"1,x\n" * 9)[:-12], "broken one"),
+        ("a.csv.gz", gzip.compress(b"id,cif\n" + b"1,x\n" * 9, mtime=0)[:-12], "broken one"),
         ("a.parquet", b"PAR1 not really", "must be a Parquet file"),
         ("a.json", b"{broken", "must be JSON"),
         ("a.json", b"3", "must hold a list or an object"),
