@@ -205,6 +205,10 @@ def test_resuming_gives_the_same_table(report: Path, samples: Path, hull: Path) 
     [
         (["--relax", "chgnett"], "or package.module:Class of an ASE calculator, got 'chgnett'"),
         (["--hull", "mp_20"], "--hull must be given together with --relax"),
+        (
+            ["--relax-steps", "5", "--allow-mixed-theory"],
+            "--allow-mixed-theory, --relax-steps must be given together",
+        ),
         (["--relax", "ase.calculators.emt:EMT", "--hull", "nowhere.csv"], "nowhere.csv"),
         (
             ["--relax", "ase.calculators.emt:EMT", "--potential-theory", "PBE"],

@@ -129,6 +129,15 @@ def typed(kind: type, arguments: argparse.Namespace) -> dict[str, Any]:
     return given
 
 
+def typed_flags(kind: type, arguments: argparse.Namespace) -> list[str]:
+    """The options of a dataclass that were typed, as they were typed."""
+    return [_flag(item) for item in fields(kind) if _destination(kind, item) in arguments]
+
+
+def _flag(item: Field[Any]) -> str:
+    return item.metadata.get("flag") or f"--{item.name.replace('_', '-')}"
+
+
 def _argument(kind: type, item: Field[Any], default: Any) -> tuple[list[str], dict[str, Any]]:
     """What `add_argument` takes for a field."""
     metadata, hint = item.metadata, _choose(kind, item)
@@ -148,7 +157,7 @@ def _argument(kind: type, item: Field[Any], default: Any) -> tuple[list[str], di
     if is_sequence:
         settings["action"] = "append"
     settings |= {"dest": _destination(kind, item), "required": default is MISSING}
-    return [metadata.get("flag") or f"--{item.name.replace('_', '-')}"], settings
+    return [_flag(item)], settings
 
 
 def _destination(kind: type, item: Field[Any]) -> str:

@@ -13,7 +13,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from latentite.base.files import parse_json
-from latentite.base.options import add_options, fill, option, typed
+from latentite.base.options import add_options, fill, option, typed, typed_flags
 from latentite.base.progress import ProgressBars
 from latentite.energy.settings import RelaxSettings
 from latentite.evaluation.options import EnergyOptions, EvaluateOptions
@@ -69,15 +69,19 @@ def evaluate_options(arguments: argparse.Namespace) -> EvaluateOptions:
 
     Raises:
         ValueError: for tolerances that are no numbers, potential arguments that are no JSON object, a level of theory
-            that is none, or settings that `RelaxSettings` refuse.
+            that is none, settings that `RelaxSettings` refuse, or options of energies without `--relax`.
     """
     given = typed(EvaluateOptions, arguments)
     if "tolerances" in given:
         given["tolerances"] = _tolerances(given["tolerances"])
     options = EvaluateOptions(**given)
-    return (
-        options if options.relax == "none" else replace(options, relax=_energies(arguments, given["relax"]))
-    )
+    if options.relax != "none":
+        return replace(options, relax=_energies(arguments, given["relax"]))
+    if without_use := [*typed_flags(EnergyOptions, arguments), *typed_flags(RelaxSettings, arguments)]:
+        raise ValueError(
+            f"{', '.join(without_use)} must be given together with --relax, got no potential to judge by"
+        )
+    return options
 
 
 def _energies(arguments: argparse.Namespace, potential: str) -> EnergyOptions:
