@@ -28,9 +28,9 @@ def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     command = subparsers.add_parser(
         "demo",
         help="train every stage on embedded crystals and show what comes out",
-        description="Make the embedded dataset, train a small VAE, a predictor of densities and a small latent "
-        "diffusion model, fine-tune the last by reinforcement learning, rebuild crystals that they have not seen, "
-        "sample and measure new ones. Needs two CPU cores, about ten minutes the first time, and no network.",
+        description="Train a small VAE, a predictor of densities and a small latent diffusion model on the embedded data "
+        "set, fine-tune the last by reinforcement learning, rebuild crystals that they have not seen, sample and "
+        "measure new ones. Needs two CPU cores, about ten minutes, and no network.",
     )
     add_options(command, DemoOptions)
     command.set_defaults(func=lambda arguments: _demo(fill(DemoOptions, arguments)))
