@@ -28,8 +28,8 @@ def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     command = subparsers.add_parser(
         "demo",
         help="train every stage on embedded crystals and show what comes out",
-        description="Train a small VAE, a predictor of densities and a small latent diffusion model on the embedded data "
-        "set, fine-tune the last by reinforcement learning, rebuild crystals that they have not seen, sample and "
+        description="Train a small VAE, a predictor of densities and a small latent diffusion model on the embedded "
+        "data set, fine-tune the last by reinforcement learning, rebuild crystals that they have not seen, sample and "
         "measure new ones. Needs two CPU cores, about ten minutes, and no network.",
     )
     add_options(command, DemoOptions)
