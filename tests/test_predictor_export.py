@@ -20,6 +20,7 @@ from ase.io import write
 
 from latentite.base.plain import from_plain, to_plain
 from latentite.checkpoint import CheckpointRecord, Stage, Weights
+from latentite.checkpoint.data_card import DataCard
 from latentite.crystal import CrystalBatch
 from latentite.crystal_arrays import CrystalArrays
 from latentite.data.canonical import canonicalize_many
@@ -72,7 +73,7 @@ def make_predictor(**changes: object) -> tuple[PropertyPredictor, CheckpointReco
         weights=Weights.RAW,
         config=to_plain(config),
         state={},
-        data=data,
+        data=DataCard.of(data),
         metrics={},
         sha256="0" * 64,
     )
@@ -244,7 +245,11 @@ def test_dispersion_is_refused_where_it_would_be_counted_twice_or_makes_no_sense
     contained = {"fidelities": {"PBE": {"dispersion": True}}}
     with pytest.raises(ValueError, match="contain dispersion already"):
         plan_dispersion(
-            network, replace(record, data=contained), method="pbe", target="energy", labels_have_none=True
+            network,
+            replace(record, data=DataCard.of(contained)),
+            method="pbe",
+            target="energy",
+            labels_have_none=True,
         )
     named, own = make_predictor(fidelities=["PBE-D3", "HSE"])
     with pytest.raises(ValueError, match="the labels of PBE-D3 contain dispersion already"):

@@ -24,7 +24,8 @@ NUM_LAYERS = 2 * 5 + 1
 
 def adapters_of(network: nn.Module) -> dict[str, Tensor]:
     """The tensors of the adapters alone."""
-    return {name: value for name, value in network.state_dict().items() if ".lora." in name}
+    branches = tuple(f"{name}." for name, module in network.named_modules() if isinstance(module, LoraBranch))
+    return {name: value for name, value in network.state_dict().items() if name.startswith(branches)}
 
 
 def randomised(network: nn.Module, std: float, seed: int = 1) -> nn.Module:
