@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from latentite.latent import LatentBatch
 from latentite.nn.denoiser import Denoiser, DenoiserConfig, DenoiserSize
 from latentite.nn.lora import (
+    LoraBranch,
     LoraConfig,
     add_lora,
     merged,
