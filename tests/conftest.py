@@ -23,7 +23,10 @@ import known_skips
 
 # Shapes and dtypes in the annotations of these packages are checked at every call during the tests.
 # The hook acts on modules that are imported later, so it comes before the first import of ours.
-CHECKED = [f"latentite.{name}" for name in ("lattice", "crystal", "latent", "nn", "objectives")]
+CHECKED = [
+    f"latentite.{name}"
+    for name in ("lattice", "crystal", "latent", "nn", "objectives", "rl.objective", "generators.elements")
+]
 install_import_hook(CHECKED, "beartype.beartype")
 
 from latentite.crystal import CrystalBatch  # noqa: E402
