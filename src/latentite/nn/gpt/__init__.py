@@ -1,0 +1,1 @@
+"""The crystal GPT's network: tokens, trunk, and heads for letters, elements, cells and places."""

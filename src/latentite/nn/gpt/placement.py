@@ -1,0 +1,227 @@
+"""Where an orbit goes, given those that are placed: scores of candidate places by coordinates and by distances.
+
+Each candidate is a real point in the crystal. Its distances to all placed atoms and to its own images, in units of the
+summed covalent radii, enter the score, with weights that the trunk makes for each pair of orbits: so the network
+sees a clash, a bond length or a hole before it decides. A place is drawn in two stages: first a coarse cell, of all free
+coordinates at once, then the fine bin of each coordinate in turn (`latentite.nn.gpt.grid`).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
+
+from latentite.nn.gpt.grid import NUM_COARSE, NUM_FINE, bin_centre, coarse_centre
+from latentite.symmetry.orbits import position_tensors
+
+NUM_BASIS = 20
+FIRST, LAST = 0.25, 3.0
+"""Range of the radial basis, in units of the summed covalent radii."""
+FAR = 10.0
+"""Scaled distance of what is not there."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class PlacedCrystals:
+    """Cells and atoms of crystals, as far as they are placed, in reduced primitive cells."""
+
+    to_reduced: Float[Tensor, "crystal 3 3"]
+    """Conventional fractional coordinates (rows) to those of the reduced primitive cell."""
+    lattice: Float[Tensor, "crystal 3 3"]
+    """Reduced primitive lattice, Å."""
+    shifts: Float[Tensor, "crystal 14 3"]
+    """Zero and 13 lattice vectors, with whose negatives they are all neighbouring cells; Å."""
+    coords: Float[Tensor, "crystal atom 3"]
+    """Of the atoms in the reduced cell."""
+    orbit: Int[Tensor, "crystal atom"]
+    """Place of each atom's orbit in its crystal; large for padding."""
+    radius: Float[Tensor, "crystal atom"]
+    """Covalent radius, Å."""
+
+
+def half_shell(device: torch.device) -> Float[Tensor, "14 3"]:
+    """Zero and one of each pair of opposite neighbouring cells."""
+    steps = torch.tensor([-1.0, 0.0, 1.0], device=device)
+    cells = torch.cartesian_prod(steps, steps, steps)
+    return cells[13:]
+
+
+def nearest(
+    frac: Float[Tensor, "place pair 3"], lattice: Float[Tensor, "place 3 3"], shifts: Float[Tensor, "place 14 3"]
+) -> Float[Tensor, "place pair"]:
+    """Shortest distance between periodic images, of differences in fractional coordinates of a reduced cell; Å."""
+    cartesian = (frac - frac.round()) @ lattice
+    # |d +- s|^2 = |d|^2 + |s|^2 +- 2 d.s: the nearer of both signs.
+    along = (cartesian @ shifts.mT).abs_().mul_(-2.0).add_(shifts.square().sum(-1).unsqueeze(1))
+    return (cartesian.square().sum(-1) + along.amin(-1)).clamp_(min=1e-8).sqrt_()
+
+
+def radial_basis(scaled: Float[Tensor, "*pair"]) -> Float[Tensor, "*pair basis"]:
+    """Gaussians on scaled distances; the last one also counts all that is further."""
+    centres = torch.linspace(FIRST, LAST, NUM_BASIS, device=scaled.device)
+    width = (LAST - FIRST) / (NUM_BASIS - 1)
+    return torch.exp(-(((scaled.clamp(max=LAST).unsqueeze(-1) - centres) / width) ** 2))
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class PlaceQuery:
+    """Candidates for the places of orbits, one row each."""
+
+    crystal: Int[Tensor, " place"]
+    orbit: Int[Tensor, " place"]
+    """Place of the orbit in its crystal."""
+    position: Int[Tensor, " place"]
+    """Row of the table of Wyckoff positions."""
+    radius: Float[Tensor, " place"]
+    coords: Float[Tensor, "place candidate 3"]
+    """Free coordinates."""
+
+
+def scaled_distances(
+    query: PlaceQuery, placed: PlacedCrystals, num_atoms: int, num_images: int
+) -> tuple[Float[Tensor, "place candidate atom"], Float[Tensor, "place candidate image"]]:
+    """Distances over summed covalent radii, to atoms of orbits before and to the candidate's own images.
+
+    Args:
+        query: candidates.
+        placed: atoms.
+        num_atoms: of the placed atoms the first so many are looked at.
+        num_images: own images besides the candidate itself, for which there is room; at least 1.
+    """
+    tables = position_tensors(query.coords.device)
+    dtype = query.coords.dtype
+    crystal = query.crystal
+    matrices = tables.image_matrix[query.position, : num_images + 1].to(dtype)
+    offsets = tables.image_offset[query.position, : num_images + 1].to(dtype)
+    # images [place candidate image 3], in the reduced cell
+    images = torch.einsum("pmij,pcj->pcmi", matrices, query.coords) + offsets.unsqueeze(1)
+    to_reduced = placed.to_reduced[crystal]
+    images = images.flatten(1, 2) @ to_reduced
+    images = images.unflatten(1, (-1, num_images + 1))
+    point = images[:, :, :1]
+    lattice, shifts = placed.lattice[crystal], placed.shifts[crystal]
+    num_places, num_candidates = query.coords.shape[:2]
+
+    own = nearest((images[:, :, 1:] - point).flatten(1, 2), lattice, shifts).view(num_places, num_candidates, -1)
+    own = own / (2 * query.radius)[:, None, None]
+    exists = torch.arange(1, num_images + 1, device=crystal.device) < tables.num_images[query.position].unsqueeze(-1)
+    own = torch.where(exists.unsqueeze(1), own, own.new_full((), FAR))
+
+    others = placed.coords[crystal, :num_atoms].unsqueeze(1) - point
+    away = nearest(others.flatten(1, 2), lattice, shifts).view(num_places, num_candidates, -1)
+    away = away / (query.radius[:, None] + placed.radius[crystal, :num_atoms]).unsqueeze(1)
+    is_placed = placed.orbit[crystal, :num_atoms] < query.orbit.unsqueeze(-1)
+    return torch.where(is_placed.unsqueeze(1), away, away.new_full((), FAR)), own
+
+
+class DistanceScore(nn.Module):
+    """Score of candidates by their distances, with weights by pair of orbits."""
+
+    def __init__(self, d_model: int, *, rank: int = 32, channels: int = 12, hidden: int = 32) -> None:
+        super().__init__()
+        self.channels = channels
+        self.asking = nn.Linear(d_model, rank)
+        self.asked = nn.Linear(d_model, rank)
+        self.weights = nn.Linear(rank, NUM_BASIS * channels)
+        self.own_weights = nn.Linear(d_model, NUM_BASIS * channels)
+        self.from_trunk = nn.Linear(d_model, hidden)
+        self.mix = nn.Linear(2 * channels + 2, hidden)
+        self.out = nn.Linear(hidden, 1)
+
+    def forward(
+        self,
+        hidden: Float[Tensor, "place channel"],
+        neighbours: Float[Tensor, "place atom channel"],
+        away: Float[Tensor, "place candidate atom"],
+        own: Float[Tensor, "place candidate image"],
+    ) -> Float[Tensor, "place candidate"]:
+        """Scores.
+
+        Args:
+            hidden: of the trunk, for the orbit that is placed.
+            neighbours: embedding of each placed atom's orbit.
+            away: scaled distances to placed atoms.
+            own: scaled distances to own images.
+        """
+        pair = self.asking(hidden).unsqueeze(1) * self.asked(neighbours)
+        weights = self.weights(pair).unflatten(-1, (NUM_BASIS, self.channels))
+        # [place candidate atom*basis] @ [place atom*basis channel]
+        others = radial_basis(away).flatten(2) @ weights.flatten(1, 2)
+        near = torch.cat([away.amin(-1, keepdim=True), own.amin(-1, keepdim=True)], dim=-1).clamp(max=LAST)
+        own_basis = radial_basis(own).sum(dim=2)
+        own_weights = self.own_weights(hidden).unflatten(-1, (NUM_BASIS, self.channels))
+        images = own_basis @ own_weights
+        features = torch.cat([others, images, near], dim=-1)
+        mixed = F.gelu(self.mix(features) + self.from_trunk(hidden).unsqueeze(1), approximate="tanh")
+        return self.out(mixed).squeeze(-1)
+
+
+class PlaceHead(nn.Module):
+    """Logits of coarse cells and of fine bins."""
+
+    def __init__(self, d_model: int, *, rank: int = 16) -> None:
+        super().__init__()
+        self.rank = rank
+        self.coarse = nn.Linear(d_model, rank * 3 * NUM_COARSE)
+        self.coarse_distance = DistanceScore(d_model)
+        self.coarse_embedding = nn.Embedding(3 * NUM_COARSE, d_model)
+        self.fine_embedding = nn.Embedding(3 * NUM_FINE, d_model)
+        self.axis_embedding = nn.Embedding(3, d_model)
+        self.fine = nn.Sequential(
+            nn.LayerNorm(d_model), nn.Linear(d_model, d_model), nn.GELU(approximate="tanh"), nn.Linear(d_model, NUM_FINE)
+        )
+        self.fine_distance = DistanceScore(d_model)
+        nn.init.normal_(self.coarse.weight, std=0.02)
+
+    def coarse_logits(
+        self, hidden: Float[Tensor, "place channel"], cells: Int[Tensor, "place candidate 3"], scores: Float[Tensor, "place candidate"]
+    ) -> Float[Tensor, "place candidate"]:
+        """Logits of coarse cells: a sum of products over the coordinates, and the score of distances."""
+        tables = self.coarse(hidden).unflatten(-1, (self.rank, 3, NUM_COARSE))
+        product = None
+        for axis in range(3):
+            index = cells[:, None, :, axis].expand(-1, self.rank, -1)
+            factor = 1.0 + tables[:, :, axis].gather(2, index) if axis else tables[:, :, axis].gather(2, index)
+            product = factor if product is None else product * factor
+        assert product is not None
+        return product.sum(dim=1) + scores
+
+    def fine_hidden(
+        self,
+        hidden: Float[Tensor, "place channel"],
+        coarse: Int[Tensor, "place 3"],
+        fine: Int[Tensor, "place 3"],
+        axis: Int[Tensor, " place"],
+    ) -> Float[Tensor, "place channel"]:
+        """What the fine bin of a coordinate depends on: the coarse cell, and fine bins of coordinates before it."""
+        axes = torch.arange(3, device=coarse.device)
+        cell = self.coarse_embedding(coarse + axes * NUM_COARSE).sum(dim=1)
+        known = (axes < axis.unsqueeze(-1)).unsqueeze(-1)
+        before = torch.where(known, self.fine_embedding(fine + axes * NUM_FINE), 0.0).sum(dim=1)
+        return hidden + cell + before + self.axis_embedding(axis)
+
+
+def fine_candidates(
+    coarse: Int[Tensor, "place 3"], fine: Int[Tensor, "place 3"], axis: Int[Tensor, " place"], fixed: Bool[Tensor, "place 3"]
+) -> Float[Tensor, "place bin 3"]:
+    """Points of the 20 fine bins of a coordinate: earlier ones at their bins, later ones at their coarse centres.
+
+    Args:
+        coarse: cell.
+        fine: bins; only those of coordinates before `axis` are read.
+        axis: which coordinate.
+        fixed: coordinates that are 0.
+    """
+    axes = torch.arange(3, device=coarse.device)
+    known = axes < axis.unsqueeze(-1)
+    start = torch.where(known, bin_centre(coarse, fine), coarse_centre(coarse))
+    bins = torch.arange(NUM_FINE, device=coarse.device)
+    points = start.unsqueeze(1).repeat(1, NUM_FINE, 1)
+    own = bin_centre(coarse.gather(1, axis.unsqueeze(-1)), bins)
+    is_axis = (axes == axis.unsqueeze(-1)).unsqueeze(1)
+    points = torch.where(is_axis, own.unsqueeze(-1), points)
+    return torch.where(fixed.unsqueeze(1), 0.0, points)

@@ -1,0 +1,129 @@
+"""Features and embeddings of space groups, Wyckoff positions and elements."""
+
+from __future__ import annotations
+
+from functools import cache
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from latentite.symmetry.cells import FAMILIES, family_of
+from latentite.symmetry.positions import LETTERS, NUM_GROUPS, space_group, wyckoff_table
+
+NUM_SYMBOLS = 119
+"""Atomic numbers from 0, which stands for no atom, to 118."""
+PERIODS = (2, 10, 18, 36, 54, 86, 118)
+"""Last atomic number of each period."""
+
+
+def one_hot(values: Int[np.ndarray, " row"], num: int) -> Float[np.ndarray, "row class"]:
+    """Rows of the identity."""
+    return np.eye(num)[values]
+
+
+@cache
+def group_features() -> Float[Tensor, "group_from_0 feature"]:
+    """Family, centring, order and inversion of each space group; the row at 0 is zero."""
+    rows = [np.zeros(len(FAMILIES) + 6 + 3)]
+    families = family_of(torch.arange(1, NUM_GROUPS + 1)).numpy()
+    for number in range(1, NUM_GROUPS + 1):
+        group = space_group(number)
+        has_inversion = bool((group.rotations == -np.eye(3, dtype=int)).all(axis=(1, 2)).any())
+        rows.append(
+            np.concatenate(
+                [
+                    one_hot(families[number - 1 : number], len(FAMILIES))[0],
+                    one_hot(np.array(["PACIFR".index(group.symbol[0])]), 6)[0],
+                    [np.log(len(group.rotations)) / 3, float(has_inversion), len(group.polar_axes) / 3],
+                ]
+            )
+        )
+    return torch.tensor(np.array(rows), dtype=torch.float32)
+
+
+@cache
+def position_features() -> Float[Tensor, "position feature"]:
+    """What is known of each Wyckoff position: letter, size, freedom, site symmetry, representative."""
+    table = wyckoff_table()
+    symbols = sorted({symbol.replace(".", "") for symbol in table.site_symmetry})
+    site = np.array([symbols.index(symbol.replace(".", "")) for symbol in table.site_symmetry])
+    letter = np.array([LETTERS.index(one) for one in table.letter])
+    multiplicity = np.log(table.num_images)
+    per_cell = np.log(table.multiplicity)
+    parts = [
+        one_hot(letter, len(LETTERS)),
+        one_hot(site, len(symbols)),
+        one_hot(table.num_free, 4),
+        multiplicity[:, None] / 2,
+        per_cell[:, None] / 3,
+        table.matrix.reshape(len(table), 9),
+        np.cos(2 * np.pi * table.offset),
+        np.sin(2 * np.pi * table.offset),
+        group_features().numpy()[table.group],
+    ]
+    return torch.tensor(np.concatenate(parts, axis=1), dtype=torch.float32)
+
+
+@cache
+def element_features() -> Float[Tensor, "symbol feature"]:
+    """Place in the periodic table, electronegativity and radius of each element; the row at 0 is zero."""
+    from ase.data import covalent_radii
+    from pymatgen.core import Element
+
+    rows = [np.zeros(7 + 18 + 6)]
+    for number in range(1, NUM_SYMBOLS):
+        element = Element.from_Z(number)
+        period = int(np.searchsorted(PERIODS, number))
+        electronegativity = element.X if element.X == element.X else 1.3
+        radius = covalent_radii[number] if number < len(covalent_radii) else 1.6
+        rows.append(
+            np.concatenate(
+                [
+                    one_hot(np.array([period]), 7)[0],
+                    one_hot(np.array([element.group - 1]), 18)[0],
+                    [
+                        electronegativity / 2,
+                        radius,
+                        number / 50,
+                        float(element.is_metal),
+                        float(57 <= number <= 71),
+                        float(89 <= number <= 103),
+                    ],
+                ]
+            )
+        )
+    return torch.tensor(np.nan_to_num(np.array(rows), nan=0.65), dtype=torch.float32)
+
+
+@cache
+def covalent_radii_tensor() -> Float[Tensor, " symbol"]:
+    """Covalent radii in Å (Cordero et al. 2008, doi 10.1039/b801115j, by way of ASE)."""
+    from ase.data import covalent_radii
+
+    radii = np.full(NUM_SYMBOLS, 1.6)
+    radii[: len(covalent_radii)] = covalent_radii[:NUM_SYMBOLS]
+    radii[radii < 0.25] = 1.6
+    return torch.tensor(radii, dtype=torch.float32)
+
+
+class FeaturedEmbedding(nn.Module):
+    """A learned vector for each class, beside a linear map of its features that classes share."""
+
+    features: Tensor
+
+    def __init__(self, features: Float[Tensor, "class feature"], width: int) -> None:
+        super().__init__()
+        self.register_buffer("features", features, persistent=False)
+        self.own = nn.Embedding(len(features), width)
+        self.shared = nn.Linear(features.shape[1], width)
+        nn.init.normal_(self.own.weight, std=0.02)
+
+    def forward(self, index: Int[Tensor, "*row"]) -> Float[Tensor, "*row width"]:
+        """Embeddings of classes."""
+        return self.own(index) + self.shared(self.features[index])
+
+    def table(self) -> Float[Tensor, "class width"]:
+        """Embeddings of all classes."""
+        return self.own.weight + self.shared(self.features)

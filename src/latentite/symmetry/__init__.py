@@ -1,0 +1,1 @@
+"""Symmetry: the Wyckoff positions of all space groups, and crystals described by their orbits."""
