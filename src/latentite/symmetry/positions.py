@@ -151,9 +151,11 @@ def orbit_maps(
     """Maps from free coordinates to all points of an orbit in a primitive cell, the representative's own first."""
     matrices = group.rotations @ matrix
     offsets = group.rotations @ offset + group.translations
-    to_primitive = np.linalg.inv(group.primitive)
-    generic = (matrices @ np.array([0.1234567, 0.2718281, 0.3819660]) + offsets) @ to_primitive
-    keys = np.round((generic + 1e-7) % 1, 6)
+    # A generic point in whole numbers of 1/24,024: every operation and basis change then stays exact.
+    scale = 24 * 1001
+    generic = np.array([2953, 6469, 9173])
+    points = np.rint(matrices).astype(int) @ generic + np.rint(offsets * scale).astype(int)
+    keys = points @ np.rint(np.linalg.inv(group.primitive)).astype(int) % scale
     _, first = np.unique(keys, axis=0, return_index=True)
     first = np.sort(first)
     return matrices[first], np.round(offsets[first] * 24) / 24 % 1
