@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cache
 
 import torch
 import torch.nn.functional as F
@@ -19,6 +20,7 @@ from torch import Tensor, nn
 from latentite.nn.gpt.grid import NUM_FINE, bins_of, cell_tensor, coarse_centre
 from latentite.nn.gpt.inputs import PaddedOrbits
 from latentite.nn.gpt.placement import (
+    NUM_BASIS,
     PlacedCrystals,
     PlaceHead,
     PlaceQuery,
@@ -130,7 +132,8 @@ class CrystalGPT(nn.Module):
     element_volume: Tensor
     cell_mean: Tensor
     cell_std: Tensor
-    max_places_cost: float = 6e6
+    max_places_cost: float = 2e6
+    num_sampled: int = 40
 
     def __init__(self, size: GPTSize, limits: GPTLimits) -> None:
         super().__init__()
@@ -159,7 +162,7 @@ class CrystalGPT(nn.Module):
         self.cell_input = nn.Linear(2 * NUM_COMPONENTS + 4, width)
         self.cell_head = CellHead(width, size.num_mixtures)
         self.coords_input = nn.Linear(3 * 2 * NUM_FREQUENCIES + 3, width)
-        self.environment = nn.Linear(20 * 16, width)
+        self.environment = nn.Linear(NUM_BASIS * 16, width)
         self.environment_element = nn.Linear(width, 16)
         self.places = PlaceHead(width)
         self.register_buffer("element_volume", torch.zeros(NUM_SYMBOLS))
@@ -386,24 +389,37 @@ class CrystalGPT(nn.Module):
         )
         used = torch.where(slot > 0, tables.num_images[orbits.position].cumsum(1)[crystal, (slot - 1).clamp(min=0)], 0)
         own = tables.num_images[rows.position] - 1
+        wide = placed.is_wide[crystal]
         parts = []
-        cells = self.candidate_cells(rows.position, rows.fixed)
-        counts = torch.tensor([len(one) for one in cells], device=hidden.device)
-        for members in _buckets(counts, used + own, self.max_places_cost):
-            part = rows.select(members)
-            padded, exists = _pad([cells[i] for i in members.tolist()])
-            scores = self.coarse_scores(part, padded, exists, placed, skeleton, int(used[members].max()), int(own[members].max()))
-            is_target = (padded == part.coarse.unsqueeze(1)).all(-1) & exists
-            chosen = torch.where(is_target, scores.log_softmax(-1), 0.0).sum(-1)
+        cells = CandidateCells.of(rows.position, rows.fixed)
+        num_seen = cells.count if not self.training else cells.count.clamp(max=self.num_sampled)
+        for members in _buckets(num_seen, used + own, wide, self.max_places_cost):
+            part, seen = rows.select(members), int(num_seen[members].max())
+            index, correction = cells.draw(members, seen) if self.training else cells.all_of(members)
+            candidates = cells.cells[index]
+            is_target = (candidates == part.coarse.unsqueeze(1)).all(-1)
+            if self.training:
+                # The right cell stands first, beside others drawn at random, which stand for all others.
+                candidates = torch.cat([part.coarse.unsqueeze(1), candidates], dim=1)
+                correction = torch.cat([torch.zeros_like(correction[:, :1]), correction.masked_fill(is_target, float("-inf"))], 1)
+                is_target = torch.zeros_like(correction, dtype=torch.bool)
+                is_target[:, 0] = True
+            scores = self.coarse_scores(
+                part, candidates, placed, skeleton, int(used[members].max()), int(own[members].max()), bool(wide[members[0]])
+            )
+            chosen = (scores + correction).log_softmax(-1).masked_fill(~is_target, 0.0).sum(-1)
             missing = ~is_target.any(-1)
             parts.append((part.crystal, torch.where(missing, torch.full_like(chosen, -12.0), chosen)))
         axis_rows, axis = torch.nonzero(
             (torch.arange(3, device=hidden.device) < tables.num_free[rows.position].unsqueeze(-1)) & ~rows.fixed, as_tuple=True
         )
-        for members in _buckets(torch.full_like(axis, NUM_FINE), (used + own)[axis_rows], self.max_places_cost):
+        num_bins = torch.full_like(axis, NUM_FINE)
+        for members in _buckets(num_bins, (used + own)[axis_rows], wide[axis_rows], self.max_places_cost):
             index = axis_rows[members]
             part = rows.select(index)
-            scores = self.fine_scores(part, axis[members], placed, skeleton, int(used[index].max()), int(own[index].max()))
+            scores = self.fine_scores(
+                part, axis[members], placed, skeleton, int(used[index].max()), int(own[index].max()), bool(wide[index[0]])
+            )
             target = part.fine.gather(1, axis[members].unsqueeze(-1))
             log = scores.log_softmax(-1)
             chosen = log.gather(1, target).squeeze(-1)
@@ -416,16 +432,6 @@ class CrystalGPT(nn.Module):
             total = total.index_add(0, index, values)
         return total
 
-    def candidate_cells(self, position: Tensor, fixed: Tensor) -> list[Int[Tensor, "cell 3"]]:
-        """Coarse cells that each place may be in; a fixed coordinate is in the first one."""
-        cells = []
-        for index, flags in zip(position.tolist(), fixed.tolist(), strict=True):
-            one = cell_tensor(index)
-            if any(flags):
-                one = one[(one[:, torch.tensor(flags)] == 0).all(dim=1)]
-            cells.append(one.to(position.device))
-        return cells
-
     def fixed_coordinates(self, position: Int[Tensor, "crystal orbit"]) -> Bool[Tensor, "crystal orbit 3"]:
         """Coordinates that are 0 by the choice of the origin: those of the first orbit along polar axes."""
         polar = letter_tables(position.device).is_polar[position]
@@ -434,30 +440,42 @@ class CrystalGPT(nn.Module):
         return first
 
     def coarse_scores(
-        self, rows: _Rows, cells: Tensor, exists: Tensor, placed: PlacedCrystals, skeleton: Tensor, num_atoms: int, num_own: int
+        self, rows: _Rows, cells: Tensor, placed: PlacedCrystals, skeleton: Tensor, num_atoms: int, num_own: int, is_wide: bool
     ) -> Tensor:
-        """Logits of coarse cells; minus infinity where there is none."""
+        """Logits of coarse cells."""
         points = torch.where(rows.fixed.unsqueeze(1), 0.0, coarse_centre(cells))
-        scores = self._distance_scores(self.places.coarse_distance, rows, rows.hidden, points, placed, skeleton, num_atoms, num_own)
-        logits = self.places.coarse_logits(rows.hidden, cells, scores)
-        return logits.float().masked_fill(~exists, float("-inf"))
+        scores = self._distance_scores(
+            self.places.coarse_distance, rows, rows.hidden, points, placed, skeleton, num_atoms, num_own, is_wide
+        )
+        return self.places.coarse_logits(rows.hidden, cells, scores).float()
 
     def fine_scores(
-        self, rows: _Rows, axis: Tensor, placed: PlacedCrystals, skeleton: Tensor, num_atoms: int, num_own: int
+        self, rows: _Rows, axis: Tensor, placed: PlacedCrystals, skeleton: Tensor, num_atoms: int, num_own: int, is_wide: bool
     ) -> Tensor:
         """Logits of the fine bins of one coordinate each."""
         hidden = self.places.fine_hidden(rows.hidden, rows.coarse, rows.fine, axis)
         points = fine_candidates(rows.coarse, rows.fine, axis, rows.fixed)
-        scores = self._distance_scores(self.places.fine_distance, rows, hidden, points, placed, skeleton, num_atoms, num_own)
+        scores = self._distance_scores(
+            self.places.fine_distance, rows, hidden, points, placed, skeleton, num_atoms, num_own, is_wide
+        )
         return (self.places.fine(hidden) + scores).float()
 
     def _distance_scores(
-        self, score: nn.Module, rows: _Rows, hidden: Tensor, points: Tensor, placed: PlacedCrystals, skeleton: Tensor, num_atoms: int, num_own: int
+        self,
+        score: nn.Module,
+        rows: _Rows,
+        hidden: Tensor,
+        points: Tensor,
+        placed: PlacedCrystals,
+        skeleton: Tensor,
+        num_atoms: int,
+        num_own: int,
+        is_wide: bool,
     ) -> Tensor:
         query = PlaceQuery(crystal=rows.crystal, orbit=rows.orbit, position=rows.position, radius=rows.radius, coords=points)
         num_atoms = max(num_atoms, 1)
         with torch.no_grad():
-            away, own = scaled_distances(query, placed, num_atoms, max(num_own, 1))
+            away, own = scaled_distances(query, placed, num_atoms, max(num_own, 1), is_wide=is_wide)
         safe = placed.orbit[rows.crystal, :num_atoms].clamp(max=skeleton.shape[1] - 1)
         neighbours = skeleton[rows.crystal.unsqueeze(-1), safe]
         return score(hidden, neighbours, away, own)
@@ -480,30 +498,69 @@ class _Rows:
         return _Rows(**{name: getattr(self, name)[index] for name in self.__slots__})
 
 
-def _buckets(counts: Tensor, neighbours: Tensor, cost: float) -> list[Tensor]:
+@dataclass(frozen=True, kw_only=True, slots=True)
+class CandidateCells:
+    """Coarse cells that each place may be in; a fixed coordinate is in the first one."""
+
+    cells: Int[Tensor, "cell 3"]
+    first: Int[Tensor, " place"]
+    count: Int[Tensor, " place"]
+
+    @staticmethod
+    def of(position: Int[Tensor, " place"], fixed: Bool[Tensor, "place 3"]) -> CandidateCells:
+        """Of places by their positions."""
+        kinds = position * 8 + (fixed.long() * torch.tensor([1, 2, 4], device=position.device)).sum(-1)
+        unique, inverse = kinds.unique(return_inverse=True)
+        cells = [_cells_of_kind(kind) for kind in unique.tolist()]
+        count = torch.tensor([len(one) for one in cells], device=position.device)
+        first = count.cumsum(0) - count
+        return CandidateCells(cells=torch.cat(cells).to(position.device), first=first[inverse], count=count[inverse])
+
+    def all_of(self, members: Int[Tensor, " member"]) -> tuple[Int[Tensor, "member cell"], Float[Tensor, "member cell"]]:
+        """All cells of some places, padded, and 0, or minus infinity for padding."""
+        count = self.count[members]
+        slots = torch.arange(int(count.max()), device=count.device)
+        exists = slots < count.unsqueeze(-1)
+        index = self.first[members].unsqueeze(-1) + torch.where(exists, slots, 0)
+        return index, torch.zeros(exists.shape, device=count.device).masked_fill(~exists, float("-inf"))
+
+    def draw(self, members: Int[Tensor, " member"], num: int) -> tuple[Int[Tensor, "member cell"], Float[Tensor, "member cell"]]:
+        """So many cells of each place at random, and what makes them stand for all."""
+        count = self.count[members].unsqueeze(-1)
+        drawn = (torch.rand(len(members), num, device=count.device) * count).long()
+        index = self.first[members].unsqueeze(-1) + drawn
+        return index, (count.float() / num).log().expand(-1, num)
+
+
+@cache
+def _cells_of_kind(kind: int) -> Int[Tensor, "cell 3"]:
+    position, flags = divmod(kind, 8)
+    cells = cell_tensor(position)
+    for axis in range(3):
+        if flags >> axis & 1:
+            cells = cells[cells[:, axis] == 0]
+    return cells
+
+
+def _buckets(counts: Tensor, neighbours: Tensor, wide: Tensor, cost: float) -> list[Tensor]:
     """Places in groups of similar size whose padded candidates times neighbours stay below a cost."""
-    order = (counts.double() * (neighbours + 1)).argsort(stable=True)
-    counts_list, neighbour_list = counts[order].tolist(), neighbours[order].tolist()
-    groups, current, most, largest = [], [], 0, 0
-    total_real = 0
-    for place, (count, near) in zip(order.tolist(), zip(counts_list, neighbour_list, strict=True), strict=True):
-        new_most, new_largest = max(most, count), max(largest, near + 1)
-        padded = (len(current) + 1) * new_most * new_largest
-        real = total_real + count * (near + 1)
-        if current and (padded > cost or (padded > 2.0 * real and len(current) >= 8)):
+    groups: list[Tensor] = []
+    for flag in (False, True):
+        members = torch.nonzero(wide == flag).squeeze(-1)
+        order = members[(counts[members] * 1000 + neighbours[members]).argsort(stable=True)]
+        current: list[int] = []
+        most = largest = real = 0
+        for place, count, near in zip(order.tolist(), counts[order].tolist(), neighbours[order].tolist(), strict=True):
+            size = count * (near + 1)
+            padded = (len(current) + 1) * max(most, count) * max(largest, near + 1)
+            if current and (padded > cost or (padded > 1.6 * (real + size) and len(current) >= 12)):
+                groups.append(torch.tensor(current, device=counts.device))
+                current, most, largest, real = [], 0, 0, 0
+            current.append(place)
+            most, largest, real = max(most, count), max(largest, near + 1), real + size
+        if current:
             groups.append(torch.tensor(current, device=counts.device))
-            current, new_most, new_largest, real = [], count, near + 1, count * (near + 1)
-        current.append(place)
-        most, largest, total_real = new_most, new_largest, real
-    if current:
-        groups.append(torch.tensor(current, device=counts.device))
     return groups
-
-
-def _pad(cells: list[Tensor]) -> tuple[Tensor, Tensor]:
-    padded = nn.utils.rnn.pad_sequence(cells, batch_first=True)
-    counts = torch.tensor([len(one) for one in cells], device=padded.device)
-    return padded, torch.arange(padded.shape[1], device=padded.device) < counts.unsqueeze(-1)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

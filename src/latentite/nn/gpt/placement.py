@@ -18,8 +18,8 @@ from torch import Tensor, nn
 from latentite.nn.gpt.grid import NUM_COARSE, NUM_FINE, bin_centre, coarse_centre
 from latentite.symmetry.orbits import position_tensors
 
-NUM_BASIS = 20
-FIRST, LAST = 0.25, 3.0
+NUM_BASIS = 12
+FIRST, LAST = 0.4, 2.6
 """Range of the radial basis, in units of the summed covalent radii."""
 FAR = 10.0
 """Scaled distance of what is not there."""
@@ -42,6 +42,11 @@ class PlacedCrystals:
     radius: Float[Tensor, "crystal atom"]
     """Covalent radius, Å."""
 
+    @property
+    def is_wide(self) -> Bool[Tensor, " crystal"]:
+        """Reduced cells whose planes are over 6 Å apart: the nearest image of whatever is within 3 Å is in the own cell."""
+        return (1 / torch.linalg.inv(self.lattice).norm(dim=1)).amin(-1) > 6.0
+
 
 def half_shell(device: torch.device) -> Float[Tensor, "14 3"]:
     """Zero and one of each pair of opposite neighbouring cells."""
@@ -51,10 +56,24 @@ def half_shell(device: torch.device) -> Float[Tensor, "14 3"]:
 
 
 def nearest(
-    frac: Float[Tensor, "place pair 3"], lattice: Float[Tensor, "place 3 3"], shifts: Float[Tensor, "place 14 3"]
+    frac: Float[Tensor, "place pair 3"],
+    lattice: Float[Tensor, "place 3 3"],
+    shifts: Float[Tensor, "place 14 3"],
+    *,
+    is_wide: bool = False,
 ) -> Float[Tensor, "place pair"]:
-    """Shortest distance between periodic images, of differences in fractional coordinates of a reduced cell; Å."""
+    """Shortest distance between periodic images, of differences in fractional coordinates of a reduced cell; Å.
+
+    Args:
+        frac: differences.
+        lattice: reduced, rows.
+        shifts: of `half_shell`.
+        is_wide: look at the image in the own cell alone. A reduced cell whose planes are at least w apart has no nearer one
+            where the result is below w / 2.
+    """
     cartesian = (frac - frac.round()) @ lattice
+    if is_wide:
+        return cartesian.square().sum(-1).clamp_(min=1e-8).sqrt_()
     # |d +- s|^2 = |d|^2 + |s|^2 +- 2 d.s: the nearer of both signs.
     along = (cartesian @ shifts.mT).abs_().mul_(-2.0).add_(shifts.square().sum(-1).unsqueeze(1))
     return (cartesian.square().sum(-1) + along.amin(-1)).clamp_(min=1e-8).sqrt_()
@@ -64,7 +83,8 @@ def radial_basis(scaled: Float[Tensor, "*pair"]) -> Float[Tensor, "*pair basis"]
     """Gaussians on scaled distances; the last one also counts all that is further."""
     centres = torch.linspace(FIRST, LAST, NUM_BASIS, device=scaled.device)
     width = (LAST - FIRST) / (NUM_BASIS - 1)
-    return torch.exp(-(((scaled.clamp(max=LAST).unsqueeze(-1) - centres) / width) ** 2))
+    gaps = scaled.clamp(max=LAST).mul_(1 / width).unsqueeze(-1) - centres / width
+    return gaps.square_().neg_().exp_()
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -82,7 +102,7 @@ class PlaceQuery:
 
 
 def scaled_distances(
-    query: PlaceQuery, placed: PlacedCrystals, num_atoms: int, num_images: int
+    query: PlaceQuery, placed: PlacedCrystals, num_atoms: int, num_images: int, *, is_wide: bool = False
 ) -> tuple[Float[Tensor, "place candidate atom"], Float[Tensor, "place candidate image"]]:
     """Distances over summed covalent radii, to atoms of orbits before and to the candidate's own images.
 
@@ -91,6 +111,7 @@ def scaled_distances(
         placed: atoms.
         num_atoms: of the placed atoms the first so many are looked at.
         num_images: own images besides the candidate itself, for which there is room; at least 1.
+        is_wide: all cells are (see `PlacedCrystals.is_wide`).
     """
     tables = position_tensors(query.coords.device)
     dtype = query.coords.dtype
@@ -106,13 +127,13 @@ def scaled_distances(
     lattice, shifts = placed.lattice[crystal], placed.shifts[crystal]
     num_places, num_candidates = query.coords.shape[:2]
 
-    own = nearest((images[:, :, 1:] - point).flatten(1, 2), lattice, shifts).view(num_places, num_candidates, -1)
+    own = nearest((images[:, :, 1:] - point).flatten(1, 2), lattice, shifts, is_wide=is_wide).view(num_places, num_candidates, -1)
     own = own / (2 * query.radius)[:, None, None]
     exists = torch.arange(1, num_images + 1, device=crystal.device) < tables.num_images[query.position].unsqueeze(-1)
     own = torch.where(exists.unsqueeze(1), own, own.new_full((), FAR))
 
     others = placed.coords[crystal, :num_atoms].unsqueeze(1) - point
-    away = nearest(others.flatten(1, 2), lattice, shifts).view(num_places, num_candidates, -1)
+    away = nearest(others.flatten(1, 2), lattice, shifts, is_wide=is_wide).view(num_places, num_candidates, -1)
     away = away / (query.radius[:, None] + placed.radius[crystal, :num_atoms]).unsqueeze(1)
     is_placed = placed.orbit[crystal, :num_atoms] < query.orbit.unsqueeze(-1)
     return torch.where(is_placed.unsqueeze(1), away, away.new_full((), FAR)), own
@@ -121,7 +142,7 @@ def scaled_distances(
 class DistanceScore(nn.Module):
     """Score of candidates by their distances, with weights by pair of orbits."""
 
-    def __init__(self, d_model: int, *, rank: int = 32, channels: int = 12, hidden: int = 32) -> None:
+    def __init__(self, d_model: int, *, rank: int = 32, channels: int = 8, hidden: int = 32) -> None:
         super().__init__()
         self.channels = channels
         self.asking = nn.Linear(d_model, rank)
