@@ -128,7 +128,9 @@ def _describe(
         origin, row = origin[first], row[first]
         kinds, images = kinds[row], images[row]
         free = table.free_axes[kinds // _KINDS]
-        moved = np.where(np.isin(free, polar), np.take_along_axis(origin[:, None], np.maximum(free, 0), axis=2), 0.0)
+        moved = np.where(
+            np.isin(free, polar), np.take_along_axis(origin[:, None], np.maximum(free, 0), axis=2), 0.0
+        )
         images = images - moved[:, :, None]
     images = images - np.floor(images)
     steps = np.rint(images * _STEPS).astype(np.int64) % _STEPS

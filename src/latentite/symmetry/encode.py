@@ -1,8 +1,8 @@
 """From atoms to orbits: space group and orbits of a crystal, in its canonical description.
 
-moyopy finds the space group and the symmetrised conventional cell; its letters are not used. Each orbit is matched to the
-table of positions instead, so that coordinates, letters and operations always belong together. What comes out is held
-against what came in: each atom must lie near its own place in the decoded crystal.
+moyopy finds the space group and the symmetrised conventional cell; its letters are not used. Each orbit is matched to
+the table of positions instead, so that coordinates, letters and operations always belong together. What comes out is
+held against what came in: each atom must lie near its own place in the decoded crystal.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import numpy as np
 from jaxtyping import Bool, Float, Int
 
 from latentite.crystal_arrays import CrystalArrays
+from latentite.data.niggli import niggli_transformations
 from latentite.symmetry.cells import cell_components
 from latentite.symmetry.descriptions import Orbits, canonical
 from latentite.symmetry.positions import space_group, wyckoff_table
@@ -80,13 +81,10 @@ def encode(crystal: CrystalArrays, *, symprec: float = SYMPREC) -> Orbits:
     strain = abs(np.linalg.det(found.conventional)) / num_atoms / volume - 1
     if not abs(strain) < _VOLUME_TOLERANCE:
         raise EncodingError(f"the symmetrised cell differs in volume by {strain:.1%}")
-    lengths = np.linalg.norm(found.conventional, axis=1)
-    unit = found.conventional / lengths[:, None]
-    cosines = np.clip([unit[1] @ unit[2], unit[0] @ unit[2], unit[0] @ unit[1]], -1, 1)
     return canonical(
         Orbits(
             space_group=found.number,
-            cell=cell_components(lengths, np.degrees(np.arccos(cosines)), found.number, num_atoms),
+            cell=cell_components(found.conventional, found.number, num_atoms),
             position=position,
             element=found.element,
             coords=coords,
@@ -108,6 +106,28 @@ def encode_with_fallback(
         if fallback is None:
             raise
     return encode(crystal, symprec=fallback)
+
+
+def encode_p1(crystal: CrystalArrays) -> Orbits:
+    """A crystal without symmetry: every atom an orbit of group 1, in a Niggli cell with as many atoms.
+
+    Raises:
+        EncodingError: for a cell that cannot be reduced.
+    """
+    try:
+        change = niggli_transformations(crystal.lattice[None])[0]
+    except ValueError as error:
+        raise EncodingError(str(error)) from error
+    coords = crystal.frac_coords @ np.linalg.inv(change)
+    return canonical(
+        Orbits(
+            space_group=1,
+            cell=cell_components(change @ crystal.lattice, 1, crystal.num_atoms),
+            position=np.full(crystal.num_atoms, wyckoff_table().first[1]),
+            element=crystal.atomic_numbers,
+            coords=coords - np.floor(coords),
+        )
+    )
 
 
 @cache
@@ -143,7 +163,9 @@ def _standardise(crystal: CrystalArrays, symprec: float) -> _Standardised:
     _, first, orbit = np.unique(np.array(dataset.orbits), return_index=True, return_inverse=True)
     orbit_of_point = np.full(len(points), -1)
     orbit_of_point[to_primitive] = orbit
-    moved = np.linalg.solve(np.array(dataset.std_linear), (crystal.frac_coords - dataset.std_origin_shift).T).T
+    moved = np.linalg.solve(
+        np.array(dataset.std_linear), (crystal.frac_coords - dataset.std_origin_shift).T
+    ).T
     return _Standardised(
         number=dataset.number,
         conventional=conventional,

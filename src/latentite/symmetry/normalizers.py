@@ -39,11 +39,11 @@ class Normalizer:
 def _members() -> dict[int, list[tuple[Int[np.ndarray, "3 3"], Float[np.ndarray, " 3"]]]]:
     """Rotations and shifts of the members by group."""
     members: dict[int, list[tuple[np.ndarray, np.ndarray]]] = {}
-    with files("latentite.symmetry").joinpath("normalizers.csv").open(newline="") as file:
-        for row in csv.DictReader(file):
-            linear = np.array(row["linear"].split(), dtype=int).reshape(3, 3)
-            shift = np.array(row["shift_24"].split(), dtype=float) / 24
-            members.setdefault(int(row["space_group"]), []).append((linear, shift))
+    text = files("latentite.symmetry").joinpath("normalizers.csv").read_text(encoding="utf-8")
+    for row in csv.DictReader(text.splitlines()):
+        linear = np.array(row["linear"].split(), dtype=int).reshape(3, 3)
+        shift = np.array(row["shift_24"].split(), dtype=float) / 24
+        members.setdefault(int(row["space_group"]), []).append((linear, shift))
     return members
 
 
@@ -66,8 +66,12 @@ def normalizer(number: int) -> Normalizer:
     padded = [[np.minimum(np.arange(most), len(linear) - 1) for linear, _ in row] for row in maps]
     return Normalizer(
         target=target,
-        linear=np.array([[m[0][i] for m, i in zip(*rows, strict=True)] for rows in zip(maps, padded, strict=True)]),
-        shift=np.array([[m[1][i] for m, i in zip(*rows, strict=True)] for rows in zip(maps, padded, strict=True)]),
+        linear=np.array(
+            [[m[0][i] for m, i in zip(*rows, strict=True)] for rows in zip(maps, padded, strict=True)]
+        ),
+        shift=np.array(
+            [[m[1][i] for m, i in zip(*rows, strict=True)] for rows in zip(maps, padded, strict=True)]
+        ),
     )
 
 
@@ -100,5 +104,10 @@ def _maps_of(
             keys = np.concatenate([linear.reshape(len(linear), 9), np.round(shift * 24) % 24], axis=1)[same]
             _, place = np.unique(np.rint(keys).astype(int), axis=0, return_index=True)
             chosen = np.flatnonzero(same)[place]
-            return int(position), (np.rint(linear[chosen]).astype(int), np.round(shift[chosen] * 24) % 24 / 24)
-    raise ValueError(f"space group {group.number} must have a position of points {matrix} u + {offset}, got none")
+            return int(position), (
+                np.rint(linear[chosen]).astype(int),
+                np.round(shift[chosen] * 24) % 24 / 24,
+            )
+    raise ValueError(
+        f"space group {group.number} must have a position of points {matrix} u + {offset}, got none"
+    )

@@ -179,7 +179,7 @@ class PositionTensors:
     image_matrix: Float[Tensor, "position 48 3 3"]
     image_offset: Float[Tensor, "position 48 3"]
     primitive: Float[Tensor, "group_from_0 3 3"]
-    """Primitive basis vectors of each group as rows, in units of the conventional ones; the entry at 0 is the identity."""
+    """Primitive basis vectors of each group as rows, in units of the conventional ones; the identity at 0."""
     to_primitive: Float[Tensor, "group_from_0 3 3"]
     """Its inverse: conventional fractional coordinates (rows) to primitive ones."""
 
