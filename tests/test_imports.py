@@ -22,7 +22,9 @@ ORDER = """
     crystal_arrays
     crystal
     formulas latent
-    data diffusion nn
+    data diffusion
+    symmetry
+    nn
     objectives
     checkpoint
     interop

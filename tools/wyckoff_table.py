@@ -58,13 +58,19 @@ def special_points(group: Operations, rng: np.random.Generator) -> Iterator[Floa
             if len(directions) == 3:
                 generic = rng.uniform(0, 1, 3)
             # One generic point per set of operations and grid point's class is enough.
-            key = (tuple(stabilizer(generic, group)), len(directions), tuple(np.round(projected(base, directions), 6)))
+            key = (
+                tuple(stabilizer(generic, group)),
+                len(directions),
+                tuple(np.round(projected(base, directions), 6)),
+            )
             if key not in seen:
                 seen.add(key)
                 yield generic
 
 
-def projected(point: Float[np.ndarray, " 3"], directions: Float[np.ndarray, "dim 3"]) -> Float[np.ndarray, " 3"]:
+def projected(
+    point: Float[np.ndarray, " 3"], directions: Float[np.ndarray, "dim 3"]
+) -> Float[np.ndarray, " 3"]:
     """The part of a point that is not along the directions."""
     return point - (point @ directions.T) @ directions
 
@@ -90,7 +96,9 @@ def positions(number: int, rng: np.random.Generator) -> list[Float[np.ndarray, "
     return [point for point, _, _ in kept]
 
 
-def projected_all(points: Float[np.ndarray, "point 3"], directions: Float[np.ndarray, "dim 3"]) -> Float[np.ndarray, "point 3"]:
+def projected_all(
+    points: Float[np.ndarray, "point 3"], directions: Float[np.ndarray, "dim 3"]
+) -> Float[np.ndarray, "point 3"]:
     """`projected` of many points."""
     return points - (points @ directions.T) @ directions
 
@@ -162,12 +170,21 @@ def normalizer(number: int) -> list[tuple[int, str, str]]:
         shift[polar] = 0
         # Members that differ by an operation of the group describe a crystal alike: keep one of each coset.
         keys = [
-            (*(rotation @ linear).ravel().tolist(), *(np.round((rotation @ shift + translation) * 24).astype(int) * keep % 24).tolist())
+            (
+                *(rotation @ linear).ravel().tolist(),
+                *(np.round((rotation @ shift + translation) * 24).astype(int) * keep % 24).tolist(),
+            )
             for rotation, translation in zip(*group, strict=True)
         ]
         if known.isdisjoint(keys):
             known.update(keys)
-            rows.append((number, " ".join(map(str, linear.ravel())), " ".join(map(str, np.round(shift * 24).astype(int) % 24))))
+            rows.append(
+                (
+                    number,
+                    " ".join(map(str, linear.ravel())),
+                    " ".join(map(str, np.round(shift * 24).astype(int) % 24)),
+                )
+            )
     return rows
 
 
@@ -185,7 +202,11 @@ def main(folder: Path) -> None:
     normalizers = [row for number in range(1, 231) for row in normalizer(number)]
     write(folder / "normalizers.csv", ("space_group", "linear", "shift_24"), normalizers)
     rows = [row for number in range(1, 231) for row in table(number)]
-    write(folder / "wyckoff.csv", ("space_group", "letter", "multiplicity", "site_symmetry", "coordinates"), rows)
+    write(
+        folder / "wyckoff.csv",
+        ("space_group", "letter", "multiplicity", "site_symmetry", "coordinates"),
+        rows,
+    )
 
 
 if __name__ == "__main__":

@@ -1,9 +1,9 @@
 """Cells by crystal family: any six numbers give a valid cell, and only those that the family leaves free are kept.
 
-A conventional cell is lower triangular with rows a = (A, 0, 0), b = (p A, B, 0), c = (q A, r B, C). The six numbers are
-ln(V/N), ln(B/A), ln(C/A), p, q and r, with V/N the volume per atom in Å^3. A family fixes some of them: cubic cells keep
-the volume, hexagonal and tetragonal ones ln(C/A), orthorhombic ones both ratios, monoclinic ones also q, triclinic ones
-all. Unlike lengths and angles, every vector is a cell.
+A conventional cell is lower triangular with rows a = (A, 0, 0), b = (p A, B, 0), c = (q A, r B, C). The six numbers
+are ln(V/N), ln(B/A), ln(C/A), p, q and r, with V/N the volume per atom in Å^3. A family fixes some of them: cubic
+cells keep the volume, hexagonal and tetragonal ones ln(C/A), orthorhombic ones both ratios, monoclinic ones also q,
+triclinic ones all. Unlike lengths and angles, every vector is a cell.
 """
 
 from __future__ import annotations
@@ -43,31 +43,27 @@ def free_components(groups: Int[Tensor, " crystal"]) -> Bool[Tensor, "crystal 6"
 
 
 def cell_components(
-    lengths: Float[np.ndarray, " 3"], angles: Float[np.ndarray, " 3"], number: int, num_atoms: int
+    lattice: Float[np.ndarray, "3 3"], number: int, num_atoms: int
 ) -> Float[np.ndarray, " 6"]:
     """The six numbers of a conventional cell, those that its space group fixes at 0.
 
     Args:
-        lengths: Å.
-        angles: degrees.
+        lattice: rows, Å, in any orientation.
         number: the space group.
         num_atoms: in this cell.
     """
-    cos_alpha, cos_beta, cos_gamma = np.cos(np.radians(angles))
-    sin_gamma = np.sqrt(1 - cos_gamma**2)
-    first = lengths[0]
-    second = lengths[1] * np.array([cos_gamma, sin_gamma])
-    middle = (cos_alpha - cos_beta * cos_gamma) / sin_gamma
-    third = lengths[2] * np.array([cos_beta, middle, np.sqrt(max(1 - cos_beta**2 - middle**2, 1e-12))])
-    volume = first * second[1] * third[2]
+    # R of the QR decomposition is the cell with a along x and b in the plane of x and y, up to signs.
+    triangle = np.linalg.qr(lattice.T)[1].T
+    triangle = triangle * np.sign(np.diag(triangle))
+    (first, _, _), (shear_b, second, _), (shear_c, middle, third) = triangle
     full = np.array(
         [
-            np.log(volume / num_atoms),
-            np.log(second[1] / first),
-            np.log(third[2] / first),
-            second[0] / first,
-            third[0] / first,
-            third[1] / second[1],
+            np.log(first * second * third / num_atoms),
+            np.log(second / first),
+            np.log(third / first),
+            shear_b / first,
+            shear_c / first,
+            middle / second,
         ]
     )
     family = int(np.searchsorted(_FIRST_GROUPS, number, side="right")) - 1

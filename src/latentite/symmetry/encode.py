@@ -1,26 +1,23 @@
-"""From atoms to orbits: space group and orbits of a crystal, in one canonical description.
+"""From atoms to orbits: space group and orbits of a crystal, in its canonical description.
 
-moyopy finds the space group and the symmetrised conventional cell; its letters are not used. Each orbit is matched to the
-table of positions instead, so that coordinates, letters and operations always belong together. Of the descriptions that
-the Euclidean normalizer makes of one crystal (other origins, mirrored axes) the one with the smallest letters, then the
-smallest coordinates, is kept; where the origin is free along an axis, the first orbit has its coordinate there at 0.
+moyopy finds the space group and the symmetrised conventional cell; its letters are not used. Each orbit is matched to
+the table of positions instead, so that coordinates, letters and operations always belong together. What comes out is
+held against what came in: each atom must lie near its own place in the decoded crystal.
 """
 
 from __future__ import annotations
 
-import csv
-from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
-from importlib.resources import files
+from types import ModuleType
 
 import numpy as np
-import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 
 from latentite.crystal_arrays import CrystalArrays
+from latentite.data.niggli import niggli_transformations
 from latentite.symmetry.cells import cell_components
-from latentite.symmetry.orbits import OrbitBatch
+from latentite.symmetry.descriptions import Orbits, canonical
 from latentite.symmetry.positions import space_group, wyckoff_table
 
 SYMPREC = 0.1
@@ -29,107 +26,40 @@ FALLBACK_SYMPREC = 0.01
 """Å; and at this one where the first gives no description that gives back the crystal."""
 _TOLERANCE = 2e-4
 """Of fractional coordinates that must agree after symmetrisation."""
-_DIGITS = 5
-"""Decimals to which coordinates are compared between equivalent descriptions."""
+_VOLUME_TOLERANCE = 0.02
+"""Of the volume per atom, relative: symmetrisation may strain the cell by no more."""
 
 
 class EncodingError(ValueError):
     """A crystal without a description by orbits, with the reason."""
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class Orbits:
-    """One crystal as numpy arrays; `OrbitBatch` packs many."""
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class _Matcher:
+    """The table of one group as one linear map, from a point to how far its images are from each position."""
 
-    space_group: int
-    cell: Float[np.ndarray, " 6"]
-    position: Int[np.ndarray, " orbit"]
-    element: Int[np.ndarray, " orbit"]
-    coords: Float[np.ndarray, "orbit 3"]
+    matrix: Float[np.ndarray, "operation*position*3 3"]
+    offset: Float[np.ndarray, "operation position 3"]
+    num_free: Int[np.ndarray, " position"]
+    num_images: Int[np.ndarray, " position"]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
-class Normalizer:
-    """Euclidean normalizer of a group, modulo the group itself and shifts along its polar axes."""
+class _Standardised:
+    """What moyopy finds of a crystal."""
 
-    linear: Int[np.ndarray, "member 3 3"]
-    shift: Float[np.ndarray, "member 3"]
-    letters: Int[np.ndarray, "member position"]
-    """Place in the table of what each position of the group (counted from its first) becomes."""
-
-
-@cache
-def _normalizer_rows() -> dict[int, list[tuple[np.ndarray, np.ndarray]]]:
-    rows: dict[int, list[tuple[np.ndarray, np.ndarray]]] = {}
-    with files("latentite.symmetry").joinpath("normalizers.csv").open(newline="") as file:
-        for row in csv.DictReader(file):
-            linear = np.array(row["linear"].split(), dtype=int).reshape(3, 3)
-            shift = np.array(row["shift_24"].split(), dtype=float) / 24
-            rows.setdefault(int(row["space_group"]), []).append((linear, shift))
-    return rows
-
-
-@cache
-def normalizer(number: int) -> Normalizer:
-    """The normalizer of a space group; its first member is the identity."""
-    rows = _normalizer_rows()[number]
-    table = wyckoff_table()
-    first, count = int(table.first[number]), int(table.count[number])
-    generic = np.array([0.1234567, 0.2718281, 0.3819660])
-    points = table.matrix[first : first + count] @ generic + table.offset[first : first + count]
-    letters = np.stack(
-        [
-            [match(linear @ point + shift, number)[0] for point in points]
-            for linear, shift in rows
-        ]
-    )
-    return Normalizer(
-        linear=np.stack([linear for linear, _ in rows]),
-        shift=np.stack([shift for _, shift in rows]),
-        letters=letters,
-    )
-
-
-def _images(points: Float[np.ndarray, "point 3"], number: int) -> Float[np.ndarray, "point operation 3"]:
-    group = space_group(number)
-    return np.einsum("oij,pj->poi", group.rotations, points) + group.translations
-
-
-def match(point: Float[np.ndarray, " 3"], number: int) -> tuple[int, Float[np.ndarray, "choice 3"]]:
-    """Position of a point, and the free coordinates that describe its orbit.
-
-    Args:
-        point: fractional coordinates in the conventional cell.
-        number: the space group.
-
-    Returns:
-        The place in the table, and the choices of free coordinates in [0, 1), without repeats.
-
-    Raises:
-        EncodingError: when it is on no position (cannot be: the general position takes every point).
-    """
-    table = wyckoff_table()
-    images = _images(point[None], number)[0]
-    first, count = int(table.first[number]), int(table.count[number])
-    span = slice(first, first + count)
-    axes = np.maximum(table.free_axes[span], 0)
-    free = images[:, axes] * (np.arange(3) < table.num_free[span, None])
-    residual = images[:, None] - np.einsum("pij,opj->opi", table.matrix[span], free) - table.offset[span]
-    fits = np.abs(residual - np.round(residual)).max(axis=-1) < _TOLERANCE
-    position = int(np.argmax(fits.any(axis=0)))  # Letters go from the most special position to the general one.
-    dims = table.num_free[span]
-    fitting = np.flatnonzero(fits.any(axis=0))
-    if not len(fitting):
-        raise EncodingError(f"no Wyckoff position of space group {number} fits {point}")
-    position = int(fitting[np.argmin(dims[fitting])])
-    return first + position, _distinct(free[fits[:, position], position])
-
-
-def _distinct(free: Float[np.ndarray, "choice 3"]) -> Float[np.ndarray, "choice 3"]:
-    """Free coordinates wrapped into [0, 1), without repeats, the smallest first."""
-    wrapped = np.round(free % 1, 9) % 1
-    _, first = np.unique(np.round(wrapped, _DIGITS) % 1, axis=0, return_index=True)
-    return wrapped[first]
+    number: int
+    conventional: Float[np.ndarray, "3 3"]
+    """Rows, Å."""
+    points: Float[np.ndarray, "orbit 3"]
+    """One symmetrised point of each orbit, in the conventional cell."""
+    element: Int[np.ndarray, " orbit"]
+    size: Int[np.ndarray, " orbit"]
+    """Points in the primitive cell."""
+    orbit: Int[np.ndarray, " atom"]
+    """Orbit of each atom of the crystal that came in."""
+    moved: Float[np.ndarray, "atom 3"]
+    """The atoms that came in, not symmetrised, in the conventional cell."""
 
 
 def encode(crystal: CrystalArrays, *, symprec: float = SYMPREC) -> Orbits:
@@ -140,107 +70,188 @@ def encode(crystal: CrystalArrays, *, symprec: float = SYMPREC) -> Orbits:
         symprec: Å.
 
     Raises:
-        EncodingError: when moyopy finds no symmetry, or orbits do not add up to the cell.
+        EncodingError: when moyopy finds no symmetry, or the orbits do not give back the crystal.
     """
+    found = _standardise(crystal, symprec)
+    position, coords = _match(found)
+    _check_places(found, position, coords, symprec)
+    table = wyckoff_table()
+    num_atoms = int(table.multiplicity[position].sum())
+    volume = abs(np.linalg.det(crystal.lattice)) / crystal.num_atoms
+    strain = abs(np.linalg.det(found.conventional)) / num_atoms / volume - 1
+    if not abs(strain) < _VOLUME_TOLERANCE:
+        raise EncodingError(f"the symmetrised cell differs in volume by {strain:.1%}")
+    return canonical(
+        Orbits(
+            space_group=found.number,
+            cell=cell_components(found.conventional, found.number, num_atoms),
+            position=position,
+            element=found.element,
+            coords=coords,
+        )
+    )
+
+
+def encode_with_fallback(
+    crystal: CrystalArrays, *, symprec: float = SYMPREC, fallback: float | None = FALLBACK_SYMPREC
+) -> Orbits:
+    """As `encode`, at a second tolerance where the first one gives nothing.
+
+    Raises:
+        EncodingError: when neither does; the reason is that of the last one.
+    """
+    try:
+        return encode(crystal, symprec=symprec)
+    except EncodingError:
+        if fallback is None:
+            raise
+    return encode(crystal, symprec=fallback)
+
+
+def encode_p1(crystal: CrystalArrays) -> Orbits:
+    """A crystal without symmetry: every atom an orbit of group 1, in a Niggli cell with as many atoms.
+
+    Raises:
+        EncodingError: for a cell that cannot be reduced.
+    """
+    try:
+        change = niggli_transformations(crystal.lattice[None])[0]
+    except ValueError as error:
+        raise EncodingError(str(error)) from error
+    coords = crystal.frac_coords @ np.linalg.inv(change)
+    return canonical(
+        Orbits(
+            space_group=1,
+            cell=cell_components(change @ crystal.lattice, 1, crystal.num_atoms),
+            position=np.full(crystal.num_atoms, wyckoff_table().first[1]),
+            element=crystal.atomic_numbers,
+            coords=coords - np.floor(coords),
+        )
+    )
+
+
+@cache
+def _moyopy() -> ModuleType:
+    """moyopy, silent about operations in the basis of the cell that came in, which nobody here reads."""
+    import logging
+
     import moyopy
 
+    logging.getLogger("moyo").setLevel(logging.ERROR)
+    return moyopy
+
+
+def _standardise(crystal: CrystalArrays, symprec: float) -> _Standardised:
+    """Space group, symmetrised cell and orbits.
+
+    Raises:
+        EncodingError: when moyopy finds none.
+    """
+    moyopy = _moyopy()
     cell = moyopy.Cell(
         crystal.lattice.tolist(), crystal.frac_coords.tolist(), crystal.atomic_numbers.tolist()
     )
     try:
         dataset = moyopy.MoyoDataset(cell, symprec=symprec, setting=moyopy.Setting.standard())
-    except BaseException as error:  # Its errors, and Rust's panics, which are no `Exception`.
+    except BaseException as error:  # its errors, and Rust's panics, which are no `Exception`
         if isinstance(error, (KeyboardInterrupt, SystemExit)):
             raise
         raise EncodingError(f"moyopy finds no symmetry at {symprec} Å: {error}") from None
-    standard = dataset.std_cell
-    points, numbers = np.array(standard.positions), np.array(standard.numbers)
-    basis = np.array(standard.basis)
-    sites = _sites(points, numbers, dataset.number)
-    lengths = np.linalg.norm(basis, axis=1)
-    unit = basis / lengths[:, None]
-    angles = np.degrees(np.arccos(np.clip([unit[1] @ unit[2], unit[0] @ unit[2], unit[0] @ unit[1]], -1, 1)))
-    components = cell_components(lengths, angles, dataset.number, len(points))
-    position, element, coords = _canonical(sites, dataset.number)
-    return Orbits(dataset.number, components, position, element, coords)
-
-
-def _sites(
-    points: Float[np.ndarray, "atom 3"], numbers: Int[np.ndarray, " atom"], number: int
-) -> list[tuple[int, int, Float[np.ndarray, " 3"]]]:
-    """Position, element and one point of each orbit of a conventional cell."""
-    table, sites = wyckoff_table(), []
-    left = np.ones(len(points), dtype=bool)
-    while left.any():
-        first = int(np.argmax(left))
-        position, choices = match(points[first], number)
-        exact = table.matrix[position] @ choices[0] + table.offset[position]
-        images = _images(exact[None], number)[0]
-        gaps = points[:, None] - images
-        same = (np.abs(gaps - np.round(gaps)).max(axis=-1) < 10 * _TOLERANCE).any(axis=1) & left
-        if same.sum() != table.multiplicity[position] or len(set(numbers[same].tolist())) != 1:
-            raise EncodingError(
-                f"an orbit of space group {number} has {int(same.sum())} atoms, not {table.multiplicity[position]}"
-            )
-        sites.append((position, int(numbers[first]), exact))
-        left &= ~same
-    return sites
-
-
-def _canonical(
-    sites: list[tuple[int, int, Float[np.ndarray, " 3"]]], number: int
-) -> tuple[Int[np.ndarray, " orbit"], Int[np.ndarray, " orbit"], Float[np.ndarray, "orbit 3"]]:
-    """The smallest of all descriptions of these sites."""
-    table, group, members = wyckoff_table(), space_group(number), normalizer(number)
-    first = int(table.first[number])
-    position = np.array([site[0] for site in sites])
-    element = np.array([site[1] for site in sites])
-    points = np.stack([site[2] for site in sites])
-    letters = members.letters[:, position - first]
-    ranks = np.sort(letters * 1000 + element, axis=1)
-    best = min(map(tuple, ranks.tolist()))
-    winners = [k for k, rank in enumerate(map(tuple, ranks.tolist())) if rank == best]
-    found: tuple[tuple, np.ndarray, np.ndarray] | None = None
-    for member in winners:
-        moved = points @ members.linear[member].T + members.shift[member]
-        keys = letters[member] * 1000 + element
-        # Where the origin is free along an axis, an orbit of the first kind has 0 there: each one of it is tried.
-        anchors = np.flatnonzero(keys == keys.min()) if group.polar_axes else [0]
-        for anchor in anchors:
-            shift = np.zeros(3)
-            axes = list(group.polar_axes)
-            shift[axes] = -moved[anchor][axes]
-            coords = np.stack(
-                [_smallest(point, int(letter), number) for point, letter in zip(moved + shift, letters[member], strict=True)]
-            )
-            order = np.lexsort((coords[:, 2], coords[:, 1], coords[:, 0], keys))
-            key = tuple(np.round(coords[order], _DIGITS).ravel().tolist())
-            if found is None or key < found[0]:
-                found = (key, order, coords[order])
-                chosen = letters[member][order]
-    assert found is not None
-    return chosen, element[found[1]], found[2]
-
-
-def _smallest(point: Float[np.ndarray, " 3"], position: int, number: int) -> Float[np.ndarray, " 3"]:
-    """The smallest free coordinates of the orbit of a point that is on a known position."""
-    table = wyckoff_table()
-    if table.num_free[position] == 0:
-        return np.zeros(3)
-    images = _images(point[None], number)[0]
-    free = images[:, np.maximum(table.free_axes[position], 0)] * (np.arange(3) < table.num_free[position])
-    residual = images - free @ table.matrix[position].T - table.offset[position]
-    fits = np.abs(residual - np.round(residual)).max(axis=-1) < 10 * _TOLERANCE
-    return _distinct(free[fits])[0]
-
-
-def pack(crystals: Sequence[Orbits]) -> OrbitBatch:
-    """Many descriptions as one batch, float32."""
-    return OrbitBatch(
-        space_group=torch.tensor([one.space_group for one in crystals], dtype=torch.long),
-        cell=torch.tensor(np.array([one.cell for one in crystals]), dtype=torch.float32).reshape(-1, 6),
-        num_orbits=torch.tensor([len(one.position) for one in crystals], dtype=torch.long),
-        position=torch.tensor(np.concatenate([one.position for one in crystals]), dtype=torch.long),
-        element=torch.tensor(np.concatenate([one.element for one in crystals]), dtype=torch.long),
-        coords=torch.tensor(np.concatenate([one.coords for one in crystals]), dtype=torch.float32),
+    primitive, conventional = dataset.prim_std_cell, np.array(dataset.std_cell.basis)
+    points = np.array(primitive.positions) @ np.array(primitive.basis) @ np.linalg.inv(conventional)
+    to_primitive = np.array(dataset.mapping_std_prim)
+    _, first, orbit = np.unique(np.array(dataset.orbits), return_index=True, return_inverse=True)
+    orbit_of_point = np.full(len(points), -1)
+    orbit_of_point[to_primitive] = orbit
+    moved = np.linalg.solve(
+        np.array(dataset.std_linear), (crystal.frac_coords - dataset.std_origin_shift).T
+    ).T
+    return _Standardised(
+        number=dataset.number,
+        conventional=conventional,
+        points=points[to_primitive[first]],
+        element=crystal.atomic_numbers[first],
+        size=np.bincount(orbit_of_point, minlength=len(first)),
+        orbit=orbit,
+        moved=moved,
     )
+
+
+@cache
+def _matcher(number: int) -> _Matcher:
+    """The map of one group: with S u the free coordinates that stand alone in a point, the rest x - M S x - c."""
+    table, group = wyckoff_table(), space_group(number)
+    span = slice(int(table.first[number]), int(table.first[number] + table.count[number]))
+    selects = np.zeros((int(table.count[number]), 3, 3))
+    for index, axes in enumerate(table.free_axes[span]):
+        for column, axis in enumerate(axes[axes >= 0]):
+            selects[index, column, axis] = 1
+    rest = np.eye(3) - table.matrix[span] @ selects
+    matrix = np.einsum("pij,ojk->opik", rest, group.rotations)
+    offset = np.einsum("pij,oj->opi", rest, group.translations) - table.offset[span]
+    return _Matcher(
+        matrix=matrix.reshape(-1, 3),
+        offset=offset,
+        num_free=table.num_free[span],
+        num_images=table.num_images[span],
+    )
+
+
+def _match(
+    found: _Standardised,
+) -> tuple[Int[np.ndarray, " orbit"], Float[np.ndarray, "orbit 3"]]:
+    """Position and free coordinates of each orbit.
+
+    Raises:
+        EncodingError: for an orbit that fits no position of its size.
+    """
+    table, group, matcher = wyckoff_table(), space_group(found.number), _matcher(found.number)
+    rest = (found.points @ matcher.matrix.T).reshape(-1, *matcher.offset.shape) + matcher.offset
+    fits: Bool[np.ndarray, "orbit operation position"]
+    fits = np.abs(rest - np.round(rest)).max(axis=-1) < _TOLERANCE
+    fits &= matcher.num_images == found.size[:, None, None]
+    freedom = np.where(fits.any(axis=1), matcher.num_free, 4)
+    position = freedom.argmin(axis=1)
+    orbits = np.arange(len(position))
+    unmatched = freedom[orbits, position] == 4
+    if unmatched.any():
+        place = int(unmatched.argmax())
+        raise EncodingError(
+            f"no Wyckoff position of space group {found.number} fits an orbit of {found.size[place]} atoms"
+        )
+    operation = fits[orbits, :, position].argmax(axis=1)
+    position = position + int(table.first[found.number])
+    points = np.einsum("oij,oj->oi", group.rotations[operation], found.points) + group.translations[operation]
+    axes = table.free_axes[position]
+    coords = np.where(axes >= 0, np.take_along_axis(points, np.maximum(axes, 0), axis=1), 0.0)
+    return position, coords - np.floor(coords)
+
+
+def _check_places(
+    found: _Standardised,
+    position: Int[np.ndarray, " orbit"],
+    coords: Float[np.ndarray, "orbit 3"],
+    symprec: float,
+) -> None:
+    """Every atom must lie near one place of its orbit, and all places have as many atoms.
+
+    Raises:
+        EncodingError: when they do not.
+    """
+    table, group = wyckoff_table(), space_group(found.number)
+    most = int(table.num_images[position].max())
+    images = np.einsum("ompq,oq->omp", table.image_matrix[position, :most], coords)
+    images += table.image_offset[position, :most]
+    gaps = (found.moved[:, None] - images[found.orbit]) @ np.linalg.inv(group.primitive)
+    gaps -= np.round(gaps)
+    squares = ((gaps @ (group.primitive @ found.conventional)) ** 2).sum(axis=-1)
+    squares[np.arange(most) >= found.size[found.orbit, None]] = np.inf
+    nearest = squares.argmin(axis=1)
+    count = np.bincount(found.orbit * most + nearest)
+    if (count[count > 0] * found.size.sum() != len(found.moved)).any():
+        raise EncodingError(f"atoms do not fall on the places of space group {found.number} one by one")
+    displacement = float(np.sqrt(squares[np.arange(len(nearest)), nearest].mean()))
+    if not displacement <= symprec:
+        raise EncodingError(
+            f"symmetrisation in space group {found.number} moves atoms by {displacement:.3f} Å, more than {symprec} Å"
+        )

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from latentite.crystal import CrystalBatch
 from latentite.symmetry.cells import lattices
+from latentite.symmetry.descriptions import Orbits
 from latentite.symmetry.positions import NUM_GROUPS, space_group, wyckoff_table
 
 
@@ -99,6 +100,34 @@ class OrbitBatch:
             properties={name: torch.cat([b.properties[name] for b in batches]) for name in names},
         )
 
+    @staticmethod
+    def pack(crystals: Sequence[Orbits]) -> OrbitBatch:
+        """Many crystals one after the other, coordinates and cells rounded to float32."""
+        empty = [np.zeros((0, 3))]
+        return OrbitBatch(
+            space_group=torch.tensor([one.space_group for one in crystals], dtype=torch.long),
+            cell=torch.tensor(np.array([one.cell for one in crystals]), dtype=torch.float32).reshape(-1, 6),
+            num_orbits=torch.tensor([len(one.position) for one in crystals], dtype=torch.long),
+            position=torch.tensor(np.concatenate([[], *(c.position for c in crystals)]), dtype=torch.long),
+            element=torch.tensor(np.concatenate([[], *(c.element for c in crystals)]), dtype=torch.long),
+            coords=torch.tensor(np.concatenate(empty + [c.coords for c in crystals]), dtype=torch.float32),
+        )
+
+    def unpack(self) -> list[Orbits]:
+        """Each crystal by itself, as numpy arrays; without properties."""
+        ends = self.num_orbits.cumsum(0)[:-1].cpu().numpy()
+        return [
+            Orbits(space_group=group, cell=cell, position=position, element=element, coords=coords)
+            for group, cell, position, element, coords in zip(
+                self.space_group.tolist(),
+                self.cell.double().cpu().numpy(),
+                np.split(self.position.cpu().numpy(), ends),
+                np.split(self.element.cpu().numpy(), ends),
+                np.split(self.coords.double().cpu().numpy(), ends),
+                strict=True,
+            )
+        ]
+
     @property
     def num_atoms(self) -> Int[Tensor, " crystal"]:
         """Atoms in the primitive cell."""
@@ -150,7 +179,7 @@ class PositionTensors:
     image_matrix: Float[Tensor, "position 48 3 3"]
     image_offset: Float[Tensor, "position 48 3"]
     primitive: Float[Tensor, "group_from_0 3 3"]
-    """Primitive basis vectors of each group as rows, in units of the conventional ones; the entry at 0 is the identity."""
+    """Primitive basis vectors of each group as rows, in units of the conventional ones; the identity at 0."""
     to_primitive: Float[Tensor, "group_from_0 3 3"]
     """Its inverse: conventional fractional coordinates (rows) to primitive ones."""
 

@@ -1,9 +1,9 @@
 """The table of Wyckoff positions: 230 space groups, 1,731 positions, 1,742 free coordinates.
 
 `wyckoff.csv` (made by `tools/wyckoff_table.py` from moyopy's tables) has one representative of each position in the
-standard setting of International Tables A: unique axis b, hexagonal axes, origin choice 2. A representative is an affine
-map from the free coordinates u to a point, x = M u + c; the operations of the group, which moyopy knows, map it to
-the other points of its orbit. Fractional coordinates are those of the conventional cell.
+standard setting of International Tables A: unique axis b, hexagonal axes, origin choice 2. A representative is an
+affine map from the free coordinates u to a point, x = M u + c; the operations of the group, which moyopy knows, map it
+to the other points of its orbit. Fractional coordinates are those of the conventional cell.
 """
 
 from __future__ import annotations
@@ -164,8 +164,8 @@ def orbit_maps(
 @cache
 def wyckoff_table() -> WyckoffTable:
     """The table, read from the package once."""
-    with files("latentite.symmetry").joinpath("wyckoff.csv").open(newline="") as file:
-        rows = list(csv.DictReader(file))
+    text = files("latentite.symmetry").joinpath("wyckoff.csv").read_text(encoding="utf-8")
+    rows = list(csv.DictReader(text.splitlines()))
     num = len(rows)
     matrix, offset = np.zeros((num, 3, 3)), np.zeros((num, 3))
     image_matrix = np.zeros((num, MAX_IMAGES, 3, 3))

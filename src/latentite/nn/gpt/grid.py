@@ -15,7 +15,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from latentite.symmetry.positions import space_group, wyckoff_table
+from latentite.symmetry.normalizers import self_maps
+from latentite.symmetry.positions import wyckoff_table
 
 NUM_COARSE = 12
 NUM_FINE = 20
@@ -36,26 +37,6 @@ def bin_centre(coarse: Tensor, fine: Tensor) -> Tensor:
 def coarse_centre(coarse: Tensor) -> Tensor:
     """Coordinate at the centre of a coarse cell."""
     return (coarse * NUM_FINE + (NUM_FINE - 1) / 2) / NUM_BINS
-
-
-@cache
-def self_maps(position: int) -> tuple[Int[np.ndarray, "map 3 3"], Float[np.ndarray, "map 3"]]:
-    """Maps u -> A u + b between coordinates that describe the same orbit; the identity is one of them."""
-    table = wyckoff_table()
-    group = space_group(int(table.group[position]))
-    matrix, offset = table.matrix[position], table.offset[position]
-    axes, num_free = np.maximum(table.free_axes[position], 0), int(table.num_free[position])
-    image_matrix = group.rotations @ matrix
-    image_offset = group.rotations @ offset + group.translations
-    used = np.arange(3) < num_free
-    linear = image_matrix[:, axes, :] * used[:, None]
-    shift = image_offset[:, axes] * used
-    same = (np.abs(image_matrix - matrix @ linear) < 1e-9).all(axis=(1, 2))
-    gap = image_offset - np.einsum("ij,oj->oi", matrix, shift) - offset
-    same &= (np.abs(gap - np.round(gap)) < 1e-6).all(axis=1)
-    maps = np.concatenate([linear.reshape(len(linear), 9), shift % 1], axis=1)[same]
-    _, first = np.unique(np.round(maps * 24).astype(int) % (24 * 24), axis=0, return_index=True)
-    return np.round(maps[first, :9]).astype(int).reshape(-1, 3, 3), maps[first, 9:]
 
 
 @cache

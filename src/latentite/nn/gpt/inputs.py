@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from latentite.nn.gpt.placement import PlacedCrystals, half_shell
 from latentite.nn.gpt.tokens import covalent_radii_tensor
+from latentite.symmetry.dataset import minkowski_reductions as reductions
 from latentite.symmetry.orbits import OrbitBatch, position_tensors
 
 
@@ -43,17 +43,6 @@ class PaddedOrbits:
             coords=coords,
             valid=valid,
         )
-
-
-def reductions(lattices: Float[np.ndarray, "crystal 3 3"]) -> Int[np.ndarray, "crystal 3 3"]:
-    """Integer matrices R for which R @ lattice has Minkowski-reduced rows."""
-    from moyopy import minkowski_reduce
-
-    rows = []
-    for one in lattices:
-        _, transformation = minkowski_reduce(one.tolist())
-        rows.append(np.array(transformation).T)
-    return np.array(rows).reshape(-1, 3, 3)
 
 
 def place_crystals(
