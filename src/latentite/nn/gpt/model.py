@@ -343,29 +343,47 @@ class CrystalGPT(nn.Module):
     # Places
 
     @torch.no_grad()
-    def _environment_distances(self, orbits: PaddedOrbits, placed: PlacedCrystals) -> Tensor:
-        """Scaled distances [crystal orbit atom] of each orbit's representative to the atoms of orbits up to itself."""
-        tables = position_tensors(orbits.position.device)
+    def _environment_distances(
+        self, position: Tensor, element: Tensor, coords: Tensor, slots: Tensor, placed: PlacedCrystals
+    ) -> Tensor:
+        """Scaled distances [crystal orbit atom] of the representatives of some orbits to atoms of orbits up to each."""
+        tables = position_tensors(position.device)
         dtype = placed.coords.dtype
-        point = torch.einsum("boij,boj->boi", tables.matrix[orbits.position].to(dtype), orbits.coords)
-        point = (point + tables.offset[orbits.position].to(dtype)) @ placed.to_reduced
+        point = torch.einsum("boij,boj->boi", tables.matrix[position].to(dtype), coords)
+        point = (point + tables.offset[position].to(dtype)) @ placed.to_reduced
         gaps = placed.coords.unsqueeze(1) - point.unsqueeze(2)
         distance = nearest(gaps.flatten(1, 2), placed.lattice, placed.shifts).view(gaps.shape[:-1])
-        radii = covalent_radii_tensor().to(point.device)[orbits.element]
+        radii = covalent_radii_tensor().to(point.device)[element]
         scaled = distance / (radii.unsqueeze(-1) + placed.radius.unsqueeze(1))
-        slots = torch.arange(orbits.position.shape[1], device=point.device)
         known = placed.orbit.unsqueeze(1) <= slots.unsqueeze(-1)
-        is_self = distance < 1e-3
+        # An orbit's representative is the first of its atoms.
+        first = torch.cat([torch.full_like(placed.orbit[:, :1], -1), placed.orbit[:, :-1]], dim=1) != placed.orbit
+        is_self = first.unsqueeze(1) & (placed.orbit.unsqueeze(1) == slots.unsqueeze(-1))
         return torch.where(known & ~is_self, scaled, 10.0)
+
+    def _environment(self, scaled: Tensor, element: Tensor, placed: PlacedCrystals) -> Tensor:
+        basis = radial_basis(scaled) * (scaled < 2.6).unsqueeze(-1)
+        crystal = torch.arange(len(element), device=scaled.device).unsqueeze(-1)
+        safe = placed.orbit.clamp(max=element.shape[1] - 1)
+        kinds = self.environment_element(self.elements(element))[crystal, safe]
+        return torch.einsum("boak,bae->boke", basis, kinds).flatten(-2) * 0.3
 
     def environments(self, orbits: PaddedOrbits, placed: PlacedCrystals) -> Float[Tensor, "crystal orbit feature"]:
         """What surrounds each orbit, of those up to itself: distances by element."""
-        scaled = self._environment_distances(orbits, placed)
-        basis = radial_basis(scaled) * (scaled < 3.0).unsqueeze(-1)
-        crystal = torch.arange(len(orbits.position), device=scaled.device).unsqueeze(-1)
-        safe = placed.orbit.clamp(max=orbits.position.shape[1] - 1)
-        kinds = self.environment_element(self.elements(orbits.element))[crystal, safe]
-        return torch.einsum("boak,bae->boke", basis, kinds).flatten(-2) * 0.3
+        slots = torch.arange(orbits.position.shape[1], device=placed.orbit.device)
+        scaled = self._environment_distances(orbits.position, orbits.element, orbits.coords, slots, placed)
+        return self._environment(scaled, orbits.element, placed)
+
+    def environment_of(
+        self, orbits: PaddedOrbits, placed: PlacedCrystals, slot: int
+    ) -> tuple[Float[Tensor, " crystal"], Float[Tensor, "crystal feature"]]:
+        """Smallest scaled distance of one orbit of each crystal to those up to itself, and what surrounds it."""
+        index = slice(slot, slot + 1)
+        slots = torch.tensor([slot], device=placed.orbit.device)
+        scaled = self._environment_distances(
+            orbits.position[:, index], orbits.element[:, index], orbits.coords[:, index], slots, placed
+        )
+        return scaled.amin(-1)[:, 0], self._environment(scaled, orbits.element, placed)[:, 0]
 
     def _places(self, orbits: PaddedOrbits, placed: PlacedCrystals, hidden: Tensor, smoothing: float) -> Tensor:
         tables = position_tensors(orbits.position.device)
@@ -397,7 +415,7 @@ class CrystalGPT(nn.Module):
             part, seen = rows.select(members), int(num_seen[members].max())
             index, correction = cells.draw(members, seen) if self.training else cells.all_of(members)
             candidates = cells.cells[index]
-            is_target = (candidates == part.coarse.unsqueeze(1)).all(-1)
+            is_target = (candidates == part.coarse.unsqueeze(1)).all(-1) & correction.isfinite()
             if self.training:
                 # The right cell stands first, beside others drawn at random, which stand for all others.
                 candidates = torch.cat([part.coarse.unsqueeze(1), candidates], dim=1)
@@ -417,7 +435,7 @@ class CrystalGPT(nn.Module):
         for members in _buckets(num_bins, (used + own)[axis_rows], wide[axis_rows], self.max_places_cost):
             index = axis_rows[members]
             part = rows.select(index)
-            scores = self.fine_scores(
+            scores, _ = self.fine_scores(
                 part, axis[members], placed, skeleton, int(used[index].max()), int(own[index].max()), bool(wide[index[0]])
             )
             target = part.fine.gather(1, axis[members].unsqueeze(-1))
@@ -444,21 +462,21 @@ class CrystalGPT(nn.Module):
     ) -> Tensor:
         """Logits of coarse cells."""
         points = torch.where(rows.fixed.unsqueeze(1), 0.0, coarse_centre(cells))
-        scores = self._distance_scores(
+        scores, _ = self._distance_scores(
             self.places.coarse_distance, rows, rows.hidden, points, placed, skeleton, num_atoms, num_own, is_wide
         )
         return self.places.coarse_logits(rows.hidden, cells, scores).float()
 
     def fine_scores(
         self, rows: _Rows, axis: Tensor, placed: PlacedCrystals, skeleton: Tensor, num_atoms: int, num_own: int, is_wide: bool
-    ) -> Tensor:
-        """Logits of the fine bins of one coordinate each."""
+    ) -> tuple[Tensor, Tensor]:
+        """Logits of the fine bins of one coordinate each, and the smallest scaled distance at each."""
         hidden = self.places.fine_hidden(rows.hidden, rows.coarse, rows.fine, axis)
         points = fine_candidates(rows.coarse, rows.fine, axis, rows.fixed)
-        scores = self._distance_scores(
+        scores, near = self._distance_scores(
             self.places.fine_distance, rows, hidden, points, placed, skeleton, num_atoms, num_own, is_wide
         )
-        return (self.places.fine(hidden) + scores).float()
+        return (self.places.fine(hidden) + scores).float(), near
 
     def _distance_scores(
         self,
@@ -471,14 +489,14 @@ class CrystalGPT(nn.Module):
         num_atoms: int,
         num_own: int,
         is_wide: bool,
-    ) -> Tensor:
+    ) -> tuple[Tensor, Tensor]:
         query = PlaceQuery(crystal=rows.crystal, orbit=rows.orbit, position=rows.position, radius=rows.radius, coords=points)
         num_atoms = max(num_atoms, 1)
         with torch.no_grad():
             away, own = scaled_distances(query, placed, num_atoms, max(num_own, 1), is_wide=is_wide)
         safe = placed.orbit[rows.crystal, :num_atoms].clamp(max=skeleton.shape[1] - 1)
         neighbours = skeleton[rows.crystal.unsqueeze(-1), safe]
-        return score(hidden, neighbours, away, own)
+        return score(hidden, neighbours, away, own), torch.minimum(away.amin(-1), own.amin(-1))
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -80,10 +80,10 @@ def nearest(
 
 
 def radial_basis(scaled: Float[Tensor, "*pair"]) -> Float[Tensor, "*pair basis"]:
-    """Gaussians on scaled distances; the last one also counts all that is further."""
+    """Gaussians on scaled distances; nothing of what is far."""
     centres = torch.linspace(FIRST, LAST, NUM_BASIS, device=scaled.device)
     width = (LAST - FIRST) / (NUM_BASIS - 1)
-    gaps = scaled.clamp(max=LAST).mul_(1 / width).unsqueeze(-1) - centres / width
+    gaps = (scaled / width).unsqueeze(-1) - centres / width
     return gaps.square_().neg_().exp_()
 
 
