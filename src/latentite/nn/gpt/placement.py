@@ -19,7 +19,7 @@ from latentite.nn.gpt.grid import NUM_COARSE, NUM_FINE, bin_centre, coarse_centr
 from latentite.symmetry.orbits import position_tensors
 
 NUM_BASIS = 12
-FIRST, LAST = 0.4, 2.6
+FIRST, LAST = 0.5, 2.6
 """Range of the radial basis, in units of the summed covalent radii."""
 FAR = 10.0
 """Scaled distance of what is not there."""
@@ -80,10 +80,10 @@ def nearest(
 
 
 def radial_basis(scaled: Float[Tensor, "*pair"]) -> Float[Tensor, "*pair basis"]:
-    """Gaussians on scaled distances; nothing of what is far."""
+    """Gaussians on scaled distances: nothing of what is far, and all that is too near looks alike."""
     centres = torch.linspace(FIRST, LAST, NUM_BASIS, device=scaled.device)
     width = (LAST - FIRST) / (NUM_BASIS - 1)
-    gaps = (scaled / width).unsqueeze(-1) - centres / width
+    gaps = (scaled.clamp(min=FIRST) / width).unsqueeze(-1) - centres / width
     return gaps.square_().neg_().exp_()
 
 
@@ -172,7 +172,7 @@ class DistanceScore(nn.Module):
         weights = self.weights(pair).unflatten(-1, (NUM_BASIS, self.channels))
         # [place candidate atom*basis] @ [place atom*basis channel]
         others = radial_basis(away).flatten(2) @ weights.flatten(1, 2)
-        near = torch.cat([away.amin(-1, keepdim=True), own.amin(-1, keepdim=True)], dim=-1).clamp(max=LAST)
+        near = torch.cat([away.amin(-1, keepdim=True), own.amin(-1, keepdim=True)], dim=-1).clamp(FIRST, LAST)
         own_basis = radial_basis(own).sum(dim=2)
         own_weights = self.own_weights(hidden).unflatten(-1, (NUM_BASIS, self.channels))
         images = own_basis @ own_weights
