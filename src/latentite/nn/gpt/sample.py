@@ -7,7 +7,7 @@ depend on those beside it. Rows that have ended their skeleton leave the batch, 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -15,9 +15,10 @@ from torch import Tensor
 
 from latentite.nn.gpt.grid import NUM_BINS, NUM_FINE, bin_centre
 from latentite.nn.gpt.inputs import PaddedOrbits, place_crystals
-from latentite.nn.gpt.model import STOP, CandidateCells, CrystalGPT, _buckets, _Rows, letter_tables
+from latentite.nn.gpt.model import STOP, CrystalGPT
 from latentite.nn.gpt.placement import PlacedCrystals
-from latentite.nn.gpt.tokens import NUM_SYMBOLS, covalent_radii_tensor
+from latentite.nn.gpt.rows import CandidateCells, PlaceRows, buckets
+from latentite.nn.gpt.tokens import NUM_SYMBOLS, covalent_radii_tensor, letter_tables
 from latentite.nn.gpt.trunk import KeyValueCache
 from latentite.symmetry.cells import NUM_COMPONENTS, free_components
 from latentite.symmetry.dataset import minkowski_reductions
@@ -108,7 +109,11 @@ def num_uniforms(max_orbits: int) -> int:
 
 
 def choose(
-    logits: Float[Tensor, "row choice"], uniform: Float[Tensor, " row"], *, temperature: float = 1.0, top_p: float = 1.0
+    logits: Float[Tensor, "row choice"],
+    uniform: Float[Tensor, " row"],
+    *,
+    temperature: float = 1.0,
+    top_p: float = 1.0,
 ) -> tuple[Int[Tensor, " row"], Float[Tensor, " row"]]:
     """Choices at the given quantiles, and their log-probabilities.
 
@@ -151,7 +156,9 @@ class Sampler:
         wishes = wishes or Wishes()
         parts: list[tuple[Tensor, OrbitBatch, Tensor, Tensor]] = []
         for state in self._skeletons(uniforms, condition, wishes):
-            parts.append((state.rows, *self._complete(state, uniforms[state.rows], _rows(condition, state.rows))))
+            parts.append(
+                (state.rows, *self._complete(state, uniforms[state.rows], _rows(condition, state.rows)))
+            )
         order = torch.cat([rows for rows, *_ in parts]).argsort()
         return Draws(
             orbits=OrbitBatch.concatenate([part for _, part, _, _ in parts]).select(order),
@@ -174,7 +181,9 @@ class Sampler:
             asked = wishes.space_group.unsqueeze(-1)
             others = torch.arange(logits.shape[1], device=device) != asked
             logits = logits.masked_fill(others & (asked > 0), float("-inf"))
-        group, log = choose(logits, uniforms[:, 0], temperature=self.settings.temperature, top_p=self.settings.top_p)
+        group, log = choose(
+            logits, uniforms[:, 0], temperature=self.settings.temperature, top_p=self.settings.top_p
+        )
         token = model.groups(group).unsqueeze(1) + model.stage.weight[0] + told
         state = _State(
             rows=torch.arange(num, device=device),
@@ -188,7 +197,9 @@ class Sampler:
         )
         finished: list[_State] = []
         for step in range(model.limits.max_orbits + 1):
-            self._letter_and_element(state, uniforms[state.rows], _rows(condition, state.rows), wishes.select(state.rows), step)
+            self._letter_and_element(
+                state, uniforms[state.rows], _rows(condition, state.rows), wishes.select(state.rows), step
+            )
             num_ended = int(state.ended.sum())
             if num_ended == len(state.rows):
                 finished.append(state)
@@ -198,7 +209,9 @@ class Sampler:
                 state = state.select(torch.nonzero(~state.ended).squeeze(-1))
         return finished
 
-    def _letter_and_element(self, state: _State, uniforms: Tensor, condition: Tensor | None, wishes: Wishes, step: int) -> None:
+    def _letter_and_element(
+        self, state: _State, uniforms: Tensor, condition: Tensor | None, wishes: Wishes, step: int
+    ) -> None:
         model, settings = self.model, self.settings
         tables = letter_tables(uniforms.device)
         is_first = torch.full_like(state.ended, step == 0)
@@ -207,7 +220,9 @@ class Sampler:
         mask = model.letter_mask(state.group, last, state.used_atoms, is_first, wishes.max_atoms)
         if step == model.limits.max_orbits:
             mask = mask & (torch.arange(STOP + 1, device=mask.device) == STOP)
-        mask = torch.where(state.ended.unsqueeze(-1), torch.arange(STOP + 1, device=mask.device) == STOP, mask)
+        mask = torch.where(
+            state.ended.unsqueeze(-1), torch.arange(STOP + 1, device=mask.device) == STOP, mask
+        )
         logits = model.letter_logits(state.hidden, state.group).masked_fill(~mask, float("-inf"))
         letter, log = choose(
             logits, uniforms[:, 1 + 2 * step], temperature=settings.temperature, top_p=settings.top_p
@@ -233,7 +248,9 @@ class Sampler:
         is_new = torch.nn.functional.one_hot(element, NUM_SYMBOLS).bool() & ~state.ended.unsqueeze(-1)
         state.present = state.present | is_new
         told = 0.0 if condition is None else condition
-        token = model.orbit_tokens(position, element) + model.ordinal.weight[step] + model.stage.weight[0] + told
+        token = (
+            model.orbit_tokens(position, element) + model.ordinal.weight[step] + model.stage.weight[0] + told
+        )
         state.hidden = model.trunk(token.unsqueeze(1), ~state.ended.unsqueeze(-1), state.cache)[:, 0]
 
     def _complete(
@@ -270,14 +287,27 @@ class Sampler:
     def _cell(self, hidden: Tensor, free: Tensor, uniforms: Tensor) -> tuple[Tensor, Tensor]:
         model = self.model
         offset = 1 + 2 * (model.limits.max_orbits + 1)
-        values, total = torch.zeros(len(hidden), NUM_COMPONENTS, device=hidden.device), hidden.new_zeros(len(hidden))
+        values, total = (
+            torch.zeros(len(hidden), NUM_COMPONENTS, device=hidden.device),
+            hidden.new_zeros(len(hidden)),
+        )
         root = self.settings.temperature**0.5
         for component in range(NUM_COMPONENTS):
             weights, means, widths = model.cell_head.parameters_of(hidden, values, component)
-            index, _ = choose(weights, uniforms[:, offset + 2 * component], temperature=self.settings.temperature)
+            index, _ = choose(
+                weights, uniforms[:, offset + 2 * component], temperature=self.settings.temperature
+            )
             pick = index.unsqueeze(-1)
-            normal = torch.erfinv((2 * uniforms[:, offset + 2 * component + 1].double() - 1).clamp(-1 + 1e-7, 1 - 1e-7)) * 2**0.5
-            value = means.gather(1, pick).squeeze(-1) + widths.gather(1, pick).squeeze(-1).exp() * root * normal.float()
+            normal = (
+                torch.erfinv(
+                    (2 * uniforms[:, offset + 2 * component + 1].double() - 1).clamp(-1 + 1e-7, 1 - 1e-7)
+                )
+                * 2**0.5
+            )
+            value = (
+                means.gather(1, pick).squeeze(-1)
+                + widths.gather(1, pick).squeeze(-1).exp() * root * normal.float()
+            )
             gap = (value.unsqueeze(-1) - means) / widths.exp()
             density = torch.logsumexp(weights - 0.5 * gap**2 - widths - 0.9189385, dim=-1)
             values[:, component] = torch.where(free[:, component], value, 0.0)
@@ -285,7 +315,12 @@ class Sampler:
         return values, total
 
     def _places(
-        self, padded: PaddedOrbits, placed: PlacedCrystals, cache: KeyValueCache, cell_token: Tensor, uniforms: Tensor
+        self,
+        padded: PaddedOrbits,
+        placed: PlacedCrystals,
+        cache: KeyValueCache,
+        cell_token: Tensor,
+        uniforms: Tensor,
     ) -> tuple[Tensor, Tensor]:
         model = self.model
         tables = position_tensors(uniforms.device)
@@ -300,13 +335,15 @@ class Sampler:
         wide = placed.is_wide
         for slot in range(padded.position.shape[1]):
             valid = padded.valid[:, slot]
-            token = skeleton[:, slot] + before + cell_token + model.ordinal.weight[slot] + model.stage.weight[2]
+            token = (
+                skeleton[:, slot] + before + cell_token + model.ordinal.weight[slot] + model.stage.weight[2]
+            )
             hidden = model.trunk(token.unsqueeze(1), valid.unsqueeze(-1), cache)[:, 0]
             num_free = torch.where(valid, tables.num_free[padded.position[:, slot]], 0)
             crystal = torch.nonzero(num_free > 0).squeeze(-1)
             if len(crystal):
                 numbers = uniforms[crystal, offset + 7 * slot : offset + 7 * slot + 7]
-                rows = _Rows(
+                rows = PlaceRows(
                     crystal=crystal,
                     orbit=torch.full_like(crystal, slot),
                     position=padded.position[crystal, slot],
@@ -325,12 +362,20 @@ class Sampler:
             self._put_atoms(padded, placed, slot, first_atom[:, slot])
             near, environment = model.environment_of(padded, placed, slot)
             closest = torch.where(valid, torch.minimum(closest, near), closest)
-            where = model.placed_token(padded.coords[:, slot], tables.num_free[padded.position[:, slot]], environment)
+            where = model.placed_token(
+                padded.coords[:, slot], tables.num_free[padded.position[:, slot]], environment
+            )
             before = where + skeleton[:, slot]
         return total, closest
 
     def _place(
-        self, rows: _Rows, placed: PlacedCrystals, skeleton: Tensor, used: Tensor, wide: Tensor, numbers: Tensor
+        self,
+        rows: PlaceRows,
+        placed: PlacedCrystals,
+        skeleton: Tensor,
+        used: Tensor,
+        wide: Tensor,
+        numbers: Tensor,
     ) -> Tensor:
         """Draw coarse cells and fine bins into the rows; their log-probabilities."""
         model, settings = self.model, self.settings
@@ -339,25 +384,41 @@ class Sampler:
         is_wide = wide[rows.crystal]
         total = torch.zeros(len(rows.crystal), device=numbers.device)
         cells = CandidateCells.of(rows.position, rows.fixed)
-        for members in _buckets(cells.count, used + own, is_wide, model.max_places_cost):
+        for members in buckets(cells.count, used + own, is_wide, model.max_places_cost):
             index, padding = cells.all_of(members)
             candidates = cells.cells[index]
             part = rows.select(members)
             scores = model.coarse_scores(
-                part, candidates, placed, skeleton, int(used[members].max()), int(own[members].max()), bool(is_wide[members[0]])
+                part,
+                candidates,
+                placed,
+                skeleton,
+                int(used[members].max()),
+                int(own[members].max()),
+                bool(is_wide[members[0]]),
             )
             chosen, log = choose(
-                scores + padding, numbers[members, 0], temperature=settings.temperature_coords, top_p=settings.top_p
+                scores + padding,
+                numbers[members, 0],
+                temperature=settings.temperature_coords,
+                top_p=settings.top_p,
             )
             rows.coarse[members] = candidates[torch.arange(len(members), device=index.device), chosen]
             total[members] += log
         num_free = tables.num_free[rows.position]
         for axis in range(3):
             moving = torch.nonzero((num_free > axis) & ~rows.fixed[:, axis]).squeeze(-1)
-            is_last = (num_free == axis + 1) | ((num_free == axis + 2) & rows.fixed[:, min(axis + 1, 2)]) | (
-                (num_free == 3) & (axis == 0) & rows.fixed[:, 1] & rows.fixed[:, 2]
+            is_last = (
+                (num_free == axis + 1)
+                | ((num_free == axis + 2) & rows.fixed[:, min(axis + 1, 2)])
+                | ((num_free == 3) & (axis == 0) & rows.fixed[:, 1] & rows.fixed[:, 2])
             )
-            for members in _buckets(torch.full_like(moving, NUM_FINE), (used + own)[moving], is_wide[moving], model.max_places_cost):
+            for members in buckets(
+                torch.full_like(moving, NUM_FINE),
+                (used + own)[moving],
+                is_wide[moving],
+                model.max_places_cost,
+            ):
                 index = moving[members]
                 part = rows.select(index)
                 scores, near = model.fine_scores(
@@ -373,7 +434,10 @@ class Sampler:
                     clash = (near < settings.min_distance) & is_last[index].unsqueeze(-1)
                     scores = scores.masked_fill(clash & ~clash.all(-1, keepdim=True), float("-inf"))
                 chosen, log = choose(
-                    scores, numbers[index, 1 + axis], temperature=settings.temperature_coords, top_p=settings.top_p
+                    scores,
+                    numbers[index, 1 + axis],
+                    temperature=settings.temperature_coords,
+                    top_p=settings.top_p,
                 )
                 rows.fine[index, axis] = chosen
                 total[index] += log
@@ -385,8 +449,11 @@ class Sampler:
         position = padded.position[:, slot]
         size = int(tables.num_images[position].max())
         maps = tables.image_matrix[position, :size]
-        points = torch.einsum("bmij,bj->bmi", maps, padded.coords[:, slot].double()) + tables.image_offset[position, :size]
-        points = (points.to(placed.coords.dtype) @ placed.to_reduced)
+        points = (
+            torch.einsum("bmij,bj->bmi", maps, padded.coords[:, slot].double())
+            + tables.image_offset[position, :size]
+        )
+        points = points.to(placed.coords.dtype) @ placed.to_reduced
         image = torch.arange(size, device=position.device)
         exists = (image < tables.num_images[position].unsqueeze(-1)) & padded.valid[:, slot : slot + 1]
         crystal, which = torch.nonzero(exists, as_tuple=True)
