@@ -48,12 +48,12 @@ class CellHead(nn.Module):
         hidden: Float[Tensor, "crystal channel"],
         values: Float[Tensor, "crystal 6"],
         free: Bool[Tensor, "crystal 6"],
-    ) -> Float[Tensor, " crystal"]:
-        """Log-density of normalised components; those that are not free count 0."""
-        total = values.new_zeros(len(values))
+    ) -> Float[Tensor, "crystal 6"]:
+        """Log-density of each normalised component, given those before it; 0 for those that are not free."""
+        densities = []
         for component in range(NUM_COMPONENTS):
             weights, means, widths = self.parameters_of(hidden, values, component)
             gap = (values[:, component : component + 1] - means) / widths.exp()
             density = torch.logsumexp(weights - 0.5 * gap**2 - widths - HALF_LOG_TWO_PI, dim=-1)
-            total = total + torch.where(free[:, component], density, 0.0)
-        return total
+            densities.append(torch.where(free[:, component], density, 0.0))
+        return torch.stack(densities, dim=-1)

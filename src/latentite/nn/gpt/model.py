@@ -71,13 +71,54 @@ class GPTLimits:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class LogProbability:
-    """Parts of the log-probability of each crystal, nats."""
+    """Log-probability of every decision, nats; 0 where a crystal has no such decision."""
 
-    group: Float[Tensor, " crystal"]
-    letters: Float[Tensor, " crystal"]
-    elements: Float[Tensor, " crystal"]
-    cell: Float[Tensor, " crystal"]
-    coords: Float[Tensor, " crystal"]
+    group_choice: Float[Tensor, " crystal"]
+    letter_choices: Float[Tensor, "crystal orbit_or_stop"]
+    element_choices: Float[Tensor, "crystal orbit"]
+    cell_components: Float[Tensor, "crystal 6"]
+    place_choices: Float[Tensor, "crystal orbit 4"]
+    """The coarse cell, and the fine bin of each coordinate."""
+
+    @property
+    def group(self) -> Float[Tensor, " crystal"]:
+        """Of the space group."""
+        return self.group_choice
+
+    @property
+    def letters(self) -> Float[Tensor, " crystal"]:
+        """Of all letters and the end of the skeleton."""
+        return self.letter_choices.sum(-1)
+
+    @property
+    def elements(self) -> Float[Tensor, " crystal"]:
+        """Of all elements."""
+        return self.element_choices.sum(-1)
+
+    @property
+    def cell(self) -> Float[Tensor, " crystal"]:
+        """Density of the free components of the cell."""
+        return self.cell_components.sum(-1)
+
+    @property
+    def coords(self) -> Float[Tensor, " crystal"]:
+        """Of all places."""
+        return self.place_choices.sum((-2, -1))
+
+    @property
+    def decisions(self) -> Float[Tensor, "crystal decision"]:
+        """All decisions in the order in which they are made (all skeletons, then the cell, then places)."""
+        between = torch.stack([self.letter_choices[:, :-1], self.element_choices], dim=-1).flatten(1)
+        return torch.cat(
+            [
+                self.group_choice.unsqueeze(-1),
+                between,
+                self.letter_choices[:, -1:],
+                self.cell_components,
+                self.place_choices.flatten(1),
+            ],
+            dim=-1,
+        )
 
     @property
     def total(self) -> Float[Tensor, " crystal"]:
@@ -281,9 +322,15 @@ class CrystalGPT(nn.Module):
         letters, elements = self._skeleton(orbits, hidden[:, 1 : num_slots + 2], images)
         density = self.cell_head(hidden[:, num_slots + 2], normalised, free)
         # The density is that of the components themselves.
-        density = density - torch.where(free, self.cell_std.log(), 0.0).sum(-1)
+        density = density - torch.where(free, self.cell_std.log(), 0.0)
         coords = self._places(orbits, placed, hidden[:, num_slots + 3 :], smoothing)
-        return LogProbability(group=group, letters=letters, elements=elements, cell=density, coords=coords)
+        return LogProbability(
+            group_choice=group,
+            letter_choices=letters,
+            element_choices=elements,
+            cell_components=density,
+            place_choices=coords,
+        )
 
     def _skeleton(self, orbits: PaddedOrbits, hidden: Tensor, images: Tensor) -> tuple[Tensor, Tensor]:
         tables = letter_tables(orbits.position.device)
@@ -312,7 +359,7 @@ class CrystalGPT(nn.Module):
         allowed = self.element_mask(previous, same, present)
         choices = self.element_logits(hidden[:, :-1], orbits.position).masked_fill(~allowed, float("-inf"))
         chosen = choices.log_softmax(-1).gather(2, orbits.element.unsqueeze(-1)).squeeze(-1)
-        return scores.sum(-1), torch.where(orbits.valid, chosen, 0.0).sum(-1)
+        return scores, torch.where(orbits.valid, chosen, 0.0)
 
     # Places
 
@@ -371,10 +418,10 @@ class CrystalGPT(nn.Module):
         coarse, fine = bins_of(orbits.coords)
         num_free = torch.where(orbits.valid, tables.num_free[orbits.position], 0)
         fixed = self.fixed_coordinates(orbits.position)
-        total = hidden.new_zeros(orbits.position.shape[0], dtype=torch.float32)
+        total = hidden.new_zeros(orbits.position.numel() * 4, dtype=torch.float32)
         crystal, slot = torch.nonzero(num_free > 0, as_tuple=True)
         if not len(crystal):
-            return total
+            return total.view(*orbits.position.shape, 4)
         rows = PlaceRows(
             crystal=crystal,
             orbit=slot,
@@ -417,7 +464,8 @@ class CrystalGPT(nn.Module):
             )
             chosen = (scores + correction).log_softmax(-1).masked_fill(~is_target, 0.0).sum(-1)
             missing = ~is_target.any(-1)
-            parts.append((part.crystal, torch.where(missing, torch.full_like(chosen, -12.0), chosen)))
+            place = part.crystal * orbits.position.shape[1] + part.orbit
+            parts.append((place * 4, torch.where(missing, torch.full_like(chosen, -12.0), chosen)))
         axis_rows, axis = torch.nonzero(
             (torch.arange(3, device=hidden.device) < tables.num_free[rows.position].unsqueeze(-1))
             & ~rows.fixed,
@@ -443,10 +491,11 @@ class CrystalGPT(nn.Module):
                 weights = torch.exp(-0.5 * ((torch.arange(NUM_FINE, device=log.device) - target) / 0.7) ** 2)
                 weights = weights / weights.sum(-1, keepdim=True)
                 chosen = (1 - smoothing) * chosen + smoothing * (weights * log).sum(-1)
-            parts.append((part.crystal, chosen))
+            place = part.crystal * orbits.position.shape[1] + part.orbit
+            parts.append((place * 4 + 1 + axis[members], chosen))
         for index, values in parts:
             total = total.index_add(0, index, values)
-        return total
+        return total.view(*orbits.position.shape, 4)
 
     def fixed_coordinates(self, position: Int[Tensor, "crystal orbit"]) -> Bool[Tensor, "crystal orbit 3"]:
         """Coordinates that are 0 by the choice of the origin: those of the first orbit along polar axes."""

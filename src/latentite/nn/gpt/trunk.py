@@ -101,7 +101,7 @@ class CausalTransformer(nn.Module):
         # A token always sees itself, so that no row of padding is without a key.
         mask = (causal & keys.unsqueeze(1)) | (order == own.unsqueeze(-1))
         for index, layer in enumerate(self.layers):
-            past = None if cache is None or not cache.keys else None
+            past = None
             if cache is not None and index < len(cache.keys):
                 past = (cache.keys[index], cache.values[index])
             tokens, (key, value) = layer(tokens, mask.unsqueeze(1), past)
