@@ -265,7 +265,9 @@ class Sampler:
         baseline = model.volume_baseline(position, element, valid)
         told = torch.zeros(1, device=uniforms.device) if condition is None else condition
         one = torch.ones(len(valid), 1, dtype=torch.bool, device=valid.device)
-        asking = model.stage.weight[1] + baseline[:, None] * 0.2 + told
+        images = torch.where(valid, tables.num_images[position], 0)
+        skeleton = model.orbit_tokens(position, element)
+        asking = model.cell_question(state.group, skeleton, images, baseline) + told
         hidden = model.trunk(asking.unsqueeze(1), one, state.cache)[:, 0]
         free = free_components(state.group)
         normalised, log = self._cell(hidden, free, uniforms)
