@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from functools import cache
 
 import numpy as np
@@ -127,3 +128,31 @@ class FeaturedEmbedding(nn.Module):
     def table(self) -> Float[Tensor, "class width"]:
         """Embeddings of all classes."""
         return self.own.weight + self.shared(self.features)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class LetterTables:
+    """What masks read of the table of positions."""
+
+    first: Tensor
+    count: Tensor
+    num_images: Tensor
+    num_free: Tensor
+    is_polar: Tensor
+
+
+def letter_tables(device: torch.device) -> LetterTables:
+    """The tables on a device; built once for each."""
+    return _letter_tables(str(device))
+
+
+@cache
+def _letter_tables(device: str) -> LetterTables:
+    table = wyckoff_table()
+    return LetterTables(
+        first=torch.from_numpy(table.first).to(device),
+        count=torch.from_numpy(table.count).to(device),
+        num_images=torch.from_numpy(table.num_images).to(device),
+        num_free=torch.from_numpy(table.num_free).to(device),
+        is_polar=torch.from_numpy(table.is_polar).to(device),
+    )
