@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import dataclass
 from functools import cache
 
@@ -77,7 +78,9 @@ def element_features() -> Float[Tensor, "symbol feature"]:
     for number in range(1, NUM_SYMBOLS):
         element = Element.from_Z(number)
         period = int(np.searchsorted(PERIODS, number))
-        electronegativity = element.X if element.X == element.X else 1.3
+        with warnings.catch_warnings():  # that noble gases and the heaviest elements have none
+            warnings.simplefilter("ignore")
+            electronegativity = element.X if element.X == element.X else 1.3
         radius = covalent_radii[number] if number < len(covalent_radii) else 1.6
         rows.append(
             np.concatenate(
