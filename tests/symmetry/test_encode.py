@@ -172,7 +172,7 @@ def test_orbits_that_move_atoms_too_far_are_refused(
 
     def shifted(crystal: CrystalArrays, symprec: float) -> module._Standardised:
         found = standardise(crystal, symprec)
-        return replace(found, moved=found.moved + [0.03, 0, 0])
+        return replace(found, moved=found.moved + np.array([0.03, 0, 0]))
 
     monkeypatch.setattr(module, "_standardise", shifted)
     with pytest.raises(EncodingError, match=r"moves atoms by 0\.169 Å, more than 0\.1 Å"):
