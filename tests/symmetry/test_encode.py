@@ -147,6 +147,28 @@ def test_draws_reach_every_equivalent_description(rocksalt: CrystalArrays) -> No
     assert drawn == {(11, 17), (17, 11)}
 
 
+def test_a_superstructure_is_not_symmetrised_away(shared_data: Path) -> None:
+    """CeSe2 in a cell of nine atoms (mp-1080346): at 0.1 Å it is fluorite with three, which pymatgen does not take for
+    the same crystal."""
+    dataset = read_source(str(shared_data / "mp_20_biternary" / "train.csv.gz"), split="train", max_atoms=0)[
+        0
+    ]
+    crystal = dataset.crystals.to_arrays()[dataset.ids.index("mp-1080346")]
+    assert encode(crystal).space_group == 225
+    orbits = encode_with_fallback(crystal)
+    assert orbits.space_group == 154
+    assert same(orbits, crystal)
+
+
+def test_a_larger_cell_of_the_same_crystal_is_described_at_the_first_tolerance(
+    rocksalt: CrystalArrays,
+) -> None:
+    coords = rocksalt.frac_coords + np.random.default_rng(0).normal(0, 0.002, (8, 3))
+    noisy = CrystalArrays(rocksalt.atomic_numbers, coords, rocksalt.lattice)
+    assert encode(noisy, symprec=0.01).space_group != 225
+    assert encode_with_fallback(noisy, fallback=None).space_group == 225
+
+
 def test_a_crystal_that_fails_at_the_first_tolerance_is_encoded_at_the_second(
     rocksalt: CrystalArrays, monkeypatch: pytest.MonkeyPatch
 ) -> None:

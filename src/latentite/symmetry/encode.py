@@ -95,17 +95,35 @@ def encode(crystal: CrystalArrays, *, symprec: float = SYMPREC) -> Orbits:
 def encode_with_fallback(
     crystal: CrystalArrays, *, symprec: float = SYMPREC, fallback: float | None = FALLBACK_SYMPREC
 ) -> Orbits:
-    """As `encode`, at a second tolerance where the first one gives nothing.
+    """As `encode`, at a second tolerance where the first one gives another crystal or nothing.
+
+    It gives another one where the crystal has a smaller cell at the first tolerance than at the second: a
+    superstructure, whose distortions symmetrisation would take away.
 
     Raises:
-        EncodingError: when neither does; the reason is that of the last one.
+        EncodingError: when neither gives a description; the reason is that of the second one.
     """
+    first = None
     try:
-        return encode(crystal, symprec=symprec)
+        first = encode(crystal, symprec=symprec)
     except EncodingError:
         if fallback is None:
             raise
-    return encode(crystal, symprec=fallback)
+    if fallback is None or (first is not None and _num_atoms(first) == crystal.num_atoms):
+        assert first is not None
+        return first
+    try:
+        second = encode(crystal, symprec=fallback)
+    except EncodingError:
+        if first is None:
+            raise
+        return first
+    return first if first is not None and _num_atoms(first) == _num_atoms(second) else second
+
+
+def _num_atoms(orbits: Orbits) -> int:
+    """Atoms in the primitive cell."""
+    return int(wyckoff_table().num_images[orbits.position].sum())
 
 
 def encode_p1(crystal: CrystalArrays) -> Orbits:
