@@ -395,7 +395,7 @@ class CrystalGPT(nn.Module):
         crystal, slot = torch.nonzero(num_free > 0, as_tuple=True)
         if not len(crystal):
             return total
-        rows = _Rows(
+        rows = PlaceRows(
             crystal=crystal,
             orbit=slot,
             position=orbits.position[crystal, slot],
@@ -411,7 +411,7 @@ class CrystalGPT(nn.Module):
         parts = []
         cells = CandidateCells.of(rows.position, rows.fixed)
         num_seen = cells.count if not self.training else cells.count.clamp(max=self.num_sampled)
-        for members in _buckets(num_seen, used + own, wide, self.max_places_cost):
+        for members in place_buckets(num_seen, used + own, wide, self.max_places_cost):
             part, seen = rows.select(members), int(num_seen[members].max())
             index, correction = cells.draw(members, seen) if self.training else cells.all_of(members)
             candidates = cells.cells[index]
@@ -432,7 +432,7 @@ class CrystalGPT(nn.Module):
             (torch.arange(3, device=hidden.device) < tables.num_free[rows.position].unsqueeze(-1)) & ~rows.fixed, as_tuple=True
         )
         num_bins = torch.full_like(axis, NUM_FINE)
-        for members in _buckets(num_bins, (used + own)[axis_rows], wide[axis_rows], self.max_places_cost):
+        for members in place_buckets(num_bins, (used + own)[axis_rows], wide[axis_rows], self.max_places_cost):
             index = axis_rows[members]
             part = rows.select(index)
             scores, _ = self.fine_scores(
@@ -458,7 +458,7 @@ class CrystalGPT(nn.Module):
         return first
 
     def coarse_scores(
-        self, rows: _Rows, cells: Tensor, placed: PlacedCrystals, skeleton: Tensor, num_atoms: int, num_own: int, is_wide: bool
+        self, rows: PlaceRows, cells: Tensor, placed: PlacedCrystals, skeleton: Tensor, num_atoms: int, num_own: int, is_wide: bool
     ) -> Tensor:
         """Logits of coarse cells."""
         points = torch.where(rows.fixed.unsqueeze(1), 0.0, coarse_centre(cells))
@@ -468,7 +468,7 @@ class CrystalGPT(nn.Module):
         return self.places.coarse_logits(rows.hidden, cells, scores).float()
 
     def fine_scores(
-        self, rows: _Rows, axis: Tensor, placed: PlacedCrystals, skeleton: Tensor, num_atoms: int, num_own: int, is_wide: bool
+        self, rows: PlaceRows, axis: Tensor, placed: PlacedCrystals, skeleton: Tensor, num_atoms: int, num_own: int, is_wide: bool
     ) -> tuple[Tensor, Tensor]:
         """Logits of the fine bins of one coordinate each, and the smallest scaled distance at each."""
         hidden = self.places.fine_hidden(rows.hidden, rows.coarse, rows.fine, axis)
@@ -481,7 +481,7 @@ class CrystalGPT(nn.Module):
     def _distance_scores(
         self,
         score: nn.Module,
-        rows: _Rows,
+        rows: PlaceRows,
         hidden: Tensor,
         points: Tensor,
         placed: PlacedCrystals,
@@ -500,7 +500,7 @@ class CrystalGPT(nn.Module):
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class _Rows:
+class PlaceRows:
     """Orbits that are to be placed."""
 
     crystal: Tensor
@@ -512,8 +512,8 @@ class _Rows:
     fine: Tensor
     fixed: Tensor
 
-    def select(self, index: Tensor) -> _Rows:
-        return _Rows(**{name: getattr(self, name)[index] for name in self.__slots__})
+    def select(self, index: Tensor) -> PlaceRows:
+        return PlaceRows(**{name: getattr(self, name)[index] for name in self.__slots__})
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -560,7 +560,7 @@ def _cells_of_kind(kind: int) -> Int[Tensor, "cell 3"]:
     return cells
 
 
-def _buckets(counts: Tensor, neighbours: Tensor, wide: Tensor, cost: float) -> list[Tensor]:
+def place_buckets(counts: Tensor, neighbours: Tensor, wide: Tensor, cost: float) -> list[Tensor]:
     """Places in groups of similar size whose padded candidates times neighbours stay below a cost."""
     groups: list[Tensor] = []
     for flag in (False, True):
