@@ -125,7 +125,9 @@ class Sampler:
         )
         batch = packed(padded)
         reduction = torch.from_numpy(minkowski_reductions(batch.primitive_lattices().cpu().numpy()))
-        placing = _Placing.of(model, self.settings, padded, place_crystals(batch, reduction.to(cell.device)), reduction)
+        placing = _Placing.of(
+            model, self.settings, padded, place_crystals(batch, reduction.to(cell.device)), reduction
+        )
         cell_token = model.cell_token(normalised, free, cell, state.used_atoms)
         # Guidance is of choices that are categories: places follow from what is told.
         del state.branches[1:]
@@ -164,7 +166,9 @@ class Sampler:
         """Log-weights, means and log-widths of a component at the temperature; weights alone are guided."""
         head, settings = self.model.cell_head, self.settings
         _, means, widths = head.parameters_of(state.branches[0].hidden, values, component)
-        weights = state.logits(lambda hidden: head.parameters_of(hidden, values, component)[0], settings.guidance)
+        weights = state.logits(
+            lambda hidden: head.parameters_of(hidden, values, component)[0], settings.guidance
+        )
         temperature = torch.tensor(settings.temperature)
         return (weights / temperature).log_softmax(-1), means, widths + 0.5 * temperature.log()
 
@@ -233,7 +237,9 @@ class _Placing:
             crystal = torch.nonzero(num_free > 0).squeeze(-1)
             if len(crystal):
                 numbers = uniforms[crystal, 7 * slot : 7 * slot + 7]
-                total[crystal] += self._place(slot, crystal, state.branches[0].hidden, fixed[:, slot], numbers)
+                total[crystal] += self._place(
+                    slot, crystal, state.branches[0].hidden, fixed[:, slot], numbers
+                )
             self._put_atoms(slot)
             near, environment = model.environment_of(padded, self.placed, slot)
             self.closest = torch.where(valid, torch.minimum(self.closest, near), self.closest)

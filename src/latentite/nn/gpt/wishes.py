@@ -58,7 +58,9 @@ def possible_groups(wish: Wish, max_atoms: int, max_orbits: int) -> tuple[int, .
     groups = []
     for group in wish.groups or range(1, NUM_GROUPS + 1):
         first, count = int(table.first[group]), int(table.count[group])
-        if table.num_images[first : first + count].min() > needs.atoms or not has_letters(group, wish.letters):
+        if table.num_images[first : first + count].min() > needs.atoms or not has_letters(
+            group, wish.letters
+        ):
             continue
         if is_reachable(group, START, 0, needs):
             groups.append(group)
@@ -87,7 +89,9 @@ class Wishes:
     def of(wishes: Sequence[Wish]) -> Wishes:
         """One for each crystal."""
         kinds = {wish: place for place, wish in enumerate(dict.fromkeys(wishes))}
-        return Wishes(kinds=tuple(kinds), kind=torch.tensor([kinds[wish] for wish in wishes], dtype=torch.long))
+        return Wishes(
+            kinds=tuple(kinds), kind=torch.tensor([kinds[wish] for wish in wishes], dtype=torch.long)
+        )
 
     def group_mask(self, limits: GPTLimits) -> Bool[Tensor, "crystal group_from_0"]:
         """Space groups in which each crystal's wish can be fulfilled.
