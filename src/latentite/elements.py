@@ -41,8 +41,8 @@ def symbol_of(atomic_number: int) -> str:
 
 @cache
 def covalent_radii() -> np.ndarray:
-    """Covalent radii in Å by atomic number (Cordero et al. 2008, doi 10.1039/b801115j, by way of ASE), 1.6 where there is
-    none; the one at 0 stands for no element."""
+    """Covalent radii in Å by atomic number (Cordero et al. 2008, doi 10.1039/b801115j, by way of ASE), 1.6 where
+    there is none; the one at 0 stands for no element."""
     import numpy as np  # here: who only wants symbols should not wait for it
     from ase.data import covalent_radii as known
 

@@ -15,12 +15,13 @@ A `.ckpt` has Lightning's own keys, the raw weights in `state_dict` under the pr
 What others use is named here; the files of this folder say the rest.
 """
 
-from latentite.checkpoint.data_card import DataCard, FidelityCard, SplitCard
+from latentite.checkpoint.data_card import DataCard, FidelityCard, OrbitCard, SplitCard
 from latentite.checkpoint.lightning_file import read_training_state
 from latentite.checkpoint.network import merge_adapters, network_of, require_fit
 from latentite.checkpoint.portable import Precision, read_portable, write_portable
 from latentite.checkpoint.read import export_portable, read_checkpoint
 from latentite.checkpoint.record import (
+    CRYSTAL_GPT,
     FORMAT,
     LATENT_DIFFUSION,
     NETWORK_PREFIX,
@@ -34,6 +35,7 @@ from latentite.checkpoint.record import (
 )
 
 __all__ = [
+    "CRYSTAL_GPT",
     "FORMAT",
     "LATENT_DIFFUSION",
     "NETWORK_PREFIX",
@@ -42,6 +44,7 @@ __all__ = [
     "CheckpointRecord",
     "DataCard",
     "FidelityCard",
+    "OrbitCard",
     "Precision",
     "SplitCard",
     "Stage",

@@ -22,17 +22,20 @@ NETWORK_PREFIX = "network."
 
 
 class Stage(StrEnum):
-    """The stages of training, in their order."""
+    """The stages of training. The first four build on each other in their order; a crystal GPT stands alone."""
 
     VAE = "vae"
     LDM = "ldm"
     RL = "rl"
     PREDICTOR = "predictor"
+    GPT = "gpt"
 
 
 LATENT_DIFFUSION = "latent_diffusion"
 """Name of the generator that this package's latent diffusion models are (`generators.table.GENERATORS`)."""
-_GENERATORS = {Stage.LDM: LATENT_DIFFUSION, Stage.RL: LATENT_DIFFUSION}
+CRYSTAL_GPT = "gpt"
+"""Name of the generator that the crystal GPTs are."""
+_GENERATORS = {Stage.LDM: LATENT_DIFFUSION, Stage.RL: LATENT_DIFFUSION, Stage.GPT: CRYSTAL_GPT}
 
 
 class Weights(StrEnum):

@@ -108,11 +108,11 @@ def geometry_refusals(crystals: CrystalBatch, limits: GeometryLimits | None = No
             kind = RefusalKind.OVERLAPPING_ATOMS
         results[position] = Refusal(kind=kind, reason=reason)
     if limits.min_distance_scaled > 0:
-        left = [position for position in rest.tolist() if results[position] is None]
-        for position, pair in zip(left, closest_scaled([arrays[p] for p in left]), strict=True):
+        left = [number for number in rest.tolist() if results[number] is None]
+        for number, pair in zip(left, closest_scaled([arrays[p] for p in left]), strict=True):
             if pair.scaled < limits.min_distance_scaled:
-                results[position] = Refusal(
-                    kind=RefusalKind.TOO_CLOSE, reason=pair.sentence(arrays[position], limits)
+                results[number] = Refusal(
+                    kind=RefusalKind.TOO_CLOSE, reason=pair.sentence(arrays[number], limits)
                 )
     return results
 

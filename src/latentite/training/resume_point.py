@@ -28,7 +28,7 @@ from latentite.models import read_record
 from latentite.training.checkpointing import RUN_KEY
 from latentite.training.settings import RunConfig
 
-STARTS = ("vae_ckpt_path", "ldm_ckpt_path", "predictor_ckpt_path")
+STARTS = ("vae_ckpt_path", "ldm_ckpt_path", "predictor_ckpt_path", "gpt_ckpt_path")
 """Settings of a stage's section that name what it starts from."""
 
 

@@ -21,7 +21,7 @@ _LAST_GROUP = 230
 
 @dataclass(kw_only=True, slots=True)
 class GPTOptions:
-    """The options of `latentite sample` that only a crystal GPT has; text is taken wherever the command line takes it."""
+    """The options of `latentite sample` that only a crystal GPT has; text is taken as the command line takes it."""
 
     guidance: float | str = field(default=1.0, metadata=option("S", group=HOW))
     """s of u + s (c - u) for the logits of groups, letters and elements, u without and c with the condition."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -11,7 +10,6 @@ from torch import Tensor
 
 from latentite.nn.gpt.placement import PlacedCrystals, half_shell
 from latentite.nn.gpt.tokens import covalent_radii_tensor
-from latentite.symmetry.dataset import minkowski_reductions as reductions
 from latentite.symmetry.orbits import OrbitBatch, position_tensors
 
 
@@ -57,7 +55,10 @@ def place_crystals(
     atom_crystal = crystals.crystal_index
     reduced = torch.einsum("ai,aij->aj", crystals.frac_coords, to_reduced[atom_crystal])
     num_images = tables.num_images[batch.position]
-    place = torch.arange(len(batch.position), device=batch.position.device) - batch.first_orbit[batch.crystal_index]
+    place = (
+        torch.arange(len(batch.position), device=batch.position.device)
+        - batch.first_orbit[batch.crystal_index]
+    )
     orbit = place.repeat_interleave(num_images)
     size = int(crystals.num_atoms.max())
     shape = (len(batch), size)

@@ -1,23 +1,22 @@
 """`CrystalGPT`: the probability of a crystal, symbol by symbol.
 
-log p = log p(group) + sum over orbits of log p(letter) + log p(element), log p(stop), log p(cell), and for each orbit the
-log p of its free coordinates. Tokens: a start, the group, one for each orbit (letter and element), one at which the cell
-is told, and one for each orbit that is placed. Everything is known of a skeleton when its cell is drawn, and everything
-of skeleton and cell when coordinates are: these see distances.
+log p = log p(group) + sum over orbits of log p(letter) + log p(element), log p(stop), log p(cell), and for each orbit
+the log p of its free coordinates. Tokens: a start, the group, one for each orbit (letter and element), one at which the
+cell is told, and one for each orbit that is placed. The cell is drawn when the skeleton is known, and coordinates when
+skeleton and cell are: so they see distances.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import cache
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from latentite.nn.gpt.grid import NUM_FINE, bins_of, cell_tensor, coarse_centre
+from latentite.nn.gpt.cell import CellHead
+from latentite.nn.gpt.grid import NUM_FINE, bins_of, coarse_centre
 from latentite.nn.gpt.inputs import PaddedOrbits
 from latentite.nn.gpt.placement import (
     NUM_BASIS,
@@ -25,22 +24,24 @@ from latentite.nn.gpt.placement import (
     PlaceHead,
     PlaceQuery,
     fine_candidates,
-    radial_basis,
     nearest,
+    radial_basis,
     scaled_distances,
 )
+from latentite.nn.gpt.rows import CandidateCells, PlaceRows, buckets
 from latentite.nn.gpt.tokens import (
     NUM_SYMBOLS,
     FeaturedEmbedding,
     covalent_radii_tensor,
     element_features,
     group_features,
+    letter_tables,
     position_features,
 )
-from latentite.nn.gpt.trunk import CausalTransformer, KeyValueCache
+from latentite.nn.gpt.trunk import CausalTransformer
 from latentite.symmetry.cells import NUM_COMPONENTS, free_components
 from latentite.symmetry.orbits import position_tensors
-from latentite.symmetry.positions import MAX_POSITIONS, NUM_GROUPS, wyckoff_table
+from latentite.symmetry.positions import MAX_POSITIONS, NUM_GROUPS
 
 STOP = MAX_POSITIONS
 NUM_FREQUENCIES = 8
@@ -68,57 +69,56 @@ class GPTLimits:
     max_elements: int = 7
 
 
-class CellHead(nn.Module):
-    """Autoregressive mixtures of Gaussians over the free components of the cell, in normalised units."""
-
-    def __init__(self, d_model: int, num_mixtures: int) -> None:
-        super().__init__()
-        self.num_mixtures = num_mixtures
-        self.inputs = nn.Linear(2 * NUM_COMPONENTS, d_model)
-        self.component = nn.Embedding(NUM_COMPONENTS, d_model)
-        self.net = nn.Sequential(
-            nn.Linear(d_model, d_model), nn.GELU(approximate="tanh"), nn.Linear(d_model, 3 * num_mixtures)
-        )
-        last = self.net[-1]
-        assert isinstance(last, nn.Linear)
-        nn.init.normal_(last.weight, std=0.02)
-        with torch.no_grad():
-            last.bias.zero_()
-            last.bias[num_mixtures : 2 * num_mixtures] = torch.linspace(-1.5, 1.5, num_mixtures)
-
-    def parameters_of(
-        self, hidden: Float[Tensor, "crystal channel"], values: Float[Tensor, "crystal 6"], component: int
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """Log-weights, means and log-widths of a component's mixture, given those before it."""
-        before = torch.arange(NUM_COMPONENTS, device=values.device) < component
-        known = torch.where(before, values, 0.0)
-        inputs = torch.cat([known, before.to(values.dtype).expand_as(values)], dim=-1)
-        raw = self.net(F.gelu(hidden + self.inputs(inputs) + self.component.weight[component], approximate="tanh"))
-        weights, means, widths = raw.float().chunk(3, dim=-1)
-        return weights.log_softmax(-1), means, widths.clamp(-5.5, 2.0)
-
-    def forward(
-        self, hidden: Float[Tensor, "crystal channel"], values: Float[Tensor, "crystal 6"], free: Bool[Tensor, "crystal 6"]
-    ) -> Float[Tensor, " crystal"]:
-        """Log-density of normalised components; those that are not free count 0."""
-        total = values.new_zeros(len(values))
-        for component in range(NUM_COMPONENTS):
-            weights, means, widths = self.parameters_of(hidden, values, component)
-            gap = (values[:, component : component + 1] - means) / widths.exp()
-            density = torch.logsumexp(weights - 0.5 * gap**2 - widths - 0.9189385, dim=-1)
-            total = total + torch.where(free[:, component], density, 0.0)
-        return total
-
-
 @dataclass(frozen=True, kw_only=True, slots=True)
 class LogProbability:
-    """Parts of the log-probability of each crystal, nats."""
+    """Log-probability of every decision, nats; 0 where a crystal has no such decision."""
 
-    group: Float[Tensor, " crystal"]
-    letters: Float[Tensor, " crystal"]
-    elements: Float[Tensor, " crystal"]
-    cell: Float[Tensor, " crystal"]
-    coords: Float[Tensor, " crystal"]
+    group_choice: Float[Tensor, " crystal"]
+    letter_choices: Float[Tensor, "crystal orbit_or_stop"]
+    element_choices: Float[Tensor, "crystal orbit"]
+    cell_components: Float[Tensor, "crystal 6"]
+    place_choices: Float[Tensor, "crystal orbit 4"]
+    """The coarse cell, and the fine bin of each coordinate."""
+
+    @property
+    def group(self) -> Float[Tensor, " crystal"]:
+        """Of the space group."""
+        return self.group_choice
+
+    @property
+    def letters(self) -> Float[Tensor, " crystal"]:
+        """Of all letters and the end of the skeleton."""
+        return self.letter_choices.sum(-1)
+
+    @property
+    def elements(self) -> Float[Tensor, " crystal"]:
+        """Of all elements."""
+        return self.element_choices.sum(-1)
+
+    @property
+    def cell(self) -> Float[Tensor, " crystal"]:
+        """Density of the free components of the cell."""
+        return self.cell_components.sum(-1)
+
+    @property
+    def coords(self) -> Float[Tensor, " crystal"]:
+        """Of all places."""
+        return self.place_choices.sum((-2, -1))
+
+    @property
+    def decisions(self) -> Float[Tensor, "crystal decision"]:
+        """All decisions in the order in which they are made (all skeletons, then the cell, then places)."""
+        between = torch.stack([self.letter_choices[:, :-1], self.element_choices], dim=-1).flatten(1)
+        return torch.cat(
+            [
+                self.group_choice.unsqueeze(-1),
+                between,
+                self.letter_choices[:, -1:],
+                self.cell_components,
+                self.place_choices.flatten(1),
+            ],
+            dim=-1,
+        )
 
     @property
     def total(self) -> Float[Tensor, " crystal"]:
@@ -133,7 +133,10 @@ class CrystalGPT(nn.Module):
     cell_mean: Tensor
     cell_std: Tensor
     max_places_cost: float = 2e6
-    num_sampled: int = 40
+    num_sampled: int = 32
+    """Coarse cells that training sees of each place, beside the right one."""
+    max_places: int = 8
+    """Places of a crystal that training scores; of more it takes so many at random, which count for all."""
 
     def __init__(self, size: GPTSize, limits: GPTLimits) -> None:
         super().__init__()
@@ -159,6 +162,7 @@ class CrystalGPT(nn.Module):
         self.element_head = nn.Sequential(
             nn.Linear(2 * width, 2 * width), nn.GELU(approximate="tanh"), nn.Linear(2 * width, width)
         )
+        self.cell_mix = nn.Linear(width, width)
         self.cell_input = nn.Linear(2 * NUM_COMPONENTS + 4, width)
         self.cell_head = CellHead(width, size.num_mixtures)
         self.coords_input = nn.Linear(3 * 2 * NUM_FREQUENCIES + 3, width)
@@ -193,9 +197,24 @@ class CrystalGPT(nn.Module):
     def cell_token(self, normalised: Tensor, free: Tensor, cell: Tensor, num_atoms: Tensor) -> Tensor:
         """Embedding of a cell."""
         scale = (cell[:, :1] + num_atoms.float().log().unsqueeze(-1)) / 3
-        sizes = torch.stack([scale[:, 0], scale[:, 0].exp() / 10, num_atoms.float() / 20, num_atoms.float().log()], -1)
+        sizes = torch.stack(
+            [scale[:, 0], scale[:, 0].exp() / 10, num_atoms.float() / 20, num_atoms.float().log()], -1
+        )
         values = torch.where(free, normalised, 0.0)
         return self.cell_input(torch.cat([values, free.float(), sizes], dim=-1))
+
+    def cell_question(self, group: Tensor, skeleton: Tensor, num_images: Tensor, baseline: Tensor) -> Tensor:
+        """Embedding of the token at which the cell is told: the group, and the mean of all atoms of the skeleton.
+
+        Args:
+            group: space groups.
+            skeleton: embeddings of the orbits.
+            num_images: atoms of each orbit, 0 for padding.
+            baseline: of `volume_baseline`.
+        """
+        share = num_images / num_images.sum(-1, keepdim=True)
+        mean = torch.einsum("bo,bod->bd", share.to(skeleton.dtype), skeleton)
+        return self.stage.weight[1] + self.groups(group) + self.cell_mix(mean) + baseline[:, None] * 0.2
 
     def placed_token(self, coords: Tensor, num_free: Tensor, environment: Tensor) -> Tensor:
         """Embedding of where an orbit is."""
@@ -203,7 +222,9 @@ class CrystalGPT(nn.Module):
         frequencies = torch.arange(1, NUM_FREQUENCIES + 1, device=coords.device) * 2 * torch.pi
         angles = coords.unsqueeze(-1) * frequencies
         waves = torch.cat([angles.cos(), angles.sin()], dim=-1) * used.unsqueeze(-1)
-        return self.coords_input(torch.cat([waves.flatten(-2), used.float()], dim=-1)) + self.environment(environment)
+        return self.coords_input(torch.cat([waves.flatten(-2), used.float()], dim=-1)) + self.environment(
+            environment
+        )
 
     # Masks
 
@@ -232,7 +253,11 @@ class CrystalGPT(nn.Module):
         return torch.cat([exists & in_order & fits, ~is_first.unsqueeze(-1)], dim=-1)
 
     def element_mask(
-        self, last_element: Tensor, same_letter: Tensor, present: Tensor, max_elements: Tensor | int | None = None
+        self,
+        last_element: Tensor,
+        same_letter: Tensor,
+        present: Tensor,
+        max_elements: Tensor | int | None = None,
     ) -> Bool[Tensor, "*row 119"]:
         """Elements that may sit on a letter: those of one letter in order, and not more kinds than allowed.
 
@@ -265,7 +290,12 @@ class CrystalGPT(nn.Module):
     # Teacher forcing
 
     def log_prob(
-        self, orbits: PaddedOrbits, placed: PlacedCrystals, condition: Tensor | None, *, smoothing: float = 0.0
+        self,
+        orbits: PaddedOrbits,
+        placed: PlacedCrystals,
+        condition: Tensor | None,
+        *,
+        smoothing: float = 0.0,
     ) -> LogProbability:
         """Log-probability of known crystals.
 
@@ -294,7 +324,7 @@ class CrystalGPT(nn.Module):
                 (self.start + self.stage.weight[0]).expand(num_crystals, 1, -1),
                 self.groups(orbits.space_group).unsqueeze(1) + self.stage.weight[0],
                 skeleton + place + self.stage.weight[0],
-                (self.stage.weight[1] + baseline[:, None] * 0.2).unsqueeze(1),
+                self.cell_question(orbits.space_group, skeleton, images, baseline).unsqueeze(1),
                 skeleton + before + cell.unsqueeze(1) + place + self.stage.weight[2],
             ],
             dim=1,
@@ -309,9 +339,15 @@ class CrystalGPT(nn.Module):
         letters, elements = self._skeleton(orbits, hidden[:, 1 : num_slots + 2], images)
         density = self.cell_head(hidden[:, num_slots + 2], normalised, free)
         # The density is that of the components themselves.
-        density = density - torch.where(free, self.cell_std.log(), 0.0).sum(-1)
+        density = density - torch.where(free, self.cell_std.log(), 0.0)
         coords = self._places(orbits, placed, hidden[:, num_slots + 3 :], smoothing)
-        return LogProbability(group=group, letters=letters, elements=elements, cell=density, coords=coords)
+        return LogProbability(
+            group_choice=group,
+            letter_choices=letters,
+            element_choices=elements,
+            cell_components=density,
+            place_choices=coords,
+        )
 
     def _skeleton(self, orbits: PaddedOrbits, hidden: Tensor, images: Tensor) -> tuple[Tensor, Tensor]:
         tables = letter_tables(orbits.position.device)
@@ -332,13 +368,15 @@ class CrystalGPT(nn.Module):
         scores = torch.where(counts, logits.log_softmax(-1).gather(2, target.unsqueeze(-1)).squeeze(-1), 0.0)
 
         previous = torch.cat([zero, orbits.element[:, :-1]], dim=1)
-        same = torch.cat([torch.zeros_like(orbits.valid[:, :1]), orbits.position[:, 1:] == orbits.position[:, :-1]], dim=1)
+        same = torch.cat(
+            [torch.zeros_like(orbits.valid[:, :1]), orbits.position[:, 1:] == orbits.position[:, :-1]], dim=1
+        )
         present = F.one_hot(previous, NUM_SYMBOLS).cumsum(1) > 0
         present[..., 0] = False
         allowed = self.element_mask(previous, same, present)
         choices = self.element_logits(hidden[:, :-1], orbits.position).masked_fill(~allowed, float("-inf"))
         chosen = choices.log_softmax(-1).gather(2, orbits.element.unsqueeze(-1)).squeeze(-1)
-        return scores.sum(-1), torch.where(orbits.valid, chosen, 0.0).sum(-1)
+        return scores, torch.where(orbits.valid, chosen, 0.0)
 
     # Places
 
@@ -357,7 +395,9 @@ class CrystalGPT(nn.Module):
         scaled = distance / (radii.unsqueeze(-1) + placed.radius.unsqueeze(1))
         known = placed.orbit.unsqueeze(1) <= slots.unsqueeze(-1)
         # An orbit's representative is the first of its atoms.
-        first = torch.cat([torch.full_like(placed.orbit[:, :1], -1), placed.orbit[:, :-1]], dim=1) != placed.orbit
+        first = (
+            torch.cat([torch.full_like(placed.orbit[:, :1], -1), placed.orbit[:, :-1]], dim=1) != placed.orbit
+        )
         is_self = first.unsqueeze(1) & (placed.orbit.unsqueeze(1) == slots.unsqueeze(-1))
         return torch.where(known & ~is_self, scaled, 10.0)
 
@@ -368,7 +408,9 @@ class CrystalGPT(nn.Module):
         kinds = self.environment_element(self.elements(element))[crystal, safe]
         return torch.einsum("boak,bae->boke", basis, kinds).flatten(-2) * 0.3
 
-    def environments(self, orbits: PaddedOrbits, placed: PlacedCrystals) -> Float[Tensor, "crystal orbit feature"]:
+    def environments(
+        self, orbits: PaddedOrbits, placed: PlacedCrystals
+    ) -> Float[Tensor, "crystal orbit feature"]:
         """What surrounds each orbit, of those up to itself: distances by element."""
         slots = torch.arange(orbits.position.shape[1], device=placed.orbit.device)
         scaled = self._environment_distances(orbits.position, orbits.element, orbits.coords, slots, placed)
@@ -385,16 +427,22 @@ class CrystalGPT(nn.Module):
         )
         return scaled.amin(-1)[:, 0], self._environment(scaled, orbits.element, placed)[:, 0]
 
-    def _places(self, orbits: PaddedOrbits, placed: PlacedCrystals, hidden: Tensor, smoothing: float) -> Tensor:
+    def _places(
+        self, orbits: PaddedOrbits, placed: PlacedCrystals, hidden: Tensor, smoothing: float
+    ) -> Tensor:
         tables = position_tensors(orbits.position.device)
         skeleton = self.orbit_tokens(orbits.position, orbits.element)
         coarse, fine = bins_of(orbits.coords)
         num_free = torch.where(orbits.valid, tables.num_free[orbits.position], 0)
         fixed = self.fixed_coordinates(orbits.position)
-        total = hidden.new_zeros(orbits.position.shape[0], dtype=torch.float32)
+        total = hidden.new_zeros(orbits.position.numel() * 4, dtype=torch.float32)
         crystal, slot = torch.nonzero(num_free > 0, as_tuple=True)
         if not len(crystal):
-            return total
+            return total.view(*orbits.position.shape, 4)
+        weight = torch.ones(len(crystal), device=hidden.device)
+        if self.training:
+            kept, weight = _some_of_each(crystal, self.max_places)
+            crystal, slot = crystal[kept], slot[kept]
         rows = PlaceRows(
             crystal=crystal,
             orbit=slot,
@@ -405,13 +453,15 @@ class CrystalGPT(nn.Module):
             fine=fine[crystal, slot],
             fixed=fixed[crystal, slot],
         )
-        used = torch.where(slot > 0, tables.num_images[orbits.position].cumsum(1)[crystal, (slot - 1).clamp(min=0)], 0)
+        used = torch.where(
+            slot > 0, tables.num_images[orbits.position].cumsum(1)[crystal, (slot - 1).clamp(min=0)], 0
+        )
         own = tables.num_images[rows.position] - 1
         wide = placed.is_wide[crystal]
         parts = []
         cells = CandidateCells.of(rows.position, rows.fixed)
         num_seen = cells.count if not self.training else cells.count.clamp(max=self.num_sampled)
-        for members in place_buckets(num_seen, used + own, wide, self.max_places_cost):
+        for members in buckets(num_seen, used + own, wide, self.max_places_cost):
             part, seen = rows.select(members), int(num_seen[members].max())
             index, correction = cells.draw(members, seen) if self.training else cells.all_of(members)
             candidates = cells.cells[index]
@@ -419,24 +469,43 @@ class CrystalGPT(nn.Module):
             if self.training:
                 # The right cell stands first, beside others drawn at random, which stand for all others.
                 candidates = torch.cat([part.coarse.unsqueeze(1), candidates], dim=1)
-                correction = torch.cat([torch.zeros_like(correction[:, :1]), correction.masked_fill(is_target, float("-inf"))], 1)
+                correction = torch.cat(
+                    [torch.zeros_like(correction[:, :1]), correction.masked_fill(is_target, float("-inf"))], 1
+                )
                 is_target = torch.zeros_like(correction, dtype=torch.bool)
                 is_target[:, 0] = True
             scores = self.coarse_scores(
-                part, candidates, placed, skeleton, int(used[members].max()), int(own[members].max()), bool(wide[members[0]])
+                part,
+                candidates,
+                placed,
+                skeleton,
+                int(used[members].max()),
+                int(own[members].max()),
+                bool(wide[members[0]]),
             )
             chosen = (scores + correction).log_softmax(-1).masked_fill(~is_target, 0.0).sum(-1)
             missing = ~is_target.any(-1)
-            parts.append((part.crystal, torch.where(missing, torch.full_like(chosen, -12.0), chosen)))
+            place = part.crystal * orbits.position.shape[1] + part.orbit
+            parts.append(
+                (place * 4, weight[members] * torch.where(missing, torch.full_like(chosen, -12.0), chosen))
+            )
         axis_rows, axis = torch.nonzero(
-            (torch.arange(3, device=hidden.device) < tables.num_free[rows.position].unsqueeze(-1)) & ~rows.fixed, as_tuple=True
+            (torch.arange(3, device=hidden.device) < tables.num_free[rows.position].unsqueeze(-1))
+            & ~rows.fixed,
+            as_tuple=True,
         )
         num_bins = torch.full_like(axis, NUM_FINE)
-        for members in place_buckets(num_bins, (used + own)[axis_rows], wide[axis_rows], self.max_places_cost):
+        for members in buckets(num_bins, (used + own)[axis_rows], wide[axis_rows], self.max_places_cost):
             index = axis_rows[members]
             part = rows.select(index)
             scores, _ = self.fine_scores(
-                part, axis[members], placed, skeleton, int(used[index].max()), int(own[index].max()), bool(wide[index[0]])
+                part,
+                axis[members],
+                placed,
+                skeleton,
+                int(used[index].max()),
+                int(own[index].max()),
+                bool(wide[index[0]]),
             )
             target = part.fine.gather(1, axis[members].unsqueeze(-1))
             log = scores.log_softmax(-1)
@@ -445,10 +514,11 @@ class CrystalGPT(nn.Module):
                 weights = torch.exp(-0.5 * ((torch.arange(NUM_FINE, device=log.device) - target) / 0.7) ** 2)
                 weights = weights / weights.sum(-1, keepdim=True)
                 chosen = (1 - smoothing) * chosen + smoothing * (weights * log).sum(-1)
-            parts.append((part.crystal, chosen))
+            place = part.crystal * orbits.position.shape[1] + part.orbit
+            parts.append((place * 4 + 1 + axis[members], weight[index] * chosen))
         for index, values in parts:
             total = total.index_add(0, index, values)
-        return total
+        return total.view(*orbits.position.shape, 4)
 
     def fixed_coordinates(self, position: Int[Tensor, "crystal orbit"]) -> Bool[Tensor, "crystal orbit 3"]:
         """Coordinates that are 0 by the choice of the origin: those of the first orbit along polar axes."""
@@ -458,17 +528,39 @@ class CrystalGPT(nn.Module):
         return first
 
     def coarse_scores(
-        self, rows: PlaceRows, cells: Tensor, placed: PlacedCrystals, skeleton: Tensor, num_atoms: int, num_own: int, is_wide: bool
+        self,
+        rows: PlaceRows,
+        cells: Tensor,
+        placed: PlacedCrystals,
+        skeleton: Tensor,
+        num_atoms: int,
+        num_own: int,
+        is_wide: bool,
     ) -> Tensor:
         """Logits of coarse cells."""
         points = torch.where(rows.fixed.unsqueeze(1), 0.0, coarse_centre(cells))
         scores, _ = self._distance_scores(
-            self.places.coarse_distance, rows, rows.hidden, points, placed, skeleton, num_atoms, num_own, is_wide
+            self.places.coarse_distance,
+            rows,
+            rows.hidden,
+            points,
+            placed,
+            skeleton,
+            num_atoms,
+            num_own,
+            is_wide,
         )
         return self.places.coarse_logits(rows.hidden, cells, scores).float()
 
     def fine_scores(
-        self, rows: PlaceRows, axis: Tensor, placed: PlacedCrystals, skeleton: Tensor, num_atoms: int, num_own: int, is_wide: bool
+        self,
+        rows: PlaceRows,
+        axis: Tensor,
+        placed: PlacedCrystals,
+        skeleton: Tensor,
+        num_atoms: int,
+        num_own: int,
+        is_wide: bool,
     ) -> tuple[Tensor, Tensor]:
         """Logits of the fine bins of one coordinate each, and the smallest scaled distance at each."""
         hidden = self.places.fine_hidden(rows.hidden, rows.coarse, rows.fine, axis)
@@ -490,7 +582,9 @@ class CrystalGPT(nn.Module):
         num_own: int,
         is_wide: bool,
     ) -> tuple[Tensor, Tensor]:
-        query = PlaceQuery(crystal=rows.crystal, orbit=rows.orbit, position=rows.position, radius=rows.radius, coords=points)
+        query = PlaceQuery(
+            crystal=rows.crystal, orbit=rows.orbit, position=rows.position, radius=rows.radius, coords=points
+        )
         num_atoms = max(num_atoms, 1)
         with torch.no_grad():
             away, own = scaled_distances(query, placed, num_atoms, max(num_own, 1), is_wide=is_wide)
@@ -499,112 +593,12 @@ class CrystalGPT(nn.Module):
         return score(hidden, neighbours, away, own), torch.minimum(away.amin(-1), own.amin(-1))
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class PlaceRows:
-    """Orbits that are to be placed."""
-
-    crystal: Tensor
-    orbit: Tensor
-    position: Tensor
-    radius: Tensor
-    hidden: Tensor
-    coarse: Tensor
-    fine: Tensor
-    fixed: Tensor
-
-    def select(self, index: Tensor) -> PlaceRows:
-        return PlaceRows(**{name: getattr(self, name)[index] for name in self.__slots__})
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class CandidateCells:
-    """Coarse cells that each place may be in; a fixed coordinate is in the first one."""
-
-    cells: Int[Tensor, "cell 3"]
-    first: Int[Tensor, " place"]
-    count: Int[Tensor, " place"]
-
-    @staticmethod
-    def of(position: Int[Tensor, " place"], fixed: Bool[Tensor, "place 3"]) -> CandidateCells:
-        """Of places by their positions."""
-        kinds = position * 8 + (fixed.long() * torch.tensor([1, 2, 4], device=position.device)).sum(-1)
-        unique, inverse = kinds.unique(return_inverse=True)
-        cells = [_cells_of_kind(kind) for kind in unique.tolist()]
-        count = torch.tensor([len(one) for one in cells], device=position.device)
-        first = count.cumsum(0) - count
-        return CandidateCells(cells=torch.cat(cells).to(position.device), first=first[inverse], count=count[inverse])
-
-    def all_of(self, members: Int[Tensor, " member"]) -> tuple[Int[Tensor, "member cell"], Float[Tensor, "member cell"]]:
-        """All cells of some places, padded, and 0, or minus infinity for padding."""
-        count = self.count[members]
-        slots = torch.arange(int(count.max()), device=count.device)
-        exists = slots < count.unsqueeze(-1)
-        index = self.first[members].unsqueeze(-1) + torch.where(exists, slots, 0)
-        return index, torch.zeros(exists.shape, device=count.device).masked_fill(~exists, float("-inf"))
-
-    def draw(self, members: Int[Tensor, " member"], num: int) -> tuple[Int[Tensor, "member cell"], Float[Tensor, "member cell"]]:
-        """So many cells of each place at random, and what makes them stand for all."""
-        count = self.count[members].unsqueeze(-1)
-        drawn = (torch.rand(len(members), num, device=count.device) * count).long()
-        index = self.first[members].unsqueeze(-1) + drawn
-        return index, (count.float() / num).log().expand(-1, num)
-
-
-@cache
-def _cells_of_kind(kind: int) -> Int[Tensor, "cell 3"]:
-    position, flags = divmod(kind, 8)
-    cells = cell_tensor(position)
-    for axis in range(3):
-        if flags >> axis & 1:
-            cells = cells[cells[:, axis] == 0]
-    return cells
-
-
-def place_buckets(counts: Tensor, neighbours: Tensor, wide: Tensor, cost: float) -> list[Tensor]:
-    """Places in groups of similar size whose padded candidates times neighbours stay below a cost."""
-    groups: list[Tensor] = []
-    for flag in (False, True):
-        members = torch.nonzero(wide == flag).squeeze(-1)
-        order = members[(counts[members] * 1000 + neighbours[members]).argsort(stable=True)]
-        current: list[int] = []
-        most = largest = real = 0
-        for place, count, near in zip(order.tolist(), counts[order].tolist(), neighbours[order].tolist(), strict=True):
-            size = count * (near + 1)
-            padded = (len(current) + 1) * max(most, count) * max(largest, near + 1)
-            if current and (padded > cost or (padded > 1.6 * (real + size) and len(current) >= 12)):
-                groups.append(torch.tensor(current, device=counts.device))
-                current, most, largest, real = [], 0, 0, 0
-            current.append(place)
-            most, largest, real = max(most, count), max(largest, near + 1), real + size
-        if current:
-            groups.append(torch.tensor(current, device=counts.device))
-    return groups
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class LetterTables:
-    """What masks read of the table of positions."""
-
-    first: Tensor
-    count: Tensor
-    num_images: Tensor
-    num_free: Tensor
-    is_polar: Tensor
-
-
-_LETTER_TABLES: dict[str, LetterTables] = {}
-
-
-def letter_tables(device: torch.device) -> LetterTables:
-    """The tables on a device."""
-    key = str(device)
-    if key not in _LETTER_TABLES:
-        table = wyckoff_table()
-        _LETTER_TABLES[key] = LetterTables(
-            first=torch.from_numpy(table.first).to(device),
-            count=torch.from_numpy(table.count).to(device),
-            num_images=torch.from_numpy(table.num_images).to(device),
-            num_free=torch.from_numpy(table.num_free).to(device),
-            is_polar=torch.from_numpy(table.is_polar).to(device),
-        )
-    return _LETTER_TABLES[key]
+def _some_of_each(
+    crystal: Int[Tensor, " place"], most: int
+) -> tuple[Int[Tensor, " kept"], Float[Tensor, " kept"]]:
+    """At most so many places of each crystal at random, and how many each stands for."""
+    count = torch.bincount(crystal)
+    order = (crystal + torch.rand(len(crystal), device=crystal.device)).argsort()
+    rank = torch.arange(len(crystal), device=crystal.device) - (count.cumsum(0) - count)[crystal[order]]
+    kept = order[rank < most].sort().values
+    return kept, (count / count.clamp(max=most))[crystal[kept]]

@@ -1,8 +1,8 @@
 """Where an orbit goes, given those that are placed: scores of candidate places by coordinates and by distances.
 
 Each candidate is a real point in the crystal. Its distances to all placed atoms and to its own images, in units of the
-summed covalent radii, enter the score, with weights that the trunk makes for each pair of orbits: so the network
-sees a clash, a bond length or a hole before it decides. A place is drawn in two stages: first a coarse cell, of all free
+summed covalent radii, enter the score, with weights that the trunk makes for each pair of orbits: so the network sees a
+clash, a bond length or a hole before it decides. A place is drawn in two stages: first a coarse cell, of all free
 coordinates at once, then the fine bin of each coordinate in turn (`latentite.nn.gpt.grid`).
 """
 
@@ -19,7 +19,7 @@ from latentite.nn.gpt.grid import NUM_COARSE, NUM_FINE, bin_centre, coarse_centr
 from latentite.symmetry.orbits import position_tensors
 
 NUM_BASIS = 12
-FIRST, LAST = 0.4, 2.6
+FIRST, LAST = 0.5, 2.6
 """Range of the radial basis, in units of the summed covalent radii."""
 FAR = 10.0
 """Scaled distance of what is not there."""
@@ -44,7 +44,7 @@ class PlacedCrystals:
 
     @property
     def is_wide(self) -> Bool[Tensor, " crystal"]:
-        """Reduced cells whose planes are over 6 Å apart: the nearest image of whatever is within 3 Å is in the own cell."""
+        """Reduced cells whose planes are over 6 Å apart: the nearest image of what is within 3 Å is in the own cell."""
         return (1 / torch.linalg.inv(self.lattice).norm(dim=1)).amin(-1) > 6.0
 
 
@@ -68,8 +68,8 @@ def nearest(
         frac: differences.
         lattice: reduced, rows.
         shifts: of `half_shell`.
-        is_wide: look at the image in the own cell alone. A reduced cell whose planes are at least w apart has no nearer one
-            where the result is below w / 2.
+        is_wide: look at the image in the own cell alone. Where planes of the cell are at least w apart, no other
+            image is nearer if the result is below w / 2.
     """
     cartesian = (frac - frac.round()) @ lattice
     if is_wide:
@@ -80,10 +80,10 @@ def nearest(
 
 
 def radial_basis(scaled: Float[Tensor, "*pair"]) -> Float[Tensor, "*pair basis"]:
-    """Gaussians on scaled distances; nothing of what is far."""
+    """Gaussians on scaled distances: nothing of what is far, and all that is too near looks alike."""
     centres = torch.linspace(FIRST, LAST, NUM_BASIS, device=scaled.device)
     width = (LAST - FIRST) / (NUM_BASIS - 1)
-    gaps = (scaled / width).unsqueeze(-1) - centres / width
+    gaps = (scaled.clamp(min=FIRST) / width).unsqueeze(-1) - centres / width
     return gaps.square_().neg_().exp_()
 
 
@@ -127,13 +127,19 @@ def scaled_distances(
     lattice, shifts = placed.lattice[crystal], placed.shifts[crystal]
     num_places, num_candidates = query.coords.shape[:2]
 
-    own = nearest((images[:, :, 1:] - point).flatten(1, 2), lattice, shifts, is_wide=is_wide).view(num_places, num_candidates, -1)
+    own = nearest((images[:, :, 1:] - point).flatten(1, 2), lattice, shifts, is_wide=is_wide).view(
+        num_places, num_candidates, -1
+    )
     own = own / (2 * query.radius)[:, None, None]
-    exists = torch.arange(1, num_images + 1, device=crystal.device) < tables.num_images[query.position].unsqueeze(-1)
+    exists = torch.arange(1, num_images + 1, device=crystal.device) < tables.num_images[
+        query.position
+    ].unsqueeze(-1)
     own = torch.where(exists.unsqueeze(1), own, own.new_full((), FAR))
 
     others = placed.coords[crystal, :num_atoms].unsqueeze(1) - point
-    away = nearest(others.flatten(1, 2), lattice, shifts, is_wide=is_wide).view(num_places, num_candidates, -1)
+    away = nearest(others.flatten(1, 2), lattice, shifts, is_wide=is_wide).view(
+        num_places, num_candidates, -1
+    )
     away = away / (query.radius[:, None] + placed.radius[crystal, :num_atoms]).unsqueeze(1)
     is_placed = placed.orbit[crystal, :num_atoms] < query.orbit.unsqueeze(-1)
     return torch.where(is_placed.unsqueeze(1), away, away.new_full((), FAR)), own
@@ -172,7 +178,7 @@ class DistanceScore(nn.Module):
         weights = self.weights(pair).unflatten(-1, (NUM_BASIS, self.channels))
         # [place candidate atom*basis] @ [place atom*basis channel]
         others = radial_basis(away).flatten(2) @ weights.flatten(1, 2)
-        near = torch.cat([away.amin(-1, keepdim=True), own.amin(-1, keepdim=True)], dim=-1).clamp(max=LAST)
+        near = torch.cat([away.amin(-1, keepdim=True), own.amin(-1, keepdim=True)], dim=-1).clamp(FIRST, LAST)
         own_basis = radial_basis(own).sum(dim=2)
         own_weights = self.own_weights(hidden).unflatten(-1, (NUM_BASIS, self.channels))
         images = own_basis @ own_weights
@@ -193,20 +199,28 @@ class PlaceHead(nn.Module):
         self.fine_embedding = nn.Embedding(3 * NUM_FINE, d_model)
         self.axis_embedding = nn.Embedding(3, d_model)
         self.fine = nn.Sequential(
-            nn.LayerNorm(d_model), nn.Linear(d_model, d_model), nn.GELU(approximate="tanh"), nn.Linear(d_model, NUM_FINE)
+            nn.LayerNorm(d_model),
+            nn.Linear(d_model, d_model),
+            nn.GELU(approximate="tanh"),
+            nn.Linear(d_model, NUM_FINE),
         )
         self.fine_distance = DistanceScore(d_model)
         nn.init.normal_(self.coarse.weight, std=0.02)
 
     def coarse_logits(
-        self, hidden: Float[Tensor, "place channel"], cells: Int[Tensor, "place candidate 3"], scores: Float[Tensor, "place candidate"]
+        self,
+        hidden: Float[Tensor, "place channel"],
+        cells: Int[Tensor, "place candidate 3"],
+        scores: Float[Tensor, "place candidate"],
     ) -> Float[Tensor, "place candidate"]:
         """Logits of coarse cells: a sum of products over the coordinates, and the score of distances."""
         tables = self.coarse(hidden).unflatten(-1, (self.rank, 3, NUM_COARSE))
         product = None
         for axis in range(3):
             index = cells[:, None, :, axis].expand(-1, self.rank, -1)
-            factor = 1.0 + tables[:, :, axis].gather(2, index) if axis else tables[:, :, axis].gather(2, index)
+            factor = (
+                1.0 + tables[:, :, axis].gather(2, index) if axis else tables[:, :, axis].gather(2, index)
+            )
             product = factor if product is None else product * factor
         assert product is not None
         return product.sum(dim=1) + scores
@@ -227,7 +241,10 @@ class PlaceHead(nn.Module):
 
 
 def fine_candidates(
-    coarse: Int[Tensor, "place 3"], fine: Int[Tensor, "place 3"], axis: Int[Tensor, " place"], fixed: Bool[Tensor, "place 3"]
+    coarse: Int[Tensor, "place 3"],
+    fine: Int[Tensor, "place 3"],
+    axis: Int[Tensor, " place"],
+    fixed: Bool[Tensor, "place 3"],
 ) -> Float[Tensor, "place bin 3"]:
     """Points of the 20 fine bins of a coordinate: earlier ones at their bins, later ones at their coarse centres.
 

@@ -11,6 +11,7 @@ from bisect import bisect_left
 from collections import Counter
 from dataclasses import dataclass, replace
 from functools import lru_cache
+from itertools import pairwise
 
 import numpy as np
 from jaxtyping import Bool
@@ -256,7 +257,7 @@ def choices(group: int, letter: int, needs: Needs) -> Bool[np.ndarray, "letter s
             continue
         # Without amounts only this matters of an element: is it missing, and how many missing ones are below it?
         bounds = [1, *(edge for z in needs.missing for edge in (z, z + 1)), NUM_SYMBOLS]
-        for start, stop in zip(bounds, bounds[1:], strict=False):
+        for start, stop in pairwise(bounds):
             if start < stop:
                 allowed[one, start:stop] = is_reachable(group, one, start, needs.after(size, start))
     return allowed

@@ -14,8 +14,9 @@ from torch import Tensor
 from latentite.nn.gpt.choices import DrawSettings, choose
 from latentite.nn.gpt.grid import NUM_BINS, NUM_FINE, bin_centre
 from latentite.nn.gpt.inputs import PaddedOrbits, place_crystals
-from latentite.nn.gpt.model import CandidateCells, CrystalGPT, PlaceRows, place_buckets
+from latentite.nn.gpt.model import CrystalGPT
 from latentite.nn.gpt.placement import FAR, PlacedCrystals
+from latentite.nn.gpt.rows import CandidateCells, PlaceRows, buckets
 from latentite.nn.gpt.skeletons import Skeletons, draw_skeletons
 from latentite.nn.gpt.tokens import covalent_radii_tensor
 from latentite.nn.gpt.wishes import Wish, Wishes
@@ -112,7 +113,9 @@ class Sampler:
         model = self.model
         position, element, valid = state.position, state.element, state.element > 0
         baseline = model.volume_baseline(position, element, valid)
-        state.step(model, model.stage.weight[1] + baseline[:, None] * 0.2, torch.ones_like(valid[:, 0]))
+        images = torch.where(valid, position_tensors(element.device).num_images[position], 0)
+        question = model.cell_question(state.group, model.orbit_tokens(position, element), images, baseline)
+        state.step(model, question, torch.ones_like(valid[:, 0]))
         free = free_components(state.group)
         cell, normalised, log = self._cells(state, free, baseline, uniforms)
         padded = PaddedOrbits(
@@ -284,7 +287,7 @@ class _Placing:
         is_wide = self.is_wide[rows.crystal]
         total = torch.zeros(len(rows.crystal), device=numbers.device)
         cells = CandidateCells.of(rows.position, rows.fixed)
-        for members in place_buckets(cells.count, used + own, is_wide, model.max_places_cost):
+        for members in buckets(cells.count, used + own, is_wide, model.max_places_cost):
             index, padding = cells.all_of(members)
             candidates = cells.cells[index]
             scores = model.coarse_scores(
@@ -315,7 +318,7 @@ class _Placing:
         is_wide = self.is_wide[rows.crystal]
         total = torch.zeros(len(rows.crystal), device=numbers.device)
         counts = torch.full_like(moving, NUM_FINE)
-        for members in place_buckets(counts, (used + own)[moving], is_wide[moving], model.max_places_cost):
+        for members in buckets(counts, (used + own)[moving], is_wide[moving], model.max_places_cost):
             index = moving[members]
             scores, near = model.fine_scores(
                 rows.select(index),

@@ -1,7 +1,7 @@
 """Skeletons drawn from a `CrystalGPT`: space groups, then letters with their elements, many crystals at a time.
 
-Every draw inverts a distribution at a uniform number that belongs to one crystal and one decision, so that a crystal does
-not depend on those beside it. Rows that have ended leave the batch, which then goes on without them.
+Every draw inverts a distribution at a uniform number that belongs to one crystal and one decision, so that a crystal
+does not depend on those beside it. Rows that have ended leave the batch, which then goes on without them.
 """
 
 from __future__ import annotations
@@ -14,9 +14,9 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from latentite.nn.gpt.choices import DrawSettings, choose, guided
-from latentite.nn.gpt.model import STOP, CrystalGPT, letter_tables
+from latentite.nn.gpt.model import STOP, CrystalGPT
 from latentite.nn.gpt.reach import START, Needs, choices
-from latentite.nn.gpt.tokens import NUM_SYMBOLS
+from latentite.nn.gpt.tokens import NUM_SYMBOLS, letter_tables
 from latentite.nn.gpt.trunk import KeyValueCache
 from latentite.nn.gpt.wishes import Wishes
 

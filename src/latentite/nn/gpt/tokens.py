@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import warnings
+from dataclasses import dataclass
 from functools import cache
 
 import numpy as np
@@ -77,7 +79,9 @@ def element_features() -> Float[Tensor, "symbol feature"]:
     for number in range(1, NUM_SYMBOLS):
         element = Element.from_Z(number)
         period = int(np.searchsorted(PERIODS, number))
-        electronegativity = element.X if element.X == element.X else 1.3
+        with warnings.catch_warnings():  # that noble gases and the heaviest elements have none
+            warnings.simplefilter("ignore")
+            electronegativity = element.X if element.X == element.X else 1.3
         radius = known_radii[number] if number < len(known_radii) else 1.6
         rows.append(
             np.concatenate(
@@ -123,3 +127,31 @@ class FeaturedEmbedding(nn.Module):
     def table(self) -> Float[Tensor, "class width"]:
         """Embeddings of all classes."""
         return self.own.weight + self.shared(self.features)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class LetterTables:
+    """What masks read of the table of positions."""
+
+    first: Tensor
+    count: Tensor
+    num_images: Tensor
+    num_free: Tensor
+    is_polar: Tensor
+
+
+def letter_tables(device: torch.device) -> LetterTables:
+    """The tables on a device; built once for each."""
+    return _letter_tables(str(device))
+
+
+@cache
+def _letter_tables(device: str) -> LetterTables:
+    table = wyckoff_table()
+    return LetterTables(
+        first=torch.from_numpy(table.first).to(device),
+        count=torch.from_numpy(table.count).to(device),
+        num_images=torch.from_numpy(table.num_images).to(device),
+        num_free=torch.from_numpy(table.num_free).to(device),
+        is_polar=torch.from_numpy(table.is_polar).to(device),
+    )

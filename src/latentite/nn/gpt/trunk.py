@@ -51,7 +51,9 @@ class CausalLayer(nn.Module):
     ) -> tuple[Float[Tensor, "crystal token channel"], tuple[Tensor, Tensor]]:
         """The tokens after the block, and all keys and values, the past ones first."""
         projected = self.in_proj(self.norm1(tokens))
-        query, key, value = rearrange(projected, "c t (three h d) -> three c h t d", three=3, h=self.num_heads)
+        query, key, value = rearrange(
+            projected, "c t (three h d) -> three c h t d", three=3, h=self.num_heads
+        )
         if past is not None:
             key, value = torch.cat([past[0], key], dim=2), torch.cat([past[1], value], dim=2)
         scores = (query * query.shape[-1] ** -0.5) @ key.mT
@@ -99,7 +101,7 @@ class CausalTransformer(nn.Module):
         # A token always sees itself, so that no row of padding is without a key.
         mask = (causal & keys.unsqueeze(1)) | (order == own.unsqueeze(-1))
         for index, layer in enumerate(self.layers):
-            past = None if cache is None or not cache.keys else None
+            past = None
             if cache is not None and index < len(cache.keys):
                 past = (cache.keys[index], cache.values[index])
             tokens, (key, value) = layer(tokens, mask.unsqueeze(1), past)
