@@ -11,6 +11,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from latentite.elements import covalent_radii
 from latentite.symmetry.cells import FAMILIES, family_of
 from latentite.symmetry.positions import LETTERS, NUM_GROUPS, space_group, wyckoff_table
 
@@ -76,7 +77,7 @@ def position_features() -> Float[Tensor, "position feature"]:
 @cache
 def element_features() -> Float[Tensor, "symbol feature"]:
     """Place in the periodic table, electronegativity and radius of each element; the row at 0 is zero."""
-    from ase.data import covalent_radii
+    from ase.data import covalent_radii as known_radii
     from pymatgen.core import Element
 
     rows = [np.zeros(7 + 18 + 6)]
@@ -86,7 +87,7 @@ def element_features() -> Float[Tensor, "symbol feature"]:
         with warnings.catch_warnings():  # that noble gases and the heaviest elements have none
             warnings.simplefilter("ignore")
             electronegativity = element.X if element.X == element.X else 1.3
-        radius = covalent_radii[number] if number < len(covalent_radii) else 1.6
+        radius = known_radii[number] if number < len(known_radii) else 1.6
         rows.append(
             np.concatenate(
                 [
@@ -108,13 +109,8 @@ def element_features() -> Float[Tensor, "symbol feature"]:
 
 @cache
 def covalent_radii_tensor() -> Float[Tensor, " symbol"]:
-    """Covalent radii in Å (Cordero et al. 2008, doi 10.1039/b801115j, by way of ASE)."""
-    from ase.data import covalent_radii
-
-    radii = np.full(NUM_SYMBOLS, 1.6)
-    radii[: len(covalent_radii)] = covalent_radii[:NUM_SYMBOLS]
-    radii[radii < 0.25] = 1.6
-    return _features(radii)
+    """`latentite.elements.covalent_radii` as a tensor."""
+    return _features(np.array(covalent_radii()))
 
 
 class FeaturedEmbedding(nn.Module):
