@@ -25,7 +25,7 @@ import known_skips
 # The hook acts on modules that are imported later, so it comes before the first import of ours.
 CHECKED = [
     f"latentite.{name}"
-    for name in ("lattice", "crystal", "latent", "nn", "objectives", "rl.objective", "generators.elements")
+    for name in ("lattice", "crystal", "latent", "symmetry", "nn", "objectives", "rl.objective", "generators.elements")
 ]
 install_import_hook(CHECKED, "beartype.beartype")
 

@@ -246,7 +246,7 @@ def test_an_unknown_name_gets_suggestions() -> None:
         resolve("quartz")
 
 
-@pytest.mark.parametrize("name", ["mp_120", "alex_mp_20_bandgap", "mp_20_biternary"])
+@pytest.mark.parametrize("name", ["mp_120", "alex_mp_20_bandgap"])
 def test_a_dataset_without_address_says_where_its_files_belong(served: Server, name: str) -> None:
     with pytest.raises(DownloadError, match=rf"{name} is not on this machine; .*data/{name}"):
         resolve(name, patience=QUICK)
@@ -261,7 +261,7 @@ def test_only_https_addresses_are_opened(served: Server, monkeypatch: pytest.Mon
 
 def test_every_dataset_can_be_had_or_says_how() -> None:
     for name, dataset in DATASETS.items():
-        assert dataset.is_shipped or dataset.address or dataset.advice, name
+        assert dataset.is_shipped or dataset.address or dataset.made_from or dataset.advice, name
         assert bool(dataset.rows) == bool(dataset.address), name
 
 

@@ -68,7 +68,12 @@ def given_checksums(name: str, files: Sequence[str]) -> dict[str, str]:
 
 
 def write_download(
-    folder: Path, *, addresses: Sequence[str], downloads: Mapping[str, str], rows: Mapping[str, int]
+    folder: Path,
+    *,
+    addresses: Sequence[str],
+    downloads: Mapping[str, str],
+    rows: Mapping[str, int],
+    made_from: Mapping[str, str] | None = None,
 ) -> None:
     """Record what was downloaded, and say what of it nobody has vouched for.
 
@@ -77,6 +82,7 @@ def write_download(
         addresses: where they came from.
         downloads: sha256 of each file as it came.
         rows: of each file that is kept.
+        made_from: sha256 of each table that a recipe made it from.
     """
     sums = {name: sha256_file(folder / name) for name in rows}
     if not os.environ.get(CHECKSUMS_VARIABLE):
@@ -92,6 +98,8 @@ def write_download(
         "downloads": dict(downloads),
         "files": {name: {"rows": count, "sha256": sums[name]} for name, count in rows.items()},
     }
+    if made_from is not None:
+        record["made_from"] = dict(made_from)
     write_json(folder / RECORD, record)
 
 
@@ -118,7 +126,7 @@ def check_download(folder: Path, name: str, files: Sequence[str]) -> None:
                 f"{path} has changed since it was downloaded: its sha256 must be {facts['sha256']}, got {digest}; "
                 f"{again}"
             )
-    for file, wanted in given_checksums(name, files).items():
+    for file, wanted in (given_checksums(name, files) if files else {}).items():
         if (digest := record["downloads"].get(file)) != wanted:
             raise DownloadError(
                 f"{name}/{file} must have sha256 {wanted}, as {CHECKSUMS_VARIABLE} says, but what was downloaded to "

@@ -1,8 +1,9 @@
 """Named data sets: where each is found on this machine, or downloaded from.
 
 `resolve` is what `data.name=mp_20` means. It looks in the folder that is given, in `LATENTITE_DATA_DIR`, in
-`data/`, in the package and among earlier downloads; then it downloads, or says which files to put where. A folder
-appears under its name only when it is whole, and is used later only while it is what came (`download_record.py`).
+`data/`, in the package and among earlier downloads; then it downloads, or makes it from others (`recipes.py`), or says
+which files to put where. A folder appears under its name only when it is whole, and is used later only while it is what
+came (`download_record.py`).
 `build.py` reads the files.
 """
 
@@ -20,8 +21,7 @@ from latentite.base.download import DownloadError, Patience, fetch
 from latentite.base.files import cache_dir, sha256_file
 from latentite.base.publish import publishing
 from latentite.data.download_record import check_download, given_checksums, write_download
-
-SPLITS = ("train", "val", "test")
+from latentite.data.recipes import RECIPES, SPLITS
 
 _ENDINGS = (
     ".safetensors .csv .csv.gz .parquet .json .json.gz .jsonl .jsonl.gz .extxyz .extxyz.gz .h5 .hdf5 .db .zip"
@@ -54,6 +54,8 @@ class NamedDataset:
     """Rows of each split that is downloaded."""
     is_shipped: bool = False
     """Part of the package."""
+    made_from: tuple[str, ...] = ()
+    """The data sets that it is made from by its recipe (`recipes.py`)."""
     advice: str = ""
     """The way to get it, where it cannot be downloaded."""
 
@@ -102,8 +104,12 @@ DATASETS: dict[str, NamedDataset] = {
         advice="it has no public address that we know; export it from the Materials Project",
     ),
     "mp_20_biternary": NamedDataset(
-        summary="the rows of MP-20 with two or three elements",
-        advice="it has no public address; keep the rows of mp_20 with two or three elements",
+        summary="the rows of MP-20 with two or three elements, a formula in one split only",
+        made_from=("mp_20",),
+    ),
+    "mp_mix": NamedDataset(
+        summary="mp_20_biternary and MPTS-52 together (up to 52 atoms, any elements), split by formula",
+        made_from=("mp_20_biternary", "mpts_52"),
     ),
     "mp_mix": NamedDataset(
         summary="mp_20_biternary and rows of MPTS-52, up to 52 atoms and seven elements, split by formula",
@@ -155,6 +161,8 @@ def resolve(name: str, *, data_dir: Path | None = None, patience: Patience | Non
     folder = cache_dir() / "datasets" / name
     if folder.is_dir():
         check_download(folder, name, dataset.downloads)
+    elif dataset.made_from:
+        _make(name, dataset, folder, patience)
     else:
         _fetch(name, dataset, folder, patience or _PATIENCE)
     return folder
@@ -226,6 +234,33 @@ def _fetch(name: str, dataset: NamedDataset, folder: Path, patience: Patience) -
         raise DownloadError(
             f"{name} is not on this machine, and {error}; check the network, or {by_hand} "
             f"(public address: {urls[0]})"
+        ) from error
+
+
+def _make(name: str, dataset: NamedDataset, folder: Path, patience: Patience | None) -> None:
+    """Make a dataset from others, which are looked for and downloaded like any.
+
+    Raises:
+        DownloadError: when one of these cannot be had, or its tables cannot be used.
+    """
+    try:
+        parents = {parent: split_files(resolve(parent, patience=patience)) for parent in dataset.made_from}
+        for parent, files in parents.items():
+            if set(files) != set(SPLITS):
+                raise DownloadError(f"{parent} must have train, val and test, got {', '.join(files)}")
+        logger.info("making %s (%s) in %s", name, dataset.summary, folder)
+        with publishing(folder) as temporary:
+            rows = RECIPES[name](parents, temporary)
+            made_from = {
+                f"{parent}/{path.name}": sha256_file(path)
+                for parent, files in parents.items()
+                for path in files.values()
+            }
+            kept = {f"{split}.csv": count for split, count in rows.items()}
+            write_download(temporary, addresses=[], downloads={}, rows=kept, made_from=made_from)
+    except (DownloadError, ValueError) as error:
+        raise DownloadError(
+            f"{name} is not on this machine, and is made from {' and '.join(dataset.made_from)}: {error}"
         ) from error
 
 
