@@ -1,9 +1,9 @@
 """`CrystalGPT`: the probability of a crystal, symbol by symbol.
 
-log p = log p(group) + sum over orbits of log p(letter) + log p(element), log p(stop), log p(cell), and for each orbit the
-log p of its free coordinates. Tokens: a start, the group, one for each orbit (letter and element), one at which the cell
-is told, and one for each orbit that is placed. Everything is known of a skeleton when its cell is drawn, and everything
-of skeleton and cell when coordinates are: these see distances.
+log p = log p(group) + sum over orbits of log p(letter) + log p(element), log p(stop), log p(cell), and for each orbit
+the log p of its free coordinates. Tokens: a start, the group, one for each orbit (letter and element), one at which the
+cell is told, and one for each orbit that is placed. The cell is drawn when the skeleton is known, and coordinates when
+skeleton and cell are: so they see distances.
 """
 
 from __future__ import annotations
@@ -133,7 +133,10 @@ class CrystalGPT(nn.Module):
     cell_mean: Tensor
     cell_std: Tensor
     max_places_cost: float = 2e6
-    num_sampled: int = 40
+    num_sampled: int = 32
+    """Coarse cells that training sees of each place, beside the right one."""
+    max_places: int = 8
+    """Places of a crystal that training scores; of more it takes so many at random, which count for all."""
 
     def __init__(self, size: GPTSize, limits: GPTLimits) -> None:
         super().__init__()
@@ -159,6 +162,7 @@ class CrystalGPT(nn.Module):
         self.element_head = nn.Sequential(
             nn.Linear(2 * width, 2 * width), nn.GELU(approximate="tanh"), nn.Linear(2 * width, width)
         )
+        self.cell_mix = nn.Linear(width, width)
         self.cell_input = nn.Linear(2 * NUM_COMPONENTS + 4, width)
         self.cell_head = CellHead(width, size.num_mixtures)
         self.coords_input = nn.Linear(3 * 2 * NUM_FREQUENCIES + 3, width)
@@ -198,6 +202,19 @@ class CrystalGPT(nn.Module):
         )
         values = torch.where(free, normalised, 0.0)
         return self.cell_input(torch.cat([values, free.float(), sizes], dim=-1))
+
+    def cell_question(self, group: Tensor, skeleton: Tensor, num_images: Tensor, baseline: Tensor) -> Tensor:
+        """Embedding of the token at which the cell is told: the group, and the mean of all atoms of the skeleton.
+
+        Args:
+            group: space groups.
+            skeleton: embeddings of the orbits.
+            num_images: atoms of each orbit, 0 for padding.
+            baseline: of `volume_baseline`.
+        """
+        share = num_images / num_images.sum(-1, keepdim=True)
+        mean = torch.einsum("bo,bod->bd", share.to(skeleton.dtype), skeleton)
+        return self.stage.weight[1] + self.groups(group) + self.cell_mix(mean) + baseline[:, None] * 0.2
 
     def placed_token(self, coords: Tensor, num_free: Tensor, environment: Tensor) -> Tensor:
         """Embedding of where an orbit is."""
@@ -307,7 +324,7 @@ class CrystalGPT(nn.Module):
                 (self.start + self.stage.weight[0]).expand(num_crystals, 1, -1),
                 self.groups(orbits.space_group).unsqueeze(1) + self.stage.weight[0],
                 skeleton + place + self.stage.weight[0],
-                (self.stage.weight[1] + baseline[:, None] * 0.2).unsqueeze(1),
+                self.cell_question(orbits.space_group, skeleton, images, baseline).unsqueeze(1),
                 skeleton + before + cell.unsqueeze(1) + place + self.stage.weight[2],
             ],
             dim=1,
@@ -422,6 +439,10 @@ class CrystalGPT(nn.Module):
         crystal, slot = torch.nonzero(num_free > 0, as_tuple=True)
         if not len(crystal):
             return total.view(*orbits.position.shape, 4)
+        weight = torch.ones(len(crystal), device=hidden.device)
+        if self.training:
+            kept, weight = _some_of_each(crystal, self.max_places)
+            crystal, slot = crystal[kept], slot[kept]
         rows = PlaceRows(
             crystal=crystal,
             orbit=slot,
@@ -465,7 +486,9 @@ class CrystalGPT(nn.Module):
             chosen = (scores + correction).log_softmax(-1).masked_fill(~is_target, 0.0).sum(-1)
             missing = ~is_target.any(-1)
             place = part.crystal * orbits.position.shape[1] + part.orbit
-            parts.append((place * 4, torch.where(missing, torch.full_like(chosen, -12.0), chosen)))
+            parts.append(
+                (place * 4, weight[members] * torch.where(missing, torch.full_like(chosen, -12.0), chosen))
+            )
         axis_rows, axis = torch.nonzero(
             (torch.arange(3, device=hidden.device) < tables.num_free[rows.position].unsqueeze(-1))
             & ~rows.fixed,
@@ -492,7 +515,7 @@ class CrystalGPT(nn.Module):
                 weights = weights / weights.sum(-1, keepdim=True)
                 chosen = (1 - smoothing) * chosen + smoothing * (weights * log).sum(-1)
             place = part.crystal * orbits.position.shape[1] + part.orbit
-            parts.append((place * 4 + 1 + axis[members], chosen))
+            parts.append((place * 4 + 1 + axis[members], weight[index] * chosen))
         for index, values in parts:
             total = total.index_add(0, index, values)
         return total.view(*orbits.position.shape, 4)
@@ -568,3 +591,14 @@ class CrystalGPT(nn.Module):
         safe = placed.orbit[rows.crystal, :num_atoms].clamp(max=skeleton.shape[1] - 1)
         neighbours = skeleton[rows.crystal.unsqueeze(-1), safe]
         return score(hidden, neighbours, away, own), torch.minimum(away.amin(-1), own.amin(-1))
+
+
+def _some_of_each(
+    crystal: Int[Tensor, " place"], most: int
+) -> tuple[Int[Tensor, " kept"], Float[Tensor, " kept"]]:
+    """At most so many places of each crystal at random, and how many each stands for."""
+    count = torch.bincount(crystal)
+    order = (crystal + torch.rand(len(crystal), device=crystal.device)).argsort()
+    rank = torch.arange(len(crystal), device=crystal.device) - (count.cumsum(0) - count)[crystal[order]]
+    kept = order[rank < most].sort().values
+    return kept, (count / count.clamp(max=most))[crystal[kept]]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import dataclass
 from functools import cache
 
@@ -10,6 +11,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from latentite.elements import covalent_radii
 from latentite.symmetry.cells import FAMILIES, family_of
 from latentite.symmetry.positions import LETTERS, NUM_GROUPS, space_group, wyckoff_table
 
@@ -17,6 +19,11 @@ NUM_SYMBOLS = 119
 """Atomic numbers from 0, which stands for no atom, to 118."""
 PERIODS = (2, 10, 18, 36, 54, 86, 118)
 """Last atomic number of each period."""
+
+
+def _features(values: Float[np.ndarray, "*row"]) -> Float[Tensor, "*row"]:
+    """On the CPU, also where a network is built on the meta device, which checks of checkpoints do."""
+    return torch.from_numpy(values.astype(np.float32))
 
 
 def one_hot(values: Int[np.ndarray, " row"], num: int) -> Float[np.ndarray, "row class"]:
@@ -28,7 +35,7 @@ def one_hot(values: Int[np.ndarray, " row"], num: int) -> Float[np.ndarray, "row
 def group_features() -> Float[Tensor, "group_from_0 feature"]:
     """Family, centring, order and inversion of each space group; the row at 0 is zero."""
     rows = [np.zeros(len(FAMILIES) + 6 + 3)]
-    families = family_of(torch.arange(1, NUM_GROUPS + 1)).numpy()
+    families = family_of(torch.from_numpy(np.arange(1, NUM_GROUPS + 1))).numpy()
     for number in range(1, NUM_GROUPS + 1):
         group = space_group(number)
         has_inversion = bool((group.rotations == -np.eye(3, dtype=int)).all(axis=(1, 2)).any())
@@ -41,7 +48,7 @@ def group_features() -> Float[Tensor, "group_from_0 feature"]:
                 ]
             )
         )
-    return torch.tensor(np.array(rows), dtype=torch.float32)
+    return _features(np.array(rows))
 
 
 @cache
@@ -64,21 +71,23 @@ def position_features() -> Float[Tensor, "position feature"]:
         np.sin(2 * np.pi * table.offset),
         group_features().numpy()[table.group],
     ]
-    return torch.tensor(np.concatenate(parts, axis=1), dtype=torch.float32)
+    return _features(np.concatenate(parts, axis=1))
 
 
 @cache
 def element_features() -> Float[Tensor, "symbol feature"]:
     """Place in the periodic table, electronegativity and radius of each element; the row at 0 is zero."""
-    from ase.data import covalent_radii
+    from ase.data import covalent_radii as known_radii
     from pymatgen.core import Element
 
     rows = [np.zeros(7 + 18 + 6)]
     for number in range(1, NUM_SYMBOLS):
         element = Element.from_Z(number)
         period = int(np.searchsorted(PERIODS, number))
-        electronegativity = element.X if element.X == element.X else 1.3
-        radius = covalent_radii[number] if number < len(covalent_radii) else 1.6
+        with warnings.catch_warnings():  # that noble gases and the heaviest elements have none
+            warnings.simplefilter("ignore")
+            electronegativity = element.X if element.X == element.X else 1.3
+        radius = known_radii[number] if number < len(known_radii) else 1.6
         rows.append(
             np.concatenate(
                 [
@@ -95,18 +104,13 @@ def element_features() -> Float[Tensor, "symbol feature"]:
                 ]
             )
         )
-    return torch.tensor(np.nan_to_num(np.array(rows), nan=0.65), dtype=torch.float32)
+    return _features(np.nan_to_num(np.array(rows), nan=0.65))
 
 
 @cache
 def covalent_radii_tensor() -> Float[Tensor, " symbol"]:
-    """Covalent radii in Å (Cordero et al. 2008, doi 10.1039/b801115j, by way of ASE)."""
-    from ase.data import covalent_radii
-
-    radii = np.full(NUM_SYMBOLS, 1.6)
-    radii[: len(covalent_radii)] = covalent_radii[:NUM_SYMBOLS]
-    radii[radii < 0.25] = 1.6
-    return torch.tensor(radii, dtype=torch.float32)
+    """`latentite.elements.covalent_radii` as a tensor."""
+    return _features(np.array(covalent_radii()))
 
 
 class FeaturedEmbedding(nn.Module):
