@@ -19,7 +19,7 @@ from latentite.crystal import FIDELITY, CrystalBatch
 from latentite.data.dataset import CrystalDataset
 from latentite.data.sampler import WeightedDraw
 from latentite.draw.charts import draw_calibration, draw_parity
-from latentite.metrics.regression import classification_metrics, regression_metrics
+from latentite.metrics.errors import classification_metrics, regression_metrics
 from latentite.nn.predictions import (
     Predictions,
     interval_miss,
