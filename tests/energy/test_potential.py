@@ -13,9 +13,8 @@ from lennard_jones import LennardJones
 from small_crystals import argon
 
 from latentite.crystal import CrystalBatch
-from latentite.energy.contract import check_potential
 from latentite.energy.neighbours import neighbour_list
-from latentite.energy.potential import EnergyForces, PotentialCard
+from latentite.energy.potential import EnergyForces, PotentialCard, check_potential
 
 
 def test_the_analytic_potential_keeps_the_contract() -> None:
