@@ -17,9 +17,16 @@ from latentite.crystal_arrays import CrystalArrays
 from latentite.data.readers.rows import Row, read
 from latentite.match import search
 from latentite.match.compare import Comparable, Comparer, fits
-from latentite.match.reduced import pair_rms, reduce_crystals, structure_of
+from latentite.match.reduced import (
+    LOOSE,
+    STRICT,
+    MatcherSettings,
+    pair_rms,
+    reduce_crystals,
+    structure_of,
+    why_not_comparable,
+)
 from latentite.match.search import find_matches
-from latentite.match.settings import LOOSE, STRICT, MatcherSettings, why_not_comparable
 
 SETTINGS = (STRICT, LOOSE)
 

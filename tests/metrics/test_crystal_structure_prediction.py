@@ -11,8 +11,7 @@ import pytest
 from pymatgen.core.structure_matcher import StructureMatcher
 
 from latentite.crystal_arrays import CrystalArrays
-from latentite.match.reduced import structure_of
-from latentite.match.settings import LOOSE, STRICT, MatcherSettings
+from latentite.match.reduced import LOOSE, STRICT, MatcherSettings, structure_of
 from latentite.metrics.crystal_structure_prediction import (
     best_match_rate,
     match_rate,

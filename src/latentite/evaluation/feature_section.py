@@ -31,14 +31,17 @@ from latentite.evaluation.markup import html_table, number_text
 from latentite.evaluation.measure import Cell, timed
 from latentite.evaluation.read import Crystals
 from latentite.evaluation.table import MakeSection, Section, Work, finite
-from latentite.metrics.coverage import (
+from latentite.metrics.distributions import (
     CDVAE_CUTOFFS,
     Cutoffs,
     FingerprintSet,
     calibrated_cutoffs,
     coverage,
+    fit_gaussian,
+    frechet_distance,
+    frechet_diversity,
+    vendi_score,
 )
-from latentite.metrics.distributions import fit_gaussian, frechet_distance, frechet_diversity, vendi_score
 from latentite.metrics.fingerprints import fit_scaling, magpie
 
 CLIP = 5.0

@@ -17,7 +17,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from enum import StrEnum
 
-from latentite.match.settings import LOOSE, STRICT, MatcherSettings
+from latentite.match.reduced import LOOSE, STRICT, MatcherSettings
 from latentite.metrics.composition import SmactRule
 
 MATCHERS = (STRICT, LOOSE)

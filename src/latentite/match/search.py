@@ -23,8 +23,7 @@ from latentite.base.processes import map_in_order
 from latentite.crystal_arrays import CrystalArrays
 from latentite.data.properties import derive_rows
 from latentite.match.compare import Comparable, Comparer
-from latentite.match.reduced import Reduced, Store, reduce_crystals
-from latentite.match.settings import MatcherSettings, why_not_comparable
+from latentite.match.reduced import MatcherSettings, Reduced, Store, reduce_crystals, why_not_comparable
 
 _BLOCK = 128
 """Structures of one composition that are walked at a time; the memory that a run takes does not depend on more."""

@@ -20,9 +20,9 @@ from latentite.base.processes import count_workers
 from latentite.crystal import CrystalBatch
 from latentite.crystal_arrays import CrystalArrays
 from latentite.formulas import Composition, reduced_composition
-from latentite.match.descriptor import amd_distances, average_minimum_distances
+from latentite.match.reduced import STRICT
 from latentite.match.search import find_matches
-from latentite.match.settings import STRICT
+from latentite.metrics.geometry import amd_distances, average_minimum_distances
 from latentite.rewards.repeats import MemoryStore, unique
 
 if TYPE_CHECKING:

@@ -25,8 +25,8 @@ from latentite.crystal import CrystalBatch
 from latentite.crystal_arrays import CrystalArrays
 from latentite.elements import SYMBOLS
 from latentite.formulas import plain_formula, reduced_composition
+from latentite.match.reduced import STRICT
 from latentite.match.search import find_matches
-from latentite.match.settings import STRICT
 from latentite.metrics.geometry import space_groups
 
 SYMPREC = 0.1
