@@ -23,7 +23,7 @@ from latentite.generators.latent.batches import size_batches
 from latentite.generators.latent.chain import Precision, SamplingConfig, sample_jobs
 from latentite.nn.denoiser import DenoiserSize
 from latentite.objectives.ldm import DiffusionConfig
-from latentite.sampling.checks import geometry_refusals
+from latentite.sampling.window import geometry_refusals
 
 
 class Stopwatch:

@@ -28,7 +28,7 @@ from latentite.match.reduced import LOOSE
 from latentite.metrics.composition import SmactRule, is_smact_valid
 from latentite.metrics.errors import reconstruction_table
 from latentite.models import load_ldm
-from latentite.sampling.checks import geometry_refusals
+from latentite.sampling.window import geometry_refusals
 
 
 def main() -> None:

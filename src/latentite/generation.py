@@ -21,8 +21,14 @@ from latentite.generators.table import open_generator
 from latentite.hub import DEFAULT_LDM
 from latentite.sampling.folder import Counts
 from latentite.sampling.options import GenerateConfig
-from latentite.sampling.plan import plain_settings, plan_run
-from latentite.sampling.run import Origin, refuse_folder, run_in_memory, run_to_folder
+from latentite.sampling.run import (
+    Origin,
+    plain_settings,
+    plan_run,
+    refuse_folder,
+    run_in_memory,
+    run_to_folder,
+)
 
 __all__ = ["GenerateConfig", "GenerateResult", "generate", "generate_from", "sample_with", "split_options"]
 

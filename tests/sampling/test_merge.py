@@ -217,7 +217,7 @@ def test_paths_in_the_checksums_of_a_part_lead_nowhere_else(copies: list[Path], 
     """A folder may come from anyone: its list of files must not be able to name others."""
     import hashlib
 
-    from latentite.sampling.checksums import read_commits
+    from latentite.sampling.manifest import read_commits
 
     line = f"{'0' * 64}  ../../../etc/passwd\n".encode()
     (copies[0] / "SHA256SUMS").write_bytes(line)

@@ -22,7 +22,7 @@ from latentite.data.readers.cif import parse_p1
 from latentite.data.readers.rows import Row, read
 from latentite.elements import SYMBOLS
 from latentite.formulas import reduced_formulas
-from latentite.sampling.checks import geometry_refusals
+from latentite.sampling.window import geometry_refusals
 from latentite.sampling.writers import (
     Sample,
     cif_text,

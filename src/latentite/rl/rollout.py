@@ -25,7 +25,7 @@ from latentite.rewards.workers import RewardWorkers
 from latentite.rl.config import PolicyConfig
 from latentite.rl.objective import kept_crystals
 from latentite.rl.update import Experience
-from latentite.sampling.checks import geometry_refusals
+from latentite.sampling.window import geometry_refusals
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -11,8 +11,7 @@
     SHA256SUMS           of every file in the folders, as `sha256sum --check` reads it
 
 A window counts once its line stands in the journal, which is written after everything else is on the disk. What lies
-behind the last line is cut off when the run is resumed; what lies before it must be what was written
-(`checksums.py`).
+behind the last line is cut off when the run is resumed; what lies before it must be what was written (`manifest.py`).
 """
 
 from __future__ import annotations
@@ -31,14 +30,21 @@ from typing import TYPE_CHECKING, Any
 
 from latentite.base.tables import csv_lines
 from latentite.crystal import CrystalBatch
-from latentite.sampling.checksums import CHECKSUMS, Commit, Stream, read_commits, sum_lines, verify
+from latentite.sampling.manifest import (
+    CHECKSUMS,
+    JOURNAL,
+    Commit,
+    Stream,
+    read_commits,
+    sum_lines,
+    verify,
+)
 from latentite.sampling.window import Window
 from latentite.sampling.writers import Sample, extxyz_frame, file_stem, json_line, sample_frame
 
 if TYPE_CHECKING:
     from hashlib import _Hash
 
-MANIFEST, JOURNAL = "manifest.json", "journal.jsonl"
 SAMPLES, REJECTED = "samples.csv", "rejected.csv"
 CIFS, TRAJECTORIES = "cifs", "trajectories"
 
