@@ -20,17 +20,18 @@ import numpy as np
 from jaxtyping import Bool, Int
 
 from latentite.crystal_arrays import CrystalArrays
-from latentite.evaluation.descriptors import (
+from latentite.evaluation.markup import html_table, number_text
+from latentite.evaluation.measure import (
+    Cell,
     Features,
     LatentSpace,
     crystal_nn_features,
     latent_rows,
     radial_features,
+    timed,
 )
-from latentite.evaluation.markup import html_table, number_text
-from latentite.evaluation.measure import Cell, timed
 from latentite.evaluation.read import Crystals
-from latentite.evaluation.table import MakeSection, Section, Work, finite
+from latentite.evaluation.result import MakeSection, Section, Work, finite
 from latentite.metrics.distributions import (
     CDVAE_CUTOFFS,
     Cutoffs,
