@@ -15,7 +15,7 @@ from latentite.base.files import parse_json
 from latentite.base.options import add_options, fill, option
 
 if TYPE_CHECKING:
-    from latentite.rewards.contract import RewardReport
+    from latentite.rewards.protocol import RewardReport
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -52,7 +52,7 @@ def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) ->
 def _check(options: CheckOptions) -> int:
     from latentite.crystal import CrystalBatch
     from latentite.evaluation.read import read_crystals
-    from latentite.rewards.contract import check_reward
+    from latentite.rewards.protocol import check_reward
     from latentite.rewards.target import TARGET, build, locate
 
     found = locate(options.target)

@@ -29,9 +29,8 @@ from latentite.nn.ldm import LatentDiffusion
 from latentite.nn.lora import trainable_summary
 from latentite.objectives.ldm import LDMStageConfig
 from latentite.objectives.terms import LossTerms
-from latentite.rewards.combine import Rewards
+from latentite.rewards.combine import Rewards, RewardWorkers
 from latentite.rewards.repeats import DiversityFilter
-from latentite.rewards.workers import RewardWorkers
 from latentite.rl.config import RLModuleConfig
 from latentite.rl.objective import RunningRewards, choose_steps, compute_advantages
 from latentite.rl.replay import ReplayBuffer

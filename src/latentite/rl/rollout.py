@@ -19,9 +19,8 @@ from torch import Tensor
 from latentite.crystal import CrystalBatch
 from latentite.generators.policy import Policy, Prompts, Trajectories
 from latentite.objectives.terms import num_processes
-from latentite.rewards.combine import Rewards, RewardTable
+from latentite.rewards.combine import Rewards, RewardTable, RewardWorkers
 from latentite.rewards.repeats import DiversityFilter
-from latentite.rewards.workers import RewardWorkers
 from latentite.rl.config import PolicyConfig
 from latentite.rl.objective import kept_crystals
 from latentite.rl.update import Experience
