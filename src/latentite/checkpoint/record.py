@@ -32,7 +32,6 @@ class Stage(StrEnum):
 
 LATENT_DIFFUSION = "latent_diffusion"
 """Name of the generator that this package's latent diffusion models are (`generators.table.GENERATORS`)."""
-_GENERATORS = {Stage.LDM: LATENT_DIFFUSION, Stage.RL: LATENT_DIFFUSION}
 
 
 class Weights(StrEnum):
@@ -123,7 +122,7 @@ def build_payload(
         metrics: name -> number, as last validated.
         ema: averaged parameters by their names in the network (no "network." prefix), or None without EMA.
         default_weights: what a reader gets who does not choose; None for the EMA where there is one.
-        generator: name of the generator that it is; None for that of the stage, if it makes one.
+        generator: name of the generator that it is; None for what generates nothing.
 
     Raises:
         TypeError: something in it is not a plain value; the message names its key.
@@ -136,7 +135,6 @@ def build_payload(
         "metrics": plain(metrics, key="metrics"),
         "ema": None if ema is None else {name: tensor.detach() for name, tensor in ema.items()},
     }
-    generator = generator or _GENERATORS.get(Stage(stage))
     if generator is not None:
         payload["generator"] = generator
     return payload if default_weights is None else {**payload, "default_weights": default_weights.value}

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from latentite.checkpoint import (
+    LATENT_DIFFUSION,
     NETWORK_PREFIX,
     PAYLOAD_KEY,
     CheckpointError,
@@ -258,6 +259,7 @@ def convert(
         metrics={},
         ema=found.ema,
         default_weights=Weights.RAW,
+        generator=LATENT_DIFFUSION if found.stage is Stage.LDM else None,
     )
     state = {NETWORK_PREFIX + name: tensor for name, tensor in found.state.items()}
     with out.open("wb") as file:  # by path, torch writes the file's name into the file

@@ -39,6 +39,7 @@ class CheckpointCallback(Checkpoint):
         *,
         stage: Stage,
         network_config: Any,
+        generator: str | None,
         data: Callable[[], DataCard],
         run: Mapping[str, Any],
     ) -> None:
@@ -49,6 +50,7 @@ class CheckpointCallback(Checkpoint):
             folder: `checkpoints/` of the run.
             stage: of training.
             network_config: from which the network can be built again; goes into the files.
+            generator: name of the generator that is trained, if it is one.
             data: gives the card of the data.
             run: plain values that only resuming asks for.
         """
@@ -59,6 +61,7 @@ class CheckpointCallback(Checkpoint):
         """Score and path of the kept epochs, best first."""
         self._stage = stage
         self._network_config = network_config
+        self._generator = generator
         self._data = data
         self._run = run
         self._metrics: dict[str, float] = {}
@@ -155,6 +158,7 @@ class CheckpointCallback(Checkpoint):
             config=self._network_config,
             data=self._data().to_plain(),
             metrics=self._metrics,
+            generator=self._generator,
         )
         section.update({key: value for key, value in payload.items() if key != "ema" or key not in section})
         checkpoint[RUN_KEY] = dict(self._run)

@@ -140,6 +140,7 @@ def fit(
     stage: Stage,
     network_config: Any,
     ema: EMAConfig,
+    generator: str | None = None,
     datamodule: CrystalDataModule | None = None,
 ) -> FitResult:
     """Train, from the start or from `config.ckpt_path`.
@@ -150,6 +151,7 @@ def fit(
         stage: of training.
         network_config: from which the network can be built again; goes into the checkpoints.
         ema: averaging of the weights.
+        generator: name of the generator that is trained; None for a stage whose networks generate nothing.
         datamodule: instead of the one that `config.data` describes.
 
     Raises:
@@ -172,6 +174,7 @@ def fit(
         config.run_dir / "checkpoints",
         stage=stage,
         network_config=network_config,
+        generator=generator,
         data=data.data_card,
         run=run,
     )
