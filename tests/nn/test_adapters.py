@@ -8,7 +8,6 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from latentite.latent import LatentBatch
 from latentite.nn.denoiser import Denoiser, DenoiserConfig, DenoiserSize
 from latentite.nn.lora import (
     LoraBranch,
@@ -17,6 +16,7 @@ from latentite.nn.lora import (
     merged,
     trainable_summary,
 )
+from latentite.nn.vae import LatentBatch
 
 CONFIG = LoraConfig(rank=4, alpha=8.0)
 NUM_LAYERS = 2 * 5 + 1

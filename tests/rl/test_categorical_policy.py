@@ -35,8 +35,7 @@ from latentite.rl.config import (
 )
 from latentite.rl.module import MEMORY_KEY, RLTrainingModule
 from latentite.rl.objective import RunningRewards, choose_steps, compute_advantages
-from latentite.rl.replay import ReplayBuffer
-from latentite.rl.rollout import Rollout, RolloutRewards, experience_of
+from latentite.rl.rollout import ReplayBuffer, Rollout, RolloutRewards, experience_of
 from latentite.rl.update import Experience, Learner, minibatches
 from latentite.stages import train_rl
 from latentite.training.datamodule import CrystalDataModule

@@ -13,11 +13,11 @@ from torch import Tensor
 from latentite.checkpoint import Weights, export_portable, read_checkpoint
 from latentite.crystal import CrystalBatch
 from latentite.data.sampler import AugmentationConfig
-from latentite.latent import LatentBatch
 from latentite.models import load_ldm
 from latentite.nn.denoiser import DenoiserConfig
 from latentite.nn.ldm import LatentDiffusion
 from latentite.nn.lora import LoraConfig
+from latentite.nn.vae import LatentBatch
 from latentite.stages import train_ldm, train_vae
 from latentite.training.conditions import ConditionModuleOptions, ConditionOptions
 from latentite.training.datamodule import CrystalDataModule

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal
 
-from latentite.base.devices import BATCH_SIZE, resolve_device
+from latentite.base.machine import BATCH_SIZE, resolve_device
 from latentite.base.options import option
 
 if TYPE_CHECKING:

@@ -30,9 +30,9 @@ from latentite.rewards.repeats import DiversityFilter
 from latentite.rewards.workers import RewardWorkers
 from latentite.rl.config import RLModuleConfig
 from latentite.rl.objective import RunningRewards, choose_steps, compute_advantages
-from latentite.rl.replay import ReplayBuffer
 from latentite.rl.rollout import (
     PendingRollout,
+    ReplayBuffer,
     Rollout,
     RolloutRewards,
     experience_of,

@@ -41,13 +41,12 @@ from latentite.training.callbacks import (
     ProgressCallback,
     TimeLimitCallback,
 )
-from latentite.training.checkpointing import CheckpointCallback
+from latentite.training.checkpointing import CheckpointCallback, run_record
 from latentite.training.datamodule import CrystalDataModule
 from latentite.training.ema import EMAConfig
 from latentite.training.loggers import build_loggers, wandb_mode
 from latentite.training.module import StageModule
 from latentite.training.resume import ResumedScheduleCallback, Resumption
-from latentite.training.resume_point import run_record
 from latentite.training.settings import RunConfig, with_sections
 
 

@@ -15,9 +15,9 @@ from torch import Tensor
 
 from latentite.crystal import CrystalBatch
 from latentite.diffusion.loss import DiffusionLoss
-from latentite.latent import LatentBatch
 from latentite.nn.conditions import Conditioning
 from latentite.nn.ldm import LatentDiffusion
+from latentite.nn.vae import LatentBatch
 from latentite.objectives.ldm import diffusion_loss, loss_by_level, loss_terms
 from latentite.objectives.terms import LossTerms
 from latentite.training.latent_cache import CachedBatch, CachedLatents, encode_split

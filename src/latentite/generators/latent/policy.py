@@ -22,11 +22,11 @@ from latentite.diffusion.steps import (
     Denoise,
     Moments,
 )
-from latentite.generators.latent.batches import size_batches
 from latentite.generators.latent.chain import (
     SamplingConfig,
     denoise_told,
     max_padding,
+    size_batches,
 )
 from latentite.generators.latent.trajectories import (
     Chain,
@@ -36,11 +36,11 @@ from latentite.generators.latent.trajectories import (
     roll_out,
 )
 from latentite.generators.policy import Decision, PolicyPlan, Prompts, Rows, passes
-from latentite.latent import LatentBatch
 from latentite.models import ldm_of
 from latentite.nn.condition_values import ConditionConfig
 from latentite.nn.ldm import LatentDiffusion
 from latentite.nn.lora import LoraConfig
+from latentite.nn.vae import LatentBatch
 from latentite.objectives.ldm import LDMStageConfig
 
 
