@@ -12,7 +12,7 @@ from latentite.rl.config import TrainRLConfig
 from latentite.rl.module import build_rl_module, plan_rl
 from latentite.training.datamodule import CrystalDataModule
 from latentite.training.fit import FitResult, fit
-from latentite.training.ldm_start import build_module, plan_network
+from latentite.training.ldm import build_module, plan_network
 from latentite.training.settings import with_sections
 from latentite.training.stage_settings import TrainLDMConfig, TrainVAEConfig
 from latentite.training.vae import VAETrainingModule

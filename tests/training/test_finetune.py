@@ -21,7 +21,7 @@ from latentite.nn.vae import LatentBatch
 from latentite.stages import train_ldm, train_vae
 from latentite.training.conditions import ConditionModuleOptions, ConditionOptions
 from latentite.training.datamodule import CrystalDataModule
-from latentite.training.ldm_start import build_module, plan_network
+from latentite.training.ldm import build_module, plan_network
 from latentite.training.stage_settings import TrainLDMConfig
 
 LORA = LoraConfig(rank=2, alpha=4.0, dropout=0.2)
