@@ -19,6 +19,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from latentite.base.plain import check_counts
 from latentite.nn.denoiser import DenoiserAttention
 
 IN_PROJ = "in_proj"
@@ -51,8 +52,7 @@ class LoraConfig:
     """Beginnings of the names of parameters that are trained in full, for example `final_layer`."""
 
     def __post_init__(self) -> None:
-        if self.rank < 1:
-            raise ValueError(f"rank must be at least 1, got {self.rank}")
+        check_counts(self, "rank")
         if not self.alpha > 0:
             raise ValueError(f"alpha must be positive, got {self.alpha}")
         if not 0.0 <= self.dropout < 1.0:

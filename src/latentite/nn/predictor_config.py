@@ -16,6 +16,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from latentite.base.plain import check_counts
 from latentite.elements import NUM_ELEMENT_CLASSES
 from latentite.nn.baselines import Extent
 from latentite.nn.condition_values import Transform
@@ -75,8 +76,7 @@ class HeadConfig:
     def __post_init__(self) -> None:
         if not 0.0 <= self.dropout < 1.0:
             raise ValueError(f"dropout must be at least 0 and below 1, got {self.dropout}")
-        if self.ensemble < 1:
-            raise ValueError(f"ensemble must be at least 1, got {self.ensemble}")
+        check_counts(self, "ensemble")
         if self.hidden is not None and (not self.hidden or min(self.hidden) < 1):
             raise ValueError(f"hidden must be at least one width of 1 or more, or null, got {self.hidden}")
         levels = self.quantiles

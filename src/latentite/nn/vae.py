@@ -15,6 +15,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from latentite import lattice as lat
+from latentite.base.plain import check_counts
 from latentite.crystal import CrystalBatch
 from latentite.elements import NUM_ELEMENT_CLASSES
 from latentite.nn.encoders import EncoderConfig, build_encoder
@@ -203,8 +204,7 @@ class VAEConfig:
     """Off: the structure-prediction (CSP) variant, whose decoder is told the elements."""
 
     def __post_init__(self) -> None:
-        if self.latent_dim < 1:
-            raise ValueError(f"latent_dim must be at least 1, got {self.latent_dim}")
+        check_counts(self, "latent_dim")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
