@@ -25,8 +25,7 @@ from pathlib import Path
 from typing import Any
 
 from latentite.base.download import DownloadError, Patience, fetch
-from latentite.base.files import cache_dir, parse_json, sha256_file, write_json
-from latentite.base.publish import publishing
+from latentite.base.files import cache_dir, parse_json, publishing, sha256_file, write_json
 
 SPLITS = ("train", "val", "test")
 

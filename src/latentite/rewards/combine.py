@@ -21,8 +21,8 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from latentite.base.machine import start_worker
 from latentite.base.plain import from_plain, to_plain
-from latentite.base.processes import start_worker
 from latentite.crystal import CrystalBatch
 from latentite.crystal_arrays import CrystalArrays
 from latentite.rewards.protocol import Answer, Component, ComponentOptions, ask, make_ready, normalise

@@ -28,7 +28,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
-from latentite.base.tables import csv_lines
+from latentite.base.files import csv_lines
 from latentite.crystal import CrystalBatch
 from latentite.sampling.manifest import (
     CHECKSUMS,
