@@ -6,8 +6,6 @@ processes cannot matter; crystals are not divided, because a reward may compare 
 
 from __future__ import annotations
 
-import multiprocessing
-import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
@@ -18,7 +16,7 @@ from jaxtyping import Bool
 from torch import Tensor
 
 from latentite.base.plain import from_plain, to_plain
-from latentite.base.processes import start_worker
+from latentite.base.processes import end_with_parent, network_context
 from latentite.crystal import CrystalBatch
 from latentite.crystal_arrays import CrystalArrays
 from latentite.rewards.asking import Answer, ask
@@ -96,9 +94,7 @@ class RewardWorkers:
         return {name: Answer.failed(count, why) for name in self._shares[worker]}
 
     def _pool(self) -> ProcessPoolExecutor:
-        # Spawned: forking a process in which torch computes with threads can hang.
-        context = multiprocessing.get_context("spawn")
-        return ProcessPoolExecutor(1, mp_context=context, initializer=_start, initargs=(os.getpid(),))
+        return ProcessPoolExecutor(1, mp_context=network_context(__name__), initializer=_start)
 
     def _prepare(self, worker: int) -> Future[None]:
         return self._pools[worker].submit(_prepare, self._plain, self._shares[worker], self._reference)
@@ -108,8 +104,8 @@ _here: dict[str, Any] = {}
 """Components of this process, by name."""
 
 
-def _start(parent: int) -> None:
-    start_worker(parent)
+def _start() -> None:
+    end_with_parent()
     torch.set_num_threads(1)
 
 
