@@ -51,7 +51,7 @@ def small_demo(
     monkeypatch.setitem(demo.OVERRIDES, "rl", [*demo.OVERRIDES["rl"], *overrides])
     # A fixed number of steps, however busy the machine is.
     for name in ("vae_seconds_per_step", "ldm_seconds_per_step"):
-        monkeypatch.setattr(demo, name, lambda *arguments: lambda precision: 0.1)
+        monkeypatch.setattr(demo, name, lambda *arguments: lambda precision: 0.01)
     monkeypatch.setattr(demo_length, "SLOWEST", 1000.0)
     monkeypatch.setattr(demo, "NUM_SAMPLES", 4)
     monkeypatch.setattr(demo, "NUM_STEPS", 3)
