@@ -1,6 +1,6 @@
 """Well-known crystals in their conventional cells, atom by atom.
 
-pymatgen's `Structure.from_spacegroup` takes seconds for the first crystal of each space group.
+pymatgen's `Structure.from_spacegroup` takes half a second and more for each crystal.
 """
 
 from __future__ import annotations
