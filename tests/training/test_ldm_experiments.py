@@ -50,8 +50,8 @@ LABELS = ("band_gap", "dft_band_gap", "formation_energy_per_atom")
 TINY = [
     "data.batch_size=8",
     "data.eval_batch_size=null",
-    "trainer.max_epochs=1",
-    "trainer.check_val_every_n_epoch=1",
+    "trainer.max_epochs=3",
+    "trainer.check_val_every_n_epoch=3",
     "trainer.accelerator=cpu",
     "trainer.devices=1",
     "trainer.precision=32-true",
@@ -90,7 +90,7 @@ def data_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def base(vae_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An unconditional model."""
-    config = tiny_ldm_config(tmp_path_factory.mktemp("base"), vae_checkpoint, trainer__max_epochs=1)
+    config = tiny_ldm_config(tmp_path_factory.mktemp("base"), vae_checkpoint, trainer__max_epochs=3)
     return train_ldm(config, datamodule=tiny_datamodule()).last_path
 
 
