@@ -345,9 +345,7 @@ def test_commands_shard_merge_and_extend(
     assert contents(tmp_path / "merged") == contents(tmp_path / "whole") == contents(tmp_path / "at_once")
     capsys.readouterr()
     assert cli.main(["sample", "merge", *parts[:2], "--out", str(tmp_path / "no")]) == 2
-    assert capsys.readouterr().err.startswith(
-        "error: every index of the run must be in a part, but 32 to 47"
-    )
+    assert capsys.readouterr().err.startswith("error: every index of the run must be in a part, but 32 to 47")
 
 
 def test_more_of_each_formula_cannot_be_had_by_extending(ckpt: Path, tmp_path: Path) -> None:
