@@ -7,6 +7,7 @@ import threading
 from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import Any, BinaryIO
 
 # Threads of OpenMP sleep while they wait: on a busy machine spinning ones took a hundred times longer.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
@@ -18,6 +19,7 @@ import numpy as np
 import pytest
 import torch
 from jaxtyping import install_import_hook
+from matplotlib.figure import Figure
 
 import known_skips
 
@@ -51,6 +53,21 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Files with slow tests come first, whole: no worker begins a long test when the others have ended."""
     slow = {item.path for item in items if item.get_closest_marker("slow")}
     items.sort(key=lambda item: item.path not in slow)
+
+
+@pytest.fixture(autouse=True)
+def _rendering(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Figures are made everywhere, but to pixels only where a test is marked `pictures`: half a second for each."""
+    if request.node.get_closest_marker("pictures") is None:
+        render = Figure.savefig
+
+        def savefig(self: Figure, target: Path | BinaryIO, **options: Any) -> None:
+            if options.get("format") == "png" and isinstance(target, Path):
+                target.write_bytes(b"not rendered")
+            else:
+                render(self, target, **options)
+
+        monkeypatch.setattr(Figure, "savefig", savefig)
 
 
 def _data_dir() -> Path:

@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterator
+from functools import cache
 from graphlib import CycleError, TopologicalSorter
 from itertools import pairwise
 from pathlib import Path
@@ -94,7 +95,10 @@ def imports(name: str, path: Path, known: set[str]) -> Iterator[tuple[int, str]]
 MODULES = modules()
 
 
-IMPORTS = {name: list(imports(name, path, set(MODULES))) for name, path in MODULES.items()}
+@cache
+def all_imports() -> dict[str, list[tuple[int, str]]]:
+    """Of every module what `imports` finds; not when tests are collected, because it takes seconds."""
+    return {name: list(imports(name, path, set(MODULES))) for name, path in MODULES.items()}
 
 
 def place(name: str, line: int) -> str:
@@ -109,7 +113,7 @@ def test_every_room_has_a_place_in_the_order_and_every_place_a_room() -> None:
 def test_rooms_import_only_from_lower_rooms() -> None:
     wrong = [
         f"{place(name, line)} imports {target}"
-        for name, targets in IMPORTS.items()
+        for name, targets in all_imports().items()
         for line, target in targets
         if target.split(".")[0] == "latentite"
         and room_of(target) != room_of(name)
@@ -139,9 +143,9 @@ def test_no_file_imports_itself_by_way_of_others() -> None:
     """Imports inside functions count: they only hide a circle."""
     inside = {
         name: {target for _, target in targets if target in MODULES and target != name}
-        for name, targets in IMPORTS.items()
+        for name, targets in all_imports().items()
     }
-    lines = {(name, target): line for name, targets in IMPORTS.items() for line, target in targets}
+    lines = {(name, target): line for name, targets in all_imports().items() for line, target in targets}
     told = [
         "a circle of imports:\n"
         + "\n".join(
@@ -163,7 +167,7 @@ def test_circles_are_told_name_by_name() -> None:
 def test_lightning_and_hydra_are_left_to_their_rooms() -> None:
     wrong = [
         f"{place(name, line)} imports {target}"
-        for name, targets in IMPORTS.items()
+        for name, targets in all_imports().items()
         for line, target in targets
         if room_of(name) not in ONLY_IN.get(target.split(".")[0], {room_of(name)})
     ]

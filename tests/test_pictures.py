@@ -15,6 +15,8 @@ from latentite.crystal_arrays import CrystalArrays
 from latentite.draw import cells as pictures
 from latentite.draw import charts
 
+pytestmark = pytest.mark.pictures
+
 
 def test_border_atoms_are_drawn_on_every_face_edge_and_corner(rocksalt: CrystalArrays) -> None:
     atoms, coords = pictures._with_border_copies(rocksalt.frac_coords)

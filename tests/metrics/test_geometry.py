@@ -12,8 +12,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pymatgen.core import Lattice, Structure
 
+from known_crystals import rock_salt
 from latentite.crystal_arrays import CrystalArrays
 from latentite.data.properties import space_group_number
+from latentite.metrics import geometry
 from latentite.metrics.geometry import (
     SYMPRECS,
     amd_distances,
@@ -81,7 +83,7 @@ def arrays(structure: Structure) -> CrystalArrays:
 
 def known() -> list[CrystalArrays]:
     return [
-        arrays(Structure.from_spacegroup("Fm-3m", Lattice.cubic(5.6), ["Na", "Cl"], [[0] * 3, [0.5] * 3])),
+        arrays(rock_salt("Na", "Cl", 5.6)),
         arrays(Structure(Lattice.cubic(4.1), ["Cs", "Cl"], [[0] * 3, [0.5] * 3])),
         arrays(
             Structure(Lattice.from_parameters(4, 5, 6, 80, 85, 95), ["Cs", "Cl"], [[0] * 3, [0.4, 0.3, 0.2]])
@@ -130,12 +132,14 @@ def test_collapsed_and_long_cells_are_searched_to_an_end(
     assert space_groups(crystals, workers=1).shape == (5, len(SYMPRECS))
 
 
-def test_workers_do_not_change_the_result_and_progress_counts_all() -> None:
-    crystals = known() * 200
+def test_workers_do_not_change_the_result_and_progress_counts_all(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(geometry, "_CHUNK", 4)  # several tasks for each worker, the last one smaller
+    crystals = known() * 6
     told: list[int] = []
     one = space_groups(crystals, workers=1, advance=told.append)
     np.testing.assert_array_equal(one, space_groups(crystals, workers=2))
-    assert sum(told) == len(crystals) == 600
+    assert sum(told) == len(crystals) == 18
+    assert len(told) == 5
 
 
 def by_brute_force(crystal: CrystalArrays, k: int, reach: int = 7) -> np.ndarray:

@@ -6,6 +6,7 @@ import pytest
 import torch
 from pymatgen.core import Lattice, Structure
 
+from known_crystals import rock_salt
 from latentite.crystal import CrystalBatch
 from latentite.rewards.repeats import DiversityFilter, DiversityFilterConfig, Kind, kinds
 
@@ -79,7 +80,6 @@ def test_what_is_restored_goes_on_as_before(crystals: CrystalBatch) -> None:
 def test_polymorphs_are_one_formula_and_two_structures() -> None:
     sites = [[0.0, 0.0, 0.0], [0.5, 0.5, 0.5]]
     cesium_chloride = Structure(Lattice.cubic(3.5), ["Na", "Cl"], sites)
-    rock_salt = Structure.from_spacegroup("Fm-3m", Lattice.cubic(5.64), ["Na", "Cl"], [[0, 0, 0], [0.5] * 3])
-    batch = CrystalBatch.from_structures([cesium_chloride, rock_salt])
+    batch = CrystalBatch.from_structures([cesium_chloride, rock_salt("Na", "Cl", 5.64)])
     assert len(set(kinds(batch, Kind.FORMULA))) == 1
     assert len(set(kinds(batch, Kind.STRUCTURE))) == 2

@@ -103,9 +103,9 @@ def extreme_crystals(count: int, *, seed: int) -> list[CrystalArrays]:
 def test_every_cif_that_would_be_written_is_read_back_by_pymatgen(
     make_random_crystals: Callable[..., list[CrystalArrays]],
 ) -> None:
-    crystals = extreme_crystals(2400, seed=0) + make_random_crystals(100, max_atoms=12)
+    crystals = extreme_crystals(600, seed=0) + make_random_crystals(50, max_atoms=12)
     kept = usable(crystals)
-    assert len(kept) > 1000  # many of the extremes are refused, and rightly
+    assert len(kept) > 250  # many of the extremes are refused, and rightly
     assert {len(arrays.atomic_numbers) for arrays, _ in kept} >= {1, 2, 3, 5, 8}
     for arrays, text in kept:
         assert_pymatgen_reads(arrays, text)

@@ -9,8 +9,6 @@ from __future__ import annotations
 
 import logging
 import math
-import multiprocessing
-import os
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
@@ -21,7 +19,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from latentite.base.machine import start_worker
+from latentite.base.machine import end_with_parent, network_context
 from latentite.base.plain import from_plain, to_plain
 from latentite.crystal import CrystalBatch
 from latentite.crystal_arrays import CrystalArrays
@@ -291,9 +289,7 @@ class RewardWorkers:
         return {name: Answer.failed(count, why) for name in self._shares[worker]}
 
     def _pool(self) -> ProcessPoolExecutor:
-        # Spawned: forking a process in which torch computes with threads can hang.
-        context = multiprocessing.get_context("spawn")
-        return ProcessPoolExecutor(1, mp_context=context, initializer=_start, initargs=(os.getpid(),))
+        return ProcessPoolExecutor(1, mp_context=network_context(__name__), initializer=_start)
 
     def _prepare(self, worker: int) -> Future[None]:
         return self._pools[worker].submit(_prepare, self._plain, self._shares[worker], self._reference)
@@ -303,8 +299,8 @@ _here: dict[str, Any] = {}
 """Components of this process, by name."""
 
 
-def _start(parent: int) -> None:
-    start_worker(parent)
+def _start() -> None:
+    end_with_parent()
     torch.set_num_threads(1)
 
 
