@@ -22,7 +22,9 @@ import numpy as np
 from jaxtyping import Float
 
 
-def wasserstein(generated: Float[np.ndarray, " crystal"], reference: Float[np.ndarray, " crystal"]) -> float:
+def wasserstein(
+    generated: Float[np.ndarray, " generated"], reference: Float[np.ndarray, " reference"]
+) -> float:
     """Wasserstein-1 distance of two samples, in the unit of the property: the area between their cumulative
     distributions.
 
