@@ -162,7 +162,7 @@ def condition_values(configs: Sequence[ConditionConfig], crystals: CrystalBatch)
     return {config.name: _value_of(config, crystals) for config in configs}
 
 
-def _value_of(config: ConditionConfig, crystals: CrystalBatch) -> Float[Tensor, "crystal *channel"]:
+def _value_of(config: ConditionConfig, crystals: CrystalBatch) -> Float[Tensor, " crystal *channel"]:
     dtype = crystals.lattice.dtype
     if config.kind in LABELS:
         if config.name not in crystals.properties:
