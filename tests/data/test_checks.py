@@ -17,7 +17,9 @@ CUBE = 4.0 * np.eye(3)
 
 def crystal(numbers: list[int], coords: list[list[float]], lattice: np.ndarray = CUBE) -> CrystalArrays:
     return CrystalArrays(
-        np.array(numbers, dtype=np.int64), np.array(coords, dtype=float), np.asarray(lattice, dtype=float)
+        np.array(numbers, dtype=np.int64),
+        np.array(coords, dtype=float).reshape(-1, 3),
+        np.asarray(lattice, dtype=float),
     )
 
 

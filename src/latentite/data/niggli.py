@@ -245,7 +245,7 @@ def determinant(matrices: Real[np.ndarray, "... 3 3"]) -> Real[np.ndarray, ...]:
     return (matrices[..., 0, :] * cross(matrices[..., 1, :], matrices[..., 2, :])).sum(axis=-1)
 
 
-def integer_inverse(matrices: Float[np.ndarray, "... 3 3"]) -> Float[np.ndarray, "... 3 3"]:
+def integer_inverse(matrices: Real[np.ndarray, "... 3 3"]) -> Real[np.ndarray, "... 3 3"]:
     """Inverses of integer matrices of determinant +1 or -1: integers again, without rounding errors."""
     a, b, c = matrices[..., 0, :], matrices[..., 1, :], matrices[..., 2, :]
     columns = np.stack([cross(b, c), cross(c, a), cross(a, b)], axis=-1)
