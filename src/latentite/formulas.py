@@ -107,7 +107,7 @@ def parse_formula(text: str) -> Composition:
 
 
 def is_formula(text: str) -> bool:
-    """Whether a text consists of symbols of elements, amounts and brackets, as `NaN` and `InF` do."""
+    """True if a text consists of symbols of elements, amounts and brackets, as `NaN` and `InF` do."""
     rest, symbols = _PART.sub("", text), [symbol for symbol in _PART.findall(text) if symbol]
     return not rest and bool(symbols) and all(symbol in ATOMIC_NUMBER for symbol in symbols)
 

@@ -1,4 +1,4 @@
-"""Where and in what portions a trained network is run."""
+"""Device and batch size of a trained network that is run."""
 
 from __future__ import annotations
 

@@ -111,7 +111,7 @@ def fill(kind: type[Options], arguments: argparse.Namespace, **given: Any) -> Op
 
 
 def typed(kind: type, arguments: argparse.Namespace) -> dict[str, Any]:
-    """What was typed of a dataclass's options, by field: enums as such, several values as a tuple."""
+    """The typed options of a dataclass, by field: enums as such, several values as a tuple."""
     given = {}
     for item in fields(kind):
         key = _destination(kind, item)
@@ -139,7 +139,7 @@ def _flag(item: Field[Any]) -> str:
 
 
 def _argument(kind: type, item: Field[Any], default: Any) -> tuple[list[str], dict[str, Any]]:
-    """What `add_argument` takes for a field."""
+    """Keyword arguments of `add_argument` for a field."""
     metadata, hint = item.metadata, _choose(kind, item)
     settings: dict[str, Any] = {"help": _help(kind, item, default), "default": argparse.SUPPRESS}
     choices = metadata.get("choices") or _choices(hint)

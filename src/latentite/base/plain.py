@@ -188,7 +188,7 @@ def default_values(kind: Any) -> dict[str, Any]:
 
 
 def is_text(kind: Any) -> bool:
-    """Whether values of a declared type are a text or a path, and nothing else but null."""
+    """True if values of a declared type are a text or a path, and nothing else but null."""
     options = set(_options(kind)) - {type(None)}
     return bool(options) and options <= {str, Path}
 

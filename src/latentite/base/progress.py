@@ -62,7 +62,7 @@ class ProgressBars:
 
     @property
     def is_shown(self) -> bool:
-        """Whether somebody sees the bars."""
+        """True if somebody sees the bars."""
         return not self._bars.disable
 
     def start(self) -> None:

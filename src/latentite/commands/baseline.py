@@ -33,7 +33,7 @@ class FitOptions:
     unit: str | None = field(default=None, metadata=option("UNIT"))
     """Of the labels, written down with them [eV/atom or eV, by the extent]."""
     fidelity: str = "labels"
-    """What the level of theory is called."""
+    """Name of the level of theory."""
     ridge: float = RIDGE
     """Weight of the penalty on large coefficients."""
     trim: float = TRIM
@@ -103,7 +103,7 @@ def _fit(options: FitOptions, limits: Limits) -> int:
 
 
 def describe(fit: BaselineFit, *, unit: str, num_rows: int) -> list[str]:
-    """What was fitted and what is left of the labels, in a few lines."""
+    """Summary of the fit and of the rest of the labels, in a few lines."""
     per_atom = unit if unit.endswith("/atom") else f"{unit}/atom"
     low, high = fit.residual_percentiles
     return [

@@ -65,7 +65,7 @@ def _register_compare(subparsers: argparse._SubParsersAction[argparse.ArgumentPa
 
 
 def evaluate_options(arguments: argparse.Namespace) -> EvaluateOptions:
-    """What was typed.
+    """The typed options.
 
     Raises:
         ValueError: for tolerances that are no numbers, potential arguments that are no JSON object, a level of theory

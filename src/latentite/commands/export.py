@@ -21,11 +21,11 @@ class ExportOptions:
     out: Path = field(metadata=option("FILE"))
     """Ending .pt2, .pt or .safetensors, by the format."""
     format: Literal["pt2", "torchscript", "safetensors"] = "pt2"
-    """What the file is: torch.export, a trace, or weights and config."""
+    """Format of the file: torch.export, a trace, or weights and config."""
     fidelity: str | None = None
     """Level of theory [the reference]."""
     weights: Literal["ema", "raw"] | None = None
-    """Which weights [ema where there are any]."""
+    """The set of weights [ema where there are any]."""
     d3bj: str | None = field(default=None, metadata=option("FUNCTIONAL"))
     """Add D3(BJ) dispersion, with dftd3's parameters for this functional."""
     d3_target: str | None = None

@@ -71,7 +71,7 @@ class BundleOptions(CheckpointOptions):
     dtype: Literal["fp32", "fp16", "bf16"] = BUNDLE_PRECISION
     """Number format of the matrices."""
     card: Path | None = field(default=None, metadata=option("YAML"))
-    """What people must know (docs/bundling.md)."""
+    """Facts that its users must know (docs/bundling.md)."""
     borrow: tuple[str, ...] = ()
     """A pair in DIR, such as the model's VAE, whose tensors are not written again; repeatable."""
 

@@ -22,7 +22,7 @@ class NetworkOptions:
     """Crystals: CSV, Parquet, JSON, extxyz, a folder of CIFs, ..., a folder made by `latentite data build` (its
     --split), or the name of a dataset."""
     split: Literal["train", "val", "test"] = "test"
-    """Which one of a folder with splits."""
+    """The split of a folder that has splits."""
     batch_size: int = BATCH_SIZE
     """Crystals at once."""
     device: str = "auto"

@@ -69,7 +69,7 @@ class Known:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Sampled:
-    """What a sampler gives back."""
+    """Result of a sampler."""
 
     latents: Float[Tensor, "crystal token channel"]
     """Clean latents; padding is exactly zero."""
@@ -90,7 +90,7 @@ Step = Callable[["Walk", Tensor, int], Moments]
 
 @dataclass(kw_only=True, slots=True)
 class Walk:
-    """What the steps of one sampling run share."""
+    """Inputs that all steps of one sampling run share."""
 
     denoise: Denoise
     schedule: AnySchedule

@@ -26,7 +26,7 @@ PUBLIC: dict[str, str] = {
 DEFAULT_LDM = "mp_20_biternary_ldm"
 """The bundled model that is sampled from when none is named."""
 BUNDLE_PRECISION: Final = "fp16"
-"""How the matrices of a bundled model are stored, unless something else is asked for (`checkpoint.Precision`)."""
+"""Number format of the matrices of a bundled model, unless something else is asked for (`checkpoint.Precision`)."""
 BUNDLED = {
     "mp_20_biternary_vae": "crystal VAE",
     DEFAULT_LDM: "latent diffusion, unconditional",

@@ -77,7 +77,7 @@ class Conditioning:
     per_condition: Float[Tensor, "crystal condition hidden"]
     """Embedding of each of the model's conditions, in their order; of an absent one its learned stand-in."""
     present: Bool[Tensor, "crystal condition"]
-    """Whether the crystal is told the condition: a usable value was given, and not hidden."""
+    """True where the denoiser is told the condition: a usable value was given, and not hidden."""
 
     def __len__(self) -> int:
         return len(self.vector)
@@ -128,7 +128,7 @@ class ConditionEncoder(nn.Module):
             self.register_buffer("std", torch.tensor(torch.nan))
 
     def prepared(self, values: Float[Tensor, " crystal *channel"]) -> Tensor:
-        """What the embedding reads: normalised numbers `[crystal 1]`, codes `[crystal]`, else the values."""
+        """Input of the embedding: normalised numbers `[crystal 1]`, codes `[crystal]`, else the values."""
         if self.is_number:
             return ((self.config.transform(values) - self.mean) / self.std).unsqueeze(-1)
         return values - self.config.first_class if self.is_class else values
@@ -214,7 +214,7 @@ class ConditionModule(nn.Module):
 
     @property
     def device(self) -> torch.device:
-        """Where the parameters are."""
+        """Device of the parameters."""
         return next(self.parameters()).device
 
     def encoder(self, name: str) -> ConditionEncoder:
@@ -237,7 +237,7 @@ class ConditionModule(nn.Module):
         *,
         num_crystals: int | None = None,
     ) -> Conditioning:
-        """What the denoiser is told of crystals. The tensors that come in are not changed.
+        """The conditioning that the denoiser reads. The tensors that come in are not changed.
 
         Args:
             values: for any subset of the conditions their values, as `condition_values` gives them.
@@ -273,7 +273,7 @@ class ConditionModule(nn.Module):
         )
 
     def absent(self, num_crystals: int) -> Conditioning:
-        """What the denoiser is told where nothing was asked: the unconditional side of guidance."""
+        """The conditioning where nothing was asked: the unconditional side of guidance."""
         return self({}, num_crystals=num_crystals)
 
     def values(self, crystals: CrystalBatch) -> dict[str, Tensor]:

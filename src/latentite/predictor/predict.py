@@ -39,7 +39,7 @@ class PredictionTable:
     """By name, in the order of `ids`: each target, `<target>_std` of one whose uncertainty is known,
     `<target>_probability` of a class. NaN or empty in rows that failed."""
     failures: dict[int, str]
-    """Why a row has no prediction, by position."""
+    """Reason for which a row has no prediction, by position."""
     rejections: tuple[Rejection, ...]
     """Rows of the source that are no usable crystal."""
 

@@ -34,7 +34,7 @@ SYMPREC = 0.1
 
 
 class Kind(StrEnum):
-    """When two crystals are of one kind."""
+    """Condition under which two crystals are of one kind."""
 
     FORMULA = "formula"
     """The same reduced formula."""

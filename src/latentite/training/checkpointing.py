@@ -1,4 +1,4 @@
-"""When checkpoints of a run are written: `last.ckpt` to resume from, the best as `epoch_*.ckpt`.
+"""Times at which checkpoints of a run are written: `last.ckpt` to resume from, the best as `epoch_*.ckpt`.
 
 What is in them and how they are read is said in `latentite/checkpoint/`. Files are written under a
 temporary name and renamed. `training/fit.py` adds the callback to every run.

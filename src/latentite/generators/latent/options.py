@@ -42,7 +42,7 @@ class LatentOptions:
 
     In Python also structures themselves."""
     strength: float | None = field(default=None, metadata=option(group=START))
-    """How far from them, from 0 to 1: the share of the steps that are taken, such as 0.3.
+    """Distance from them, from 0 to 1: the share of the steps that are taken, such as 0.3.
 
     None: all, which is for fixed atoms only."""
     fix_sites: Numbers = field(default=(), metadata=option("LIST", group=START))
@@ -65,7 +65,7 @@ class LatentOptions:
             )
 
     def sampling(self) -> SamplingConfig:
-        """How the chain is walked."""
+        """Settings of the sampler."""
         from latentite.diffusion.samplers import SamplerKind  # torch takes seconds
         from latentite.generators.latent.chain import Precision, SamplingConfig
 
