@@ -18,7 +18,7 @@ What others use is named here; the files of this folder say the rest.
 from latentite.checkpoint.data_card import DataCard, FidelityCard, SplitCard
 from latentite.checkpoint.lightning_file import read_training_state
 from latentite.checkpoint.network import merge_adapters, network_of, require_fit
-from latentite.checkpoint.portable import Precision, read_portable, write_portable
+from latentite.checkpoint.portable import StoredFormat, read_portable, write_portable
 from latentite.checkpoint.read import export_portable, read_checkpoint
 from latentite.checkpoint.record import (
     FORMAT,
@@ -42,9 +42,9 @@ __all__ = [
     "CheckpointRecord",
     "DataCard",
     "FidelityCard",
-    "Precision",
     "SplitCard",
     "Stage",
+    "StoredFormat",
     "Weights",
     "build_payload",
     "export_portable",

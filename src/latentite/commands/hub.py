@@ -165,7 +165,7 @@ def _export(options: ExportOptions) -> int:
 
 
 def _bundle(options: BundleOptions) -> int:
-    from latentite.checkpoint import Precision
+    from latentite.checkpoint import StoredFormat
     from latentite.hub.bundle import bundle
 
     def write() -> str:
@@ -174,7 +174,7 @@ def _bundle(options: BundleOptions) -> int:
             options.checkpoint,
             options.name,
             options.out,
-            precision=Precision(options.dtype),
+            precision=StoredFormat(options.dtype),
             card=options.card,
             borrow=options.borrow,
             weights=options.weights,

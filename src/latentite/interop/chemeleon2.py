@@ -36,7 +36,7 @@ from latentite.interop.architecture import (
     vae_config,
     vae_heads,
 )
-from latentite.interop.pickled import PickledFile, Record, StoredTensor, names_in, plain_value
+from latentite.interop.pickled import InertRecord, PickledFile, StoredTensor, names_in, plain_value
 from latentite.interop.tensors import (
     ema_weights,
     ldm_statistics,
@@ -160,7 +160,7 @@ def _predictor_config(
     file: PickledFile, shapes: Shapes, hyper: Mapping[str, Any], find_vae: FindVAE
 ) -> PredictorConfig:
     vae = hyper.get("vae")
-    if isinstance(vae, Record):
+    if isinstance(vae, InertRecord):
         heads = _heads_of(vae.submodule("encoder"), vae.submodule("decoder"), file.path)
     else:
         heads = _carried_heads(file, shapes, hyper, find_vae)

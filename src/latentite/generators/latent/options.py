@@ -14,7 +14,7 @@ from latentite.base.plain import Numbers, Structures, Texts, choice, names, numb
 
 if TYPE_CHECKING:
     from latentite.diffusion.samplers import SamplerKind
-    from latentite.generators.latent.chain import Precision, SamplingConfig
+    from latentite.generators.latent.chain import SamplingConfig, SamplingPrecision
 
 HOW, START, LONG = "how it is sampled", "start from structures", "long runs"
 """Headings of the options in the help."""
@@ -35,7 +35,7 @@ class LatentOptions:
     """Times the noise of flow_sde: below 1 likelier crystals, and fewer kinds of them."""
     guidance: float | str | Mapping[str, float] = field(default=2.0, metadata=option("S", group=HOW))
     """s of u + s (c - u), u without and c with the condition: a number, or name=number,..."""
-    precision: Precision | str = field(default="fp32", metadata=option(group=HOW, kind=str))
+    precision: SamplingPrecision | str = field(default="fp32", metadata=option(group=HOW, kind=str))
     """Of the denoiser: fp32, bf16, fp16."""
     init: Structures | None = field(default=None, metadata=option("FILE", group=START, kind=str))
     """A file or folder of structures to start from.
@@ -67,7 +67,7 @@ class LatentOptions:
     def sampling(self) -> SamplingConfig:
         """Settings of the sampler."""
         from latentite.diffusion.samplers import SamplerKind  # torch takes seconds
-        from latentite.generators.latent.chain import Precision, SamplingConfig
+        from latentite.generators.latent.chain import SamplingConfig, SamplingPrecision
 
         return SamplingConfig(
             sampler=None if self.sampler is None else choice("sampler", self.sampler, SamplerKind),
@@ -75,7 +75,7 @@ class LatentOptions:
             eta=self.eta,
             noise_scale=self.noise_scale,
             guidance=parse_guidance(self.guidance),
-            precision=choice("precision", self.precision, Precision),
+            precision=choice("precision", self.precision, SamplingPrecision),
         )
 
 
