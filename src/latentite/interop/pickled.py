@@ -312,7 +312,7 @@ class _Reader(pickle.Unpickler):
         self._kinds: dict[str, type[InertRecord]] = {}
 
     def find_class(self, module: str, name: str) -> Any:
-        """The stand-in for a name of the pickle: a plain container, a function of ours, or an `InertRecord` of its kind.
+        """The stand-in for a name of the pickle: a plain container, our own function, or an `InertRecord` of that name.
 
         Nothing is imported. Unpickling calls this for every name, so whatever it does not give cannot be called.
 
