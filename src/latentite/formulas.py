@@ -51,9 +51,9 @@ def compositions(crystals: CrystalBatch) -> list[Composition]:
     """Of each crystal, reduced."""
     width = NUM_ELEMENTS + 1
     cells = (crystals.crystal_index * width + crystals.atomic_numbers).cpu().numpy()
-    found, amounts = np.unique(cells, return_counts=True)
+    unique_cells, amounts = np.unique(cells, return_counts=True)
     counts: list[dict[int, int]] = [{} for _ in range(len(crystals))]
-    for cell, amount in zip(found.tolist(), amounts.tolist(), strict=True):
+    for cell, amount in zip(unique_cells.tolist(), amounts.tolist(), strict=True):
         counts[cell // width][cell % width] = amount
     return [reduced(count) for count in counts]
 

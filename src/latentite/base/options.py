@@ -237,7 +237,7 @@ def _choices(hint: Any) -> list[str] | None:
 @lru_cache(maxsize=256)
 def _docstrings(kind: type) -> Mapping[str, str]:
     """The text under each field of a dataclass, in its source."""
-    found: dict[str, str] = {}
+    docstrings: dict[str, str] = {}
     for owner in reversed(kind.__mro__[:-1]):
         [body] = ast.parse(textwrap.dedent(inspect.getsource(owner))).body
         assert isinstance(body, ast.ClassDef)
@@ -248,5 +248,5 @@ def _docstrings(kind: type) -> Mapping[str, str]:
                 and isinstance(after, ast.Expr)
                 and isinstance(after.value, ast.Constant)
             ):
-                found[before.target.id] = str(after.value.value)
-    return found
+                docstrings[before.target.id] = str(after.value.value)
+    return docstrings

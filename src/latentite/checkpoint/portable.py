@@ -142,11 +142,11 @@ def _borrowable(state: Mapping[str, Tensor], stem: Path, lenders: Sequence[str])
     if stem.name in lenders:
         raise CheckpointError(f"{stem.name} cannot borrow from itself; name another pair in {stem.parent}")
     ours = {name: _content(tensor) for name, tensor in state.items()}
-    found: dict[str, dict[str, Any]] = {}
+    loans: dict[str, dict[str, Any]] = {}
     for lender in lenders:
         record = _read_pair(stem.with_name(lender), [stem.name])  # not one that borrows from this
         theirs = {_content(tensor): name for name, tensor in record.state.items()}
-        taken = {name for loan in found.values() for name in loan["tensors"]}
+        taken = {name for loan in loans.values() for name in loan["tensors"]}
         tensors = {
             name: theirs[content] for name, content in ours.items() if content in theirs and name not in taken
         }
@@ -154,8 +154,8 @@ def _borrowable(state: Mapping[str, Tensor], stem: Path, lenders: Sequence[str])
             raise CheckpointError(
                 f"{record.path} holds none of the tensors of {stem.name}: nothing to borrow"
             )
-        found[lender] = {"sha256": record.sha256, "tensors": tensors}
-    return found
+        loans[lender] = {"sha256": record.sha256, "tensors": tensors}
+    return loans
 
 
 def _content(tensor: Tensor) -> tuple[tuple[int, ...], str]:

@@ -138,9 +138,9 @@ def read_model_card(path: Path, checkpoint: Path) -> ModelCard:
         raise ValueError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from error
     if not isinstance(values, dict):
         raise ValueError(f"{path} must hold fields such as 'trained_on: ...', got {type(values).__name__}")
-    found = from_plain(ModelCard, values, where=str(path))
-    found.commit = found.commit or _provenance(checkpoint).get("commit")
-    return found
+    model_card = from_plain(ModelCard, values, where=str(path))
+    model_card.commit = model_card.commit or _provenance(checkpoint).get("commit")
+    return model_card
 
 
 def _provenance(checkpoint: Path) -> dict[str, Any]:

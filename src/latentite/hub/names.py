@@ -98,9 +98,9 @@ def bundled_folders() -> list[Path]:
 
 def bundled_files() -> dict[str, Path]:
     """Name -> file of every checkpoint in the `ckpts` folders; the first folder that has a name wins."""
-    found: dict[str, Path] = {}
+    files: dict[str, Path] = {}
     for folder in bundled_folders():
         for suffix in SUFFIXES:
             for path in sorted(folder.glob(f"*{suffix}")):
-                found.setdefault(path.name.removesuffix(suffix), path)
-    return found
+                files.setdefault(path.name.removesuffix(suffix), path)
+    return files

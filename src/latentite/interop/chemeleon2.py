@@ -246,30 +246,30 @@ def convert(
     Raises:
         CheckpointError: when the file cannot be imported.
     """
-    found = import_checkpoint(path, find_vae=find_vae)
+    imported = import_checkpoint(path, find_vae=find_vae)
     source = {"format": "chemeleon2", "file": path.name, "sha256": sha256}
-    data: dict[str, Any] = {"source": source, "hyper_parameters": found.hyper_parameters}
+    data: dict[str, Any] = {"source": source, "hyper_parameters": imported.hyper_parameters}
     if num_atoms is not None:
         data["splits"] = {"train": {"num_atoms_histogram": list(num_atoms)}}
     payload = build_payload(
-        stage=found.stage,
-        config=found.config,
+        stage=imported.stage,
+        config=imported.config,
         data=data,
         metrics={},
-        ema=found.ema,
+        ema=imported.ema,
         default_weights=Weights.RAW,
     )
-    state = {NETWORK_PREFIX + name: tensor for name, tensor in found.state.items()}
+    state = {NETWORK_PREFIX + name: tensor for name, tensor in imported.state.items()}
     with out.open("wb") as file:  # by path, torch writes the file's name into the file
         torch.save({"state_dict": state, PAYLOAD_KEY: payload}, file)
     return {
         "source": source,
         "conversion": CONVERSION,
-        "stage": found.stage.value,
-        "weights": [Weights.RAW.value] + ([Weights.EMA.value] if found.ema else []),
+        "stage": imported.stage.value,
+        "weights": [Weights.RAW.value] + ([Weights.EMA.value] if imported.ema else []),
         "default_weights": Weights.RAW.value,
         "num_tensors": len(state),
         "num_values": sum(tensor.numel() for tensor in state.values()),
         "config": payload["config"],
-        "hyper_parameters": found.hyper_parameters,
+        "hyper_parameters": imported.hyper_parameters,
     }

@@ -72,7 +72,7 @@ def ldm_statistics(
             raise CheckpointError(
                 f"{file.path}: latent_std must have 1 or {channels} numbers, got {std.numel()}"
             )
-    found = {
+    statistics = {
         "latent_mean": torch.zeros(channels),
         "latent_std": std.flatten().expand(channels).clone(),
     }
@@ -80,9 +80,9 @@ def ldm_statistics(
     names = [] if module is None else [c.name for c in module.conditions if c.kind == "scalar"]
     for name in names:
         mean, scale = _statistics(file.path, conditions.get("stats"), name)
-        found[f"condition_module.encoders.{name}.mean"] = torch.tensor(mean)
-        found[f"condition_module.encoders.{name}.std"] = torch.tensor(scale)
-    return found
+        statistics[f"condition_module.encoders.{name}.mean"] = torch.tensor(mean)
+        statistics[f"condition_module.encoders.{name}.std"] = torch.tensor(scale)
+    return statistics
 
 
 def target_statistics(path: Path, targets: Any, config: PredictorConfig) -> dict[str, Tensor]:

@@ -150,10 +150,10 @@ class DiversityFilter:
             is_usable: False for those that cannot be: they are of no kind and are not counted.
         """
         positions = is_usable.nonzero().flatten()
-        found = kinds(crystals.select(positions), self.config.kind)
+        crystal_kinds = kinds(crystals.select(positions), self.config.kind)
         share = torch.ones_like(total)
-        share[positions] = torch.tensor([self.share(name) for name in found], dtype=total.dtype)
-        self._counts.update(found)
+        share[positions] = torch.tensor([self.share(name) for name in crystal_kinds], dtype=total.dtype)
+        self._counts.update(crystal_kinds)
         return keep_share(total, share), share < 1.0
 
     def share(self, name: str) -> float:

@@ -60,10 +60,10 @@ class RewardWorkers:
         jobs = [(pool, self._submit(worker, arrays)) for worker, pool in enumerate(self._pools)]
 
         def finish() -> RewardTable:
-            found: dict[str, Answer] = {}
+            answers: dict[str, Answer] = {}
             for worker, (pool, future) in enumerate(jobs):
-                found |= self._answers(worker, pool, future, len(arrays))
-            ordered = [found[component.name] for component in self._rewards.components]
+                answers |= self._answers(worker, pool, future, len(arrays))
+            ordered = [answers[component.name] for component in self._rewards.components]
             return self._rewards.combined(ordered, shown, usable)
 
         return finish

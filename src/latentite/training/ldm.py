@@ -118,8 +118,8 @@ class LDMTrainingModule(StageModule):
 
     def validation_step(self, batch: CrystalBatch, batch_idx: int) -> None:
         """The loss with every condition shown and, for a conditional model, with all hidden: the gap is their use."""
-        found = self._validation_loss(batch, batch_idx, Shown.ALL)
-        metrics = {**loss_by_level(found), "loss": found.total.mean()}
+        losses = self._validation_loss(batch, batch_idx, Shown.ALL)
+        metrics = {**loss_by_level(losses), "loss": losses.total.mean()}
         if self.network.condition_module is not None:
             metrics["loss_absent"] = self._validation_loss(batch, batch_idx, Shown.NONE).total.mean()
         logged = {f"val/{name}": value for name, value in metrics.items()}
