@@ -1,4 +1,4 @@
-"""Shapes are checked wherever they are written; stand-ins for other types pass outside of the strict rooms."""
+"""Shapes are checked in more rooms than types; stand-ins for other types pass outside of the strict ones."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import shape_checks
 from latentite.metrics.distributions import wasserstein
 
 
-def test_every_module_that_writes_shapes_is_checked() -> None:
+def test_every_module_that_writes_shapes_in_these_rooms_is_checked() -> None:
     names = shape_checks.modules_with_shapes()
     specs = [importlib.util.find_spec(name) for name in names]
     loaders = Counter(type(spec.loader).__name__ for spec in specs if spec is not None)

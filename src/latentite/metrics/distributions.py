@@ -19,11 +19,11 @@ from collections.abc import Hashable, Iterable
 from dataclasses import dataclass
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Float, Real
 
 
 def wasserstein(
-    generated: Float[np.ndarray, " generated"], reference: Float[np.ndarray, " reference"]
+    generated: Real[np.ndarray, " generated"], reference: Real[np.ndarray, " reference"]
 ) -> float:
     """Wasserstein-1 distance of two samples, in the unit of the property: the area between their cumulative
     distributions.
