@@ -15,21 +15,18 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import hypothesis
+import jaxtyping
 import numpy as np
 import pytest
 import torch
-from jaxtyping import install_import_hook
 from matplotlib.figure import Figure
 
 import known_skips
+import shape_checks
 
-# Shapes and dtypes in the annotations of these packages are checked at every call during the tests.
+# Shapes and dtypes in the annotations of arrays are checked at every call during the tests.
 # The hook acts on modules that are imported later, so it comes before the first import of ours.
-CHECKED = [
-    f"latentite.{name}"
-    for name in ("lattice", "crystal", "latent", "nn", "objectives", "rl.objective", "generators.elements")
-]
-install_import_hook(CHECKED, "beartype.beartype")
+shape_checks.install()
 
 from latentite.crystal import CrystalBatch  # noqa: E402
 from latentite.crystal_arrays import CrystalArrays  # noqa: E402
@@ -68,6 +65,14 @@ def _rendering(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) 
                 render(self, target, **options)
 
         monkeypatch.setattr(Figure, "savefig", savefig)
+
+
+@pytest.fixture
+def no_shape_checks() -> Iterator[None]:
+    """For tests of what our own code answers to arrays of a wrong shape, and for tracing, where sizes are symbols."""
+    jaxtyping.config.update("jaxtyping_disable", True)
+    yield
+    jaxtyping.config.update("jaxtyping_disable", False)
 
 
 def _data_dir() -> Path:

@@ -9,6 +9,7 @@ import re
 import shlex
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -301,3 +302,28 @@ def test_public_documents_name_no_place_of_one_machine() -> None:
         text = path.read_text(encoding="utf-8")
         assert not re.search(r"(?<![\w.])/(home|root|work|Users|opt)/", text), path
         assert os.environ.get("HOME", "/root") not in text or os.environ.get("HOME") == "/"
+
+
+QUESTIONS = ("What", "Whether", "How", "Where", "When", "Which", "Why", "Who")
+
+
+def opening_words(path: Path) -> Iterator[tuple[int, str]]:
+    """Line and first word of every docstring of a file, those below fields and constants included."""
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if (
+            isinstance(node, ast.Expr)
+            and isinstance(node.value, ast.Constant)
+            and isinstance(node.value.value, str)
+        ):
+            yield node.lineno, node.value.value.split(maxsplit=1)[0] if node.value.value.strip() else ""
+
+
+def test_docstrings_open_with_the_thing_that_they_describe() -> None:
+    """Not with a question word: `True if somebody sees the bars`, not `Whether somebody sees the bars`."""
+    wrong = [
+        f"{path.relative_to(ROOT)}:{line} opens with {word}"
+        for path in sorted(PACKAGE.rglob("*.py"))
+        for line, word in opening_words(path)
+        if word in QUESTIONS
+    ]
+    assert wrong == [], "\n".join(wrong)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import os
 import subprocess
+import symtable
 import sys
 from collections.abc import Iterator
 from functools import cache
@@ -13,6 +14,8 @@ from itertools import pairwise
 from pathlib import Path
 
 import pytest
+
+import latentite
 
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = ROOT / "src" / "latentite"
@@ -261,3 +264,35 @@ def test_importing_the_package_itself_is_light() -> None:
         [sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True
     )
     assert done.stdout.strip() == "[]"
+
+
+def bound_names(path: Path) -> set[str]:
+    """Names that a file binds at its top level: what can be imported from it."""
+    symbols = symtable.symtable(path.read_text(encoding="utf-8"), str(path), "exec").get_symbols()
+    return {symbol.get_name() for symbol in symbols if symbol.is_assigned() or symbol.is_imported()}
+
+
+def test_every_name_that_code_takes_from_the_package_exists() -> None:
+    """mypy takes a deleted module for one without types, and an import inside a function fails only when it runs."""
+    known = {name: bound_names(path) for name, path in MODULES.items()}
+    known["latentite"] |= latentite._PUBLIC.keys()
+    folders = ("src", "tests", "examples", "benchmarks", "tools")
+    missing = [
+        f"{path.relative_to(ROOT)}:{node.lineno} imports {alias.name} from {node.module}"
+        for folder in folders
+        for path in sorted((ROOT / folder).rglob("*.py"))
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if isinstance(node, ast.ImportFrom) and f"{node.module}.".startswith("latentite.")
+        for alias in node.names
+        if f"{node.module}.{alias.name}" not in known
+        and alias.name not in known.get(node.module or "", set())
+    ]
+    assert missing == [], "\n".join(missing)
+
+
+def test_names_that_a_file_binds_are_those_of_its_top_level(tmp_path: Path) -> None:
+    path = tmp_path / "culprit.py"
+    path.write_text(
+        "from a import b as c\nif c:\n    D: int = 1\ndef e(f):\n    g = f\nh()\n", encoding="utf-8"
+    )
+    assert bound_names(path) == {"c", "D", "e"}

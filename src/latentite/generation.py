@@ -41,7 +41,7 @@ class GenerateResult:
     asked: int
     """Crystals that were asked for here: of this shard."""
     has_requests: bool
-    """Whether something was asked that can be verified: a formula, elements, a number of atoms."""
+    """True if something was asked that can be verified: a formula, elements, a number of atoms."""
     out: Path | None
     crystals: CrystalBatch | None = None
     """In the order of the index; None when they are in files."""

@@ -54,6 +54,7 @@ SPOILERS: dict[str, Callable[[CrystalBatch, EnergyForces], EnergyForces]] = {
 }
 
 
+@pytest.mark.usefixtures("no_shape_checks")
 @pytest.mark.parametrize("words", SPOILERS)
 def test_a_broken_potential_is_caught(words: str) -> None:
     with pytest.raises(ValueError, match=words):

@@ -123,6 +123,7 @@ def test_workers_do_not_change_the_result_and_progress_counts_all(
     assert sum(told) == 20
 
 
+@pytest.mark.usefixtures("no_shape_checks")
 def test_nonsense_is_refused(rocksalt: CrystalArrays) -> None:
     with pytest.raises(ValueError, match="equally many samples, got 0 to 1"):
         sample_distances([rocksalt] * 2, [[rocksalt], []])

@@ -247,6 +247,7 @@ def test_calibrated_cut_offs_are_quantiles_of_distances_to_the_training_set() ->
     assert coverage(held_out, training, cutoffs).precision.value == 0.5
 
 
+@pytest.mark.usefixtures("no_shape_checks")
 def test_nonsense_is_refused() -> None:
     rng = np.random.default_rng(3)
     one = random_set(rng, 3)

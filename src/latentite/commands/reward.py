@@ -52,10 +52,10 @@ def _check(options: CheckOptions) -> int:
     from latentite.rewards.protocol import check_reward
     from latentite.rewards.target import TARGET, build, locate
 
-    found = locate(options.target)
+    named = locate(options.target)
     keywords = dict(_option(text) for text in options.arguments)
-    is_made = isinstance(found, type) or keywords
-    reward = build({TARGET: options.target, **keywords}, "REWARD") if is_made else found
+    is_made = isinstance(named, type) or keywords
+    reward = build({TARGET: options.target, **keywords}, "REWARD") if is_made else named
     if options.limit < 2:
         raise ValueError(f"--limit must be at least 2, got {options.limit}")
     arrays = read_crystals(options.crystals, split="train").arrays

@@ -52,17 +52,17 @@ class EvaluateOptions:
 
     In Python also structures in memory; a list of paths and names is several sources."""
     reference: Source | None = field(default=None, metadata=option("NAME_OR_FILE", kind=str))
-    """What is known already, given like SOURCE; without it there is no novelty."""
+    """Structures that are known already, given like SOURCE; without it there is no novelty."""
     protocol: str = "default"
-    """What counts as valid, unique and novel: default, chemeleon2, mattergen, cdvae, lemat."""
+    """Definition of valid, unique and novel: default, chemeleon2, mattergen, cdvae, lemat."""
     out: str | Path | None = field(default=None, metadata=option("DIR"))
     """Folder of the report.
 
     None writes nothing. An older report there is replaced."""
     split: Split = "test"
-    """Which one of a SOURCE with splits."""
+    """The split of a SOURCE that has splits."""
     reference_split: Split = "train"
-    """Which one of the reference."""
+    """The split of the reference."""
     resume: bool = False
     """Go on where an evaluation of the same into --out was stopped."""
     workers: int | None = None
@@ -77,12 +77,12 @@ class EvaluateOptions:
         default=None,
         metadata=option("NAME=VALUE", flag="--tolerance", group=COMPARISONS, kind=str, repeatable=True),
     )
-    """How far from what was asked of NAME still hits, in its unit; repeatable; needed where 0 was asked [5 % of the
-    value]."""
+    """Largest distance from what was asked of NAME that still hits, in its unit; repeatable; needed where 0 was asked
+    [5 % of the value]."""
     targets: Source | None = field(default=None, metadata=option("NAME_OR_FILE", group=COMPARISONS, kind=str))
     """Right structures of what was to be predicted; samples are compared with those of their formula."""
     targets_split: Split = field(default="test", metadata=option(group=COMPARISONS))
-    """Which one of the targets."""
+    """The split of the targets."""
     relax: str | EnergyOptions = field(default="none", metadata=option("POTENTIAL", group=ENERGIES, kind=str))
     """none, chgnet, 7net-0 or package.module:Class of an ASE calculator.
 
@@ -95,12 +95,12 @@ class EvaluateOptions:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class EnergyOptions:
-    """Which potential judges, what it may move, and what a structure competes with."""
+    """The potential that judges, what it may move, and what a structure competes with."""
 
     potential: str = field(metadata=NOT_TYPED)
     """`chgnet`, `7net-0` or `package.module:Class` of an ASE calculator."""
     settings: RelaxSettings = field(default_factory=RelaxSettings, metadata=NOT_TYPED)
-    """What relaxation moves, and when it ends; with `cell` none the structures are judged as they are."""
+    """Parts that relaxation moves, and when it ends; with `cell` none the structures are judged as they are."""
     hull: tuple[str | Path, ...] = field(default=(), metadata=NOT_TYPED)
     """Tables with formation energies, of which every split is taken; without any nothing is called stable."""
     hull_theory: TheoryLevel | None = field(default=None, metadata=option("LEVEL", group=ENERGIES, kind=str))
@@ -116,7 +116,7 @@ class EnergyOptions:
     theory: TheoryLevel | None = field(
         default=None, metadata=option("LEVEL", flag="--potential-theory", group=ENERGIES, kind=str)
     )
-    """What an ASE calculator's energies are, as --hull-theory."""
+    """Level of theory of an ASE calculator's energies, as --hull-theory."""
     allow_mixed_theory: bool = field(default=False, metadata=option(group=ENERGIES))
     """Judge also when the levels of theory of potential and hull differ."""
 

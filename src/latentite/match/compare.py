@@ -80,7 +80,7 @@ class Comparable:
 class CloseLattices:
     """Lattices of one crystal close to that of another, the closest first, and the averages of the two."""
 
-    inverses: Float[np.ndarray, "lattice 3 3"]
+    inverses: Int[np.ndarray, "lattice 3 3"]
     """Integers that take fractional coordinates there."""
     basis: Float[np.ndarray, "lattice 3 3"]
     """Rows of the averages."""

@@ -214,7 +214,7 @@ class Matches:
     verdicts: dict[str, list[Verdict | None]]
     """By name of the settings; None for a structure that cannot be compared."""
     failures: dict[int, str]
-    """Why a structure cannot be compared."""
+    """Reason for which a structure cannot be compared."""
     reference_failures: dict[int, str]
     """The same for structures of the reference, among those that were needed."""
 
@@ -288,7 +288,7 @@ def _formulas(crystals: Sequence[CrystalArrays]) -> list[str]:
 
 
 def _failures(positions: Sequence[int], reduced: Sequence[Reduced]) -> dict[int, str]:
-    """Why crystals have no reduced cell, by position."""
+    """Reason for which a crystal has no reduced cell, by position."""
     return {i: value for i, value in zip(positions, reduced, strict=True) if isinstance(value, str)}
 
 

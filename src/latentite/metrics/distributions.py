@@ -36,12 +36,14 @@ from collections.abc import Hashable, Iterable
 from dataclasses import dataclass
 
 import numpy as np
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Real
 
 from latentite.metrics.rates import Rate
 
 
-def wasserstein(generated: Float[np.ndarray, " crystal"], reference: Float[np.ndarray, " crystal"]) -> float:
+def wasserstein(
+    generated: Real[np.ndarray, " generated"], reference: Real[np.ndarray, " reference"]
+) -> float:
     """Wasserstein-1 distance of two samples, in the unit of the property: the area between their cumulative
     distributions.
 

@@ -67,14 +67,14 @@ class RewardConfig:
         """Components by name; in a list that of the class, numbered where it occurs again."""
         if isinstance(self.components, dict):
             return self.components
-        found: dict[str, dict[str, Any]] = {}
+        components: dict[str, dict[str, Any]] = {}
         for spec in self.components:
             base = str(spec.get(TARGET, "reward")).replace(":", ".").rsplit(".", 1)[-1]
             name, number = base, 2
-            while name in found:
+            while name in components:
                 name, number = f"{base}_{number}", number + 1
-            found[name] = spec
-        return found
+            components[name] = spec
+        return components
 
 
 def _options(spec: Mapping[str, Any]) -> ComponentOptions:
@@ -104,19 +104,19 @@ class RewardTable:
 
     def means(self) -> dict[str, float]:
         """For the log: raw, normalised and weighted mean of each component, failures, cost, and the total."""
-        found = {"total": float(self.total.mean()), "unusable": float((~self.is_usable).double().mean())}
+        means = {"total": float(self.total.mean()), "unusable": float((~self.is_usable).double().mean())}
         if self.is_repeated is not None:
-            found["repeated"] = float(self.is_repeated.double().mean())
+            means["repeated"] = float(self.is_repeated.double().mean())
         count = max(int(self.is_usable.sum()), 1)
         for name, values in self.raw.items():
             normalised = float(self.normalised[name].mean())
             finite = values[values.isfinite()]
-            found[f"{name}/raw"] = float(finite.mean()) if len(finite) else math.nan
-            found[f"{name}/normalised"] = normalised
-            found[f"{name}/weighted"] = self.weights[name] * normalised
-            found[f"{name}/failed"] = self.num_failed[name]
-            found[f"{name}/seconds_per_100"] = 100.0 * self.seconds[name] / count
-        return found
+            means[f"{name}/raw"] = float(finite.mean()) if len(finite) else math.nan
+            means[f"{name}/normalised"] = normalised
+            means[f"{name}/weighted"] = self.weights[name] * normalised
+            means[f"{name}/failed"] = self.num_failed[name]
+            means[f"{name}/seconds_per_100"] = 100.0 * self.seconds[name] / count
+        return means
 
 
 class Rewards:
@@ -253,10 +253,10 @@ class RewardWorkers:
         jobs = [(pool, self._submit(worker, arrays)) for worker, pool in enumerate(self._pools)]
 
         def finish() -> RewardTable:
-            found: dict[str, Answer] = {}
+            answers: dict[str, Answer] = {}
             for worker, (pool, future) in enumerate(jobs):
-                found |= self._answers(worker, pool, future, len(arrays))
-            ordered = [found[component.name] for component in self._rewards.components]
+                answers |= self._answers(worker, pool, future, len(arrays))
+            ordered = [answers[component.name] for component in self._rewards.components]
             return self._rewards.combined(ordered, shown, usable)
 
         return finish

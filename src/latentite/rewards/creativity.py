@@ -63,7 +63,7 @@ class CreativityReward:
         arrays = batch.to_arrays()
         formulas = [reduced_composition(crystal.atomic_numbers.tolist()) for crystal in arrays]
         places = [place for formula in sorted(set(formulas)) for place in self._by_formula.get(formula, [])]
-        found = find_matches(
+        matches = find_matches(
             arrays,
             [self._known[place] for place in places],
             settings=[STRICT],
@@ -71,7 +71,7 @@ class CreativityReward:
             reference_hashes=[str(place) for place in places],
             store=self._store,
         )
-        verdicts = found.verdicts[STRICT.name]
+        verdicts = matches.verdicts[STRICT.name]
         is_unique = unique([None if v is None else v.duplicate_of for v in verdicts])
         is_novel = np.array([v is not None and v.reference is None for v in verdicts])
         result = np.where(is_unique & is_novel, 1.0, 0.0)

@@ -175,7 +175,7 @@ class RunFolder:
         return self._files[name]
 
     def _header(self, name: str) -> bytes:
-        """What a file begins with."""
+        """The header line of a table; empty for any other file."""
         headers = {SAMPLES: self._columns, REJECTED: _REJECTED_COLUMNS}
         return csv_lines([headers[name]]).encode() if name in headers else b""
 

@@ -67,12 +67,12 @@ class Run:
     conditions: Callable[[Ask], str] = lambda ask: ""
     """The conditions of an ask, as a user would type them."""
     has_deviation: bool = False
-    """Whether atoms are fixed, so that every sample has a deviation."""
+    """True if atoms are fixed, so that every sample has a deviation."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Origin:
-    """Where a run comes from, for its manifest."""
+    """Origin of a run, for its manifest."""
 
     settings: Mapping[str, Any]
     """Every option that the structures depend on, as plain values."""

@@ -149,7 +149,7 @@ class Window:
     cifs: tuple[str, ...]
     formulas: tuple[str, ...]
     is_verified: Bool[Tensor, " crystal"]
-    """Whether the crystal has what its job asks for, counted from its CIF."""
+    """True if the crystal has what its job asks for, counted from its CIF."""
     rejected: tuple[RejectedAttempt, ...]
     trajectory: tuple[CrystalBatch, ...] = ()
     """Every state on the way to `crystals`; empty when not asked for."""

@@ -128,8 +128,8 @@ class LDMTrainingModule(StageModule):
 
     def validation_step(self, batch: CrystalBatch, batch_idx: int) -> None:
         """The loss with every condition shown and, for a conditional model, with all hidden: the gap is their use."""
-        found = self._validation_loss(batch, batch_idx, Shown.ALL)
-        metrics = {**loss_by_level(found), "loss": found.total.mean()}
+        losses = self._validation_loss(batch, batch_idx, Shown.ALL)
+        metrics = {**loss_by_level(losses), "loss": losses.total.mean()}
         if self.network.condition_module is not None:
             metrics["loss_absent"] = self._validation_loss(batch, batch_idx, Shown.NONE).total.mean()
         logged = {f"val/{name}": value for name, value in metrics.items()}
@@ -318,11 +318,11 @@ def _kept_conditions(base: ConditionModuleConfig, run: ConditionModuleConfig | N
         ValueError: when the run's conditions are not the base's, in name, order or meaning.
     """
     names = [condition.name for condition in base.conditions]
-    found = [] if run is None else [condition.name for condition in run.conditions]
-    if run is None or found != names:
+    base_names = [] if run is None else [condition.name for condition in run.conditions]
+    if run is None or base_names != names:
         raise ValueError(
             f"data.target_condition must be [{', '.join(names)}], the conditions of the base (ldm_ckpt_path), "
-            f"got [{', '.join(found)}]; only an unconditional base can be given conditions"
+            f"got [{', '.join(base_names)}]; only an unconditional base can be given conditions"
         )
     for own, stated in zip(run.conditions, base.conditions, strict=True):
         other = stated if stated.unit else replace(stated, unit=own.unit)  # imported ones do not state units
@@ -350,8 +350,8 @@ def _start_from(base: LatentDiffusion, network: LatentDiffusion) -> None:
     Adapters start at zero by themselves. The last layer of new conditions is set to zero: their vector, which
     is added to the embedding of time, then is zero whatever is asked for.
     """
-    found = network.load_state_dict(base.state_dict(), strict=False)
-    assert not found.unexpected_keys, "a fine-tuned network has all that its base has"
+    loaded = network.load_state_dict(base.state_dict(), strict=False)
+    assert not loaded.unexpected_keys, "a fine-tuned network has all that its base has"
     if base.condition_module is None and network.condition_module is not None:
         last = network.condition_module.proj[-1]
         assert isinstance(last, nn.Linear)

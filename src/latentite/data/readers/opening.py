@@ -189,7 +189,7 @@ class _Entry:
     """Relative to the folder."""
     format: Format | None
     problem: str | None
-    """Why it cannot be opened."""
+    """Reason for which it cannot be opened."""
 
 
 def _entries(folder: Path) -> tuple[list[_Entry], list[str]]:
