@@ -86,8 +86,10 @@ def test_further_attempts_keep_space_group_and_number_of_atoms(gpt: Path) -> Non
     """So that a bound on distances leaves the distribution of symmetry and sizes as it is."""
     raw = generate(gpt, num_samples=48, seed=1, min_distance_scaled=0.0, no_replace=True)
     strict = generate(gpt, num_samples=48, seed=1, min_distance_scaled=0.65, max_attempts=8)
-    assert raw.jobs is not None and strict.jobs is not None
-    assert raw.crystals is not None and strict.crystals is not None
+    assert raw.jobs is not None
+    assert raw.crystals is not None
+    assert strict.jobs is not None
+    assert strict.crystals is not None
     assert int(strict.jobs.attempts.max()) > 0
     sizes = dict(zip(raw.jobs.indices.tolist(), raw.crystals.num_atoms.tolist(), strict=True))
     for index, size in zip(strict.jobs.indices.tolist(), strict.crystals.num_atoms.tolist(), strict=True):
