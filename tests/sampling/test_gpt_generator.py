@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from latentite.sampling.checks import GeometryLimits, RefusalKind, closest_scaled, geometry_refusals
 from test_run_folder import contents
 
 from latentite import cli
@@ -17,7 +18,6 @@ from latentite.generation import generate
 from latentite.generators.gpt.options import space_groups, wyckoff_letters
 from latentite.nn.gpt.model import GPTLimits, GPTSize
 from latentite.nn.gpt.network import GPTConfig, GPTNetwork
-from latentite.sampling.checks import GeometryLimits, RefusalKind, closest_scaled, geometry_refusals
 from latentite.symmetry.positions import wyckoff_table
 
 HISTOGRAM = [0, 3, 5, 2, 8, 4, 6, 1, 7, 0, 2, 0, 4]
