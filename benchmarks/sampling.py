@@ -19,8 +19,7 @@ from vae import mp_20_like
 
 from latentite.diffusion.samplers import SamplerKind
 from latentite.generators.jobs import Jobs
-from latentite.generators.latent.batches import size_batches
-from latentite.generators.latent.chain import Precision, SamplingConfig, sample_jobs
+from latentite.generators.latent.chain import Precision, SamplingConfig, sample_jobs, size_batches
 from latentite.nn.denoiser import DenoiserSize
 from latentite.objectives.ldm import DiffusionConfig
 from latentite.sampling.checks import geometry_refusals

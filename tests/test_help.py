@@ -83,11 +83,3 @@ def test_help_fits_a_terminal(group: str, monkeypatch: pytest.MonkeyPatch) -> No
     for parser in parsers(group):
         for line in parser.format_help().splitlines():
             assert len(line) <= 110, line
-
-
-def test_every_group_has_the_same_line_in_both_lists() -> None:
-    """`latentite --help` does not import the groups, so their lines stand in `cli.py` as well."""
-    for group in GROUPS:
-        (subparsers,) = cli.build_parser(group)._subparsers._group_actions  # type: ignore[union-attr]
-        lines = {action.dest: action.help for action in subparsers._choices_actions}  # type: ignore[attr-defined]
-        assert lines[group] == cli.GROUPS[group][1]

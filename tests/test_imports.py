@@ -21,7 +21,7 @@ ORDER = """
     base lattice
     crystal_arrays
     crystal
-    formulas latent
+    formulas
     data diffusion
     symmetry
     nn

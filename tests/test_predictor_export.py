@@ -20,7 +20,7 @@ from ase.io import write
 
 from latentite.base.plain import from_plain, to_plain
 from latentite.checkpoint import CheckpointRecord, Stage, Weights
-from latentite.checkpoint.data_card import DataCard
+from latentite.checkpoint.record import DataCard
 from latentite.crystal import CrystalBatch
 from latentite.crystal_arrays import CrystalArrays
 from latentite.data.canonical import canonicalize_many

@@ -18,9 +18,8 @@ from latentite.data.dataset import CrystalDataset
 from latentite.data.readers.records import Rejection
 from latentite.evaluation.reconstruct import file_stems, rebuild, reconstruct, write_report
 from latentite.models import load_vae
-from latentite.nn.decoder import DecoderConfig
 from latentite.nn.encoders import EncoderConfig
-from latentite.nn.vae import CrystalVAE, VAEConfig
+from latentite.nn.vae import CrystalVAE, DecoderConfig, VAEConfig
 
 SIZE = {"d_model": 16, "num_heads": 2, "dim_feedforward": 32, "num_layers": 1}
 

@@ -194,13 +194,6 @@ class CrystalBatch:
             [CrystalArrays(np.array(s.atomic_numbers), s.frac_coords, s.lattice.matrix) for s in structures]
         )
 
-    @staticmethod
-    def from_atoms(atoms: Sequence[Atoms]) -> CrystalBatch:
-        """Pack periodic ASE atoms as they are."""
-        return CrystalBatch.from_arrays(
-            [CrystalArrays(a.numbers, a.get_scaled_positions(wrap=False), np.asarray(a.cell)) for a in atoms]
-        )
-
     def to_arrays(self) -> list[CrystalArrays]:
         """Each crystal on the CPU, float64."""
         if len(self) == 0:

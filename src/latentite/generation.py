@@ -11,7 +11,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from latentite.base.devices import resolve_device
+from latentite.base.machine import resolve_device
 from latentite.base.plain import choice
 from latentite.checkpoint import Weights
 from latentite.crystal import CrystalBatch

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from latentite.checkpoint import Stage
+from latentite.checkpoint import LATENT_DIFFUSION, Stage
 from latentite.predictor.module import PredictorTrainingModule
 from latentite.predictor.settings import TrainPredictorConfig
 from latentite.predictor.start import build_predictor_module, plan_predictor, wanted_targets
@@ -12,7 +12,7 @@ from latentite.rl.config import TrainRLConfig
 from latentite.rl.module import build_rl_module, plan_rl
 from latentite.training.datamodule import CrystalDataModule
 from latentite.training.fit import FitResult, fit
-from latentite.training.ldm_start import build_module, plan_network
+from latentite.training.ldm import build_module, plan_network
 from latentite.training.settings import with_sections
 from latentite.training.stage_settings import TrainLDMConfig, TrainVAEConfig
 from latentite.training.vae import VAETrainingModule
@@ -44,6 +44,7 @@ def train_ldm(config: TrainLDMConfig, *, datamodule: CrystalDataModule | None = 
         config,
         lambda: build_module(module, plan, seed=config.seed),
         stage=Stage.LDM,
+        generator=LATENT_DIFFUSION,
         network_config=plan.settings,
         ema=module.ema,
         datamodule=data,
@@ -62,7 +63,8 @@ def train_rl(config: TrainRLConfig, *, datamodule: CrystalDataModule | None = No
             config,
             lambda: build_rl_module(module, plan, seed=config.seed, max_norm=max_norm),
             stage=Stage.RL,
-            network_config=plan.settings,
+            generator=plan.generator,
+            network_config=plan.policy.settings,
             ema=module.ema,
             datamodule=data,
         )

@@ -19,9 +19,8 @@ from latentite.evaluation import descriptors, feature_section
 from latentite.evaluation.feature_section import published_cutoffs, reference_sample
 from latentite.evaluation.result import Evaluation
 from latentite.metrics.fingerprints import magpie, radial
-from latentite.nn.decoder import DecoderConfig
 from latentite.nn.encoders import EncoderConfig
-from latentite.nn.vae import CrystalVAE, VAEConfig
+from latentite.nn.vae import CrystalVAE, DecoderConfig, VAEConfig
 
 Make = Callable[[int, int], list[CrystalArrays]]
 

@@ -8,9 +8,8 @@ import torch
 
 from latentite.crystal import CrystalBatch
 from latentite.evaluation.descriptors import latent_features
-from latentite.nn.decoder import DecoderConfig
 from latentite.nn.encoders import EncoderConfig
-from latentite.nn.vae import CrystalVAE, VAEConfig
+from latentite.nn.vae import CrystalVAE, DecoderConfig, VAEConfig
 
 
 @pytest.fixture

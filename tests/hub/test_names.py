@@ -102,8 +102,8 @@ def test_the_list_shows_every_name_once_and_what_is_here(loopback: LoopbackHub, 
 
 def run_command(*words: str) -> int:
     parser = argparse.ArgumentParser()
-    hub_commands.register(parser.add_subparsers())
-    arguments = parser.parse_args(["hub", *words])
+    hub_commands.register(parser)
+    arguments = parser.parse_args(words)
     code: int = arguments.func(arguments)
     return code
 

@@ -21,11 +21,10 @@ from latentite.crystal import CrystalBatch
 from latentite.interop.chemeleon2 import import_checkpoint
 from latentite.interop.export import export_chemeleon2
 from latentite.interop.pickled import Record, read_pickled
-from latentite.nn.decoder import CoordinateHead
 from latentite.nn.denoiser import TokenIndex
 from latentite.nn.ldm import LatentDiffusion
 from latentite.nn.transformer import index_embedding
-from latentite.nn.vae import CrystalVAE
+from latentite.nn.vae import CoordinateHead, CrystalVAE
 
 UNLIKE = {"enable_nested_tensor"}
 """Attributes that the exported modules may have otherwise: they change nothing that is computed."""

@@ -24,7 +24,7 @@ import sys
 import textwrap
 import types
 import typing
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import MISSING, Field, fields
 from enum import Enum
 from functools import lru_cache
@@ -99,6 +99,29 @@ def add_options(
             if item.name in (defaults or {}):
                 settings["default"] = default
             groups[title].add_argument(*names, **settings)
+
+
+def make_command(
+    parser: argparse.ArgumentParser,
+    run: Callable[..., int],
+    *kinds: type,
+    description: str | None = None,
+    epilog: str | None = None,
+) -> None:
+    """Make a parser a command, whose arguments have `func`: from themselves to the exit code.
+
+    Args:
+        parser: of the command.
+        run: called with the filled dataclasses.
+        kinds: dataclasses of its options.
+        description: at the head of its help.
+        epilog: at the end of it. Where there is one, lines of both stay as they are.
+    """
+    parser.description, parser.epilog = description, epilog
+    if epilog is not None:
+        parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    add_options(parser, *kinds)
+    parser.set_defaults(func=lambda arguments: run(*(fill(kind, arguments) for kind in kinds)))
 
 
 def fill(kind: type[Options], arguments: argparse.Namespace, **given: Any) -> Options:

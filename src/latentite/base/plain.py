@@ -54,6 +54,23 @@ def check_seed(seed: int) -> None:
         raise ValueError(f"seed must be 0 or more, got {seed}")
 
 
+def check_counts(config: object, *names: str, or_null: bool = False) -> None:
+    """Refuse fields that count something and are below 1.
+
+    Args:
+        config: what has the fields.
+        names: the fields.
+        or_null: they may be None.
+
+    Raises:
+        ValueError: naming the first such field.
+    """
+    for name in names:
+        value = getattr(config, name)
+        if not (or_null and value is None) and value < 1:
+            raise ValueError(f"{name} must be at least 1{' or null' if or_null else ''}, got {value}")
+
+
 def choice(option: str, value: str, kind: type[Choice]) -> Choice:
     """One of an enum's values.
 

@@ -15,11 +15,15 @@ A `.ckpt` has Lightning's own keys, the raw weights in `state_dict` under the pr
 What others use is named here; the files of this folder say the rest.
 """
 
-from latentite.checkpoint.data_card import DataCard, FidelityCard, SplitCard
 from latentite.checkpoint.lightning_file import read_training_state
-from latentite.checkpoint.network import merge_adapters, network_of, require_fit
 from latentite.checkpoint.portable import Precision, read_portable, write_portable
-from latentite.checkpoint.read import export_portable, read_checkpoint
+from latentite.checkpoint.read import (
+    export_portable,
+    merge_adapters,
+    network_of,
+    read_checkpoint,
+    require_fit,
+)
 from latentite.checkpoint.record import (
     FORMAT,
     LATENT_DIFFUSION,
@@ -27,6 +31,9 @@ from latentite.checkpoint.record import (
     PAYLOAD_KEY,
     CheckpointError,
     CheckpointRecord,
+    DataCard,
+    FidelityCard,
+    SplitCard,
     Stage,
     Weights,
     build_payload,

@@ -1,6 +1,6 @@
 """`latentite data build | convert | info` and `csv-to-dataset`.
 
-`cli.py` calls `register`; each subcommand sets `func`, from the arguments to the exit code. Errors are raised
+`cli.py` calls `register`; each command sets `func`, from the arguments to the exit code. Errors are raised
 as ValueError or FileNotFoundError and become one line there.
 """
 
@@ -63,11 +63,8 @@ class InfoOptions:
     """Write no picture."""
 
 
-def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    """Add `data` with its commands."""
-    parser = subparsers.add_parser(
-        "data", help="datasets: build from your files, convert to HDF5, look into one"
-    )
+def register(parser: argparse.ArgumentParser) -> None:
+    """Give `latentite data` its commands."""
     commands = parser.add_subparsers(dest="data_command", required=True, metavar="{build,convert,info}")
     _register_build(commands)
     _register_convert(commands)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from latentite.base.options import add_options, fill, option
+from latentite.base.options import make_command, option
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -23,17 +23,16 @@ class DemoOptions:
     """Of everything random."""
 
 
-def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    """Add `demo`; it sets `func`, from the arguments to the exit code. `cli.py` reports mistakes."""
-    command = subparsers.add_parser(
-        "demo",
-        help="train every stage on embedded crystals and show what comes out",
+def register(parser: argparse.ArgumentParser) -> None:
+    """Make it `latentite demo`. `cli.py` reports mistakes."""
+    make_command(
+        parser,
+        _demo,
+        DemoOptions,
         description="Train a small VAE, a predictor of densities and a small latent diffusion model on the embedded "
         "data set, fine-tune the last by reinforcement learning, rebuild crystals that they have not seen, sample and "
         "measure new ones. Needs two CPU cores, about ten minutes, and no network.",
     )
-    add_options(command, DemoOptions)
-    command.set_defaults(func=lambda arguments: _demo(fill(DemoOptions, arguments)))
 
 
 def _demo(options: DemoOptions) -> int:

@@ -9,9 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from latentite import __version__
-from latentite.base.files import write_json
+from latentite.base.files import write_csv, write_json
 from latentite.base.plain import check_seed
-from latentite.base.tables import write_csv
 from latentite.data.build import WHOLE, BuildResult, BuiltSplits, build_splits
 from latentite.data.canonical import CANONICAL_VERSION
 from latentite.data.dataset import CrystalDataset, write_dataset

@@ -17,8 +17,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from latentite.base.download import DownloadError, Patience, fetch
-from latentite.base.files import cache_dir, sha256_file
-from latentite.base.publish import publishing
+from latentite.base.files import cache_dir, publishing, sha256_file
 from latentite.data.download_record import check_download, given_checksums, write_download
 
 SPLITS = ("train", "val", "test")

@@ -21,7 +21,7 @@ from latentite.objectives.ldm import LDMStageConfig, diffusion_loss, loss_terms
 from latentite.objectives.terms import LossTerms
 from latentite.objectives.vae import vae_loss
 from latentite.training.datamodule import CrystalDataModule
-from latentite.training.ldm_start import build_network
+from latentite.training.ldm import build_network
 from latentite.training.optim import SchedulerConfig
 from latentite.training.settings import Precision, RunConfig
 from latentite.training.stage_settings import VAEModuleConfig

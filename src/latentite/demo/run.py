@@ -42,7 +42,7 @@ from latentite.sampling.options import GenerateConfig
 from latentite.stages import train_ldm, train_predictor, train_rl, train_vae
 from latentite.training.datamodule import CrystalDataModule
 from latentite.training.fit import FitResult, RunStatus
-from latentite.training.ldm_start import read_vae
+from latentite.training.ldm import read_vae
 from latentite.training.settings import RunConfig
 from latentite.training.stage_settings import TrainLDMConfig, TrainVAEConfig
 

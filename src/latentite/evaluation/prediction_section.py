@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
-from latentite.base.tables import write_csv
+from latentite.base.files import write_csv
 from latentite.data.properties import SYMPREC
 from latentite.evaluation.markup import html_table, number_text
 from latentite.evaluation.measure import Cell, Measured, measure, timed

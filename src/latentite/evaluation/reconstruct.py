@@ -24,9 +24,8 @@ import torch
 from rich.table import Table
 
 from latentite import __version__
-from latentite.base.devices import BATCH_SIZE
-from latentite.base.files import replacing, write_json
-from latentite.base.tables import write_csv
+from latentite.base.files import replacing, write_csv, write_json
+from latentite.base.machine import BATCH_SIZE
 from latentite.checkpoint import CheckpointRecord
 from latentite.crystal import CrystalBatch
 from latentite.data.dataset import CrystalDataset

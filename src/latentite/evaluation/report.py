@@ -28,8 +28,7 @@ from typing import Any
 
 import numpy as np
 
-from latentite.base.files import parse_json, replacing, write_json
-from latentite.base.tables import write_csv
+from latentite.base.files import parse_json, replacing, write_csv, write_json
 from latentite.crystal import CrystalBatch
 from latentite.draw.cells import draw_crystals, pretty
 from latentite.evaluation.distribution_section import draw_charts

@@ -19,8 +19,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from latentite.base.machine import count_workers
 from latentite.base.plain import check_seed
-from latentite.base.processes import count_workers
 from latentite.data.properties import SYMPREC
 from latentite.evaluation.condition_section import check_tolerances, condition_section
 from latentite.evaluation.descriptors import LatentSpace, open_latent_space

@@ -16,12 +16,11 @@ from latentite.interop.pickled import Record
 from latentite.nn.baselines import Extent
 from latentite.nn.condition_values import ConditionConfig, ConditionKind, Transform
 from latentite.nn.conditions import AbsentPlace, ConditionModuleConfig
-from latentite.nn.decoder import CoordinateHead, DecoderConfig
 from latentite.nn.denoiser import SIZES, DenoiserConfig, DenoiserSize, OutputLayout, TokenIndex
 from latentite.nn.encoders import EncoderConfig, EncoderFeatures, EncoderKind
 from latentite.nn.predictor_config import HeadKind, Pooling, PredictorConfig
 from latentite.nn.transformer import Gelu
-from latentite.nn.vae import VAEConfig
+from latentite.nn.vae import CoordinateHead, DecoderConfig, VAEConfig
 from latentite.objectives.ldm import Compatibility, DiffusionConfig, DiffusionKind, LDMStageConfig
 
 SCHEDULES = {"linear": ScheduleKind.LINEAR, "squaredcos_cap_v2": ScheduleKind.COSINE}

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
-from latentite.base.processes import map_in_order
+from latentite.base.machine import map_in_order
 from latentite.crystal_arrays import CrystalArrays
 from latentite.elements import SYMBOLS
 from latentite.match.settings import MatcherSettings, is_comparable, why_not_comparable

@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from jaxtyping import Bool, Float
 
-from latentite.base.processes import map_in_order
+from latentite.base.machine import map_in_order
 from latentite.crystal_arrays import CrystalArrays
 from latentite.formulas import reduced_composition
 from latentite.match.reduced import structure_of

@@ -18,7 +18,7 @@ from itertools import product
 import numpy as np
 from jaxtyping import Float
 
-from latentite.base.processes import map_in_order
+from latentite.base.machine import map_in_order
 from latentite.crystal_arrays import CrystalArrays
 from latentite.data.niggli import integer_inverse, niggli_transformations
 from latentite.data.properties import space_group_number

@@ -19,6 +19,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
+from latentite.base.plain import check_counts
 from latentite.crystal import CrystalBatch
 from latentite.elements import COMPOSITION_WIDTH
 from latentite.nn.condition_values import (
@@ -60,8 +61,7 @@ class ConditionModuleConfig:
             raise ValueError("conditions must not be empty; leave the condition module out for none")
         if len(set(names)) != len(names):
             raise ValueError(f"conditions must have different names, got {', '.join(names)}")
-        if self.hidden_size < 1:
-            raise ValueError(f"hidden_size must be at least 1, got {self.hidden_size}")
+        check_counts(self, "hidden_size")
         if not 0.0 <= self.row_drop_probability <= 1.0:
             raise ValueError(f"row_drop_probability must be between 0 and 1, got {self.row_drop_probability}")
         if self.absent is AbsentPlace.INPUT and any(c.kind in CLASSES for c in self.conditions):

@@ -15,9 +15,8 @@ from latentite.crystal import CrystalBatch
 from latentite.elements import NUM_ELEMENTS
 from latentite.nn.baselines import Extent
 from latentite.nn.encoders import EncoderKind
-from latentite.nn.predictions import read_outputs
 from latentite.nn.predictor import PropertyPredictor
-from latentite.nn.predictor_config import Pooling
+from latentite.nn.predictor_config import Pooling, read_outputs
 from latentite.nn.transformer import PackedLayout
 
 

@@ -22,8 +22,7 @@ from latentite.crystal import FIDELITY, CrystalBatch
 from latentite.elements import NUM_ELEMENT_CLASSES
 from latentite.nn.baselines import ElementBaselines, Extent
 from latentite.nn.condition_values import label_statistics
-from latentite.nn.predictions import Predictions, read_outputs
-from latentite.nn.predictor_config import FidelityMode, Pooling, PredictorConfig
+from latentite.nn.predictor_config import FidelityMode, Pooling, Predictions, PredictorConfig, read_outputs
 from latentite.nn.segment import segment_mean, segment_softmax, segment_sum
 from latentite.nn.vae import CrystalVAE
 
@@ -198,7 +197,7 @@ class PropertyPredictor(nn.Module):
         return segment_sum(weights * inputs.features, index, count)
 
     def outputs(self, inputs: PredictorInput) -> Float[Tensor, "member crystal output"]:
-        """Raw outputs of every member of the ensemble; `predictions.py` says what they mean."""
+        """Raw outputs of every member of the ensemble; `read_outputs` says what they mean."""
         return self.head_outputs(self.pooled(inputs), inputs.fidelity)
 
     def head_outputs(

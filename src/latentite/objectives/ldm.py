@@ -18,9 +18,9 @@ from latentite.diffusion.loss import (
 )
 from latentite.diffusion.schedule import Schedule, ScheduleKind, Target, ddpm_schedule
 from latentite.diffusion.steps import Denoise, Variance
-from latentite.latent import LatentBatch
 from latentite.nn.denoiser import OutputLayout
 from latentite.nn.ldm import LDMConfig
+from latentite.nn.vae import LatentBatch
 from latentite.objectives.terms import LossTerms, Term
 
 

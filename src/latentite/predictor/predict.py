@@ -15,15 +15,15 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from latentite.base.devices import BATCH_SIZE
-from latentite.base.tables import write_csv
+from latentite.base.files import write_csv
+from latentite.base.machine import BATCH_SIZE
 from latentite.crystal import FIDELITY, CrystalBatch
 from latentite.data.dataset import CrystalDataset
 from latentite.data.readers.records import Rejection
 from latentite.formulas import reduced_formulas
 from latentite.metrics.rates import Rate
-from latentite.nn.predictions import Predictions
 from latentite.nn.predictor import PropertyPredictor
+from latentite.nn.predictor_config import Predictions
 
 Advance = Callable[[int], None]
 """Told how many more crystals are done."""

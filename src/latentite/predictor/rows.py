@@ -13,14 +13,15 @@ import torch.distributed as dist
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from latentite.base.files import write_json
-from latentite.base.tables import write_csv
+from latentite.base.files import write_csv, write_json
 from latentite.crystal import FIDELITY, CrystalBatch
 from latentite.data.dataset import CrystalDataset
 from latentite.data.sampler import WeightedDraw
 from latentite.draw.charts import draw_calibration, draw_parity
 from latentite.metrics.regression import classification_metrics, regression_metrics
-from latentite.nn.predictions import (
+from latentite.nn.predictor import PredictorInput, PropertyPredictor
+from latentite.nn.predictor_config import (
+    Pooling,
     Predictions,
     interval_miss,
     nominal_coverages,
@@ -28,9 +29,7 @@ from latentite.nn.predictions import (
     read_outputs,
     split_outputs,
 )
-from latentite.nn.predictions import central as central_outputs
-from latentite.nn.predictor import PredictorInput, PropertyPredictor
-from latentite.nn.predictor_config import Pooling
+from latentite.nn.predictor_config import central as central_outputs
 from latentite.objectives.predictor import PredictorLossConfig, labels_of, predictor_terms
 from latentite.objectives.terms import num_processes
 from latentite.training.datamodule import CrystalDataModule

@@ -16,7 +16,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from latentite.base.processes import count_workers
+from latentite.base.machine import count_workers
 from latentite.crystal import CrystalBatch
 from latentite.crystal_arrays import CrystalArrays
 from latentite.formulas import Composition, reduced_composition

@@ -17,8 +17,8 @@ import torch
 from jaxtyping import Bool
 from torch import Tensor
 
+from latentite.base.machine import start_worker
 from latentite.base.plain import from_plain, to_plain
-from latentite.base.processes import start_worker
 from latentite.crystal import CrystalBatch
 from latentite.crystal_arrays import CrystalArrays
 from latentite.rewards.asking import Answer, ask

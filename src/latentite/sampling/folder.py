@@ -29,7 +29,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
-from latentite.base.tables import csv_lines
+from latentite.base.files import csv_lines
 from latentite.crystal import CrystalBatch
 from latentite.sampling.checksums import CHECKSUMS, Commit, Stream, read_commits, sum_lines, verify
 from latentite.sampling.window import Window

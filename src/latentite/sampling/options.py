@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from latentite.base.devices import BATCH_SIZE
+from latentite.base.machine import BATCH_SIZE
 from latentite.base.options import option
 from latentite.base.plain import Numbers, Texts, check_seed, choice, names
 from latentite.hub import DEFAULT_LDM

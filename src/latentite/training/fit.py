@@ -41,13 +41,12 @@ from latentite.training.callbacks import (
     ProgressCallback,
     TimeLimitCallback,
 )
-from latentite.training.checkpointing import CheckpointCallback
+from latentite.training.checkpointing import CheckpointCallback, run_record
 from latentite.training.datamodule import CrystalDataModule
 from latentite.training.ema import EMAConfig
 from latentite.training.loggers import build_loggers, wandb_mode
 from latentite.training.module import StageModule
 from latentite.training.resume import ResumedScheduleCallback, Resumption
-from latentite.training.resume_point import run_record
 from latentite.training.settings import RunConfig, with_sections
 
 
@@ -140,6 +139,7 @@ def fit(
     stage: Stage,
     network_config: Any,
     ema: EMAConfig,
+    generator: str | None = None,
     datamodule: CrystalDataModule | None = None,
 ) -> FitResult:
     """Train, from the start or from `config.ckpt_path`.
@@ -150,6 +150,7 @@ def fit(
         stage: of training.
         network_config: from which the network can be built again; goes into the checkpoints.
         ema: averaging of the weights.
+        generator: name of the generator that is trained; None for a stage whose networks generate nothing.
         datamodule: instead of the one that `config.data` describes.
 
     Raises:
@@ -172,6 +173,7 @@ def fit(
         config.run_dir / "checkpoints",
         stage=stage,
         network_config=network_config,
+        generator=generator,
         data=data.data_card,
         run=run,
     )

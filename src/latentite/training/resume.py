@@ -16,8 +16,8 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 
 from latentite.checkpoint import DataCard, Stage, plain
 from latentite.training.callbacks import EarlyStoppingCallback
+from latentite.training.checkpointing import STARTS, ResumePoint, flatten, read_resume_point
 from latentite.training.optim import PlateauSchedule, SchedulerConfig, StepSchedule
-from latentite.training.resume_point import STARTS, ResumePoint, flatten, read_resume_point
 from latentite.training.settings import RunConfig
 
 log = logging.getLogger(__name__)

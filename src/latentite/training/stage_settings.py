@@ -5,11 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from latentite.data.sampler import AugmentationConfig, NoiseConfig
-from latentite.nn.decoder import DecoderConfig
 from latentite.nn.denoiser import DenoiserConfig
 from latentite.nn.encoders import EncoderConfig
 from latentite.nn.lora import LoraConfig
-from latentite.nn.vae import VAEConfig
+from latentite.nn.vae import DecoderConfig, VAEConfig
 from latentite.objectives.ldm import DiffusionConfig
 from latentite.objectives.vae import CoordinateLoss, LossWeights
 from latentite.training.conditions import ConditionModuleOptions, check_conditions

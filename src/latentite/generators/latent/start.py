@@ -31,8 +31,8 @@ from latentite.diffusion.samplers import AnySchedule, Known, noised, start_level
 from latentite.elements import MAX_ATOMIC_NUMBER
 from latentite.generators.elements import element_numbers
 from latentite.generators.jobs import Jobs
-from latentite.latent import LatentBatch
 from latentite.nn.ldm import LatentDiffusion
+from latentite.nn.vae import LatentBatch
 
 if TYPE_CHECKING:
     from ase import Atoms
