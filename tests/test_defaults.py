@@ -20,7 +20,7 @@ from latentite.rewards.combine import RewardConfig
 from latentite.rl.config import RLModuleConfig, TrainRLConfig
 from latentite.sampling.options import GenerateConfig
 from latentite.training.settings import EarlyStoppingConfig, RunConfig
-from latentite.training.stage_settings import LDMModuleConfig, TrainLDMConfig, TrainVAEConfig
+from latentite.training.stage_settings import LDMModuleConfig, TrainGPTConfig, TrainLDMConfig, TrainVAEConfig
 
 SYMMETRY = {"symmetry": {"_target_": "latentite.rewards.properties.SymmetryReward"}}
 SHORTEST: dict[str, tuple[RunConfig, list[str]]] = {
@@ -44,6 +44,7 @@ SHORTEST: dict[str, tuple[RunConfig, list[str]]] = {
         ),
         ["predictor_module.vae_ckpt_path=vae.ckpt", "predictor_module.target_conditions=[density]"],
     ),
+    "gpt": (TrainGPTConfig(), []),
 }
 """A run of each stage with what must be given, and nothing else: in Python, and as typed."""
 

@@ -29,7 +29,7 @@ Each command has its own --help."""
 
 TRAIN_HELP = """usage: latentite train STAGE [key=value ...] [--cfg job] [--multirun]
 
-Stages: vae, ldm, rl, predictor.
+Stages: vae, ldm, rl, predictor, gpt.
 
 examples:
   latentite train vae experiment=prototypes/vae_dng
@@ -39,12 +39,13 @@ examples:
   latentite train ldm experiment=prototypes/ldm_null ldm_module.vae_ckpt_path=logs/.../checkpoints/last.ckpt
   latentite train rl experiment=prototypes/rl_density rl_module.ldm_ckpt_path=logs/.../checkpoints/last.ckpt
   latentite train predictor experiment=prototypes/predictor_density predictor_module.vae_ckpt_path=logs/.../last.ckpt
+  latentite train gpt experiment=prototypes/gpt
 
-The keys are those of configs/, the same as for python src/train_vae.py, train_ldm.py, train_rl.py and
-train_predictor.py.
+The keys are those of configs/, the same as for python src/train_vae.py, train_ldm.py, train_rl.py, train_predictor.py
+and train_gpt.py.
 """
 
-STAGES = ("vae", "ldm", "rl", "predictor")
+STAGES = ("vae", "ldm", "rl", "predictor", "gpt")
 
 _CHILD = "LATENTITE_TRAIN_STAGE"
 """The stage, for the further processes of a distributed run: Lightning passes them the overrides only."""
@@ -52,7 +53,7 @@ _CHILD = "LATENTITE_TRAIN_STAGE"
 GROUPS = {
     "demo": ("demo.register", "train every stage on embedded crystals and show what comes out"),
     "data": ("data.register", "datasets: build from your files, convert to HDF5, look into one"),
-    "train": (None, "train a stage: latentite train vae|ldm|rl|predictor [key=value ...]"),
+    "train": (None, "train a stage: latentite train vae|ldm|rl|predictor|gpt [key=value ...]"),
     "vae": ("reconstruct.register", "a trained VAE at work: rebuild crystals"),
     "predict": (
         "predictor.register_predict",

@@ -80,6 +80,7 @@ STAGES = {
     "predictor": StageEntry(
         config_name="train_predictor", settings_name="predictor.settings.TrainPredictorConfig"
     ),
+    "gpt": StageEntry(config_name="train_gpt", settings_name="training.stage_settings.TrainGPTConfig"),
 }
 """Training stages by name."""
 

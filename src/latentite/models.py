@@ -1,7 +1,7 @@
 """Any trained model of ours by name or path: one loader with one contract.
 
-`load_vae`, `load_ldm` and `load_predictor` give the same three things, each with its own types; sampling, evaluation,
-prediction, rewards and the training stages that start from a trained model take them here.
+`load_vae`, `load_ldm`, `load_gpt` and `load_predictor` give the same three things, each with its own types; sampling,
+evaluation, prediction, rewards and the training stages that start from a trained model take them here.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from torch import nn
 from latentite import hub
 from latentite.base.plain import ConfigError, from_plain
 from latentite.checkpoint import (
+    CRYSTAL_GPT,
     LATENT_DIFFUSION,
     CheckpointError,
     CheckpointRecord,
@@ -25,6 +26,7 @@ from latentite.checkpoint import (
     network_of,
     read_checkpoint,
 )
+from latentite.nn.gpt.network import GPTConfig, GPTNetwork
 from latentite.nn.ldm import LatentDiffusion
 from latentite.nn.predictor import PropertyPredictor
 from latentite.nn.predictor_config import PredictorConfig
@@ -64,6 +66,7 @@ _VAE = _Kind(
     required=tuple(item.name for item in fields(VAEConfig)),
 )
 _LDM = _Kind(stages=(Stage.LDM, Stage.RL), settings=LDMStageConfig, build=LatentDiffusion)
+_GPT = _Kind(stages=(Stage.GPT, Stage.RL), settings=GPTConfig, build=GPTNetwork)
 _PREDICTOR = _Kind(stages=(Stage.PREDICTOR,), settings=PredictorConfig, build=PropertyPredictor)
 
 
@@ -96,11 +99,31 @@ def ldm_of(record: CheckpointRecord) -> Loaded[LatentDiffusion, LDMStageConfig]:
     Raises:
         CheckpointError: when the record is not of such a model, or config and tensors do not fit.
     """
-    if record.generator not in (None, LATENT_DIFFUSION):
-        raise CheckpointError(
-            f"{record.path}: expected a checkpoint of {LATENT_DIFFUSION}, got one of {record.generator}"
-        )
+    # Only latent diffusion models were written before checkpoints named their generator.
+    _require_generator(record, LATENT_DIFFUSION)
     return _built(_LDM, record)
+
+
+def load_gpt(name_or_path: str | Path, weights: Weights | str | None = None) -> Loaded[GPTNetwork, GPTConfig]:
+    """A trained crystal GPT, fine-tuned with rewards or not. Arguments and errors as `load_ldm`."""
+    return gpt_of(read_record(name_or_path, weights=weights))
+
+
+def gpt_of(record: CheckpointRecord) -> Loaded[GPTNetwork, GPTConfig]:
+    """The crystal GPT of a record.
+
+    Raises:
+        CheckpointError: when the record is not of such a model, or config and tensors do not fit.
+    """
+    if record.stage in _GPT.stages:
+        _require_generator(record, CRYSTAL_GPT)
+    return _built(_GPT, record)
+
+
+def _require_generator(record: CheckpointRecord, name: str) -> None:
+    found = record.generator or LATENT_DIFFUSION
+    if found != name:
+        raise CheckpointError(f"{record.path}: expected a checkpoint of {name}, got one of {found}")
 
 
 def load_predictor(

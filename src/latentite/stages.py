@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from latentite.checkpoint import LATENT_DIFFUSION, Stage
+from latentite.checkpoint import CRYSTAL_GPT, LATENT_DIFFUSION, Stage
 from latentite.predictor.module import PredictorTrainingModule
 from latentite.predictor.settings import TrainPredictorConfig
 from latentite.predictor.start import build_predictor_module, plan_predictor, wanted_targets
@@ -12,9 +12,11 @@ from latentite.rl.config import TrainRLConfig
 from latentite.rl.module import build_rl_module, plan_rl
 from latentite.training.datamodule import CrystalDataModule
 from latentite.training.fit import FitResult, fit
+from latentite.training.gpt import build_gpt_module, encoding_of, plan_gpt
 from latentite.training.ldm import build_module, plan_network
+from latentite.training.orbit_data import OrbitDataModule
 from latentite.training.settings import with_sections
-from latentite.training.stage_settings import TrainLDMConfig, TrainVAEConfig
+from latentite.training.stage_settings import TrainGPTConfig, TrainLDMConfig, TrainVAEConfig
 from latentite.training.vae import VAETrainingModule
 
 
@@ -99,3 +101,24 @@ def train_predictor(
         datamodule=data,
     )
     return replace(result, metrics=result.metrics | built[0].report)
+
+
+def train_gpt(config: TrainGPTConfig, *, datamodule: CrystalDataModule | None = None) -> FitResult:
+    """Train a crystal GPT on orbits, from the start or from a trained one."""
+    module = config.gpt_module
+    splits = None if datamodule is None else datamodule.splits
+    data = OrbitDataModule(config.data, encoding_of(module), splits=splits)
+    data.setup("fit")
+    plan = plan_gpt(module, config.data.conditions, data)
+    # A base brings its own size, whatever is configured.
+    module = replace(module, size=plan.settings.size)
+    config = with_sections(config, gpt_module=module)
+    return fit(
+        config,
+        lambda: build_gpt_module(module, plan, data, seed=config.seed),
+        stage=Stage.GPT,
+        generator=CRYSTAL_GPT,
+        network_config=plan.settings,
+        ema=module.ema,
+        datamodule=data,
+    )

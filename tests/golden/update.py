@@ -21,7 +21,7 @@ import yaml
 from latentite.config import STAGES, compose, config_dir
 
 GOLDEN = Path(__file__).parent / "configs"
-STAGE_OF_PREFIX = {"vae": "vae", "ldm": "ldm", "rl": "rl", "predictor": "predictor"}
+STAGE_OF_PREFIX = {"vae": "vae", "ldm": "ldm", "rl": "rl", "predictor": "predictor", "gpt": "gpt"}
 """An experiment's file name starts with its stage: `mp_20/vae_dng`."""
 
 

@@ -25,6 +25,7 @@ from latentite.checkpoint.read import (
     require_fit,
 )
 from latentite.checkpoint.record import (
+    CRYSTAL_GPT,
     FORMAT,
     LATENT_DIFFUSION,
     NETWORK_PREFIX,
@@ -33,6 +34,7 @@ from latentite.checkpoint.record import (
     CheckpointRecord,
     DataCard,
     FidelityCard,
+    OrbitCard,
     SplitCard,
     Stage,
     Weights,
@@ -41,6 +43,7 @@ from latentite.checkpoint.record import (
 )
 
 __all__ = [
+    "CRYSTAL_GPT",
     "FORMAT",
     "LATENT_DIFFUSION",
     "NETWORK_PREFIX",
@@ -49,6 +52,7 @@ __all__ = [
     "CheckpointRecord",
     "DataCard",
     "FidelityCard",
+    "OrbitCard",
     "Precision",
     "SplitCard",
     "Stage",

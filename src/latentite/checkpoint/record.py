@@ -26,6 +26,8 @@ class SplitCard:
     num_crystals: int | None = None
     num_atoms_histogram: list[int | float] | None = None
     """Number of crystals (of an imported model: their share) with 0, 1, 2, ... atoms per cell."""
+    num_rejected: int | None = None
+    """Crystals that have no description by orbits, and are not among those above."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -45,6 +47,22 @@ class FidelityCard:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class OrbitCard:
+    """The description of the crystals by orbits, and the largest of the training split; None for what is not said."""
+
+    mode: str | None = None
+    """`symmetry`, or `p1` where every atom is an orbit."""
+    symprec: float | None = None
+    """Å."""
+    fallback: float | None = None
+    """Å; tolerance of crystals that the first one describes wrongly."""
+    max_orbits: int | None = None
+    """Of one crystal."""
+    max_elements: int | None = None
+    """Different ones of one crystal."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class DataCard:
     """The training data: names, hashes, counts, sizes, labels; None or empty for what the file does not say."""
 
@@ -60,6 +78,10 @@ class DataCard:
     """Levels of theory by name."""
     reference_fidelity: str | None = None
     """The one that the others are compared with."""
+    elements: list[str] | None = None
+    """Symbols of the elements of the training split."""
+    orbits: OrbitCard | None = None
+    """Of models that are trained on orbits."""
     others: dict[str, Any] = field(default_factory=dict)
     """Everything else in the section, as it stands there; an imported model has its `source` and `hyper_parameters`."""
 
@@ -108,16 +130,19 @@ NETWORK_PREFIX = "network."
 
 
 class Stage(StrEnum):
-    """The stages of training, in their order."""
+    """The stages of training. The first four build on each other in their order; a crystal GPT stands alone."""
 
     VAE = "vae"
     LDM = "ldm"
     RL = "rl"
     PREDICTOR = "predictor"
+    GPT = "gpt"
 
 
 LATENT_DIFFUSION = "latent_diffusion"
 """Name of the generator that this package's latent diffusion models are (`generators.table.GENERATORS`)."""
+CRYSTAL_GPT = "gpt"
+"""Name of the generator that the crystal GPTs are."""
 
 
 class Weights(StrEnum):

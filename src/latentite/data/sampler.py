@@ -30,12 +30,17 @@ class BatchPlan:
     """Batches of crystals of similar size. Off, every batch is a fair random draw."""
     shuffle: bool = True
     seed: int = 0
+    window: int | None = None
+    """Bucketed and shuffled, crystals are sorted by size within so many batches of a fair random draw; None: within
+    the whole split, where a batch may hold crystals of one size only."""
 
     def __post_init__(self) -> None:
         if self.batch_size < 1:
             raise ValueError(f"batch_size must be at least 1, got {self.batch_size}")
-        if self.batch_atoms is not None and self.batch_atoms < 1:
-            raise ValueError(f"batch_atoms must be at least 1 or null, got {self.batch_atoms}")
+        for key in ("batch_atoms", "window"):
+            value = getattr(self, key)
+            if value is not None and value < 1:
+                raise ValueError(f"{key} must be at least 1 or null, got {value}")
         check_seed(self.seed)
 
 
@@ -101,13 +106,14 @@ def epoch_batches(
     rank: int = 0,
     world_size: int = 1,
     draw: WeightedDraw | None = None,
+    sort_by: Int[Tensor, " crystal"] | None = None,
 ) -> list[Int[Tensor, " selected"]]:
     """Positions of the crystals of each batch of one epoch, for one process.
 
     Every crystal (or, with a draw, every drawn row) is in exactly one batch of the epoch, over all processes
     together. Each global batch is dealt out to the processes (crystal k of the batch to rank k mod world size),
     so all processes take the same number of steps; a last global batch smaller than the world size is dropped
-    on every rank.
+    on every rank. Buckets are by number of atoms, or by `sort_by`.
     """
     if not 0 <= rank < world_size:
         raise ValueError(f"rank must be in [0, {world_size}), got {rank}")
@@ -116,7 +122,11 @@ def epoch_batches(
     order = rows[torch.randperm(len(rows), generator=generator)] if plan.shuffle else rows
     if plan.bucketed:
         # A stable sort of a shuffled order: similar sizes together, random within a size.
-        order = order[num_atoms[order].argsort(stable=True)]
+        size = num_atoms if sort_by is None else sort_by
+        windows = [order]
+        if plan.window is not None and plan.shuffle:
+            windows = list(order.split(plan.window * plan.batch_size))
+        order = torch.cat([part[size[part].argsort(stable=True)] for part in windows])
     batches = _cut(num_atoms[order], order, plan)
     if plan.bucketed and plan.shuffle:
         batches = [batches[i] for i in torch.randperm(len(batches), generator=generator).tolist()]

@@ -104,6 +104,10 @@ DATASETS: dict[str, NamedDataset] = {
         summary="the rows of MP-20 with two or three elements",
         advice="it has no public address; keep the rows of mp_20 with two or three elements",
     ),
+    "mp_mix": NamedDataset(
+        summary="mp_20_biternary and rows of MPTS-52, up to 52 atoms and seven elements, split by formula",
+        advice="it has no public address; join the rows of mp_20_biternary and of mpts_52",
+    ),
 }
 """Every name that `resolve` knows."""
 

@@ -235,7 +235,7 @@ def _score(metrics: Mapping[str, float], config: CheckpointConfig) -> float:
     return value if config.mode is MonitorMode.MIN else -value
 
 
-STARTS = ("vae_ckpt_path", "ldm_ckpt_path", "predictor_ckpt_path")
+STARTS = ("vae_ckpt_path", "ldm_ckpt_path", "predictor_ckpt_path", "gpt_ckpt_path")
 """Settings of a stage's section that name what it starts from."""
 
 

@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from latentite.data.dataset import CrystalDataset
 from latentite.data.labels import require_numbers
@@ -22,6 +22,7 @@ UNITS = {
     "dft_band_gap": "eV",
     "formation_energy_per_atom": "eV/atom",
     "energy_above_hull": "eV/atom",
+    "e_above_hull": "eV/atom",
     "density": "g/cm^3",
     ConditionKind.VOLUME_PER_ATOM.value: "Å^3",
 }
@@ -43,7 +44,7 @@ class ConditionOptions:
 
 @dataclass(kw_only=True, slots=True)
 class ConditionModuleOptions:
-    """Training of conditions: `ldm_module.condition_module`; `{}` takes all defaults."""
+    """Training of conditions: `condition_module` of the stage's section; `{}` takes all defaults."""
 
     drop_probability: float = 0.1
     """Probability in training that a condition alone is hidden."""
@@ -58,27 +59,34 @@ class ConditionModuleOptions:
                 raise ValueError(f"{name} must be between 0 and 1, got {getattr(self, name)}")
 
 
-def check_conditions(names: Sequence[str], options: ConditionModuleOptions | None) -> None:
+def check_conditions(
+    names: Sequence[str], options: ConditionModuleOptions | None, *, section: str = "ldm_module"
+) -> None:
     """Refuse a conditional run without a condition module, and the other way round.
+
+    Args:
+        names: `data.target_condition`.
+        options: `condition_module` of the stage's section.
+        section: its name.
 
     Raises:
         ValueError: saying which of the two is missing.
     """
     if names and options is None:
         raise ValueError(
-            f"data.target_condition={list(names)} needs a condition module, but ldm_module.condition_module is null; "
-            "set ldm_module.condition_module={} or leave data.target_condition out"
+            f"data.target_condition={list(names)} needs a condition module, but {section}.condition_module is null; "
+            f"set {section}.condition_module={{}} or leave data.target_condition out"
         )
     if options is None:
         return
     if not names:
         raise ValueError(
-            "ldm_module.condition_module needs conditions, but data.target_condition is empty; "
-            "set data.target_condition=[...] or ldm_module.condition_module=null"
+            f"{section}.condition_module needs conditions, but data.target_condition is empty; "
+            f"set data.target_condition=[...] or {section}.condition_module=null"
         )
     if unknown := [name for name in options.conditions if name not in names]:
         raise ValueError(
-            f"ldm_module.condition_module.conditions.{unknown[0]} must be one of data.target_condition "
+            f"{section}.condition_module.conditions.{unknown[0]} must be one of data.target_condition "
             f"({', '.join(names)})"
         )
 
@@ -89,19 +97,21 @@ def resolve_conditions(
     *,
     categories: Mapping[str, Sequence[str]],
     hidden_size: int,
+    section: str = "ldm_module",
 ) -> ConditionModuleConfig | None:
     """The network's condition module for these names; None for an unconditional run.
 
     Args:
         names: `data.target_condition`.
-        options: `ldm_module.condition_module`.
+        options: `condition_module` of the stage's section.
         categories: of the data set: the names behind the codes of its categorical labels.
-        hidden_size: of the denoiser.
+        hidden_size: of the network that takes them.
+        section: name of the stage's section, for messages.
 
     Raises:
         ValueError: when one of names and options is missing, or an option does not fit its condition.
     """
-    check_conditions(names, options)
+    check_conditions(names, options, section=section)
     if options is None:
         return None
     return ConditionModuleConfig(
@@ -154,3 +164,43 @@ def check_labels(conditions: Sequence[ConditionConfig], train: CrystalDataset) -
                 )
         elif condition.kind in LABELS:
             require_numbers(train, name, use=f"condition {name} of kind {condition.kind}")
+
+
+def kept_conditions(
+    base: ConditionModuleConfig, run: ConditionModuleConfig | None, *, setting: str = "ldm_ckpt_path"
+) -> ConditionModuleConfig:
+    """The conditions of a model that is fine-tuned, with the run's drop probabilities.
+
+    Args:
+        base: the model's.
+        run: those of the run.
+        setting: that names the model, for messages.
+
+    Raises:
+        ValueError: when the run's conditions are not the base's, in name, order or meaning.
+    """
+    names = [condition.name for condition in base.conditions]
+    found = [] if run is None else [condition.name for condition in run.conditions]
+    if run is None or found != names:
+        raise ValueError(
+            f"data.target_condition must be [{', '.join(names)}], the conditions of the base ({setting}), "
+            f"got [{', '.join(found)}]; only an unconditional base can be given conditions"
+        )
+    for own, stated in zip(run.conditions, base.conditions, strict=True):
+        other = stated if stated.unit else replace(stated, unit=own.unit)  # imported ones do not state units
+        if _meaning(own) != _meaning(other):
+            raise ValueError(
+                f"condition {own.name} must mean what it means in the base ({setting}), "
+                f"{_meaning(other)}, got {_meaning(own)}"
+            )
+    return replace(run, absent=base.absent)
+
+
+def _meaning(condition: ConditionConfig) -> dict[str, object]:
+    """Properties of a condition that must not change between base and fine-tuning."""
+    return {
+        "kind": str(condition.kind),
+        "unit": condition.unit,
+        "transform": str(condition.transform),
+        "classes": condition.classes,
+    }

@@ -57,10 +57,12 @@ class BatchLoader:
         rank: int = 0,
         world_size: int = 1,
         draw: WeightedDraw | None = None,
+        sort_by: Int[Tensor, " crystal"] | None = None,
     ) -> None:
         self.source = source
         self.plan = plan
         self.draw = draw
+        self.sort_by = sort_by
         self.rank = rank
         self.world_size = world_size
         self._epoch = 0
@@ -87,6 +89,7 @@ class BatchLoader:
                 rank=self.rank,
                 world_size=self.world_size,
                 draw=self.draw,
+                sort_by=self.sort_by,
             )
             self._planned = (epoch, plan)
         return self._planned[1]
@@ -115,6 +118,9 @@ class BatchLoader:
 
 class CrystalDataModule(LightningDataModule):
     """Loads the splits once and serves them in batches."""
+
+    window: int | None = None
+    """`BatchPlan.window` of training."""
 
     def __init__(self, config: DataConfig, *, splits: Mapping[str, CrystalDataset] | None = None) -> None:
         """Keep the config; nothing is read before `setup`.
@@ -164,7 +170,7 @@ class CrystalDataModule(LightningDataModule):
             group = crystals.properties[FIDELITY].long()
             draw = WeightedDraw(group=group, weights=config.fidelity_weights, seed=config.seed or 0)
         plan = self._plan(config.batch_size, shuffle=True)
-        self._train_loader = self._loader(self._train_source or crystals, plan, draw)
+        self._train_loader = self._loader("train", plan, draw)
         if self._position is not None:
             self._train_loader.load_state_dict(self._position)
         return self._train_loader
@@ -173,7 +179,15 @@ class CrystalDataModule(LightningDataModule):
         """Take training batches from something with the same crystals in it; None: from the crystals again."""
         self._train_source = source
         if self._train_loader is not None:
-            self._train_loader.source = source or self.splits["train"].crystals
+            self._train_loader.source = source or self.source("train")
+
+    def source(self, split: str) -> BatchSource:
+        """The source of the batches of a split, unless `serve_train_from` named another."""
+        return self.splits[split].crystals
+
+    def sort_key(self, split: str) -> Int[Tensor, " crystal"] | None:
+        """Size by which the crystals of a split are bucketed; None for the number of atoms."""
+        return None
 
     def state_dict(self) -> dict[str, Any]:
         """Position of training in the data.
@@ -225,7 +239,7 @@ class CrystalDataModule(LightningDataModule):
         if len(self.splits.get(split, ())) == 0:
             return []
         plan = self._plan(self.config.eval_batch_size or self.config.batch_size, shuffle=False)
-        return self._loader(self.splits[split].crystals, plan)
+        return self._loader(split, plan)
 
     def _plan(self, batch_size: int, *, shuffle: bool) -> BatchPlan:
         config = self.config
@@ -237,9 +251,13 @@ class CrystalDataModule(LightningDataModule):
             bucketed=config.bucketed,
             shuffle=shuffle,
             seed=config.seed or 0 if shuffle else 0,
+            window=self.window,
         )
 
-    def _loader(self, source: BatchSource, plan: BatchPlan, draw: WeightedDraw | None = None) -> BatchLoader:
+    def _loader(self, split: str, plan: BatchPlan, draw: WeightedDraw | None = None) -> BatchLoader:
+        source = (self._train_source if split == "train" else None) or self.source(split)
         rank = 0 if self.trainer is None else self.trainer.global_rank
         world_size = 1 if self.trainer is None else self.trainer.world_size
-        return BatchLoader(source, plan, rank=rank, world_size=world_size, draw=draw)
+        return BatchLoader(
+            source, plan, rank=rank, world_size=world_size, draw=draw, sort_by=self.sort_key(split)
+        )

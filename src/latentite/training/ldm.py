@@ -21,14 +21,18 @@ from latentite.checkpoint import Stage
 from latentite.crystal import CrystalBatch
 from latentite.diffusion.loss import DiffusionLoss
 from latentite.models import load_ldm, load_vae, read_record
-from latentite.nn.condition_values import ConditionConfig
 from latentite.nn.conditions import Conditioning, ConditionModuleConfig
 from latentite.nn.ldm import LatentDiffusion
 from latentite.nn.lora import trainable_summary
 from latentite.nn.vae import CrystalVAE, LatentBatch
 from latentite.objectives.ldm import LDMStageConfig, diffusion_loss, loss_by_level, loss_terms
 from latentite.objectives.terms import LossTerms
-from latentite.training.conditions import check_conditions, check_labels, resolve_conditions
+from latentite.training.conditions import (
+    check_conditions,
+    check_labels,
+    kept_conditions,
+    resolve_conditions,
+)
 from latentite.training.datamodule import CrystalDataModule
 from latentite.training.latent_cache import CachedBatch, CachedLatents, encode_split
 from latentite.training.module import StageModule, Stream, freeze_parameters
@@ -297,7 +301,7 @@ def _plan_from_base(config: LDMModuleConfig, path: str, data: CrystalDataModule)
         _check_same_vae(config, config.vae_ckpt_path, base)
     conditions = _run_conditions(config, data, hidden_size=settings.denoiser.shape[1])
     if settings.condition_module is not None:
-        conditions = _kept_conditions(settings.condition_module, conditions)
+        conditions = kept_conditions(settings.condition_module, conditions)
     settings = replace(settings, condition_module=conditions, lora=config.lora)
     return NetworkPlan(settings=settings, vae=None, base=base)
 
@@ -309,39 +313,6 @@ def _check_same_vae(config: LDMModuleConfig, path: str, base: LatentDiffusion) -
             f"vae_ckpt_path must be the VAE that {config.ldm_ckpt_path} was trained on, got another one "
             f"({path}); leave it out (ldm_module.vae_ckpt_path=null): the base brings its own"
         )
-
-
-def _kept_conditions(base: ConditionModuleConfig, run: ConditionModuleConfig | None) -> ConditionModuleConfig:
-    """The base's conditions with the run's drop probabilities.
-
-    Raises:
-        ValueError: when the run's conditions are not the base's, in name, order or meaning.
-    """
-    names = [condition.name for condition in base.conditions]
-    found = [] if run is None else [condition.name for condition in run.conditions]
-    if run is None or found != names:
-        raise ValueError(
-            f"data.target_condition must be [{', '.join(names)}], the conditions of the base (ldm_ckpt_path), "
-            f"got [{', '.join(found)}]; only an unconditional base can be given conditions"
-        )
-    for own, stated in zip(run.conditions, base.conditions, strict=True):
-        other = stated if stated.unit else replace(stated, unit=own.unit)  # imported ones do not state units
-        if _meaning(own) != _meaning(other):
-            raise ValueError(
-                f"condition {own.name} must mean what it means in the base (ldm_ckpt_path), "
-                f"{_meaning(other)}, got {_meaning(own)}"
-            )
-    return replace(run, absent=base.absent)
-
-
-def _meaning(condition: ConditionConfig) -> dict[str, object]:
-    """Properties of a condition that must not change between base and fine-tuning."""
-    return {
-        "kind": str(condition.kind),
-        "unit": condition.unit,
-        "transform": str(condition.transform),
-        "classes": condition.classes,
-    }
 
 
 def _start_from(base: LatentDiffusion, network: LatentDiffusion) -> None:

@@ -1,4 +1,4 @@
-"""Settings of the first two stages: the groups `vae_module` and `ldm_module`, and a whole run. No Lightning here."""
+"""Settings of the stages `vae`, `ldm` and `gpt`: groups such as `vae_module`, and whole runs. No Lightning here."""
 
 from __future__ import annotations
 
@@ -7,13 +7,16 @@ from dataclasses import dataclass, field
 from latentite.data.sampler import AugmentationConfig, NoiseConfig
 from latentite.nn.denoiser import DenoiserConfig
 from latentite.nn.encoders import EncoderConfig
+from latentite.nn.gpt.model import GPTSize
+from latentite.nn.gpt.network import SPACE_GROUP, GPTMode, check_size
 from latentite.nn.lora import LoraConfig
 from latentite.nn.vae import DecoderConfig, VAEConfig
 from latentite.objectives.ldm import DiffusionConfig
 from latentite.objectives.vae import CoordinateLoss, LossWeights
+from latentite.symmetry.encode import FALLBACK_SYMPREC, SYMPREC
 from latentite.training.conditions import ConditionModuleOptions, check_conditions
 from latentite.training.ema import EMAConfig
-from latentite.training.optim import OptimizerConfig, SchedulerConfig
+from latentite.training.optim import OptimizerConfig, SchedulerConfig, SchedulerName
 from latentite.training.settings import RunConfig
 
 
@@ -112,6 +115,47 @@ class LDMModuleConfig:
 
 
 @dataclass(kw_only=True, slots=True)
+class GPTModuleConfig:
+    """Everything about the crystal GPT's stage but its data: the `gpt_module` group."""
+
+    gpt_ckpt_path: str | None = None
+    """Fine-tuning: path or name of the base, a checkpoint of this stage. Its size, statistics and conditions stay,
+    whatever the other settings say."""
+    mode: GPTMode = GPTMode.SYMMETRY
+    """`symmetry` describes crystals by space group and orbits, `p1` by all their atoms."""
+    symprec: float = SYMPREC
+    """Å; tolerance of the symmetry."""
+    fallback: float | None = FALLBACK_SYMPREC
+    """Å; tolerance of crystals that the first one describes wrongly; null: these are rejected."""
+    equivalents: bool = False
+    """Show each crystal in one of its equivalent descriptions (other origins, mirrored axes) instead of always in
+    the canonical one."""
+    size: GPTSize = field(default_factory=GPTSize)
+    smoothing: float = 0.3
+    """Share of the target of a fine bin of a coordinate that its neighbours get."""
+    condition_module: ConditionModuleOptions | None = None
+    """Training of the conditions of `data.target_condition`; null for an unconditional model."""
+    optimizer: OptimizerConfig = field(
+        default_factory=lambda: OptimizerConfig(lr=1.5e-3, betas=(0.9, 0.98), weight_decay=0.05)
+    )
+    scheduler: SchedulerConfig = field(
+        default_factory=lambda: SchedulerConfig(
+            name=SchedulerName.COSINE, warmup_steps=200, min_lr_ratio=0.02
+        )
+    )
+    ema: EMAConfig = field(default_factory=EMAConfig)
+
+    def __post_init__(self) -> None:
+        check_size(self.size)
+        for key in ("symprec", "fallback"):
+            value = getattr(self, key)
+            if value is not None and not value > 0:
+                raise ValueError(f"{key} must be a positive number of Å, got {value}")
+        if not 0.0 <= self.smoothing < 1.0:
+            raise ValueError(f"smoothing must be at least 0 and below 1, got {self.smoothing}")
+
+
+@dataclass(kw_only=True, slots=True)
 class TrainVAEConfig(RunConfig):
     """A run of stage 1."""
 
@@ -129,3 +173,21 @@ class TrainLDMConfig(RunConfig):
     def __post_init__(self) -> None:
         RunConfig.__post_init__(self)
         check_conditions(self.data.conditions, self.ldm_module.condition_module)
+
+
+@dataclass(kw_only=True, slots=True)
+class TrainGPTConfig(RunConfig):
+    """A run of the crystal GPT's stage."""
+
+    task_name: str = "train_gpt"
+    gpt_module: GPTModuleConfig = field(default_factory=GPTModuleConfig)
+
+    def __post_init__(self) -> None:
+        RunConfig.__post_init__(self)
+        names, module = self.data.conditions, self.gpt_module
+        check_conditions(names, module.condition_module, section="gpt_module")
+        if module.mode is GPTMode.P1 and SPACE_GROUP in names:
+            raise ValueError(
+                f"data.target_condition must not hold {SPACE_GROUP} with gpt_module.mode=p1, where it is 1 for every "
+                "crystal; leave it out"
+            )
