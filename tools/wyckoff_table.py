@@ -1,10 +1,11 @@
-"""Makes `wyckoff.csv` and `normalizers.csv` of `src/latentite/symmetry`: Wyckoff positions and Euclidean normalizers.
+"""Makes `wyckoff.csv` and `normalizers.csv` of `latentite.symmetry`: Wyckoff positions and Euclidean normalizers.
 
-    python tools/wyckoff_table.py src/latentite/symmetry
+    python tools/wyckoff_table.py FOLDER
 
-moyopy holds the positions of International Tables A (standard settings: unique axis b, hexagonal axes, origin choice 2),
-but tells them only for the atoms of a crystal. So a crystal is built for every position: all points, axes and planes that
-operations of the group leave where they are, found on a grid of 24ths, which all special positions of all groups pass.
+moyopy holds the positions of International Tables A (standard settings: unique axis b, hexagonal axes, origin choice
+2), but tells them only for the atoms of a crystal. So a crystal is built for every position: all points, axes and
+planes that operations of the group leave where they are, found on a grid of 24ths, which all special positions of all
+groups pass. It takes some minutes, and writes the same bytes every time.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from __future__ import annotations
 import csv
 import itertools
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import moyopy
@@ -69,10 +70,10 @@ def special_points(group: Operations, rng: np.random.Generator) -> Iterator[Floa
 
 
 def projected(
-    point: Float[np.ndarray, " 3"], directions: Float[np.ndarray, "dim 3"]
-) -> Float[np.ndarray, " 3"]:
-    """The part of a point that is not along the directions."""
-    return point - (point @ directions.T) @ directions
+    points: Float[np.ndarray, "*point 3"], directions: Float[np.ndarray, "dim 3"]
+) -> Float[np.ndarray, "*point 3"]:
+    """The part of each point that is not along the directions."""
+    return points - (points @ directions.T) @ directions
 
 
 def positions(number: int, rng: np.random.Generator) -> list[Float[np.ndarray, " 3"]]:
@@ -82,25 +83,18 @@ def positions(number: int, rng: np.random.Generator) -> list[Float[np.ndarray, "
     for point in special_points(group, rng):
         images = group[0] @ point + group[1]
         images -= np.floor(images)
-        sets = [tuple(stabilizer(image, group)) for image in images]
-        fixed = sets[0]
-        directions = null_space(np.concatenate([group[0][i] - np.eye(3) for i in stabilizer(point, group)]))
-        if any(
-            np.abs(projected_all(images[k] - other + SHIFTS, space)).max(axis=1).min() < 1e-6
-            for other, its, space in kept
-            for k, fixed in enumerate(sets)
-            if fixed == its
-        ):
-            continue
-        kept.append((point, tuple(stabilizer(point, group)), directions))
+        fixed_by = [tuple(stabilizer(image, group)) for image in images]
+        is_known = any(
+            np.abs(projected(image - other + SHIFTS, directions)).max(axis=1).min() < 1e-6
+            for other, fixed_by_same, directions in kept
+            for image, fixed in zip(images, fixed_by, strict=True)
+            if fixed == fixed_by_same
+        )
+        if not is_known:
+            own = stabilizer(point, group)
+            directions = null_space(np.concatenate([group[0][index] - np.eye(3) for index in own]))
+            kept.append((point, tuple(own), directions))
     return [point for point, _, _ in kept]
-
-
-def projected_all(
-    points: Float[np.ndarray, "point 3"], directions: Float[np.ndarray, "dim 3"]
-) -> Float[np.ndarray, "point 3"]:
-    """`projected` of many points."""
-    return points - (points @ directions.T) @ directions
 
 
 def generic_lattice(number: int) -> Float[np.ndarray, "3 3"]:
@@ -148,9 +142,12 @@ def table(number: int) -> list[tuple[int, str, int, str, str]]:
 
 
 def normalizer(number: int) -> list[tuple[int, str, str]]:
-    """Operations of the Euclidean normalizer of a cell with nothing special, modulo the group and shifts along polar axes.
+    """Operations of the Euclidean normalizer of a cell with nothing special.
 
-    Rows: number, the linear part row by row, the shift in 24ths.
+    They are counted modulo the group itself and shifts along polar axes.
+
+    Returns:
+        For each one the number of the group, the linear part row by row, and the shift in 24ths.
     """
     rng = np.random.default_rng(number)
     group = operations(number)
@@ -160,35 +157,23 @@ def normalizer(number: int) -> list[tuple[int, str, str]]:
     dataset = moyopy.MoyoDataset(cell, symprec=1e-4, setting=moyopy.Setting.standard())
     positions = dataset.normalizer_wyckoff_positions()
     members = [*positions.stabilizer, *(one for one, _ in positions.coset_representatives)]
-    polar = np.flatnonzero((group[0] == np.eye(3, dtype=int)).all(axis=(0, 1)))
-    keep = np.ones(3, dtype=int)
-    keep[polar] = 0
-    known: set[tuple[int, ...]] = set()
+    polar = (group[0] == np.eye(3, dtype=int)).all(axis=(0, 1))
+    known: set[bytes] = set()
     rows = []
     for member in members:
-        linear, shift = np.array(member.linear), np.array(member.origin_shift)
-        shift[polar] = 0
-        # Members that differ by an operation of the group describe a crystal alike: keep one of each coset.
-        keys = [
-            (
-                *(rotation @ linear).ravel().tolist(),
-                *(np.round((rotation @ shift + translation) * 24).astype(int) * keep % 24).tolist(),
-            )
-            for rotation, translation in zip(*group, strict=True)
-        ]
+        linear, shift = np.array(member.linear), np.where(polar, 0.0, member.origin_shift)
+        # Members that differ by an operation of the group describe a crystal alike: one of each coset is kept.
+        coset = (group[0] @ linear).reshape(-1, 9)
+        shifts = np.where(polar, 0, np.round((group[0] @ shift + group[1]) * 24).astype(int) % 24)
+        keys = {key.tobytes() for key in np.concatenate([coset, shifts], axis=1)}
         if known.isdisjoint(keys):
-            known.update(keys)
-            rows.append(
-                (
-                    number,
-                    " ".join(map(str, linear.ravel())),
-                    " ".join(map(str, np.round(shift * 24).astype(int) % 24)),
-                )
-            )
+            known |= keys
+            in_24ths = np.round(shift * 24).astype(int) % 24
+            rows.append((number, " ".join(map(str, linear.ravel())), " ".join(map(str, in_24ths))))
     return rows
 
 
-def write(path: Path, header: tuple[str, ...], rows: list[tuple[object, ...]]) -> None:
+def write(path: Path, header: tuple[str, ...], rows: Sequence[tuple[object, ...]]) -> None:
     """One table, whole or not at all."""
     with replacing(path) as temporary, temporary.open("w", newline="") as file:
         writer = csv.writer(file, lineterminator="\n")

@@ -2,6 +2,12 @@
 
 from __future__ import annotations
 
+from functools import cache
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import numpy as np
+
 _TABLE = """
 H He Li Be B C N O F Ne Na Mg Al Si P S Cl Ar K Ca Sc Ti V Cr Mn Fe Co Ni Cu Zn Ga Ge As Se Br
 Kr Rb Sr Y Zr Nb Mo Tc Ru Rh Pd Ag Cd In Sn Sb Te I Xe Cs Ba La Ce Pr Nd Pm Sm Eu Gd Tb Dy Ho Er
@@ -31,3 +37,16 @@ def symbol_of(atomic_number: int) -> str:
     if 1 <= atomic_number <= NUM_ELEMENTS:
         return SYMBOLS[atomic_number - 1]
     return f"atomic number {atomic_number}"
+
+
+@cache
+def covalent_radii() -> np.ndarray:
+    """Covalent radii in Å by atomic number (Cordero et al. 2008, doi 10.1039/b801115j, by way of ASE), 1.6 where
+    there is none; the one at 0 stands for no element."""
+    import numpy as np  # here: who only wants symbols should not wait for it
+    from ase.data import covalent_radii as known
+
+    radii = np.full(NUM_ELEMENTS + 1, 1.6)
+    radii[: len(known)] = known[: NUM_ELEMENTS + 1]
+    radii[radii < 0.25] = 1.6
+    return radii

@@ -29,9 +29,9 @@ from latentite.generators.latent.chain import (
     sample_jobs,
     sampling_schedule,
     size_batches,
-    told,
 )
 from latentite.generators.sizes import NumAtoms, plan_jobs
+from latentite.generators.told import told
 from latentite.nn.conditions import Conditioning
 from latentite.nn.denoiser import OutputLayout
 from latentite.nn.ldm import LatentDiffusion

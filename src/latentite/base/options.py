@@ -73,7 +73,7 @@ def add_options(
     defaults: Mapping[str, Any] | None = None,
     required: Collection[str] = (),
 ) -> None:
-    """Add an option for each field of dataclasses, in their order.
+    """Add an option for each field of dataclasses, in their order; one that several have is that of the first.
 
     Args:
         parser: of the command.
@@ -86,6 +86,7 @@ def add_options(
         None: parser,
         **{group.title: group for group in parser._action_groups},
     }
+    added: set[str] = set()
     for kind in kinds:
         for item in fields(kind):
             if not item.metadata.get("is_typed", True) or (only is not None and item.name not in only):
@@ -96,6 +97,9 @@ def add_options(
             default = (defaults or {}).get(item.name, _default(item))
             default = MISSING if item.name in required else default
             names, settings = _argument(kind, item, default)
+            if names[0] in added:
+                continue
+            added.add(names[0])
             if item.name in (defaults or {}):
                 settings["default"] = default
             groups[title].add_argument(*names, **settings)

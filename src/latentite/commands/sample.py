@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 
 from latentite.base.options import add_options, fill, make_command, option, typed
+from latentite.generators.gpt.options import GPTOptions
 from latentite.generators.latent.options import LatentOptions
 from latentite.sampling.options import GenerateConfig
 
@@ -28,7 +29,7 @@ EPILOG = """examples:
   latentite sample merge part1 part2 part3 part4 part5 part6 part7 part8 --out samples"""
 
 
-OF_GENERATORS = (LatentOptions,)
+OF_GENERATORS = (LatentOptions, GPTOptions)
 """The options that only one generator has, of each of `GENERATORS`, which is not imported for a help text."""
 
 
@@ -104,10 +105,24 @@ def summary_lines(result: GenerateResult) -> list[str]:
     """What became of a run, in words."""
     counts = result.counts
     lines = [counts_line(result.asked, counts)]
+    if counts.first_refused:
+        lines.append(usable_line(counts))
     if result.has_requests:
         lines.append(f"requests verified: {counts.verified} of {counts.written} written crystals")
     lines.append(f"structures in {result.out}")
     return lines
+
+
+def usable_line(counts: Counts) -> str:
+    """How many first attempts were usable, what is wrong with the others, and how many of all attempts were."""
+    first, attempts = (
+        counts.done - sum(counts.first_refused.values()),
+        counts.written + sum(counts.rejected.values()),
+    )
+    return (
+        f"usable: {first} of {counts.done} first attempts{_kinds(counts.first_refused)}, "
+        f"{counts.written} of {attempts} attempts in all"
+    )
 
 
 def counts_line(asked: int, counts: Counts) -> str:

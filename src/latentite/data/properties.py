@@ -23,6 +23,7 @@ from latentite.elements import COMPOSITION_WIDTH, SYMBOLS
 from latentite.formulas import Composition, alphabetical_formula, chemical_system, reduced
 
 if TYPE_CHECKING:
+    from spglib import SpglibDataset
     from torch import Tensor
 
     from latentite.crystal import CrystalBatch
@@ -117,8 +118,20 @@ def space_group_number(
     *,
     symprec: float = SYMPREC,
 ) -> int | None:
-    """Space group of one crystal by spglib (Togo et al. 2024, Sci. Technol. Adv. Mater. Methods 4, 2384822), 1 to
-    230; None where its search fails.
+    """Space group of one crystal, 1 to 230; None where the search fails. Arguments: see `symmetry_dataset`."""
+    dataset = symmetry_dataset(atomic_numbers, frac_coords, lattice, symprec=symprec)
+    return None if dataset is None else int(dataset.number)
+
+
+def symmetry_dataset(
+    atomic_numbers: Int[np.ndarray, " atom"],
+    frac_coords: Float[np.ndarray, "atom 3"],
+    lattice: Float[np.ndarray, "3 3"],
+    *,
+    symprec: float = SYMPREC,
+) -> SpglibDataset | None:
+    """Symmetry of one crystal by spglib (Togo et al. 2024, Sci. Technol. Adv. Mater. Methods 4, 2384822); None where
+    its search fails.
 
     moyopy is ten times as fast on relaxed crystals, but on generated ones at generous tolerances its search may
     never end and takes all memory (33 of 794 cells of random shape, and sound-looking samples of our own models, so
@@ -137,10 +150,9 @@ def space_group_number(
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of the library's coming change from None to an exception
         try:
-            dataset = spglib.get_symmetry_dataset(cell, symprec=symprec)
+            return spglib.get_symmetry_dataset(cell, symprec=symprec)
         except spglib.SpglibError:
             return None
-    return None if dataset is None else int(dataset.number)
 
 
 def composition_vectors(crystals: CrystalBatch) -> Tensor:

@@ -85,6 +85,20 @@ def crystal_uniforms(run_seed: int, indices: Sequence[int], draw: int) -> Float[
     return word.double() * 2.0**-32
 
 
+def seed_uniforms(seeds: Sequence[int], count: int) -> Float[Tensor, "crystal number"]:
+    """Uniform numbers in [0, 1) that a crystal owns by its seed (`crystal_seeds`), float64 with 32 random bits.
+
+    Args:
+        seeds: of the crystals.
+        count: how many for each; more of them begin with the same ones.
+    """
+    key = tuple(word.unsqueeze(-1) for word in _words(seeds))
+    block = torch.arange(-(-count // 4)).expand(len(seeds), -1)
+    zero = torch.zeros_like(block)
+    words = philox((block, zero, zero, zero + _UNIFORM_STREAM), (key[0], key[1]))
+    return torch.stack(words, dim=-1).flatten(1)[:, :count].double() * 2.0**-32
+
+
 def _words(integers: Sequence[int]) -> tuple[Tensor, Tensor]:
     """Lower and upper 32 bits of integers modulo 2^64."""
     for integer in integers:

@@ -10,7 +10,7 @@ from typing import Any
 
 from latentite.crystal_arrays import CrystalArrays
 from latentite.data.properties import SYMPREC
-from latentite.evaluation.measure import Cell, timed
+from latentite.evaluation.measure import Cell, Measured, timed
 from latentite.evaluation.protocols import MATCHERS
 from latentite.evaluation.store import ResultStore, namespace
 from latentite.evaluation.table import Counted, Denominator, Section, Table, Work, all_of
@@ -19,6 +19,11 @@ from latentite.match.search import Matches, Verdict, find_matches
 
 _MATCHES_VERSION = 2
 """Raised when `match/` gives other verdicts."""
+_MEMORISED = {
+    "decorated_in_reference": "space group, Wyckoff letters and elements in the reference",
+    "prototype_in_reference": "prototype in the reference",
+}
+"""Columns that tell what a model may have learnt by heart, and their labels."""
 _REDUCED_VERSION = 2
 """Raised when `match/reduced.py` gives other cells."""
 
@@ -47,8 +52,11 @@ def matching_section(work: Work, table: Mapping[str, list[Cell]]) -> Section:
         formulas = set(work.reference_measured.formulas)
         columns["new_formula"] = [formula not in formulas for formula in work.measured.formulas]
         columns["novel"] = columns[f"novel_{chosen}"]
+        memorised = _memorised(work.measured, work.reference_measured)
+        columns |= memorised
         counted += [Counted(column="novel", label="novel (not in the reference)"), *_by_matcher("novel")]
         counted.append(Counted(column="new_formula", label="formula not in the reference"))
+        counted += [Counted(column=name, label=_MEMORISED[name]) for name in memorised]
     failed = {} if reference is None else {reference.ids[p]: r for p, r in matches.reference_failures.items()}
     return Section(
         columns=columns,
@@ -56,6 +64,18 @@ def matching_section(work: Work, table: Mapping[str, list[Cell]]) -> Section:
         failures=tuple((position, "match", reason) for position, reason in matches.failures.items()),
         summary={"reference_not_comparable": failed},
     )
+
+
+def _memorised(measured: Measured, reference: Measured) -> Table:
+    """What of each structure, but for its free coordinates and its cell, stands in the reference; empty where it has no
+    label."""
+    own = [symmetry.label for symmetry in measured.symmetries]
+    known = [symmetry.label for symmetry in reference.symmetries if symmetry.label is not None]
+    decorated, prototypes = {label.decorated for label in known}, {label.prototype for label in known}
+    return {
+        "decorated_in_reference": [None if label is None else label.decorated in decorated for label in own],
+        "prototype_in_reference": [None if label is None else label.prototype in prototypes for label in own],
+    }
 
 
 def verdict_section(work: Work, table: Mapping[str, list[Cell]]) -> Section:

@@ -5,8 +5,9 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from importlib.metadata import version
+from typing import Any
 
 import numpy as np
 
@@ -15,7 +16,9 @@ from latentite.evaluation.read import Crystals
 from latentite.evaluation.store import ResultStore, namespace
 from latentite.formulas import Composition, reduced_composition, usual_formula
 from latentite.metrics.composition import SmactRule, has_unknown_element, is_smact_valid, supply_risk
-from latentite.metrics.geometry import SYMPRECS, min_distances, space_groups, volumes
+from latentite.metrics.geometry import SYMPRECS, min_distances, volumes
+from latentite.metrics.symmetry import Symmetry, symmetries
+from latentite.symmetry.labels import SymmetryLabel
 
 BeginStep = Callable[[str, int | None], Callable[[int], None]]
 """Told that a step of so many structures (None: unknown) begins; gives what to tell of those that are done."""
@@ -37,8 +40,8 @@ def timed(seconds: dict[str, float], name: str) -> Iterator[None]:
 Cell = float | int | bool | str | None
 """A cell of the table; None where a metric gave nothing."""
 
-_SPACE_GROUPS_VERSION = 1
-"""Raised when `metrics/geometry.py` gives other numbers."""
+_SYMMETRY_VERSION = 1
+"""Raised when `metrics/symmetry.py` gives other numbers or labels."""
 _DERIVED = ("composition", "chemical_system", "num_elements", "density", "volume_per_atom")
 
 
@@ -64,6 +67,8 @@ class Measured:
     compositions: list[Composition]
     space_groups: dict[float, np.ndarray]
     """By tolerance (Å); NaN where none is found."""
+    symmetries: list[Symmetry]
+    """With the labels at the usual tolerance."""
 
     @property
     def failures(self) -> list[tuple[int, str, str]]:
@@ -77,6 +82,11 @@ class Measured:
             failures += [
                 (int(p), f"space_group_{symprec:g}", reason) for p in np.flatnonzero(np.isnan(groups))
             ]
+        failures += [
+            (position, "wyckoff", symmetry.reason)
+            for position, symmetry in enumerate(self.symmetries)
+            if symmetry.reason is not None
+        ]
         return failures
 
     def columns(self) -> dict[str, list[Cell]]:
@@ -100,6 +110,9 @@ class Measured:
             ]
         for symprec, groups in self.space_groups.items():
             columns[f"space_group_{symprec:g}"] = [None if np.isnan(g) else int(g) for g in groups]
+        labels = [symmetry.label for symmetry in self.symmetries]
+        for name in ("wyckoff", "site_symmetry", "prototype"):
+            columns[name] = [None if label is None else getattr(label, name) for label in labels]
         columns["hhi_production"] = _cells(np.array([risk[0] for risk in risks]))
         columns["hhi_reserves"] = _cells(np.array([risk[1] for risk in risks]))
         return columns
@@ -134,7 +147,7 @@ def measure(
     with timed(seconds, f"{name}composition"):
         compositions = [reduced_composition(crystal.atomic_numbers.tolist()) for crystal in crystals.arrays]
     with timed(seconds, f"{name}space groups"):
-        groups = _space_groups(crystals, symprecs, workers, lambda count: stage(f"{name}space groups", count))
+        found = _symmetries(crystals, symprecs, workers, lambda count: stage(f"{name}space groups", count))
 
     def numbers_of(key: str) -> np.ndarray:
         return np.array([row[key] for row in derived], dtype=float)
@@ -150,35 +163,49 @@ def measure(
         distance=between,
         own_distance=own,
         compositions=compositions,
-        space_groups={symprec: groups[:, i] for i, symprec in enumerate(symprecs)},
+        # dtype=float makes NaN of None
+        space_groups={
+            symprec: np.array([symmetry.space_groups[i] for symmetry in found], dtype=float)
+            for i, symprec in enumerate(symprecs)
+        },
+        symmetries=found,
     )
 
 
-def _space_groups(
+def _symmetries(
     crystals: Crystals,
     symprecs: Sequence[float],
     workers: int | None,
     begin: Callable[[int], Callable[[int], None]],
-) -> np.ndarray:
-    """[crystal symprec], from the store where they are known; new ones go there as they come."""
-    settings = {"symprecs": list(symprecs), "spglib": version("spglib")}
-    store = ResultStore.open(namespace("space_groups", _SPACE_GROUPS_VERSION, settings))
-    known = store.get_many(crystals.hashes)
+) -> list[Symmetry]:
+    """Of each crystal, from the store where it is known; new ones go there as they come."""
+    packages = {name: version(name) for name in ("spglib", "moyopy")}
+    store = ResultStore.open(
+        namespace("symmetry", _SYMMETRY_VERSION, {"symprecs": list(symprecs), **packages})
+    )
+    known = {digest: _from_plain(value) for digest, value in store.get_many(crystals.hashes).items()}
     first = {digest: place for place, digest in enumerate(crystals.hashes) if digest not in known}
     missing = list(first)
 
-    def keep(start: int, groups: np.ndarray) -> None:
-        values = [[None if np.isnan(group) else int(group) for group in row] for row in groups]
-        store.put_many(dict(zip(missing[start:], values, strict=False)))
+    def keep(start: int, found: Sequence[Symmetry]) -> None:
+        store.put_many(dict(zip(missing[start:], map(asdict, found), strict=False)))
 
     if missing:
-        computed = space_groups(
+        computed = symmetries(
             [crystals.arrays[place] for place in first.values()],
             symprecs=symprecs,
             workers=workers,
             advance=begin(len(missing)),
             keep=keep,
         )
-        known |= dict(zip(missing, computed.tolist(), strict=True))
-    # dtype=float makes NaN of None
-    return np.array([known[digest] for digest in crystals.hashes], dtype=float).reshape(-1, len(symprecs))
+        known |= dict(zip(missing, computed, strict=True))
+    return [known[digest] for digest in crystals.hashes]
+
+
+def _from_plain(value: dict[str, Any]) -> Symmetry:
+    label = value["label"]
+    return Symmetry(
+        space_groups=tuple(value["space_groups"]),
+        label=None if label is None else SymmetryLabel(**label),
+        reason=value["reason"],
+    )

@@ -6,13 +6,17 @@ kind, so that a run can count them.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 
 import numpy as np
 
 from latentite.crystal import CrystalBatch
+from latentite.crystal_arrays import CrystalArrays
 from latentite.data.readers.checks import Limits, refusals
+from latentite.elements import covalent_radii, symbol_of
+from latentite.symmetry.dataset import minkowski_reductions
 
 
 class RefusalKind(StrEnum):
@@ -30,6 +34,8 @@ class RefusalKind(StrEnum):
     """Too much volume per atom."""
     OVERLAPPING_ATOMS = "overlapping_atoms"
     """Two atoms, periodic images included, closer than the limit."""
+    TOO_CLOSE = "too_close"
+    """Two atoms closer than asked, in units of the sum of their covalent radii."""
     UNREADABLE = "unreadable_cif"
     """Its CIF would not come back as the same crystal (`writers.reads_back`)."""
 
@@ -50,6 +56,8 @@ class GeometryLimits:
     """Distances (0.5 Å) and volumes per atom (1 to 1000 Å^3)."""
     min_plane_spacing: float = 0.1
     """Å; a cell whose lattice planes are closer is flat, whatever its volume."""
+    min_distance_scaled: float = 0.0
+    """Of any two atoms, periodic images included, over the sum of their covalent radii; 0 for no bound."""
 
 
 def geometry_refusals(crystals: CrystalBatch, limits: GeometryLimits | None = None) -> list[Refusal | None]:
@@ -99,4 +107,82 @@ def geometry_refusals(crystals: CrystalBatch, limits: GeometryLimits | None = No
         else:
             kind = RefusalKind.OVERLAPPING_ATOMS
         results[position] = Refusal(kind=kind, reason=reason)
+    if limits.min_distance_scaled > 0:
+        left = [number for number in rest.tolist() if results[number] is None]
+        for number, pair in zip(left, closest_scaled([arrays[p] for p in left]), strict=True):
+            if pair.scaled < limits.min_distance_scaled:
+                results[number] = Refusal(
+                    kind=RefusalKind.TOO_CLOSE, reason=pair.sentence(arrays[number], limits)
+                )
     return results
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ClosePair:
+    """The two atoms of a crystal that are closest, measured by their covalent radii."""
+
+    scaled: float
+    """Distance over the sum of covalent radii."""
+    first: int
+    second: int
+    """The same one for an atom and its own periodic image."""
+
+    def sentence(self, crystal: CrystalArrays, limits: GeometryLimits) -> str:
+        """That they are too close."""
+        names = [
+            f"{place + 1} ({symbol_of(int(crystal.atomic_numbers[place]))})"
+            for place in (self.first, self.second)
+        ]
+        what = f"atoms {names[0]} and {names[1]}"
+        if self.first == self.second:
+            what = f"atom {names[0]} and its own periodic image"
+        return (
+            f"{what} are {self.scaled:.3f} of their summed covalent radii apart, closer than "
+            f"{limits.min_distance_scaled:g}"
+        )
+
+
+def closest_scaled(crystals: Sequence[CrystalArrays]) -> list[ClosePair]:
+    """The closest pair of each crystal in units of summed covalent radii, periodic images included.
+
+    Args:
+        crystals: with cells that are none of those that `geometry_refusals` refuses.
+    """
+    results: dict[int, ClosePair] = {}
+    by_count: dict[int, list[int]] = {}
+    for position, crystal in enumerate(crystals):
+        by_count.setdefault(crystal.num_atoms, []).append(position)
+    for count, positions in by_count.items():
+        step = max(1, 100_000 // (count * count))  # keeps the arrays of pairs within tens of MB
+        for start in range(0, len(positions), step):
+            chunk = positions[start : start + step]
+            results |= zip(chunk, _closest_of_size([crystals[p] for p in chunk]), strict=True)
+    return [results[position] for position in range(len(crystals))]
+
+
+def _closest_of_size(crystals: Sequence[CrystalArrays]) -> list[ClosePair]:
+    """The same of crystals with equally many atoms."""
+    lattices = np.stack([crystal.lattice for crystal in crystals]).astype(float)
+    reductions = minkowski_reductions(lattices)
+    reduced = reductions @ lattices
+    coords = np.stack([crystal.frac_coords for crystal in crystals]) @ np.linalg.inv(reductions)
+    radii = covalent_radii()[np.stack([crystal.atomic_numbers for crystal in crystals])]
+    first, second = np.triu_indices(coords.shape[1])
+    difference = coords[:, first] - coords[:, second]
+    vectors = (difference - np.round(difference)) @ reduced
+    # In a reduced cell the nearest image is in the own cell or a neighbour: |d +- s|^2 = |d|^2 + |s|^2 +- 2 d.s.
+    shifts = _HALF_SHELL @ reduced
+    squared = (vectors**2).sum(-1)
+    lengths = (shifts**2).sum(-1)
+    images = lengths[:, None] - 2 * np.abs(vectors @ shifts.transpose(0, 2, 1))
+    squared = squared + np.where(first == second, images.min(-1), np.minimum(images.min(-1), 0.0))
+    scaled = np.sqrt(np.maximum(squared, 0.0)) / (radii[:, first] + radii[:, second])
+    nearest = scaled.argmin(-1)
+    return [
+        ClosePair(scaled=float(row[pair]), first=int(first[pair]), second=int(second[pair]))
+        for row, pair in zip(scaled, nearest.tolist(), strict=True)
+    ]
+
+
+_HALF_SHELL = np.stack(np.meshgrid(*[[-1, 0, 1]] * 3, indexing="ij"), axis=-1).reshape(-1, 3)[14:]
+"""One of each pair of opposite neighbouring cells."""

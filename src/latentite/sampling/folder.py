@@ -74,6 +74,8 @@ class Counts:
     """Attempts that could not be used, by kind of refusal."""
     replaced: dict[str, int] = field(default_factory=dict)
     """Those of them that a further attempt followed."""
+    first_refused: dict[str, int] = field(default_factory=dict)
+    """Crystals whose first attempt could not be used, by kind of refusal: what the generator gives by itself."""
     verified: int = 0
     """Written crystals that have what was asked of them, counted from their CIFs."""
 
@@ -103,6 +105,8 @@ class Counts:
         for item in window.rejected:
             kind = item.refusal.kind.value
             self.rejected[kind] = self.rejected.get(kind, 0) + 1
+            if item.attempt == 0:
+                self.first_refused[kind] = self.first_refused.get(kind, 0) + 1
             if item.index not in failed or item.attempt < last[item.index]:
                 self.replaced[kind] = self.replaced.get(kind, 0) + 1
 

@@ -18,7 +18,7 @@ from latentite.sampling.writers import file_stem
 
 FORMAT = 2
 """2: the journal has hashes, the range its total."""
-ADDED = {"noise_scale": 1.0}
+ADDED = {"noise_scale": 1.0, "min_distance_scaled": 0.0}
 """Settings that runs of earlier versions did not write, and what they were then."""
 _PACKAGES = ("torch", "numpy", "scipy", "pymatgen")
 

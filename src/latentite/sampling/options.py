@@ -69,6 +69,8 @@ class GenerateConfig:
     """Each of these at least once, such as Li,O."""
     elements_forbidden: Texts | None = field(default=None, metadata=option("LIST", group=WHAT))
     """None of these, such as Pb,Hg."""
+    min_distance_scaled: float = field(default=0.0, metadata=option("D", group=WHAT))
+    """Sample again while atoms are closer than D times their summed covalent radii, such as 0.7."""
     resume: bool = field(default=False, metadata=option(group=LONG))
     """Go on with the run in DIR, if there is one; a larger --num-samples extends it."""
     shard: str = field(default="1/1", metadata=option("K/N", group=LONG))
@@ -83,6 +85,11 @@ class GenerateConfig:
         for name in ("num_samples", "batch_size", "max_attempts"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        if not 0 <= self.min_distance_scaled < 2:
+            raise ValueError(
+                "min_distance_scaled must be 0 or more and below 2 (times the sum of two covalent radii), such as 0.7, "
+                f"got {self.min_distance_scaled}"
+            )
         parse_shard(self.shard)
         self.formats()
         if self.out is None and self.resume:

@@ -13,6 +13,7 @@ from latentite.generators.asks import build_asks
 from latentite.generators.jobs import Ask, Jobs
 from latentite.generators.protocol import Advance, Askable, Drawn, Generator
 from latentite.generators.sizes import NumAtoms, choose_num_atoms, plan_jobs
+from latentite.sampling.checks import GeometryLimits
 from latentite.sampling.options import GenerateConfig, parse_shard, read_formulas
 from latentite.sampling.run import Run
 from latentite.sampling.window import shard_range, window_size
@@ -60,6 +61,7 @@ def plan_run(generator: Generator, config: GenerateConfig) -> tuple[Run, tuple[A
         window_size=size,
         batch_size=config.batch_size,
         max_attempts=1 if config.no_replace else config.max_attempts,
+        limits=GeometryLimits(min_distance_scaled=config.min_distance_scaled),
         conditions=generator.card.told,
         has_deviation=generator.card.has_deviation,
     )

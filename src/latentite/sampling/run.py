@@ -7,12 +7,13 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from latentite.crystal import CrystalBatch
 from latentite.generators.jobs import Ask, Jobs
+from latentite.sampling.checks import GeometryLimits
 from latentite.sampling.folder import Counts, Format, RunFolder
 from latentite.sampling.manifest import (
     Sessions,
@@ -45,6 +46,8 @@ class Run:
     batch_size: int
     max_attempts: int
     """At each crystal; 1 replaces none."""
+    limits: GeometryLimits = field(default_factory=GeometryLimits)
+    """Bounds outside of which a crystal is refused."""
     conditions: Callable[[Ask], str] = lambda ask: ""
     """The conditions of an ask, as a user would type them."""
     has_deviation: bool = False
@@ -180,5 +183,6 @@ def _windows(run: Run, at: int, size: BatchSize, progress: RunProgress) -> Itera
             draw=run.draw,
             batch_size=size,
             max_attempts=run.max_attempts,
+            limits=run.limits,
             advance=progress.batch,
         )

@@ -21,7 +21,7 @@ from latentite.formulas import reduced_formulas
 from latentite.generators.elements import fulfilled
 from latentite.generators.jobs import Jobs
 from latentite.generators.protocol import Advance, Drawn
-from latentite.sampling.checks import Refusal, RefusalKind, geometry_refusals
+from latentite.sampling.checks import GeometryLimits, Refusal, RefusalKind, geometry_refusals
 from latentite.sampling.writers import cif_text, reads_back
 
 log = logging.getLogger(__name__)
@@ -152,6 +152,7 @@ def draw_window(
     draw: Draw,
     batch_size: BatchSize,
     max_attempts: int,
+    limits: GeometryLimits | None = None,
     advance: Advance = lambda count: None,
 ) -> Window:
     """Sample the crystals from `first` to before `stop`.
@@ -163,6 +164,7 @@ def draw_window(
         draw: see `Draw`.
         batch_size: is made smaller when memory runs out.
         max_attempts: at each crystal; 1 never replaces any.
+        limits: bounds outside of which a crystal is refused; None for the defaults.
         advance: told of each batch of first attempts.
 
     Raises:
@@ -173,7 +175,7 @@ def draw_window(
     rejected: list[RejectedAttempt] = []
     for attempt in range(max_attempts):
         tell = advance if attempt == 0 else _silent
-        good, refusals = _judged(jobs, batch_size.draw(draw, jobs, tell))
+        good, refusals = _judged(jobs, batch_size.draw(draw, jobs, tell), limits)
         usable.append(good)
         bad = [place for place, refusal in enumerate(refusals) if refusal is not None]
         rejected += [
@@ -192,13 +194,13 @@ def _silent(count: int) -> None:
     pass
 
 
-def _judged(jobs: Jobs, drawn: Drawn) -> tuple[_Usable, list[Refusal | None]]:
+def _judged(jobs: Jobs, drawn: Drawn, limits: GeometryLimits | None) -> tuple[_Usable, list[Refusal | None]]:
     """The usable ones of what was drawn, and for every job why there is none."""
     refusals: list[Refusal | None] = [None] * len(jobs)
     for place, reason in drawn.failures.items():
         refusals[place] = Refusal(kind=RefusalKind.NOT_DRAWN, reason=reason)
     places = [place for place, refusal in enumerate(refusals) if refusal is None]
-    for place, refusal in zip(places, geometry_refusals(drawn.crystals), strict=True):
+    for place, refusal in zip(places, geometry_refusals(drawn.crystals, limits), strict=True):
         refusals[place] = refusal
     sound = [row for row, place in enumerate(places) if refusals[place] is None]
     crystals = drawn.crystals.select(torch.tensor(sound, dtype=torch.long))

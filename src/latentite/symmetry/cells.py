@@ -31,6 +31,11 @@ FREE = np.array(
 """[family component]: what a family leaves free."""
 
 
+def family_of_number(number: int) -> int:
+    """Position in `FAMILIES` of the crystal family of one space group."""
+    return int(np.searchsorted(_FIRST_GROUPS, number, side="right")) - 1
+
+
 def family_of(groups: Int[Tensor, " crystal"]) -> Int[Tensor, " crystal"]:
     """Position in `FAMILIES` of the crystal family of each space group (trigonal ones are hexagonal)."""
     first = torch.tensor(_FIRST_GROUPS, device=groups.device)
@@ -66,8 +71,7 @@ def cell_components(
             middle / second,
         ]
     )
-    family = int(np.searchsorted(_FIRST_GROUPS, number, side="right")) - 1
-    return np.where(FREE[family], full, 0.0)
+    return np.where(FREE[family_of_number(number)], full, 0.0)
 
 
 def lattices(

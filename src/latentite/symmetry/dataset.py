@@ -34,7 +34,7 @@ from latentite.symmetry.orbits import OrbitBatch
 
 log = logging.getLogger(__name__)
 
-ENCODING_VERSION = 1
+ENCODING_VERSION = 3
 """Raised whenever a crystal gets another description; caches of another version are made again."""
 _CHUNK = 64
 """Crystals that a worker process encodes at a time."""

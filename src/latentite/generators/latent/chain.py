@@ -28,8 +28,8 @@ from latentite.generators.elements import choose_elements
 from latentite.generators.jobs import Jobs
 from latentite.generators.latent.start import Start, StartRows
 from latentite.generators.protocol import Advance, Drawn
-from latentite.nn.condition_values import ConditionKind, request_row
-from latentite.nn.conditions import Conditioning, ConditionModule
+from latentite.generators.told import told
+from latentite.nn.conditions import Conditioning
 from latentite.nn.denoiser import Denoiser, OutputLayout
 from latentite.nn.ldm import LatentDiffusion
 from latentite.nn.transformer import TokenLayout
@@ -333,27 +333,6 @@ def denoise_told(
     if not values:
         conditions, scales = [absent], [0.0]
     return guided(call, mask, absent=absent, conditions=conditions, scales=scales)
-
-
-def told(module: ConditionModule, jobs: Jobs) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """The values of the conditions that any of the jobs gives, and masks of the crystals that give them."""
-    used, place = jobs.asks.unique(return_inverse=True)
-    asks = [jobs.asked[ask] for ask in used.tolist()]
-    values, present = {}, {}
-    for config in module.config.conditions:
-        name = config.name
-        if config.kind is ConditionKind.NUM_ATOMS:
-            rows, given = jobs.num_atoms.float(), torch.ones(len(jobs), dtype=torch.bool)
-        else:
-            known = [request_row(config, ask.conditions[name]) for ask in asks if name in ask.conditions]
-            if not known:
-                continue
-            is_given = torch.tensor([name in ask.conditions for ask in asks])
-            table = torch.zeros(len(asks), *known[0].shape)
-            table[is_given] = torch.stack(known)
-            rows, given = table[place], is_given[place]
-        values[name], present[name] = rows.to(module.device), given.to(module.device)
-    return values, present
 
 
 @dataclass(kw_only=True, slots=True)

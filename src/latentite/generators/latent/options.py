@@ -34,7 +34,8 @@ class LatentOptions:
     noise_scale: float = field(default=1.0, metadata=option(group=HOW))
     """Times the noise of flow_sde: below 1 likelier crystals, and fewer kinds of them."""
     guidance: float | str | Mapping[str, float] = field(default=2.0, metadata=option("S", group=HOW))
-    """s of u + s (c - u), u without and c with the condition: a number, or name=number,..."""
+    """s of u + s (c - u), u without and c with the condition: a number, or name=number,... [2; 1 for a crystal GPT,
+    which takes a number]"""
     precision: Precision | str = field(default="fp32", metadata=option(group=HOW, kind=str))
     """Of the denoiser: fp32, bf16, fp16."""
     init: Structures | None = field(default=None, metadata=option("FILE", group=START, kind=str))

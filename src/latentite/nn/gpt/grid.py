@@ -1,9 +1,9 @@
 """Bins of free coordinates: 12 coarse cells along each, 20 fine bins in each of these.
 
-Bin centres are the multiples of 1/240, which special values of all settings are; a coordinate falls into the nearest one. A
-coarse cell of a position with three free coordinates is one of 1,728, of which symmetry makes most equivalent: an orbit is
-described by the smallest of its equivalent coordinates (`latentite.symmetry.encode`), so that cells which hold no smallest
-coordinates are left out.
+Bin centres are the multiples of 1/240, as special values of all settings are; a coordinate is in the nearest bin.
+A coarse cell of a position with three free coordinates is one of 1,728. Symmetry makes most of them equivalent: an
+orbit is described by the smallest of its equivalent coordinates (`latentite.symmetry.descriptions`), so cells without
+smallest coordinates are left out.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ def coarse_centre(coarse: Tensor) -> Tensor:
 
 @cache
 def coarse_cells(position: int) -> Int[np.ndarray, "cell 3"]:
-    """Coarse cells of a position that may hold the smallest coordinates of an orbit; zeros after the last coordinate."""
+    """Coarse cells of a position that may hold the smallest coordinates of an orbit; 0 after the last coordinate."""
     num_free = int(wyckoff_table().num_free[position])
     axes = [np.arange(NUM_COARSE) if column < num_free else np.zeros(1, dtype=int) for column in range(3)]
     cells = np.stack(np.meshgrid(*axes, indexing="ij"), axis=-1).reshape(-1, 3)

@@ -1,9 +1,9 @@
 """`CrystalGPT`: the probability of a crystal, symbol by symbol.
 
-log p = log p(group) + sum over orbits of log p(letter) + log p(element), log p(stop), log p(cell), and for each orbit the
-log p of its free coordinates. Tokens: a start, the group, one for each orbit (letter and element), one at which the cell
-is told, and one for each orbit that is placed. Everything is known of a skeleton when its cell is drawn, and everything
-of skeleton and cell when coordinates are: these see distances.
+log p = log p(group) + sum over orbits of log p(letter) + log p(element), log p(stop), log p(cell), and for each orbit
+the log p of its free coordinates. Tokens: a start, the group, one for each orbit (letter and element), one at which the
+cell is told, and one for each orbit that is placed. The cell is drawn when the skeleton is known, and coordinates when
+skeleton and cell are: so they see distances.
 """
 
 from __future__ import annotations

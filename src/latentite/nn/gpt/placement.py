@@ -1,8 +1,8 @@
 """Where an orbit goes, given those that are placed: scores of candidate places by coordinates and by distances.
 
 Each candidate is a real point in the crystal. Its distances to all placed atoms and to its own images, in units of the
-summed covalent radii, enter the score, with weights that the trunk makes for each pair of orbits: so the network
-sees a clash, a bond length or a hole before it decides. A place is drawn in two stages: first a coarse cell, of all free
+summed covalent radii, enter the score, with weights that the trunk makes for each pair of orbits: so the network sees a
+clash, a bond length or a hole before it decides. A place is drawn in two stages: first a coarse cell, of all free
 coordinates at once, then the fine bin of each coordinate in turn (`latentite.nn.gpt.grid`).
 """
 
@@ -44,7 +44,7 @@ class PlacedCrystals:
 
     @property
     def is_wide(self) -> Bool[Tensor, " crystal"]:
-        """Reduced cells whose planes are over 6 Å apart: the nearest image of whatever is within 3 Å is in the own cell."""
+        """Reduced cells whose planes are over 6 Å apart: the nearest image of what is within 3 Å is in the own cell."""
         return (1 / torch.linalg.inv(self.lattice).norm(dim=1)).amin(-1) > 6.0
 
 
@@ -68,8 +68,8 @@ def nearest(
         frac: differences.
         lattice: reduced, rows.
         shifts: of `half_shell`.
-        is_wide: look at the image in the own cell alone. A reduced cell whose planes are at least w apart has no nearer one
-            where the result is below w / 2.
+        is_wide: look at the image in the own cell alone. Where planes of the cell are at least w apart, no other
+            image is nearer if the result is below w / 2.
     """
     cartesian = (frac - frac.round()) @ lattice
     if is_wide:

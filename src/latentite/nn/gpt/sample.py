@@ -1,65 +1,33 @@
-"""Crystals drawn from a `CrystalGPT`, many at a time, each from random numbers of its own.
+"""Crystals drawn from a `CrystalGPT`, many at a time, each from random numbers of its own: `Sampler`.
 
-Every draw inverts a distribution at a uniform number that belongs to one crystal and one decision, so that a crystal does not
-depend on those beside it. Rows that have ended their skeleton leave the batch, which then goes on without them.
+First skeletons (`latentite.nn.gpt.skeletons`), then cells, then orbit after orbit its place.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int
 from torch import Tensor
 
+from latentite.nn.gpt.choices import DrawSettings, choose
 from latentite.nn.gpt.grid import NUM_BINS, NUM_FINE, bin_centre
 from latentite.nn.gpt.inputs import PaddedOrbits, place_crystals
-from latentite.nn.gpt.model import STOP, CrystalGPT
-from latentite.nn.gpt.placement import PlacedCrystals
+from latentite.nn.gpt.model import CrystalGPT
+from latentite.nn.gpt.placement import FAR, PlacedCrystals
 from latentite.nn.gpt.rows import CandidateCells, PlaceRows, buckets
-from latentite.nn.gpt.tokens import NUM_SYMBOLS, covalent_radii_tensor, letter_tables
-from latentite.nn.gpt.trunk import KeyValueCache
+from latentite.nn.gpt.skeletons import Skeletons, draw_skeletons
+from latentite.nn.gpt.tokens import covalent_radii_tensor
+from latentite.nn.gpt.wishes import Wish, Wishes
 from latentite.symmetry.cells import NUM_COMPONENTS, free_components
 from latentite.symmetry.dataset import minkowski_reductions
 from latentite.symmetry.orbits import OrbitBatch, position_tensors
 
-Progress = Callable[[int], None]
-
-
-@dataclass(kw_only=True, slots=True)
-class DrawSettings:
-    """How crystals are drawn."""
-
-    temperature: float = 1.0
-    """Of letters, elements and cells."""
-    temperature_coords: float = 1.0
-    """Of coordinates."""
-    top_p: float = 1.0
-    """Of letters, elements and coordinates: the likeliest choices that hold this share."""
-    max_elements: int | None = None
-    """Largest number of different elements; None for that of the training data."""
-    min_distance: float = 0.5
-    """Smallest distance over summed covalent radii that the last coordinate of an orbit may leave; 0 for none."""
-
-
-@dataclass(kw_only=True, slots=True)
-class Wishes:
-    """What is asked of each crystal, beside conditions."""
-
-    space_group: Int[Tensor, " crystal"] | None = None
-    """0 where the model chooses."""
-    allowed: Bool[Tensor, "crystal 119"] | None = None
-    """Elements that may occur."""
-    max_atoms: Int[Tensor, " crystal"] | None = None
-
-    def select(self, rows: Tensor) -> Wishes:
-        """Of some crystals."""
-        return Wishes(
-            space_group=None if self.space_group is None else self.space_group[rows],
-            allowed=None if self.allowed is None else self.allowed[rows],
-            max_atoms=None if self.max_atoms is None else self.max_atoms[rows],
-        )
+DITHER = 0.998
+"""Share of a bin over which coordinates are spread: rounding must not lead into the next one."""
+_LOG_ROOT = 0.9189385
+"""ln of the square root of 2 pi."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -73,69 +41,14 @@ class Draws:
     """Smallest distance over summed covalent radii that placing saw."""
 
 
-@dataclass(kw_only=True, slots=True)
-class _State:
-    """Skeletons on their way."""
-
-    rows: Tensor
-    group: Tensor
-    position: list[Tensor] = field(default_factory=list)
-    element: list[Tensor] = field(default_factory=list)
-    log_prob: Tensor
-    cache: KeyValueCache
-    hidden: Tensor
-    ended: Tensor
-    used_atoms: Tensor
-    present: Tensor
-
-    def select(self, keep: Tensor) -> _State:
-        return _State(
-            rows=self.rows[keep],
-            group=self.group[keep],
-            position=[one[keep] for one in self.position],
-            element=[one[keep] for one in self.element],
-            log_prob=self.log_prob[keep],
-            cache=self.cache.select(keep),
-            hidden=self.hidden[keep],
-            ended=self.ended[keep],
-            used_atoms=self.used_atoms[keep],
-            present=self.present[keep],
-        )
-
-
 def num_uniforms(max_orbits: int) -> int:
     """Random numbers that a crystal may need."""
-    return 1 + 2 * (max_orbits + 1) + 2 * NUM_COMPONENTS + 7 * max_orbits
+    return _first_of_cell(max_orbits) + 2 * NUM_COMPONENTS + 7 * max_orbits
 
 
-def choose(
-    logits: Float[Tensor, "row choice"],
-    uniform: Float[Tensor, " row"],
-    *,
-    temperature: float = 1.0,
-    top_p: float = 1.0,
-) -> tuple[Int[Tensor, " row"], Float[Tensor, " row"]]:
-    """Choices at the given quantiles, and their log-probabilities.
-
-    Args:
-        logits: minus infinity where there is no choice.
-        uniform: in [0, 1).
-        temperature: divides the logits.
-        top_p: of the probabilities after that, the largest that make up this share are kept.
-    """
-    scaled = logits.double() / temperature
-    if top_p < 1.0:
-        probability, order = scaled.softmax(-1).sort(dim=-1, descending=True)
-        drop = probability.cumsum(-1) - probability >= top_p
-        scaled = scaled.masked_fill(torch.zeros_like(drop).scatter(-1, order, drop), float("-inf"))
-    log = scaled.log_softmax(-1)
-    cumulative = log.exp().cumsum(-1)
-    cumulative = cumulative / cumulative[:, -1:]
-    index = torch.searchsorted(cumulative, uniform.double().unsqueeze(-1), right=True).squeeze(-1)
-    # At the upper end rounding may point behind the last choice that there is.
-    last = (torch.arange(logits.shape[-1], device=logits.device) * torch.isfinite(log)).amax(-1)
-    index = torch.minimum(index, last)
-    return index, log.gather(-1, index.unsqueeze(-1)).squeeze(-1).float()
+def _first_of_cell(max_orbits: int) -> int:
+    """Numbers before those of the cell: of the group, and of letters and elements with the end."""
+    return 1 + 2 * (max_orbits + 1)
 
 
 class Sampler:
@@ -150,15 +63,20 @@ class Sampler:
         uniforms: Float[Tensor, "crystal number"],
         *,
         condition: Float[Tensor, "crystal channel"] | None = None,
+        absent: Float[Tensor, " channel"] | None = None,
         wishes: Wishes | None = None,
     ) -> Draws:
-        """Crystals, one for each row of random numbers (`num_uniforms` of them)."""
-        wishes = wishes or Wishes()
-        parts: list[tuple[Tensor, OrbitBatch, Tensor, Tensor]] = []
-        for state in self._skeletons(uniforms, condition, wishes):
-            parts.append(
-                (state.rows, *self._complete(state, uniforms[state.rows], _rows(condition, state.rows)))
-            )
+        """Crystals, one for each row of random numbers.
+
+        Args:
+            uniforms: `num_uniforms` for each crystal, in [0, 1), float64.
+            condition: what each is told; None for a model without conditions.
+            absent: what stands for no condition; given for guidance.
+            wishes: what is asked of each.
+        """
+        parts = []
+        for state in self._skeletons(uniforms, condition, absent, wishes):
+            parts.append((state.rows, *self._complete(state, uniforms[state.rows])))
         order = torch.cat([rows for rows, *_ in parts]).argsort()
         return Draws(
             orbits=OrbitBatch.concatenate([part for _, part, _, _ in parts]).select(order),
@@ -166,307 +84,280 @@ class Sampler:
             closest=torch.cat([near for *_, near in parts])[order],
         )
 
-    def _skeletons(self, uniforms: Tensor, condition: Tensor | None, wishes: Wishes) -> list[_State]:
-        """Space groups, letters and elements; rows that end at about the same length together."""
-        model, device = self.model, uniforms.device
-        num = len(uniforms)
-        cache = KeyValueCache()
-        told = 0.0 if condition is None else condition.unsqueeze(1)
-        all_rows = torch.ones(num, 1, dtype=torch.bool, device=device)
-        start = (model.start + model.stage.weight[0]).expand(num, 1, -1) + told
-        hidden = model.trunk(start, all_rows, cache)[:, 0]
-        logits = model.group_head(hidden).float()
-        logits[:, 0] = float("-inf")
-        if wishes.space_group is not None:
-            asked = wishes.space_group.unsqueeze(-1)
-            others = torch.arange(logits.shape[1], device=device) != asked
-            logits = logits.masked_fill(others & (asked > 0), float("-inf"))
-        group, log = choose(
-            logits, uniforms[:, 0], temperature=self.settings.temperature, top_p=self.settings.top_p
-        )
-        token = model.groups(group).unsqueeze(1) + model.stage.weight[0] + told
-        state = _State(
-            rows=torch.arange(num, device=device),
-            group=group,
-            log_prob=log,
-            cache=cache,
-            hidden=model.trunk(token, all_rows, cache)[:, 0],
-            ended=torch.zeros(num, dtype=torch.bool, device=device),
-            used_atoms=torch.zeros(num, dtype=torch.long, device=device),
-            present=torch.zeros(num, NUM_SYMBOLS, dtype=torch.bool, device=device),
-        )
-        finished: list[_State] = []
-        for step in range(model.limits.max_orbits + 1):
-            self._letter_and_element(
-                state, uniforms[state.rows], _rows(condition, state.rows), wishes.select(state.rows), step
-            )
-            num_ended = int(state.ended.sum())
-            if num_ended == len(state.rows):
-                finished.append(state)
-                break
-            if num_ended >= max(8, len(state.rows) // 3):
-                finished.append(state.select(torch.nonzero(state.ended).squeeze(-1)))
-                state = state.select(torch.nonzero(~state.ended).squeeze(-1))
-        return finished
-
-    def _letter_and_element(
-        self, state: _State, uniforms: Tensor, condition: Tensor | None, wishes: Wishes, step: int
-    ) -> None:
-        model, settings = self.model, self.settings
-        tables = letter_tables(uniforms.device)
-        is_first = torch.full_like(state.ended, step == 0)
-        last = state.position[-1] if state.position else torch.zeros_like(state.group)
-        last_element = state.element[-1] if state.element else torch.zeros_like(state.group)
-        mask = model.letter_mask(state.group, last, state.used_atoms, is_first, wishes.max_atoms)
-        if step == model.limits.max_orbits:
-            mask = mask & (torch.arange(STOP + 1, device=mask.device) == STOP)
-        mask = torch.where(
-            state.ended.unsqueeze(-1), torch.arange(STOP + 1, device=mask.device) == STOP, mask
-        )
-        logits = model.letter_logits(state.hidden, state.group).masked_fill(~mask, float("-inf"))
-        letter, log = choose(
-            logits, uniforms[:, 1 + 2 * step], temperature=settings.temperature, top_p=settings.top_p
-        )
-        state.log_prob = state.log_prob + torch.where(state.ended, 0.0, log)
-        state.ended = state.ended | (letter == STOP)
-        if bool(state.ended.all()):
-            return
-        position = torch.where(state.ended, 0, tables.first[state.group] + letter)
-        same = (position == last) & ~is_first
-        allowed = model.element_mask(last_element, same, state.present, settings.max_elements)
-        if wishes.allowed is not None:
-            allowed = allowed & wishes.allowed
-        choices = model.element_logits(state.hidden, position).masked_fill(~allowed, float("-inf"))
-        element, log = choose(
-            choices, uniforms[:, 2 + 2 * step], temperature=settings.temperature, top_p=settings.top_p
-        )
-        element = torch.where(state.ended, 0, element)
-        state.log_prob = state.log_prob + torch.where(state.ended, 0.0, log)
-        state.position.append(position)
-        state.element.append(element)
-        state.used_atoms = state.used_atoms + torch.where(state.ended, 0, tables.num_images[position])
-        is_new = torch.nn.functional.one_hot(element, NUM_SYMBOLS).bool() & ~state.ended.unsqueeze(-1)
-        state.present = state.present | is_new
-        told = 0.0 if condition is None else condition
-        token = (
-            model.orbit_tokens(position, element) + model.ordinal.weight[step] + model.stage.weight[0] + told
-        )
-        state.hidden = model.trunk(token.unsqueeze(1), ~state.ended.unsqueeze(-1), state.cache)[:, 0]
-
-    def _complete(
-        self, state: _State, uniforms: Tensor, condition: Tensor | None
-    ) -> tuple[OrbitBatch, Tensor, Tensor]:
-        """Cells and coordinates of skeletons."""
-        model = self.model
-        tables = position_tensors(uniforms.device)
-        position, element = torch.stack(state.position, dim=1), torch.stack(state.element, dim=1)
-        valid = element > 0
-        num_atoms = torch.where(valid, tables.num_images[position], 0).sum(-1)
-        baseline = model.volume_baseline(position, element, valid)
-        told = torch.zeros(1, device=uniforms.device) if condition is None else condition
-        one = torch.ones(len(valid), 1, dtype=torch.bool, device=valid.device)
-        images = torch.where(valid, tables.num_images[position], 0)
-        skeleton = model.orbit_tokens(position, element)
-        asking = model.cell_question(state.group, skeleton, images, baseline) + told
-        hidden = model.trunk(asking.unsqueeze(1), one, state.cache)[:, 0]
-        free = free_components(state.group)
-        normalised, log = self._cell(hidden, free, uniforms)
-        cell = model.real_cell(normalised, baseline)
-        cell = torch.where(free, cell, 0.0)
-        coords = torch.zeros(*position.shape, 3, device=uniforms.device)
-        padded = PaddedOrbits(
-            space_group=state.group, cell=cell, position=position, element=element, coords=coords, valid=valid
-        )
-        batch = _packed(padded)
-        lattices = batch.primitive_lattices()
-        reduction = torch.from_numpy(minkowski_reductions(lattices.cpu().numpy())).to(coords.device)
-        placed = place_crystals(batch, reduction)
-        cell_token = model.cell_token(normalised, free, cell, num_atoms) + told
-        where_log, closest = self._places(padded, placed, state.cache, cell_token, uniforms)
-        log = state.log_prob + log - torch.where(free, model.cell_std.log(), 0.0).sum(-1) + where_log
-        return _packed(padded), log, closest
-
-    def _cell(self, hidden: Tensor, free: Tensor, uniforms: Tensor) -> tuple[Tensor, Tensor]:
-        model = self.model
-        offset = 1 + 2 * (model.limits.max_orbits + 1)
-        values, total = (
-            torch.zeros(len(hidden), NUM_COMPONENTS, device=hidden.device),
-            hidden.new_zeros(len(hidden)),
-        )
-        root = self.settings.temperature**0.5
-        for component in range(NUM_COMPONENTS):
-            weights, means, widths = model.cell_head.parameters_of(hidden, values, component)
-            index, _ = choose(
-                weights, uniforms[:, offset + 2 * component], temperature=self.settings.temperature
-            )
-            pick = index.unsqueeze(-1)
-            normal = (
-                torch.erfinv(
-                    (2 * uniforms[:, offset + 2 * component + 1].double() - 1).clamp(-1 + 1e-7, 1 - 1e-7)
-                )
-                * 2**0.5
-            )
-            value = (
-                means.gather(1, pick).squeeze(-1)
-                + widths.gather(1, pick).squeeze(-1).exp() * root * normal.float()
-            )
-            gap = (value.unsqueeze(-1) - means) / widths.exp()
-            density = torch.logsumexp(weights - 0.5 * gap**2 - widths - 0.9189385, dim=-1)
-            values[:, component] = torch.where(free[:, component], value, 0.0)
-            total = total + torch.where(free[:, component], density, 0.0)
-        return values, total
-
-    def _places(
+    @torch.no_grad()
+    def sizes(
         self,
+        uniforms: Float[Tensor, "crystal number"],
+        *,
+        condition: Float[Tensor, "crystal channel"] | None = None,
+        absent: Float[Tensor, " channel"] | None = None,
+        wishes: Wishes | None = None,
+    ) -> tuple[Int[Tensor, " crystal"], Int[Tensor, " crystal"]]:
+        """Space groups and numbers of atoms of the crystals that `draw` gives for the same arguments."""
+        group = torch.zeros(len(uniforms), dtype=torch.long, device=uniforms.device)
+        num_atoms = torch.zeros_like(group)
+        for state in self._skeletons(uniforms, condition, absent, wishes):
+            group[state.rows], num_atoms[state.rows] = state.group, state.used_atoms
+        return group, num_atoms
+
+    def _skeletons(self, uniforms, condition, absent, wishes):  # type: ignore[no-untyped-def]
+        silent = torch.zeros(1, device=uniforms.device)
+        told = [silent if condition is None else condition]
+        if condition is not None and absent is not None and self.settings.guidance != 1.0:
+            told.append(absent)
+        wishes = Wishes.of([Wish()] * len(uniforms)) if wishes is None else wishes
+        return draw_skeletons(self.model, self.settings, uniforms, told, wishes)
+
+    def _complete(self, state: Skeletons, uniforms: Tensor) -> tuple[OrbitBatch, Tensor, Tensor]:
+        """Cells and coordinates of skeletons, their log-probabilities, and closest distances."""
+        model = self.model
+        position, element, valid = state.position, state.element, state.element > 0
+        baseline = model.volume_baseline(position, element, valid)
+        images = torch.where(valid, position_tensors(element.device).num_images[position], 0)
+        question = model.cell_question(state.group, model.orbit_tokens(position, element), images, baseline)
+        state.step(model, question, torch.ones_like(valid[:, 0]))
+        free = free_components(state.group)
+        cell, normalised, log = self._cells(state, free, baseline, uniforms)
+        padded = PaddedOrbits(
+            space_group=state.group,
+            cell=cell,
+            position=position,
+            element=element,
+            coords=torch.zeros(*position.shape, 3, device=uniforms.device),
+            valid=valid,
+        )
+        batch = packed(padded)
+        reduction = torch.from_numpy(minkowski_reductions(batch.primitive_lattices().cpu().numpy()))
+        placing = _Placing.of(
+            model, self.settings, padded, place_crystals(batch, reduction.to(cell.device)), reduction
+        )
+        cell_token = model.cell_token(normalised, free, cell, state.used_atoms)
+        # Guidance is of choices that are categories: places follow from what is told.
+        del state.branches[1:]
+        first = _first_of_cell(model.limits.max_orbits) + 2 * NUM_COMPONENTS
+        where = placing.run(state, cell_token, uniforms[:, first:])
+        return packed(padded), state.log_prob + log + where, placing.closest
+
+    def _cells(
+        self, state: Skeletons, free: Tensor, baseline: Tensor, uniforms: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Cells, the same in normalised units, and their log-densities."""
+        model = self.model
+        first = _first_of_cell(model.limits.max_orbits)
+        values = torch.zeros(len(free), NUM_COMPONENTS, device=uniforms.device)
+        for component in range(NUM_COMPONENTS):
+            weights, means, widths = self._mixture(state, values, component)
+            index, _ = choose(weights, uniforms[:, first + 2 * component])
+            pick = index.unsqueeze(-1)
+            number = uniforms[:, first + 2 * component + 1].clamp(1e-7, 1 - 1e-7)
+            normal = torch.special.ndtri(number).float()
+            value = means.gather(1, pick).squeeze(-1) + widths.gather(1, pick).squeeze(-1).exp() * normal
+            values[:, component] = torch.where(free[:, component], value, 0.0)
+        cell = torch.where(free, model.real_cell(values, baseline), 0.0)
+        # The density of the cell that is kept: components are narrow, and rounding moves them.
+        values = model.normalised_cell(cell, baseline)
+        total = torch.zeros_like(baseline)
+        for component in range(NUM_COMPONENTS):
+            weights, means, widths = self._mixture(state, values, component)
+            gap = (values[:, component : component + 1] - means) / widths.exp()
+            density = torch.logsumexp(weights - 0.5 * gap**2 - widths - _LOG_ROOT, dim=-1)
+            density = density - model.cell_std[component].log()
+            total = total + torch.where(free[:, component], density, 0.0)
+        return cell, values, total
+
+    def _mixture(self, state: Skeletons, values: Tensor, component: int) -> tuple[Tensor, Tensor, Tensor]:
+        """Log-weights, means and log-widths of a component at the temperature; weights alone are guided."""
+        head, settings = self.model.cell_head, self.settings
+        _, means, widths = head.parameters_of(state.branches[0].hidden, values, component)
+        weights = state.logits(
+            lambda hidden: head.parameters_of(hidden, values, component)[0], settings.guidance
+        )
+        temperature = torch.tensor(settings.temperature)
+        return (weights / temperature).log_softmax(-1), means, widths + 0.5 * temperature.log()
+
+
+@dataclass(kw_only=True, slots=True)
+class _Placing:
+    """Orbits that are placed one after the other."""
+
+    model: CrystalGPT
+    settings: DrawSettings
+    padded: PaddedOrbits
+    """Coordinates are written into it."""
+    placed: PlacedCrystals
+    """So are atoms."""
+    to_primitive: Float[Tensor, "crystal 3 3"]
+    """Conventional fractional coordinates to primitive ones, float64."""
+    to_reduced: Float[Tensor, "crystal 3 3"]
+    """Primitive fractional coordinates to those of the reduced cell, float64."""
+    skeleton: Float[Tensor, "crystal orbit channel"]
+    first_atom: Int[Tensor, "crystal orbit"]
+    is_wide: Tensor
+    closest: Float[Tensor, " crystal"]
+
+    @staticmethod
+    def of(
+        model: CrystalGPT,
+        settings: DrawSettings,
         padded: PaddedOrbits,
         placed: PlacedCrystals,
-        cache: KeyValueCache,
-        cell_token: Tensor,
-        uniforms: Tensor,
-    ) -> tuple[Tensor, Tensor]:
-        model = self.model
-        tables = position_tensors(uniforms.device)
-        skeleton = model.orbit_tokens(padded.position, padded.element)
+        reduction: Int[Tensor, "crystal 3 3"],
+    ) -> _Placing:
+        """At the beginning, no orbit is placed."""
+        tables = position_tensors(padded.position.device)
         images = torch.where(padded.valid, tables.num_images[padded.position], 0)
-        first_atom = images.cumsum(1) - images
-        before = torch.zeros_like(skeleton[:, 0])
-        total = torch.zeros(len(skeleton), device=uniforms.device)
-        closest = torch.full_like(total, 10.0)
-        offset = 1 + 2 * (model.limits.max_orbits + 1) + 2 * NUM_COMPONENTS
+        return _Placing(
+            model=model,
+            settings=settings,
+            padded=padded,
+            placed=placed,
+            to_primitive=tables.to_primitive[padded.space_group],
+            to_reduced=torch.linalg.inv(reduction.double()).to(padded.cell.device),
+            skeleton=model.orbit_tokens(padded.position, padded.element),
+            first_atom=images.cumsum(1) - images,
+            is_wide=placed.is_wide,
+            closest=torch.full_like(padded.cell[:, 0], FAR),
+        )
+
+    def run(self, state: Skeletons, cell_token: Tensor, uniforms: Tensor) -> Float[Tensor, " crystal"]:
+        """Place all orbits; log-probabilities of coordinates.
+
+        Args:
+            state: skeletons, whose cells have been drawn.
+            cell_token: embeddings of cells.
+            uniforms: seven for each orbit.
+        """
+        model, padded = self.model, self.padded
+        tables = position_tensors(uniforms.device)
+        before = torch.zeros_like(cell_token)
+        total = torch.zeros_like(self.closest)
         fixed = model.fixed_coordinates(padded.position)
-        wide = placed.is_wide
         for slot in range(padded.position.shape[1]):
-            valid = padded.valid[:, slot]
-            token = (
-                skeleton[:, slot] + before + cell_token + model.ordinal.weight[slot] + model.stage.weight[2]
-            )
-            hidden = model.trunk(token.unsqueeze(1), valid.unsqueeze(-1), cache)[:, 0]
-            num_free = torch.where(valid, tables.num_free[padded.position[:, slot]], 0)
+            valid, position = padded.valid[:, slot], padded.position[:, slot]
+            token = self.skeleton[:, slot] + before + cell_token + model.ordinal.weight[slot]
+            state.step(model, token + model.stage.weight[2], valid)
+            num_free = torch.where(valid, tables.num_free[position], 0)
             crystal = torch.nonzero(num_free > 0).squeeze(-1)
             if len(crystal):
-                numbers = uniforms[crystal, offset + 7 * slot : offset + 7 * slot + 7]
-                rows = PlaceRows(
-                    crystal=crystal,
-                    orbit=torch.full_like(crystal, slot),
-                    position=padded.position[crystal, slot],
-                    radius=covalent_radii_tensor().to(hidden.device)[padded.element[crystal, slot]],
-                    hidden=hidden[crystal],
-                    coarse=torch.zeros(len(crystal), 3, dtype=torch.long, device=hidden.device),
-                    fine=torch.zeros(len(crystal), 3, dtype=torch.long, device=hidden.device),
-                    fixed=fixed[crystal, slot],
+                numbers = uniforms[crystal, 7 * slot : 7 * slot + 7]
+                total[crystal] += self._place(
+                    slot, crystal, state.branches[0].hidden, fixed[:, slot], numbers
                 )
-                log = self._place(rows, placed, skeleton, first_atom[crystal, slot], wide, numbers)
-                total[crystal] += log
-                exact = bin_centre(rows.coarse, rows.fine) + (numbers[:, 4:] - 0.5) / NUM_BINS
-                used = torch.arange(3, device=exact.device) < num_free[crystal].unsqueeze(-1)
-                exact = torch.where(used & ~rows.fixed, torch.remainder(exact, 1.0), 0.0)
-                padded.coords[crystal, slot] = exact
-            self._put_atoms(padded, placed, slot, first_atom[:, slot])
-            near, environment = model.environment_of(padded, placed, slot)
-            closest = torch.where(valid, torch.minimum(closest, near), closest)
-            where = model.placed_token(
-                padded.coords[:, slot], tables.num_free[padded.position[:, slot]], environment
-            )
-            before = where + skeleton[:, slot]
-        return total, closest
+            self._put_atoms(slot)
+            near, environment = model.environment_of(padded, self.placed, slot)
+            self.closest = torch.where(valid, torch.minimum(self.closest, near), self.closest)
+            where = model.placed_token(padded.coords[:, slot], tables.num_free[position], environment)
+            before = where + self.skeleton[:, slot]
+        return total
 
     def _place(
-        self,
-        rows: PlaceRows,
-        placed: PlacedCrystals,
-        skeleton: Tensor,
-        used: Tensor,
-        wide: Tensor,
-        numbers: Tensor,
-    ) -> Tensor:
-        """Draw coarse cells and fine bins into the rows; their log-probabilities."""
+        self, slot: int, crystal: Tensor, hidden: Tensor, fixed: Tensor, numbers: Tensor
+    ) -> Float[Tensor, " place"]:
+        """Draw the places of an orbit of some crystals into `padded`; their log-probabilities."""
+        padded = self.padded
+        zeros = torch.zeros(len(crystal), 3, dtype=torch.long, device=hidden.device)
+        rows = PlaceRows(
+            crystal=crystal,
+            orbit=torch.full_like(crystal, slot),
+            position=padded.position[crystal, slot],
+            radius=covalent_radii_tensor().to(hidden.device)[padded.element[crystal, slot]],
+            hidden=hidden[crystal],
+            coarse=zeros,
+            fine=zeros.clone(),
+            fixed=fixed[crystal],
+        )
+        used = self.first_atom[crystal, slot]
+        total = self._draw_cells(rows, used, numbers[:, 0])
+        num_free = position_tensors(hidden.device).num_free[rows.position]
+        axes = torch.arange(3, device=hidden.device)
+        moving = (axes < num_free.unsqueeze(-1)) & ~rows.fixed
+        last = (axes * moving).amax(-1)
+        for axis in range(3):
+            index = torch.nonzero(moving[:, axis]).squeeze(-1)
+            if len(index):
+                total += self._draw_bins(rows, axis, index, last == axis, used, numbers[:, 1 + axis])
+        exact = bin_centre(rows.coarse, rows.fine) + (numbers[:, 4:] - 0.5) * DITHER / NUM_BINS
+        padded.coords[crystal, slot] = torch.where(moving, torch.remainder(exact, 1.0), 0.0).float()
+        return total
+
+    def _draw_cells(self, rows: PlaceRows, used: Tensor, numbers: Tensor) -> Float[Tensor, " place"]:
+        """Draw coarse cells into the rows."""
         model, settings = self.model, self.settings
-        tables = position_tensors(numbers.device)
-        own = tables.num_images[rows.position] - 1
-        is_wide = wide[rows.crystal]
+        own = position_tensors(numbers.device).num_images[rows.position] - 1
+        is_wide = self.is_wide[rows.crystal]
         total = torch.zeros(len(rows.crystal), device=numbers.device)
         cells = CandidateCells.of(rows.position, rows.fixed)
         for members in buckets(cells.count, used + own, is_wide, model.max_places_cost):
             index, padding = cells.all_of(members)
             candidates = cells.cells[index]
-            part = rows.select(members)
             scores = model.coarse_scores(
-                part,
+                rows.select(members),
                 candidates,
-                placed,
-                skeleton,
+                self.placed,
+                self.skeleton,
                 int(used[members].max()),
                 int(own[members].max()),
                 bool(is_wide[members[0]]),
             )
             chosen, log = choose(
                 scores + padding,
-                numbers[members, 0],
+                numbers[members],
                 temperature=settings.temperature_coords,
                 top_p=settings.top_p,
             )
             rows.coarse[members] = candidates[torch.arange(len(members), device=index.device), chosen]
             total[members] += log
-        num_free = tables.num_free[rows.position]
-        for axis in range(3):
-            moving = torch.nonzero((num_free > axis) & ~rows.fixed[:, axis]).squeeze(-1)
-            is_last = (
-                (num_free == axis + 1)
-                | ((num_free == axis + 2) & rows.fixed[:, min(axis + 1, 2)])
-                | ((num_free == 3) & (axis == 0) & rows.fixed[:, 1] & rows.fixed[:, 2])
-            )
-            for members in buckets(
-                torch.full_like(moving, NUM_FINE),
-                (used + own)[moving],
-                is_wide[moving],
-                model.max_places_cost,
-            ):
-                index = moving[members]
-                part = rows.select(index)
-                scores, near = model.fine_scores(
-                    part,
-                    torch.full_like(index, axis),
-                    placed,
-                    skeleton,
-                    int(used[index].max()),
-                    int(own[index].max()),
-                    bool(is_wide[index[0]]),
-                )
-                if settings.min_distance > 0:
-                    clash = (near < settings.min_distance) & is_last[index].unsqueeze(-1)
-                    scores = scores.masked_fill(clash & ~clash.all(-1, keepdim=True), float("-inf"))
-                chosen, log = choose(
-                    scores,
-                    numbers[index, 1 + axis],
-                    temperature=settings.temperature_coords,
-                    top_p=settings.top_p,
-                )
-                rows.fine[index, axis] = chosen
-                total[index] += log
         return total
 
-    def _put_atoms(self, padded: PaddedOrbits, placed: PlacedCrystals, slot: int, first_atom: Tensor) -> None:
+    def _draw_bins(
+        self, rows: PlaceRows, axis: int, moving: Tensor, is_last: Tensor, used: Tensor, numbers: Tensor
+    ) -> Float[Tensor, " place"]:
+        """Draw the fine bins of one coordinate into the rows."""
+        model, settings = self.model, self.settings
+        own = position_tensors(numbers.device).num_images[rows.position] - 1
+        is_wide = self.is_wide[rows.crystal]
+        total = torch.zeros(len(rows.crystal), device=numbers.device)
+        counts = torch.full_like(moving, NUM_FINE)
+        for members in buckets(counts, (used + own)[moving], is_wide[moving], model.max_places_cost):
+            index = moving[members]
+            scores, near = model.fine_scores(
+                rows.select(index),
+                torch.full_like(index, axis),
+                self.placed,
+                self.skeleton,
+                int(used[index].max()),
+                int(own[index].max()),
+                bool(is_wide[index[0]]),
+            )
+            if settings.min_distance > 0:
+                clash = (near < settings.min_distance) & is_last[index].unsqueeze(-1)
+                scores = scores.masked_fill(clash & ~clash.all(-1, keepdim=True), float("-inf"))
+            chosen, log = choose(
+                scores, numbers[index], temperature=settings.temperature_coords, top_p=settings.top_p
+            )
+            rows.fine[index, axis] = chosen
+            total[index] += log
+        return total
+
+    def _put_atoms(self, slot: int) -> None:
         """Write the atoms of an orbit into the placed crystals."""
-        tables = position_tensors(first_atom.device)
+        padded, placed = self.padded, self.placed
+        tables = position_tensors(padded.cell.device)
         position = padded.position[:, slot]
         size = int(tables.num_images[position].max())
         maps = tables.image_matrix[position, :size]
-        points = (
-            torch.einsum("bmij,bj->bmi", maps, padded.coords[:, slot].double())
-            + tables.image_offset[position, :size]
-        )
-        points = points.to(placed.coords.dtype) @ placed.to_reduced
+        points = torch.einsum("bmij,bj->bmi", maps, padded.coords[:, slot].double())
+        points = (points + tables.image_offset[position, :size]) @ self.to_primitive
+        points = (points - points.floor()) @ self.to_reduced
         image = torch.arange(size, device=position.device)
         exists = (image < tables.num_images[position].unsqueeze(-1)) & padded.valid[:, slot : slot + 1]
         crystal, which = torch.nonzero(exists, as_tuple=True)
-        placed.coords[crystal, first_atom[crystal] + which] = points[crystal, which]
+        atom = self.first_atom[crystal, slot] + which
+        placed.coords[crystal, atom] = points[crystal, which].to(placed.coords.dtype)
 
 
-def _rows(values: Tensor | None, rows: Tensor) -> Tensor | None:
-    return None if values is None else values[rows]
-
-
-def _packed(padded: PaddedOrbits) -> OrbitBatch:
+def packed(padded: PaddedOrbits) -> OrbitBatch:
+    """Orbits one after the other."""
     return OrbitBatch(
         space_group=padded.space_group,
         cell=padded.cell,

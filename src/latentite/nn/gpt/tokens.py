@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import dataclass
 from functools import cache
 
@@ -10,6 +11,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from latentite.elements import covalent_radii
 from latentite.symmetry.cells import FAMILIES, family_of
 from latentite.symmetry.positions import LETTERS, NUM_GROUPS, space_group, wyckoff_table
 
@@ -70,15 +72,17 @@ def position_features() -> Float[Tensor, "position feature"]:
 @cache
 def element_features() -> Float[Tensor, "symbol feature"]:
     """Place in the periodic table, electronegativity and radius of each element; the row at 0 is zero."""
-    from ase.data import covalent_radii
+    from ase.data import covalent_radii as known_radii
     from pymatgen.core import Element
 
     rows = [np.zeros(7 + 18 + 6)]
     for number in range(1, NUM_SYMBOLS):
         element = Element.from_Z(number)
         period = int(np.searchsorted(PERIODS, number))
-        electronegativity = element.X if element.X == element.X else 1.3
-        radius = covalent_radii[number] if number < len(covalent_radii) else 1.6
+        with warnings.catch_warnings():  # that noble gases and the heaviest elements have none
+            warnings.simplefilter("ignore")
+            electronegativity = element.X if element.X == element.X else 1.3
+        radius = known_radii[number] if number < len(known_radii) else 1.6
         rows.append(
             np.concatenate(
                 [
@@ -100,13 +104,8 @@ def element_features() -> Float[Tensor, "symbol feature"]:
 
 @cache
 def covalent_radii_tensor() -> Float[Tensor, " symbol"]:
-    """Covalent radii in Å (Cordero et al. 2008, doi 10.1039/b801115j, by way of ASE)."""
-    from ase.data import covalent_radii
-
-    radii = np.full(NUM_SYMBOLS, 1.6)
-    radii[: len(covalent_radii)] = covalent_radii[:NUM_SYMBOLS]
-    radii[radii < 0.25] = 1.6
-    return torch.tensor(radii, dtype=torch.float32)
+    """`latentite.elements.covalent_radii` as a tensor."""
+    return torch.tensor(covalent_radii(), dtype=torch.float32)
 
 
 class FeaturedEmbedding(nn.Module):

@@ -1,0 +1,1 @@
+"""The crystal GPT as a generator."""
