@@ -41,7 +41,8 @@ class GPTPolicy:
 
     network: GPTNetwork
     reference: GPTNetwork
-    """The frozen one."""
+    """The frozen one. Its weights require gradients as those of the network do, although none are ever taken: PyTorch
+    chooses between products by that, and the first divergence would be rounding instead of 0."""
     batch_size: int
     """Crystals that are drawn together."""
     conditions: tuple[ConditionConfig, ...] = ()
@@ -241,8 +242,8 @@ class GPTPolicyBase:
             value, usual = getattr(sampling, item.name), getattr(_CHAIN, item.name)
             if item.name != "batch_size" and value != usual:
                 raise ValueError(
-                    f"rl_module.sampling.{item.name} must be left at {usual} for the generator gpt, which is trained as "
-                    f"it draws by itself (temperature 1), got {value}; leave it out"
+                    f"rl_module.sampling.{item.name} must be left at {usual} for the generator gpt, which is trained "
+                    f"as it draws by itself (temperature 1), got {value}; leave it out"
                 )
 
         def build() -> GPTPolicy:
@@ -250,7 +251,7 @@ class GPTPolicyBase:
             network.load_state_dict(self.network.state_dict())
             return GPTPolicy(
                 network=network.eval(),
-                reference=self.network.eval().requires_grad_(False),
+                reference=self.network.eval().requires_grad_(True),
                 batch_size=sampling.batch_size,
                 conditions=self.asked,
             )
