@@ -1,8 +1,9 @@
 """What a skeleton can still become: whether letters and elements that follow can fulfil what is asked.
 
-A crystal is asked for an exact composition, a number of atoms, elements that must occur, or its letters. Letters come in
-order, a position without free coordinate holds one orbit, and elements on one letter come in order, so not every start
-can be completed. Multiplicities are small, so that a dynamic programme over them answers exactly; answers are kept.
+A crystal is asked for an exact composition, a number of atoms, elements that must occur, or its letters. Letters come
+in order, a position without free coordinate holds one orbit, and elements on one letter come in order, so not every
+start can be completed. Multiplicities are small, so that a dynamic programme over them answers exactly; answers are
+kept.
 """
 
 from __future__ import annotations

@@ -5,12 +5,14 @@ First skeletons (`latentite.nn.gpt.skeletons`), then cells, then orbit after orb
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from latentite.nn.gpt.cell import HALF_LOG_TWO_PI
 from latentite.nn.gpt.choices import DrawSettings, choose
 from latentite.nn.gpt.grid import NUM_BINS, NUM_FINE, bin_centre
 from latentite.nn.gpt.inputs import PaddedOrbits, place_crystals
@@ -26,8 +28,6 @@ from latentite.symmetry.orbits import OrbitBatch, position_tensors
 
 DITHER = 0.998
 """Share of a bin over which coordinates are spread: rounding must not lead into the next one."""
-_LOG_ROOT = 0.9189385
-"""ln of the square root of 2 pi."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -100,11 +100,13 @@ class Sampler:
             group[state.rows], num_atoms[state.rows] = state.group, state.used_atoms
         return group, num_atoms
 
-    def _skeletons(self, uniforms, condition, absent, wishes):  # type: ignore[no-untyped-def]
-        silent = torch.zeros(1, device=uniforms.device)
+    def _skeletons(
+        self, uniforms: Tensor, condition: Tensor | None, absent: Tensor | None, wishes: Wishes | None
+    ) -> Iterator[Skeletons]:
+        silent = self.model.start.new_zeros(1, len(self.model.start))
         told = [silent if condition is None else condition]
         if condition is not None and absent is not None and self.settings.guidance != 1.0:
-            told.append(absent)
+            told.append(absent.unsqueeze(0))
         wishes = Wishes.of([Wish()] * len(uniforms)) if wishes is None else wishes
         return draw_skeletons(self.model, self.settings, uniforms, told, wishes)
 
@@ -160,7 +162,7 @@ class Sampler:
         for component in range(NUM_COMPONENTS):
             weights, means, widths = self._mixture(state, values, component)
             gap = (values[:, component : component + 1] - means) / widths.exp()
-            density = torch.logsumexp(weights - 0.5 * gap**2 - widths - _LOG_ROOT, dim=-1)
+            density = torch.logsumexp(weights - 0.5 * gap**2 - widths - HALF_LOG_TWO_PI, dim=-1)
             density = density - model.cell_std[component].log()
             total = total + torch.where(free[:, component], density, 0.0)
         return cell, values, total
