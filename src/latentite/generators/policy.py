@@ -25,8 +25,8 @@ from latentite.nn.lora import LoraConfig
 class Prompts:
     """Requests, one for each crystal of a rollout.
 
-    A prompt is a crystal of the data: its conditions are asked, of a model that must be told it its number of atoms, too,
-    and for a structure-prediction model its elements. Each crystal of a rollout owns a seed, so that neither batches nor
+    A prompt is a crystal of the data: its conditions are asked, its number of atoms of a model that must be told it, and
+    its elements of one that predicts structures. Each crystal of a rollout owns a seed, so that neither batches nor
     processes matter.
     """
 
