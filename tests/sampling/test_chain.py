@@ -24,8 +24,9 @@ from latentite.diffusion.samplers import SamplerKind, sample
 from latentite.diffusion.steps import SamplerSettings, Variance
 from latentite.generators.jobs import Ask, Jobs
 from latentite.generators.latent.batches import size_batches
-from latentite.generators.latent.chain import Precision, SamplingConfig, sample_jobs, sampling_schedule, told
+from latentite.generators.latent.chain import Precision, SamplingConfig, sample_jobs, sampling_schedule
 from latentite.generators.sizes import NumAtoms, plan_jobs
+from latentite.generators.told import told
 from latentite.latent import LatentBatch
 from latentite.nn.conditions import Conditioning
 from latentite.nn.denoiser import OutputLayout

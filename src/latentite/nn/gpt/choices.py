@@ -90,7 +90,9 @@ def choose(
     log = kept(logits, temperature=temperature, top_p=top_p)
     cumulative = log.exp().cumsum(-1)
     cumulative = cumulative / cumulative[:, -1:]
-    index = torch.searchsorted(cumulative, uniform.double().unsqueeze(-1), right=True).squeeze(-1)
+    index = torch.searchsorted(cumulative, uniform.double().unsqueeze(-1).contiguous(), right=True).squeeze(
+        -1
+    )
     # At the upper end rounding may point behind the last choice that there is.
     places = torch.arange(logits.shape[-1], device=logits.device)
     index = torch.minimum(index, (places * torch.isfinite(log)).amax(-1))

@@ -168,7 +168,9 @@ class CircularHead(nn.Module):
         """
         is_before = torch.arange(3, device=coords.device) < axis
         frequencies = torch.arange(1, NUM_FREQUENCIES + 1, device=coords.device) * 2 * math.pi
-        with torch.autocast(hidden.device.type, enabled=False):  # Half precision has three digits of a location.
+        with torch.autocast(
+            hidden.device.type, enabled=False
+        ):  # Half precision has three digits of a location.
             dtype = self.axis.weight.dtype
             angles = torch.where(is_before, coords, 0.0).to(dtype).unsqueeze(-1) * frequencies
             waves = torch.cat([angles.cos(), angles.sin(), torch.ones_like(angles[..., :1])], dim=-1)

@@ -1,8 +1,9 @@
 """What a skeleton can still become: whether letters and elements that follow can fulfil what is asked.
 
-A crystal is asked for an exact composition, a number of atoms, elements that must occur, or its letters. Letters come in
-order, a position without free coordinate holds one orbit, and elements on one letter come in order, so not every start
-can be completed. Multiplicities are small, so that a dynamic programme over them answers exactly; answers are kept.
+A crystal is asked for an exact composition, a number of atoms, elements that must occur, or its letters. Letters come
+in order, a position without free coordinate holds one orbit, and elements on one letter come in order, so not every
+start can be completed. Multiplicities are small, so that a dynamic programme over them answers exactly; answers are
+kept.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from __future__ import annotations
 from bisect import bisect_left
 from collections import Counter
 from dataclasses import dataclass, replace
-from functools import lru_cache
+from functools import cache, lru_cache
 from itertools import pairwise
 
 import numpy as np
@@ -78,7 +79,7 @@ class Room:
     """Multiplicity of the letter itself if it holds any number of orbits, else 0."""
 
 
-@lru_cache(maxsize=None)
+@cache
 def room_after(group: int, letter: int) -> Room:
     """Positions of a group that may follow a letter (from 0; `START`: all)."""
     table = wyckoff_table()

@@ -5,6 +5,7 @@ First skeletons (`latentite.nn.gpt.skeletons`), then cells, then orbit after orb
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
@@ -98,11 +99,13 @@ class Sampler:
             group[state.rows], num_atoms[state.rows] = state.group, state.used_atoms
         return group, num_atoms
 
-    def _skeletons(self, uniforms, condition, absent, wishes):  # type: ignore[no-untyped-def]
-        silent = torch.zeros(1, device=uniforms.device)
+    def _skeletons(
+        self, uniforms: Tensor, condition: Tensor | None, absent: Tensor | None, wishes: Wishes | None
+    ) -> Iterator[Skeletons]:
+        silent = self.model.start.new_zeros(1, len(self.model.start))
         told = [silent if condition is None else condition]
         if condition is not None and absent is not None and self.settings.guidance != 1.0:
-            told.append(absent)
+            told.append(absent.unsqueeze(0))
         wishes = Wishes.of([Wish()] * len(uniforms)) if wishes is None else wishes
         return draw_skeletons(self.model, self.settings, uniforms, told, wishes)
 

@@ -25,8 +25,8 @@ from latentite.nn.gpt.wishes import Wishes
 class Branch:
     """One run of the trunk over the tokens of a batch: with the conditions, or without for guidance."""
 
-    told: Float[Tensor, "crystal channel"] | Float[Tensor, " channel"]
-    """Added to every token."""
+    told: Float[Tensor, "#crystal channel"]
+    """Added to every token; one row for all crystals or one for each."""
     cache: KeyValueCache
     hidden: Float[Tensor, "crystal channel"]
     """Of the last token."""
@@ -38,7 +38,7 @@ class Branch:
 
     def select(self, rows: Tensor) -> Branch:
         """Of some crystals."""
-        told = self.told if self.told.ndim == 1 else self.told[rows]
+        told = self.told if len(self.told) == 1 else self.told[rows]
         return Branch(told=told, cache=self.cache.select(rows), hidden=self.hidden[rows])
 
 
@@ -97,7 +97,7 @@ def draw_skeletons(
         model: the network.
         settings: temperature and the like.
         uniforms: the first of each crystal's numbers: one for the group, and two for each orbit and the end.
-        told: what each crystal is told, `[crystal channel]` or 0; for guidance also what stands for nothing.
+        told: what crystals are told, one row for all or one for each; for guidance also what stands for nothing.
         wishes: what is asked of each.
 
     Raises:
