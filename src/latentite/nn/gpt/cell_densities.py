@@ -61,7 +61,8 @@ class JointMixtureHead(nn.Module):
         diagonal = widths.unflatten(-1, (k, NUM_COMPONENTS)).clamp(-5.5, 2.0).exp()
         rows, columns = torch.tril_indices(NUM_COMPONENTS, NUM_COMPONENTS, -1, device=raw.device)
         factors = torch.diag_embed(diagonal)
-        factors[..., rows, columns] = below.unflatten(-1, (k, _NUM_BELOW))
+        # In units of the row's width, so that narrow components are no worse conditioned than wide ones.
+        factors[..., rows, columns] = below.unflatten(-1, (k, _NUM_BELOW)) * diagonal[..., rows]
         return weights.log_softmax(-1), means.unflatten(-1, (k, NUM_COMPONENTS)), factors
 
     def forward(
@@ -145,6 +146,7 @@ class CellFlow(nn.Module):
                 univariate=univariate,
                 shapes=[(NUM_SPLINE_BINS,), (NUM_SPLINE_BINS,), (NUM_SPLINE_BINS - 1,)],
                 hidden_features=(d_model, d_model),
+                activation=nn.SiLU,
             )
             for _ in range(NUM_TRANSFORMS)
         )
