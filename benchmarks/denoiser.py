@@ -19,8 +19,8 @@ import torch
 from vae import matrix_rate, mp_20_like, timed
 
 from latentite.data.sampler import BatchPlan, epoch_batches
-from latentite.latent import LatentBatch
 from latentite.nn.denoiser import Denoiser, DenoiserConfig, DenoiserSize, TokenIndex
+from latentite.nn.vae import LatentBatch
 
 
 def forward_flops(denoiser: Denoiser, mask: torch.Tensor) -> float:

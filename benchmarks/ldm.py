@@ -21,11 +21,10 @@ from vae import matrix_rate, mp_20_like
 
 from latentite.crystal import CrystalBatch
 from latentite.data.sampler import AugmentationConfig, BatchPlan, augment, epoch_batches, seeded_generator
-from latentite.nn.decoder import DecoderConfig
 from latentite.nn.denoiser import DenoiserConfig, DenoiserSize
 from latentite.nn.encoders import EncoderConfig
 from latentite.nn.ldm import LatentDiffusion, LDMConfig
-from latentite.nn.vae import CrystalVAE, VAEConfig
+from latentite.nn.vae import CrystalVAE, DecoderConfig, VAEConfig
 from latentite.objectives.ldm import DiffusionConfig, diffusion_loss, loss_terms
 
 VAE_SIZES = {"default": {}, "small": {"d_model": 256, "dim_feedforward": 1024, "num_layers": 4}}

@@ -12,7 +12,7 @@ import torch
 from vae import mp_20_like
 
 from latentite import lattice as lat
-from latentite.nn.decoder import CoordinateHead, DecodedCrystals
+from latentite.nn.vae import CoordinateHead, DecodedCrystals
 
 
 def main() -> None:

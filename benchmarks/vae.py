@@ -19,9 +19,8 @@ import torch
 
 from latentite.crystal import CrystalBatch
 from latentite.data.sampler import AugmentationConfig, BatchPlan, augment, epoch_batches, seeded_generator
-from latentite.nn.decoder import DecoderConfig
 from latentite.nn.encoders import EncoderConfig
-from latentite.nn.vae import CrystalVAE, VAEConfig
+from latentite.nn.vae import CrystalVAE, DecoderConfig, VAEConfig
 from latentite.objectives.vae import LossWeights, vae_loss
 
 # Share of MP-20 crystals with 1..20 atoms.

@@ -28,11 +28,10 @@ from latentite.formulas import reduced_formulas
 from latentite.generators.jobs import Ask
 from latentite.generators.latent.chain import sample_jobs
 from latentite.generators.sizes import NumAtoms, plan_jobs
-from latentite.nn.decoder import DecoderConfig
 from latentite.nn.denoiser import DenoiserConfig, DenoiserSize
 from latentite.nn.encoders import EncoderConfig
 from latentite.nn.ldm import LatentDiffusion
-from latentite.nn.vae import VAEConfig
+from latentite.nn.vae import DecoderConfig, VAEConfig
 from latentite.objectives.ldm import DiffusionConfig, DiffusionKind, LDMStageConfig, diffusion_loss
 from latentite.sampling.writers import cif_text
 
@@ -113,7 +112,7 @@ def main(folder: Path) -> Path:
 
     # From noise to a crystal: what `latentite sample` does for each batch.
     decoded = network.decode(latents)
-    show("9. nn/decoder.py: elements, coordinates and cell that latents stand for", decoded)
+    show("9. nn/vae.py: elements, coordinates and cell that latents stand for", decoded)
 
     jobs = plan_jobs([0], seed=0, sizes=NumAtoms.from_counts({8: 1}), asks=[Ask()], num_samples=1)
     sampled = sample_jobs(network, model.diffusion, jobs, seed=0).crystals

@@ -10,13 +10,12 @@ from latentite.checkpoint import Stage, build_payload
 from latentite.interop.export import export_chemeleon2
 from latentite.nn.condition_values import ConditionConfig
 from latentite.nn.conditions import AbsentPlace, ConditionModuleConfig
-from latentite.nn.decoder import DecoderConfig
 from latentite.nn.denoiser import DenoiserConfig, DenoiserSize
 from latentite.nn.encoders import EncoderConfig
 from latentite.nn.ldm import LatentDiffusion
 from latentite.nn.predictor import PropertyPredictor
 from latentite.nn.transformer import Gelu
-from latentite.nn.vae import CrystalVAE, VAEConfig
+from latentite.nn.vae import CrystalVAE, DecoderConfig, VAEConfig
 from latentite.objectives.ldm import Compatibility, DiffusionConfig, LDMStageConfig
 
 HIDDEN, LATENT = 16, 4

@@ -104,8 +104,8 @@ def test_one_seed_sets_the_order_of_the_crystals_too_in_python_and_on_the_comman
 def test_the_defaults_of_sample_are_those_of_its_dataclass():
     """The command hands over what was typed and nothing else; the dataclasses fill in the rest."""
     parser = argparse.ArgumentParser()
-    register(parser.add_subparsers())
-    config, own = sample_options(parser.parse_args(["sample", "--out", "folder"]))
+    register(parser)
+    config, own = sample_options(parser.parse_args(["--out", "folder"]))
     assert config == GenerateConfig(out="folder")
     assert own == {}
 

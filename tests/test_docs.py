@@ -9,11 +9,12 @@ import re
 import shlex
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from test_imports import IMPORTS, MODULES, PACKAGE, RANK, ROOT
+from test_imports import MODULES, PACKAGE, RANK, ROOT, all_imports
 
 DOCUMENTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
 SCRIPTS = [*sorted((ROOT / "examples").glob("*.py")), *sorted((ROOT / "benchmarks").glob("*.py"))]
@@ -86,10 +87,10 @@ def test_documented_training_command_composes_and_validates(command: str, tmp_pa
     from latentite.config import STAGES, compose, load
 
     words = shlex.split(command, comments=True)
-    overrides = words[words.index("vae") + 1 :] if words[0] == "latentite" else words[2:]
+    overrides = words[3:] if words[0] == "latentite" else words[2:]
     if words[0] == "python":
         assert (ROOT / words[1]).is_file()
-    stage = STAGES["vae" if words[0] == "latentite" else Path(words[1]).stem.removeprefix("train_")]
+    stage = STAGES[words[2] if words[0] == "latentite" else Path(words[1]).stem.removeprefix("train_")]
     overrides = [item for item in overrides if item not in ("--cfg", "job") and not item.startswith("[")]
     # The reader's folders are not here: any folder that exists stands for them.
     overrides = [
@@ -116,7 +117,8 @@ def test_every_experiment_that_is_named_exists() -> None:
     for path in [*DOCUMENTS, *SCRIPTS]:
         text = path.read_text(encoding="utf-8")
         named = set(re.findall(r"\bexperiment=([\w/]+)", text))
-        named |= set(re.findall(r"`((?:mp_20|alex_mp_20|prototypes|mp_20_biternary)/\w+)`", text))
+        sets = "mp_20|alex_mp_20|prototypes|mp_20_biternary|mp_mix|mpts_52|carbon_24"
+        named |= set(re.findall(rf"`((?:{sets})/\w+)`", text))
         assert named <= EXPERIMENTS, path
 
 
@@ -220,7 +222,9 @@ def test_every_file_of_a_walk_has_to_do_with_another_of_it() -> None:
     for heading in ("The walk of one crystal", "The walk of one condition value"):
         rows = re.findall(r"^\| .*→.*$", section(text, heading), re.MULTILINE)
         walk = {names[file] for row in rows for file in NAMED_FILE.findall(row)}
-        pairs = {(name, target) for name in walk for _, target in IMPORTS[name] if target in walk - {name}}
+        pairs = {
+            (name, target) for name in walk for _, target in all_imports()[name] if target in walk - {name}
+        }
         assert walk - {name for pair in pairs for name in pair} == set(), heading
 
 
@@ -299,3 +303,28 @@ def test_public_documents_name_no_place_of_one_machine() -> None:
         text = path.read_text(encoding="utf-8")
         assert not re.search(r"(?<![\w.])/(home|root|work|Users|opt)/", text), path
         assert os.environ.get("HOME", "/root") not in text or os.environ.get("HOME") == "/"
+
+
+QUESTIONS = ("What", "Whether", "How", "Where", "When", "Which", "Why", "Who")
+
+
+def opening_words(path: Path) -> Iterator[tuple[int, str]]:
+    """Line and first word of every docstring of a file, those below fields and constants included."""
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if (
+            isinstance(node, ast.Expr)
+            and isinstance(node.value, ast.Constant)
+            and isinstance(node.value.value, str)
+        ):
+            yield node.lineno, node.value.value.split(maxsplit=1)[0] if node.value.value.strip() else ""
+
+
+def test_docstrings_open_with_the_thing_that_they_describe() -> None:
+    """Not with a question word: `True if somebody sees the bars`, not `Whether somebody sees the bars`."""
+    wrong = [
+        f"{path.relative_to(ROOT)}:{line} opens with {word}"
+        for path in sorted(PACKAGE.rglob("*.py"))
+        for line, word in opening_words(path)
+        if word in QUESTIONS
+    ]
+    assert wrong == [], "\n".join(wrong)

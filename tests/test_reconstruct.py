@@ -18,9 +18,8 @@ from latentite.data.dataset import CrystalDataset
 from latentite.data.readers.records import Rejection
 from latentite.evaluation.reconstruct import file_stems, rebuild, reconstruct, write_report
 from latentite.models import load_vae
-from latentite.nn.decoder import DecoderConfig
 from latentite.nn.encoders import EncoderConfig
-from latentite.nn.vae import CrystalVAE, VAEConfig
+from latentite.nn.vae import CrystalVAE, DecoderConfig, VAEConfig
 
 SIZE = {"d_model": 16, "num_heads": 2, "dim_feedforward": 32, "num_layers": 1}
 
@@ -82,6 +81,7 @@ def test_wrong_elements_and_nonsense_cells_match_nothing_and_stop_nothing(datase
     assert result.means["element_accuracy"] == 1.0
 
 
+@pytest.mark.pictures
 def test_report_names_every_structure_and_counts_add_up(dataset: CrystalDataset, tmp_path: Path) -> None:
     def spoil_the_cell_of_single_atoms(batch: CrystalBatch) -> CrystalBatch:
         factor = torch.where(batch.num_atoms > 1, 1.0, float("nan"))

@@ -12,9 +12,8 @@ import torch
 from latentite import cli
 from latentite.checkpoint import PAYLOAD_KEY, Stage, build_payload
 from latentite.crystal import CrystalBatch
-from latentite.nn.decoder import DecoderConfig
 from latentite.nn.encoders import EncoderConfig
-from latentite.nn.vae import CrystalVAE, VAEConfig
+from latentite.nn.vae import CrystalVAE, DecoderConfig, VAEConfig
 
 SIZE = {"d_model": 16, "num_heads": 2, "dim_feedforward": 32, "num_layers": 1}
 

@@ -1,7 +1,7 @@
-"""The `latentite` command. Each group of commands lives beside what it commands; this file only gathers them.
+"""The `latentite` command: gathers the commands of `commands/`, runs one, and says in one line what is wrong.
 
-Comes last: nothing imports it. Commands set `func`, from the parsed arguments to an exit code. Mistakes that
-the user can set right end with one line and exit code 2. Imports are late, so that `--help` is quick.
+Commands set `func`, from the parsed arguments to an exit code. Mistakes that the user can set right end with one line
+and exit code 2. Imports are late, so that `--help` is quick.
 """
 
 from __future__ import annotations
@@ -51,30 +51,43 @@ _CHILD = "LATENTITE_TRAIN_STAGE"
 """The stage, for the further processes of a distributed run: Lightning passes them the overrides only."""
 
 GROUPS = {
-    "demo": ("latentite.commands.demo", "train every stage on embedded crystals and show what comes out"),
-    "data": ("latentite.commands.data", "datasets: build from your files, convert to HDF5, look into one"),
+    "demo": ("demo.register", "train every stage on embedded crystals and show what comes out"),
+    "data": ("data.register", "datasets: build from your files, convert to HDF5, look into one"),
     "train": (None, "train a stage: latentite train vae|ldm|rl|predictor|gpt [key=value ...]"),
-    "vae": ("latentite.commands.reconstruct", "a trained VAE at work: rebuild crystals"),
+    "vae": ("reconstruct.register", "a trained VAE at work: rebuild crystals"),
     "predict": (
-        "latentite.commands.predict",
+        "predictor.register_predict",
         "predict properties of any structures with a trained predictor",
     ),
-    "sample": ("latentite.commands.sample", "sample new crystals from a trained latent diffusion model"),
-    "reward": ("latentite.commands.reward", "rewards of reinforcement learning: check one of your own"),
-    "evaluate": ("latentite.commands.evaluate", "measure any set of structures against a reference"),
-    "export": ("latentite.commands.export", "a predictor at one fidelity as one file that runs elsewhere"),
-    "baseline": ("latentite.commands.baseline", "element baselines of a property: fit"),
-    "hub": ("latentite.commands.hub", "named checkpoints: list, download, verify, export, bundle"),
+    "sample": ("sample.register", "sample new crystals from a trained latent diffusion model"),
+    "reward": ("reward.register", "rewards of reinforcement learning: check one of your own"),
+    "evaluate": ("evaluate.register", "measure any set of structures against a reference"),
+    "export": ("predictor.register_export", "a predictor at one fidelity as one file that runs elsewhere"),
+    "baseline": ("predictor.register_baseline", "element baselines of a property: fit"),
+    "hub": ("hub.register", "named checkpoints: list, download, verify, export, bundle"),
 }
-"""Groups of commands: the module whose `register` adds them, and a line of help."""
+"""Groups of commands: the function of `latentite.commands` that completes the parser, and a line of help."""
 
-TWO_WORDS = ("evaluate compare", "sample merge")
+TWO_WORDS = {"evaluate compare": "evaluate.register_compare", "sample merge": "sample.register_merge"}
 """Commands beside one that stands alone: a source of `evaluate` called `compare` is given as `./compare`."""
+
+
+class CommandParser(argparse.ArgumentParser):
+    """A parser, and the class of those below it, that answers an unknown option with the usage of its own command."""
+
+    def parse_known_args(  # type: ignore[override]
+        self, args: Sequence[str] | None = None, namespace: argparse.Namespace | None = None
+    ) -> tuple[argparse.Namespace, list[str]]:
+        """Parsed arguments; ends the program when any is left, which argparse would leave to the outermost parser."""
+        parsed, unknown = super().parse_known_args(args, namespace)
+        if unknown:
+            self.error(f"unrecognized arguments: {' '.join(unknown)}")
+        return parsed, unknown
 
 
 def build_parser(group: str | None = None) -> argparse.ArgumentParser:
     """The parser with all groups, of which only the named one is imported and complete."""
-    parser = argparse.ArgumentParser(
+    parser = CommandParser(
         prog="latentite",
         description="Inorganic crystals by staged latent generation.",
         epilog=EPILOG,
@@ -82,12 +95,19 @@ def build_parser(group: str | None = None) -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"latentite {__version__}")
     subparsers = parser.add_subparsers(required=True, metavar="COMMAND")
-    for name, (module, line) in GROUPS.items():
-        if module is not None and name == group:
-            import_module(module).register(subparsers)
-        else:
-            subparsers.add_parser(name, help=line)
+    for name, (function, line) in GROUPS.items():
+        command = subparsers.add_parser(name, help=line)
+        if function is not None and name == group:
+            _complete(command, function)
+    for words, function in TWO_WORDS.items():
+        if words.split()[0] == group:
+            _complete(subparsers.add_parser(words), function)
     return parser
+
+
+def _complete(parser: argparse.ArgumentParser, function: str) -> None:
+    module, _, name = function.partition(".")
+    getattr(import_module(f"latentite.commands.{module}"), name)(parser)
 
 
 def parse(arguments: Sequence[str]) -> argparse.Namespace:

@@ -53,7 +53,7 @@ class CrystalBatch:
 
     @property
     def device(self) -> torch.device:
-        """Where the tensors are; all of them are in one place."""
+        """Device of the tensors, the same for all of them."""
         return self.frac_coords.device
 
     @property
@@ -192,13 +192,6 @@ class CrystalBatch:
                 )
         return CrystalBatch.from_arrays(
             [CrystalArrays(np.array(s.atomic_numbers), s.frac_coords, s.lattice.matrix) for s in structures]
-        )
-
-    @staticmethod
-    def from_atoms(atoms: Sequence[Atoms]) -> CrystalBatch:
-        """Pack periodic ASE atoms as they are."""
-        return CrystalBatch.from_arrays(
-            [CrystalArrays(a.numbers, a.get_scaled_positions(wrap=False), np.asarray(a.cell)) for a in atoms]
         )
 
     def to_arrays(self) -> list[CrystalArrays]:

@@ -7,8 +7,6 @@ public borders; functions that take or give radians say so in their name or docs
 
 from __future__ import annotations
 
-import math
-
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -94,7 +92,3 @@ def scaled_lengths(lengths: Float[Tensor, "crystal 3"], num_atoms: Tensor) -> Fl
 def unscaled_lengths(scaled: Float[Tensor, "crystal 3"], num_atoms: Tensor) -> Float[Tensor, "crystal 3"]:
     """Inverse of `scaled_lengths`, in Å."""
     return scaled * num_atoms.to(scaled.dtype).pow(1.0 / 3.0).unsqueeze(-1)
-
-
-DEGREES = 180.0 / math.pi
-"""Degrees in one radian."""

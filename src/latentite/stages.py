@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from latentite.checkpoint import Stage
+from latentite.checkpoint import CRYSTAL_GPT, LATENT_DIFFUSION, Stage
 from latentite.predictor.module import PredictorTrainingModule
 from latentite.predictor.settings import TrainPredictorConfig
 from latentite.predictor.start import build_predictor_module, plan_predictor, wanted_targets
@@ -13,7 +13,7 @@ from latentite.rl.module import build_rl_module, plan_rl
 from latentite.training.datamodule import CrystalDataModule
 from latentite.training.fit import FitResult, fit
 from latentite.training.gpt import build_gpt_module, encoding_of, plan_gpt
-from latentite.training.ldm_start import build_module, plan_network
+from latentite.training.ldm import build_module, plan_network
 from latentite.training.orbit_data import OrbitDataModule
 from latentite.training.settings import with_sections
 from latentite.training.stage_settings import TrainGPTConfig, TrainLDMConfig, TrainVAEConfig
@@ -46,6 +46,7 @@ def train_ldm(config: TrainLDMConfig, *, datamodule: CrystalDataModule | None = 
         config,
         lambda: build_module(module, plan, seed=config.seed),
         stage=Stage.LDM,
+        generator=LATENT_DIFFUSION,
         network_config=plan.settings,
         ema=module.ema,
         datamodule=data,
@@ -64,7 +65,8 @@ def train_rl(config: TrainRLConfig, *, datamodule: CrystalDataModule | None = No
             config,
             lambda: build_rl_module(module, plan, seed=config.seed, max_norm=max_norm),
             stage=Stage.RL,
-            network_config=plan.settings,
+            generator=plan.generator,
+            network_config=plan.policy.settings,
             ema=module.ema,
             datamodule=data,
         )
@@ -115,6 +117,7 @@ def train_gpt(config: TrainGPTConfig, *, datamodule: CrystalDataModule | None = 
         config,
         lambda: build_gpt_module(module, plan, data, seed=config.seed),
         stage=Stage.GPT,
+        generator=CRYSTAL_GPT,
         network_config=plan.settings,
         ema=module.ema,
         datamodule=data,

@@ -150,9 +150,9 @@ def test_the_command_converts_and_counts(tmp_path: Path, capsys: pytest.CaptureF
 
     path = potential_file(tmp_path / "potential.h5")
     parser = argparse.ArgumentParser()
-    register(parser.add_subparsers())
+    register(parser)
     out = tmp_path / "again.h5"
-    arguments = parser.parse_args(["data", "convert", str(path), "--out", str(out)])
+    arguments = parser.parse_args(["convert", str(path), "--out", str(out)])
     assert arguments.func(arguments) == 0
     assert "6 in = 2 accepted + 4 rejected" in capsys.readouterr().out
     assert len((tmp_path / "again.rejected.csv").read_text().splitlines()) == 5

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import csv
 import math
 from pathlib import Path
@@ -13,6 +12,7 @@ from pymatgen.core import Element, Lattice, Structure
 from pymatgen.io.cif import CifWriter
 from rich.console import Console
 
+from latentite import cli
 from latentite.commands import data as commands
 from latentite.crystal import CrystalBatch
 from latentite.data.dataset import CrystalDataset
@@ -49,6 +49,7 @@ def test_counts_elements_and_labels_are_right(splits: dict[str, CrystalDataset])
     assert info.labels["kind"].categories == 1
 
 
+@pytest.mark.pictures
 def test_table_and_picture_are_made(splits: dict[str, CrystalDataset], tmp_path: Path) -> None:
     console = Console(record=True, width=100)
     for table in tables(describe(splits)):
@@ -73,9 +74,7 @@ def test_periodic_table_has_the_usual_places() -> None:
 
 
 def run(*argv: str) -> int:
-    parser = argparse.ArgumentParser()
-    commands.register(parser.add_subparsers())
-    arguments = parser.parse_args(list(argv))
+    arguments = cli.parse(argv)
     return arguments.func(arguments)
 
 

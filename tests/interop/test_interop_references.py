@@ -25,11 +25,10 @@ from latentite.diffusion.samplers import SamplerKind, sample
 from latentite.diffusion.schedule import Schedule, to_x0
 from latentite.diffusion.steps import learned_log_variance, posterior_mean
 from latentite.generators.latent.chain import SamplingConfig, sampler_settings, sampling_schedule
-from latentite.latent import LatentBatch
 from latentite.models import load_ldm, load_vae
 from latentite.nn.predictor import PropertyPredictor
 from latentite.nn.predictor_config import PredictorConfig
-from latentite.nn.vae import CrystalVAE
+from latentite.nn.vae import CrystalVAE, LatentBatch
 from latentite.objectives.ldm import Compatibility
 
 TOLERANCE = 1e-5

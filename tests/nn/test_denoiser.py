@@ -10,7 +10,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from latentite.latent import LatentBatch
 from latentite.nn.conditions import Conditioning
 from latentite.nn.denoiser import (
     Denoiser,
@@ -23,6 +22,7 @@ from latentite.nn.denoiser import (
     time_embedding,
 )
 from latentite.nn.transformer import Gelu, TokenLayout, index_embedding
+from latentite.nn.vae import LatentBatch
 
 CUSTOM = DenoiserConfig(
     size=DenoiserSize.CUSTOM, depth=2, hidden_size=32, num_heads=4, mlp_ratio=2.0, latent_dim=5

@@ -14,9 +14,15 @@ from latentite.base.plain import from_plain
 from latentite.crystal import FIDELITY, CrystalBatch
 from latentite.elements import NUM_ELEMENT_CLASSES
 from latentite.nn.condition_values import Transform
-from latentite.nn.predictions import interval_miss, read_outputs
 from latentite.nn.predictor import PropertyPredictor
-from latentite.nn.predictor_config import FidelityMode, HeadKind, Pooling, PredictorConfig
+from latentite.nn.predictor_config import (
+    FidelityMode,
+    HeadKind,
+    Pooling,
+    PredictorConfig,
+    interval_miss,
+    read_outputs,
+)
 from latentite.nn.vae import VAEConfig
 
 SIZE = {"d_model": 16, "num_heads": 2, "dim_feedforward": 32, "num_layers": 1}

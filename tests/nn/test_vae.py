@@ -10,10 +10,26 @@ from torch import nn
 
 from latentite import lattice as lat
 from latentite.crystal import CrystalBatch
-from latentite.nn.decoder import CoordinateHead, DecoderConfig
 from latentite.nn.encoders import EncoderConfig, EncoderFeatures, EncoderKind, all_pairs
 from latentite.nn.transformer import Gelu, PackedLayout, Transformer, TransformerSize
-from latentite.nn.vae import CrystalVAE, Posterior, VAEConfig
+from latentite.nn.vae import CoordinateHead, CrystalVAE, DecoderConfig, LatentBatch, Posterior, VAEConfig
+
+
+@pytest.mark.parametrize("num_tokens", [None, 5, 9])
+def test_packed_latents_survive_padding(num_tokens: int | None) -> None:
+    num_atoms = torch.tensor([2, 5, 1])
+    latent = torch.randn(8, 4)
+    batch = LatentBatch.from_packed(latent, num_atoms, num_tokens)
+    assert batch.tokens.shape == (3, num_tokens or 5, 4)
+    assert batch.packed.equal(latent)
+    assert batch.num_atoms.equal(num_atoms)
+    assert batch.tokens[~batch.mask].abs().sum() == 0
+
+
+def test_too_few_tokens_are_refused() -> None:
+    with pytest.raises(ValueError, match=r"at least the largest crystal \(5 atoms\), got 4"):
+        LatentBatch.token_mask(torch.tensor([2, 5]), 4)
+
 
 SMALL = {"d_model": 32, "num_heads": 4, "dim_feedforward": 64, "num_layers": 2}
 VARIANTS = [

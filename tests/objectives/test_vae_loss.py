@@ -11,9 +11,8 @@ from hypothesis import strategies as st
 
 from latentite import lattice as lat
 from latentite.crystal import CrystalBatch
-from latentite.nn.decoder import CoordinateHead, DecodedCrystals, DecoderConfig
 from latentite.nn.encoders import EncoderConfig
-from latentite.nn.vae import CrystalVAE, Posterior, VAEConfig
+from latentite.nn.vae import CoordinateHead, CrystalVAE, DecodedCrystals, DecoderConfig, Posterior, VAEConfig
 from latentite.objectives.terms import LossTerms, Term
 from latentite.objectives.vae import (
     CoordinateLoss,

@@ -17,19 +17,36 @@ from jaxtyping import Bool, Float, Int
 from lightning.pytorch import Trainer
 from torch import Tensor, nn
 
+from latentite.checkpoint import PAYLOAD_KEY, Stage, build_payload, read_checkpoint
 from latentite.crystal import CrystalBatch
 from latentite.data.dataset import CrystalDataset
-from latentite.generators.policy import Decision, Policy, Prompts, Rows, passes
+from latentite.generators.policy import Decision, Policy, PolicyPlan, Prompts, Rows, passes
+from latentite.generators.table import GENERATORS, GeneratorKind
+from latentite.nn.lora import LoraConfig
 from latentite.rewards.combine import RewardConfig, Rewards
-from latentite.rl.config import Algorithm, Keep, KLForm, PolicyConfig, ReplayConfig, RLModuleConfig
+from latentite.rl.config import (
+    Algorithm,
+    Keep,
+    KLForm,
+    PolicyConfig,
+    ReplayConfig,
+    RLModuleConfig,
+    TrainRLConfig,
+)
 from latentite.rl.module import MEMORY_KEY, RLTrainingModule
 from latentite.rl.objective import RunningRewards, choose_steps, compute_advantages
-from latentite.rl.replay import ReplayBuffer
-from latentite.rl.rollout import Rollout, RolloutRewards, experience_of
+from latentite.rl.rollout import ReplayBuffer, Rollout, RolloutRewards, experience_of
 from latentite.rl.update import Experience, Learner, minibatches
+from latentite.stages import train_rl
 from latentite.training.datamodule import CrystalDataModule
 from latentite.training.optim import OptimizerConfig
-from latentite.training.settings import DataConfig
+from latentite.training.settings import (
+    CallbacksConfig,
+    CheckpointConfig,
+    DataConfig,
+    LoggerConfig,
+    TrainerConfig,
+)
 
 STOP, NUM_TOKENS, MAX_LENGTH = 0, 4, 5
 ELEMENTS = torch.tensor([0, 8, 14, 26])
@@ -325,6 +342,65 @@ def test_the_training_module_of_the_stage_trains_a_policy_of_tokens(tmp_path: Pa
     memory: dict[str, Any] = {}
     module.on_save_checkpoint(memory)
     assert len(memory[MEMORY_KEY]["replay"]["names"]) > 1
+
+
+class TokenBase:
+    conditions = ()
+
+    def plan(self, sampling: Any, *, lora: LoraConfig | None, per_entry: bool) -> PolicyPlan:
+        return PolicyPlan(settings={"length": MAX_LENGTH}, build=new_policy)
+
+
+def write_tokens(path: Path) -> Path:
+    """A checkpoint of the generator of tokens."""
+    payload = build_payload(stage=Stage.LDM, config={}, data={}, metrics={}, generator="tokens")
+    torch.save({"state_dict": {"network.row": torch.zeros(1)}, PAYLOAD_KEY: payload}, path)
+    return path
+
+
+def tokens_run(folder: Path) -> tuple[TrainRLConfig, CrystalDataModule]:
+    """A run of two rollouts that starts from `write_tokens`."""
+    (folder / "oxygen.py").write_text(REWARD)
+    module = RLModuleConfig(
+        ldm_ckpt_path=str(write_tokens(folder / "tokens.ckpt")),
+        rl_configs=PolicyConfig(**SETTINGS | {"num_group_samples": 4}),
+        reward_fn=RewardConfig(components={"oxygen": {"_target_": f"{folder / 'oxygen.py'}:oxygen"}}),
+        num_pictures=0,
+    )
+    config = TrainRLConfig(
+        run_dir=folder / "run",
+        data=DataConfig(name="tokens", batch_size=2),
+        trainer=TrainerConfig(accelerator="cpu", max_epochs=1, limit_train_batches=2, limit_val_batches=1),
+        logger=LoggerConfig(),
+        callbacks=CallbacksConfig(checkpoint=CheckpointConfig(monitor="val/reward"), progress_bar=False),
+        rl_module=module,
+    )
+    one = prompts_of(0, module.rl_configs).crystals
+    split = CrystalDataset(crystals=one, ids=tuple(map(str, range(len(one)))), content_hash="tokens")
+    return config, CrystalDataModule(config.data, splits={"train": split, "val": split})
+
+
+def test_the_stage_trains_the_generator_that_the_checkpoint_names(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By its entry in the table alone; what the run writes has the name of the generator."""
+    kind = GeneratorKind(options=dict, build=lambda *_: None, policy=lambda _: TokenBase())
+    monkeypatch.setitem(GENERATORS, "tokens", kind)
+    config, data = tokens_run(tmp_path)
+    written = read_checkpoint(train_rl(config, datamodule=data).last_path)
+    assert (written.stage, written.generator) == (Stage.RL, "tokens")
+    assert written.config == {"length": MAX_LENGTH}
+
+
+def test_a_generator_without_a_policy_is_refused_in_one_sentence(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kind = GeneratorKind(options=dict, build=lambda *_: None, policy=None)
+    monkeypatch.setitem(GENERATORS, "tokens", kind)
+    config, data = tokens_run(tmp_path)
+    refused = r"rl_module\.ldm_ckpt_path: .* must be of a generator that .* can train \(latent_diffusion\), got tokens"
+    with pytest.raises(ValueError, match=refused):
+        train_rl(config, datamodule=data)
 
 
 def test_a_strong_reference_holds_a_policy_of_tokens_back() -> None:

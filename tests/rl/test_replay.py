@@ -14,7 +14,7 @@ from latentite.generators.latent.policy import LatentPolicy
 from latentite.generators.latent.trajectories import Chain, LatentTrajectories
 from latentite.rl.config import Algorithm, PolicyConfig, ReplayConfig
 from latentite.rl.objective import RunningRewards
-from latentite.rl.replay import ReplayBuffer
+from latentite.rl.rollout import ReplayBuffer
 
 
 def policy_of(steps: int) -> LatentPolicy:

@@ -23,14 +23,19 @@ from latentite.diffusion.noise import CrystalNoise
 from latentite.diffusion.samplers import SamplerKind, sample
 from latentite.diffusion.steps import SamplerSettings, Variance
 from latentite.generators.jobs import Ask, Jobs
-from latentite.generators.latent.batches import size_batches
-from latentite.generators.latent.chain import Precision, SamplingConfig, sample_jobs, sampling_schedule
+from latentite.generators.latent.chain import (
+    SamplingConfig,
+    SamplingPrecision,
+    sample_jobs,
+    sampling_schedule,
+    size_batches,
+)
 from latentite.generators.sizes import NumAtoms, plan_jobs
 from latentite.generators.told import told
-from latentite.latent import LatentBatch
 from latentite.nn.conditions import Conditioning
 from latentite.nn.denoiser import OutputLayout
 from latentite.nn.ldm import LatentDiffusion
+from latentite.nn.vae import LatentBatch
 from latentite.objectives.ldm import DiffusionConfig, DiffusionKind
 
 SAMPLERS = {
@@ -248,7 +253,9 @@ def test_lower_precision_is_near_and_only_the_denoiser_uses_it() -> None:
     exact = sample_jobs(network, FLOW, some_jobs(8), seed=0, config=config).crystals
     seen = []
     handle = network.denoiser.x_embedder.register_forward_hook(lambda *a: seen.append(a[2].dtype))
-    low = sample_jobs(network, FLOW, some_jobs(8), seed=0, config=replace(config, precision=Precision.BF16))
+    low = sample_jobs(
+        network, FLOW, some_jobs(8), seed=0, config=replace(config, precision=SamplingPrecision.BF16)
+    )
     handle.remove()
     assert set(seen) == {torch.bfloat16}
     assert low.crystals.lattice.dtype == torch.float32

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from latentite.sampling.checks import GeometryLimits, RefusalKind, closest_scaled, geometry_refusals
 from test_run_folder import contents
 
 from latentite import cli
@@ -17,7 +18,6 @@ from latentite.generation import generate
 from latentite.generators.gpt.options import space_groups, wyckoff_letters
 from latentite.nn.gpt.model import GPTLimits, GPTSize
 from latentite.nn.gpt.network import GPTConfig, GPTNetwork
-from latentite.sampling.checks import GeometryLimits, RefusalKind, closest_scaled, geometry_refusals
 from latentite.symmetry.positions import wyckoff_table
 
 HISTOGRAM = [0, 3, 5, 2, 8, 4, 6, 1, 7, 0, 2, 0, 4]
@@ -86,8 +86,10 @@ def test_further_attempts_keep_space_group_and_number_of_atoms(gpt: Path) -> Non
     """So that a bound on distances leaves the distribution of symmetry and sizes as it is."""
     raw = generate(gpt, num_samples=48, seed=1, min_distance_scaled=0.0, no_replace=True)
     strict = generate(gpt, num_samples=48, seed=1, min_distance_scaled=0.65, max_attempts=8)
-    assert raw.jobs is not None and strict.jobs is not None
-    assert raw.crystals is not None and strict.crystals is not None
+    assert raw.jobs is not None
+    assert raw.crystals is not None
+    assert strict.jobs is not None
+    assert strict.crystals is not None
     assert int(strict.jobs.attempts.max()) > 0
     sizes = dict(zip(raw.jobs.indices.tolist(), raw.crystals.num_atoms.tolist(), strict=True))
     for index, size in zip(strict.jobs.indices.tolist(), strict.crystals.num_atoms.tolist(), strict=True):

@@ -108,7 +108,7 @@ class TableGenerator:
 @pytest.fixture
 def table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A checkpoint of the second generator, which is in the table of generators for this test."""
-    kind = GeneratorKind(options=TableOptions, build=TableGenerator.build)
+    kind = GeneratorKind(options=TableOptions, build=TableGenerator.build, policy=None)
     monkeypatch.setitem(GENERATORS, NAME, kind)
     payload = build_payload(stage=Stage.LDM, config={}, data={}, metrics={}, generator=NAME)
     path = tmp_path / "table.ckpt"

@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from tiny_ldm import DDPM, tiny_network
 
-from latentite.checkpoint import Stage, build_payload
+from latentite.checkpoint import LATENT_DIFFUSION, Stage, build_payload
 from latentite.crystal import CrystalBatch
 from latentite.diffusion.noise import CrystalNoise
 from latentite.generators.jobs import Jobs
@@ -53,6 +53,7 @@ def write_checkpoint(
         config=config,
         data={"splits": {"train": {"num_atoms_histogram": HISTOGRAM}}},
         metrics={},
+        generator=LATENT_DIFFUSION,
     )
     state = {f"network.{name}": value for name, value in network.state_dict().items()}
     torch.save({"state_dict": state, "latentite": payload}, path)

@@ -16,11 +16,10 @@ from latentite.generators.latent.start import Start
 from latentite.generators.sizes import NumAtoms
 from latentite.nn.condition_values import ConditionConfig, ConditionKind
 from latentite.nn.conditions import ConditionModuleConfig
-from latentite.nn.decoder import DecoderConfig
 from latentite.nn.denoiser import DenoiserConfig, DenoiserSize, OutputLayout, TokenIndex
 from latentite.nn.encoders import EncoderConfig
 from latentite.nn.ldm import LatentDiffusion, LDMConfig
-from latentite.nn.vae import VAEConfig
+from latentite.nn.vae import DecoderConfig, VAEConfig
 from latentite.objectives.ldm import DiffusionConfig, DiffusionKind
 
 DDPM = DiffusionConfig(num_steps=20)

@@ -13,15 +13,15 @@ from torch import Tensor
 from latentite.checkpoint import Weights, export_portable, read_checkpoint
 from latentite.crystal import CrystalBatch
 from latentite.data.sampler import AugmentationConfig
-from latentite.latent import LatentBatch
 from latentite.models import load_ldm
 from latentite.nn.denoiser import DenoiserConfig
 from latentite.nn.ldm import LatentDiffusion
 from latentite.nn.lora import LoraConfig
+from latentite.nn.vae import LatentBatch
 from latentite.stages import train_ldm, train_vae
 from latentite.training.conditions import ConditionModuleOptions, ConditionOptions
 from latentite.training.datamodule import CrystalDataModule
-from latentite.training.ldm_start import build_module, plan_network
+from latentite.training.ldm import build_module, plan_network
 from latentite.training.stage_settings import TrainLDMConfig
 
 LORA = LoraConfig(rank=2, alpha=4.0, dropout=0.2)

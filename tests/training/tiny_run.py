@@ -11,9 +11,9 @@ import torch
 from latentite.crystal import CrystalBatch
 from latentite.crystal_arrays import CrystalArrays
 from latentite.data.dataset import CrystalDataset
-from latentite.nn.decoder import DecoderConfig
 from latentite.nn.denoiser import DenoiserConfig, DenoiserSize, TokenIndex
 from latentite.nn.encoders import EncoderConfig
+from latentite.nn.vae import DecoderConfig
 from latentite.objectives.ldm import DiffusionConfig, DiffusionKind
 from latentite.training.datamodule import CrystalDataModule
 from latentite.training.ema import EMAConfig

@@ -1,16 +1,22 @@
-"""Files on disk: atomic replacement, hashes, and the names of things that are not what they claim to be.
+"""Files on disk: written whole or not at all, hashed, recognised where they are not what they claim to be; CSV tables.
 
 Imports nothing of ours; `checkpoint/`, `hub/` and the readers of data may all use it.
 """
 
 from __future__ import annotations
 
+import csv
 import hashlib
+import io
 import json
+import math
 import os
 import secrets
-from collections.abc import Iterator
+import shutil
+import tempfile
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -65,7 +71,7 @@ def write_json(path: str | Path, value: Any) -> None:
 
 
 def impostor(path: str | Path) -> str | None:
-    """What a downloaded file is instead of data, or None when nothing speaks against it.
+    """The kind of file that came instead of data, or None when nothing speaks against it.
 
     Recognises an empty file, a Git-LFS pointer and an HTML page (an error page saved under the file's name).
     """
@@ -82,5 +88,49 @@ def impostor(path: str | Path) -> str | None:
 
 
 def cache_dir() -> Path:
-    """Where what can be made or fetched again is kept: LATENTITE_CACHE_DIR, else ~/.cache/latentite."""
+    """Folder for what can be made or fetched again: LATENTITE_CACHE_DIR, else ~/.cache/latentite."""
     return Path(os.environ.get("LATENTITE_CACHE_DIR") or Path.home() / ".cache" / "latentite")
+
+
+@contextmanager
+def publishing(folder: Path) -> Iterator[Path]:
+    """Gives an empty temporary folder beside `folder`; it takes that name when the block ends well.
+
+    Of two processes that fill the same folder at once, the first keeps the name and the work of the other is
+    dropped; after an error, or a kill, nothing stands under the name.
+    """
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
+    try:
+        yield temporary
+        temporary.chmod(0o755)  # mkdtemp's own mode shuts out the other users of a shared cache
+        try:
+            os.replace(temporary, folder)
+        except OSError:
+            if not folder.is_dir():  # not a lost race: the disk or the permissions are at fault
+                raise
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def write_csv(path: str | Path, header: Sequence[str], rows: Iterable[Iterable[object]]) -> None:
+    """Writes a table, atomically; its cells are those of `cell`."""
+    with replacing(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
+        csv.writer(file).writerows(map(cell, row) for row in chain([header], rows))
+
+
+def csv_lines(rows: Iterable[Iterable[object]]) -> str:
+    """Rows for a file that grows: numbers with all their digits, lines that end in a newline only."""
+    text = io.StringIO(newline="")
+    csv.writer(text, lineterminator="\n").writerows(rows)
+    return text.getvalue()
+
+
+def cell(value: object) -> str:
+    """Numbers with six digits, and nothing for None and what is not finite, as every reader of CSV understands; `yes`
+    and `no`; text as it is."""
+    if value is None or (isinstance(value, float) and not math.isfinite(value)):
+        return ""
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    return f"{value:.6g}" if isinstance(value, float) else str(value)

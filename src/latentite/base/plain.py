@@ -54,6 +54,23 @@ def check_seed(seed: int) -> None:
         raise ValueError(f"seed must be 0 or more, got {seed}")
 
 
+def check_counts(config: object, *names: str, or_null: bool = False) -> None:
+    """Refuse fields that count something and are below 1.
+
+    Args:
+        config: what has the fields.
+        names: the fields.
+        or_null: they may be None.
+
+    Raises:
+        ValueError: naming the first such field.
+    """
+    for name in names:
+        value = getattr(config, name)
+        if not (or_null and value is None) and value < 1:
+            raise ValueError(f"{name} must be at least 1{' or null' if or_null else ''}, got {value}")
+
+
 def choice(option: str, value: str, kind: type[Choice]) -> Choice:
     """One of an enum's values.
 
@@ -173,22 +190,22 @@ def default_values(kind: Any) -> dict[str, Any]:
     A section is read off its class, because not every class can be made of defaults alone. Left out is what the
     program sets itself (`NOT_TYPED`), and what has no default and is no section.
     """
-    found: dict[str, Any] = {}
+    values: dict[str, Any] = {}
     for item in fields(kind):
         section = _hints(kind)[item.name] if _is_required(item) else item.default_factory
         if not item.metadata.get("is_typed", True):
             continue
         if isinstance(section, type) and is_dataclass(section):
-            found[item.name] = default_values(section)
+            values[item.name] = default_values(section)
         elif item.default is not MISSING:
-            found[item.name] = to_plain(item.default)
+            values[item.name] = to_plain(item.default)
         elif item.default_factory is not MISSING:
-            found[item.name] = to_plain(item.default_factory())
-    return found
+            values[item.name] = to_plain(item.default_factory())
+    return values
 
 
 def is_text(kind: Any) -> bool:
-    """Whether values of a declared type are a text or a path, and nothing else but null."""
+    """True if values of a declared type are a text or a path, and nothing else but null."""
     options = set(_options(kind)) - {type(None)}
     return bool(options) and options <= {str, Path}
 

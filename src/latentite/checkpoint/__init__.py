@@ -15,11 +15,15 @@ A `.ckpt` has Lightning's own keys, the raw weights in `state_dict` under the pr
 What others use is named here; the files of this folder say the rest.
 """
 
-from latentite.checkpoint.data_card import DataCard, FidelityCard, OrbitCard, SplitCard
 from latentite.checkpoint.lightning_file import read_training_state
-from latentite.checkpoint.network import merge_adapters, network_of, require_fit
-from latentite.checkpoint.portable import Precision, read_portable, write_portable
-from latentite.checkpoint.read import export_portable, read_checkpoint
+from latentite.checkpoint.portable import StoredFormat, read_portable, write_portable
+from latentite.checkpoint.read import (
+    export_portable,
+    merge_adapters,
+    network_of,
+    read_checkpoint,
+    require_fit,
+)
 from latentite.checkpoint.record import (
     CRYSTAL_GPT,
     FORMAT,
@@ -28,6 +32,9 @@ from latentite.checkpoint.record import (
     PAYLOAD_KEY,
     CheckpointError,
     CheckpointRecord,
+    DataCard,
+    FidelityCard,
+    SplitCard,
     Stage,
     Weights,
     build_payload,
@@ -45,9 +52,9 @@ __all__ = [
     "DataCard",
     "FidelityCard",
     "OrbitCard",
-    "Precision",
     "SplitCard",
     "Stage",
+    "StoredFormat",
     "Weights",
     "build_payload",
     "export_portable",

@@ -1,9 +1,10 @@
-"""The content of a checkpoint: stage, weights, config; what training adds to a file, and what every file must state."""
+"""The content of a checkpoint: stage, weights, config, the data it was trained on; and what every file must state."""
 
 from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
 from enum import StrEnum
 from pathlib import Path
 from typing import Any
@@ -13,8 +14,115 @@ from torch import Tensor
 
 from latentite import __version__
 from latentite.base.files import impostor
-from latentite.base.plain import ConfigError
-from latentite.checkpoint.data_card import DataCard
+from latentite.base.plain import ConfigError, from_plain, to_plain
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SplitCard:
+    """One split of a data set; None for what the file does not say."""
+
+    content_hash: str | None = None
+    """sha256 of its crystals and labels; what was left out of it is said behind the 64 digits."""
+    num_crystals: int | None = None
+    num_atoms_histogram: list[int | float] | None = None
+    """Number of crystals (of an imported model: their share) with 0, 1, 2, ... atoms per cell."""
+    num_rejected: int | None = None
+    """Crystals that have no description by orbits, and are not among those above."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class FidelityCard:
+    """One level of theory of the labels; None for what the file does not say."""
+
+    num_in: int | None = None
+    num_rejected: int | None = None
+    rows: dict[str, int] | None = None
+    """By split."""
+    moved: dict[str, int] | None = None
+    """Rows that another fidelity's split took along, as `train -> test`."""
+    without_label: dict[str, int] | None = None
+    """Rows that lack a property, by property."""
+    dispersion: bool | None = None
+    """True where the energies contain dispersion."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class OrbitCard:
+    """The description of the crystals by orbits, and the largest of the training split; None for what is not said."""
+
+    mode: str | None = None
+    """`symmetry`, or `p1` where every atom is an orbit."""
+    symprec: float | None = None
+    """Å."""
+    fallback: float | None = None
+    """Å; tolerance of crystals that the first one describes wrongly."""
+    max_orbits: int | None = None
+    """Of one crystal."""
+    max_elements: int | None = None
+    """Different ones of one crystal."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class DataCard:
+    """The training data: names, hashes, counts, sizes, labels; None or empty for what the file does not say."""
+
+    name: str | None = None
+    """Of the data set."""
+    splits: dict[str, SplitCard] = field(default_factory=dict)
+    """`train`, `val`, `test`."""
+    categories: dict[str, list[str]] | None = None
+    """Names behind the codes of each label that is a class."""
+    properties: list[str] | None = None
+    """Labels of the training split."""
+    fidelities: dict[str, FidelityCard] = field(default_factory=dict)
+    """Levels of theory by name."""
+    reference_fidelity: str | None = None
+    """The one that the others are compared with."""
+    elements: list[str] | None = None
+    """Symbols of the elements of the training split."""
+    orbits: OrbitCard | None = None
+    """Of models that are trained on orbits."""
+    others: dict[str, Any] = field(default_factory=dict)
+    """Everything else in the section, as it stands there; an imported model has its `source` and `hyper_parameters`."""
+
+    @staticmethod
+    def of(data: Mapping[str, Any]) -> DataCard:
+        """The card of a checkpoint's section `data`.
+
+        Raises:
+            ConfigError: when something in it is not what its key announces, naming the key.
+        """
+        known = {item.name for item in fields(DataCard)} - {"others"}
+        stated = {key: value for key, value in data.items() if key in known}
+        others = {key: value for key, value in data.items() if key not in known}
+        return from_plain(DataCard, {**stated, "others": others}, where="data")
+
+    def to_plain(self) -> dict[str, Any]:
+        """The section `data`: what is not said is left out."""
+        said = _without_none(to_plain(self))
+        said |= said.pop("others")
+        return {key: value for key, value in said.items() if value or key not in ("splits", "fidelities")}
+
+    def split(self, name: str) -> SplitCard:
+        """One of the splits; one of which nothing is said where the file does not have it."""
+        return self.splits.get(name, SplitCard())
+
+    @property
+    def train_sizes(self) -> list[int | float] | None:
+        """Numbers (or shares) of training crystals with 0, 1, 2, ... atoms; None where the file does not say."""
+        return self.split("train").num_atoms_histogram
+
+    @property
+    def largest_cell(self) -> int:
+        """Atoms of the largest training crystal; 0 where the file does not say."""
+        return max(0, len(self.train_sizes or []) - 1)
+
+
+def _without_none(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _without_none(item) for key, item in value.items() if item is not None}
+    return value
+
 
 FORMAT = 1
 PAYLOAD_KEY = "latentite"
@@ -35,7 +143,6 @@ LATENT_DIFFUSION = "latent_diffusion"
 """Name of the generator that this package's latent diffusion models are (`generators.table.GENERATORS`)."""
 CRYSTAL_GPT = "gpt"
 """Name of the generator that the crystal GPTs are."""
-_GENERATORS = {Stage.LDM: LATENT_DIFFUSION, Stage.RL: LATENT_DIFFUSION, Stage.GPT: CRYSTAL_GPT}
 
 
 class Weights(StrEnum):
@@ -126,7 +233,7 @@ def build_payload(
         metrics: name -> number, as last validated.
         ema: averaged parameters by their names in the network (no "network." prefix), or None without EMA.
         default_weights: what a reader gets who does not choose; None for the EMA where there is one.
-        generator: name of the generator that it is; None for that of the stage, if it makes one.
+        generator: name of the generator that it is; None for what generates nothing.
 
     Raises:
         TypeError: something in it is not a plain value; the message names its key.
@@ -139,7 +246,6 @@ def build_payload(
         "metrics": plain(metrics, key="metrics"),
         "ema": None if ema is None else {name: tensor.detach() for name, tensor in ema.items()},
     }
-    generator = generator or _GENERATORS.get(Stage(stage))
     if generator is not None:
         payload["generator"] = generator
     return payload if default_weights is None else {**payload, "default_weights": default_weights.value}

@@ -1,6 +1,6 @@
 """`latentite data build | convert | info` and `csv-to-dataset`.
 
-`cli.py` calls `register`; each subcommand sets `func`, from the arguments to the exit code. Errors are raised
+`cli.py` calls `register`; each command sets `func`, from the arguments to the exit code. Errors are raised
 as ValueError or FileNotFoundError and become one line there.
 """
 
@@ -21,7 +21,7 @@ from latentite.data.readers.checks import Limits
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class BuildPlaces:
-    """Where `latentite data build` reads and writes."""
+    """Inputs and outputs of `latentite data build`."""
 
     source: str = field(metadata=option("SOURCE", positional=True))
     """A file, a folder, or a name such as mp_20."""
@@ -48,7 +48,7 @@ class ConvertOptions:
     out: Path = field(metadata=option("FILE.h5"))
     """The file to write."""
     split: Literal["train", "val", "test"] = "train"
-    """Which one of a folder with splits."""
+    """The split of a folder that has splits."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -63,11 +63,8 @@ class InfoOptions:
     """Write no picture."""
 
 
-def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    """Add `data` with its commands."""
-    parser = subparsers.add_parser(
-        "data", help="datasets: build from your files, convert to HDF5, look into one"
-    )
+def register(parser: argparse.ArgumentParser) -> None:
+    """Give `latentite data` its commands."""
     commands = parser.add_subparsers(dest="data_command", required=True, metavar="{build,convert,info}")
     _register_build(commands)
     _register_convert(commands)
@@ -88,7 +85,7 @@ def _register_build(commands: argparse._SubParsersAction[argparse.ArgumentParser
 
 
 def _add_build_options(parser: argparse.ArgumentParser) -> None:
-    """How crystals are divided, which labels and crystals are kept."""
+    """Settings of the division, and of which labels and crystals are kept."""
     for split, share in DEFAULT_FRACTIONS.items():
         parser.add_argument(
             f"--{split}-fraction",
@@ -139,7 +136,7 @@ def csv_to_dataset(argv: Sequence[str] | None = None) -> int:
 
 
 def _rows(arguments: argparse.Namespace) -> BuildOptions:
-    """How rows become a dataset.
+    """The settings of the step from rows to a dataset.
 
     Raises:
         ValueError: for limits that are none.

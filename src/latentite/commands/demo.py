@@ -8,7 +8,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from latentite.base.options import add_options, fill, option
+from latentite.base.options import make_command, option
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -23,17 +23,16 @@ class DemoOptions:
     """Of everything random."""
 
 
-def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    """Add `demo`; it sets `func`, from the arguments to the exit code. `cli.py` reports mistakes."""
-    command = subparsers.add_parser(
-        "demo",
-        help="train every stage on embedded crystals and show what comes out",
+def register(parser: argparse.ArgumentParser) -> None:
+    """Make it `latentite demo`. `cli.py` reports mistakes."""
+    make_command(
+        parser,
+        _demo,
+        DemoOptions,
         description="Train a small VAE, a predictor of densities and a small latent diffusion model on the embedded "
         "data set, fine-tune the last by reinforcement learning, rebuild crystals that they have not seen, sample and "
         "measure new ones. Needs two CPU cores, about ten minutes, and no network.",
     )
-    add_options(command, DemoOptions)
-    command.set_defaults(func=lambda arguments: _demo(fill(DemoOptions, arguments)))
 
 
 def _demo(options: DemoOptions) -> int:
@@ -48,8 +47,8 @@ def _demo(options: DemoOptions) -> int:
     console.print(report_table(result.reconstruction, title="Test crystals, rebuilt from 8 numbers per atom"))
     if result.evaluation is not None:
         console.print(rates_table(result.evaluation, title="New crystals, sampled from noise"))
-    found = result.predictor.metrics
-    error, share = found[f"test/{DEMO_TARGET}_mae"], found[f"test/{DEMO_TARGET}_r2"]
+    metrics = result.predictor.metrics
+    error, share = metrics[f"test/{DEMO_TARGET}_mae"], metrics[f"test/{DEMO_TARGET}_r2"]
     said = f"{DEMO_TARGET} of test crystals predicted with a mean absolute error of {error:.2f} g/cm^3 (R2 {share:.2f})"
     console.print(said, markup=False, highlight=False, soft_wrap=True)
     for line in (*result.reinforced.lines(), *summary_lines(result.samples)):

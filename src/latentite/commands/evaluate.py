@@ -13,7 +13,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from latentite.base.files import parse_json
-from latentite.base.options import add_options, fill, option, typed, typed_flags
+from latentite.base.options import add_options, fill, make_command, option, typed, typed_flags
 from latentite.base.progress import ProgressBars
 from latentite.energy.settings import RelaxSettings
 from latentite.evaluation.options import EnergyOptions, EvaluateOptions
@@ -37,35 +37,32 @@ class CompareOptions:
     """Compare also when settings or reference differ."""
 
 
-def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    """Add `evaluate` and `evaluate compare`; they set `func`, arguments to exit code. `cli.py` reports mistakes."""
-    _register_compare(subparsers)
-    command = subparsers.add_parser(
-        "evaluate",
-        help="measure any set of structures against a reference",
-        description="Measure structures and hold them against a reference; leaves a folder with structures.csv, "
-        "failed.csv, summary.json and report.html.",
-        epilog="Two finished reports are compared by: latentite evaluate compare A B",
+def register(parser: argparse.ArgumentParser) -> None:
+    """Make it `latentite evaluate`. `cli.py` reports mistakes."""
+    parser.description = (
+        "Measure structures and hold them against a reference; leaves a folder with structures.csv, failed.csv, "
+        "summary.json and report.html."
     )
-    add_options(command, EvaluateOptions, required=["out"])
-    add_options(command, RelaxSettings, only=["cell", "max_steps", "fmax"])
-    add_options(command, EnergyOptions)
-    command.set_defaults(func=lambda arguments: _evaluate(evaluate_options(arguments)))
+    parser.epilog = "Two finished reports are compared by: latentite evaluate compare A B"
+    add_options(parser, EvaluateOptions, required=["out"])
+    add_options(parser, RelaxSettings, only=["cell", "max_steps", "fmax"])
+    add_options(parser, EnergyOptions)
+    parser.set_defaults(func=lambda arguments: _evaluate(evaluate_options(arguments)))
 
 
-def _register_compare(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    # A command of two words, as `cli.py` joins them: its name is also what the help shows.
-    command = subparsers.add_parser(
-        "evaluate compare",
+def register_compare(parser: argparse.ArgumentParser) -> None:
+    """Make it `latentite evaluate compare`. `cli.py` reports mistakes."""
+    make_command(
+        parser,
+        _compare,
+        CompareOptions,
         description="Hold two finished evaluations against each other: every rate with its 95 % interval, and the "
         "interval of the difference B - A.",
     )
-    add_options(command, CompareOptions)
-    command.set_defaults(func=lambda arguments: _compare(fill(CompareOptions, arguments)))
 
 
 def evaluate_options(arguments: argparse.Namespace) -> EvaluateOptions:
-    """What was typed.
+    """The typed options.
 
     Raises:
         ValueError: for tolerances that are no numbers, potential arguments that are no JSON object, a level of theory
@@ -108,17 +105,17 @@ def _tolerances(texts: Sequence[str]) -> dict[str, float]:
     Raises:
         ValueError: for anything else.
     """
-    found: dict[str, float] = {}
+    tolerances: dict[str, float] = {}
     for text in texts:
         name, _, value = text.partition("=")
         try:
             number = float(value)
         except ValueError:
             raise ValueError(f"--tolerance must be written NAME=VALUE with a number, got {text!r}") from None
-        if name in found:
+        if name in tolerances:
             raise ValueError(f"--tolerance {name} must be given once, got it twice")
-        found[name] = number
-    return found
+        tolerances[name] = number
+    return tolerances
 
 
 def _compare(options: CompareOptions) -> int:

@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.table import Table
 
 from latentite import hub
-from latentite.base.options import add_options, fill, option
+from latentite.base.options import make_command, option
 from latentite.base.progress import Bar, ProgressBars
 from latentite.hub.names import BUNDLE_PRECISION
 
@@ -71,33 +71,28 @@ class BundleOptions(CheckpointOptions):
     dtype: Literal["fp32", "fp16", "bf16"] = BUNDLE_PRECISION
     """Number format of the matrices."""
     card: Path | None = field(default=None, metadata=option("YAML"))
-    """What people must know (docs/bundling.md)."""
+    """Facts that its users must know (docs/bundling.md)."""
     borrow: tuple[str, ...] = ()
     """A pair in DIR, such as the model's VAE, whose tensors are not written again; repeatable."""
 
 
-def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    """Adds `hub` and its commands; each sets `func`, from the arguments to the exit code."""
-    parser = subparsers.add_parser("hub", help="named checkpoints: list, download, verify, export, bundle")
+def register(parser: argparse.ArgumentParser) -> None:
+    """Give `latentite hub` its commands."""
     commands = parser.add_subparsers(
         dest="hub_command", required=True, metavar="{list,download,verify,export,bundle}"
     )
     listing = commands.add_parser("list", help="every name, and whether its file is on this machine")
-    listing.set_defaults(func=lambda arguments: _list())
-    command = commands.add_parser("download", help="fetch public checkpoints into the cache")
-    add_options(command, DownloadOptions)
-    command.set_defaults(func=lambda arguments: _download(fill(DownloadOptions, arguments)))
-    command = commands.add_parser("verify", help="hash files again and compare with what was recorded")
-    add_options(command, VerifyOptions)
-    command.set_defaults(func=lambda arguments: _verify(fill(VerifyOptions, arguments)))
-    command = commands.add_parser("export", help="write a checkpoint to publish, or for Chemeleon2")
-    add_options(command, ExportOptions)
-    command.set_defaults(func=lambda arguments: _export(fill(ExportOptions, arguments)))
-    command = commands.add_parser(
+    make_command(listing, _list)
+    download = commands.add_parser("download", help="fetch public checkpoints into the cache")
+    make_command(download, _download, DownloadOptions)
+    verify = commands.add_parser("verify", help="hash files again and compare with what was recorded")
+    make_command(verify, _verify, VerifyOptions)
+    export = commands.add_parser("export", help="write a checkpoint to publish, or for Chemeleon2")
+    make_command(export, _export, ExportOptions)
+    bundle = commands.add_parser(
         "bundle", help="write a checkpoint small, with a card, into the folder from which names are read"
     )
-    add_options(command, BundleOptions)
-    command.set_defaults(func=lambda arguments: _bundle(fill(BundleOptions, arguments)))
+    make_command(bundle, _bundle, BundleOptions)
 
 
 def _list() -> int:
@@ -165,7 +160,7 @@ def _export(options: ExportOptions) -> int:
 
 
 def _bundle(options: BundleOptions) -> int:
-    from latentite.checkpoint import Precision
+    from latentite.checkpoint import StoredFormat
     from latentite.hub.bundle import bundle
 
     def write() -> str:
@@ -174,7 +169,7 @@ def _bundle(options: BundleOptions) -> int:
             options.checkpoint,
             options.name,
             options.out,
-            precision=Precision(options.dtype),
+            precision=StoredFormat(options.dtype),
             card=options.card,
             borrow=options.borrow,
             weights=options.weights,

@@ -12,7 +12,7 @@ from rich.console import Console
 from latentite.base.options import add_options, fill, option
 from latentite.base.plain import check_seed
 from latentite.base.progress import progress_bar
-from latentite.commands.options import NetworkOptions
+from latentite.commands.predictor import NetworkOptions
 from latentite.data.readers.checks import Limits
 
 if TYPE_CHECKING:
@@ -33,9 +33,8 @@ class ReconstructOptions(NetworkOptions):
     """Write no pairs of CIFs."""
 
 
-def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    """Add `vae` and its commands; each sets `func`, arguments to exit code. `cli.py` reports mistakes."""
-    parser = subparsers.add_parser("vae", help="a trained VAE at work: rebuild crystals")
+def register(parser: argparse.ArgumentParser) -> None:
+    """Give `latentite vae` its command. `cli.py` reports mistakes."""
     commands = parser.add_subparsers(dest="vae_command", required=True, metavar="{reconstruct}")
     command = commands.add_parser(
         "reconstruct",

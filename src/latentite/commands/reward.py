@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 
 from latentite.base.files import parse_json
-from latentite.base.options import add_options, fill, option
+from latentite.base.options import make_command, option
 
 if TYPE_CHECKING:
-    from latentite.rewards.contract import RewardReport
+    from latentite.rewards.protocol import RewardReport
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -32,33 +32,30 @@ class CheckOptions:
     """Call it on at most N crystals."""
 
 
-def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    """Add `reward check`; it sets `func`, from the arguments to the exit code. `cli.py` reports mistakes."""
-    group = subparsers.add_parser("reward", help="rewards of reinforcement learning: check one of your own")
-    commands = group.add_subparsers(required=True, metavar="{check}")
-    check = commands.add_parser(
-        "check",
-        help="whether a reward keeps its promises, on real crystals",
+def register(parser: argparse.ArgumentParser) -> None:
+    """Give `latentite reward` its command. `cli.py` reports mistakes."""
+    commands = parser.add_subparsers(required=True, metavar="{check}")
+    make_command(
+        commands.add_parser("check", help="whether a reward keeps its promises, on real crystals"),
+        _check,
+        CheckOptions,
         description="Call a reward on real crystals and check what it promises: one number each, the same in any\n"
         "order, alone and in a batch, and an input that stays as it is. Says what it costs.",
         epilog="examples:\n  latentite reward check my_reward.py:MyReward target=8.0\n"
         "  latentite reward check latentite.rewards.properties.SymmetryReward --crystals my_cifs/",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    add_options(check, CheckOptions)
-    check.set_defaults(func=lambda arguments: _check(fill(CheckOptions, arguments)))
 
 
 def _check(options: CheckOptions) -> int:
     from latentite.crystal import CrystalBatch
     from latentite.evaluation.read import read_crystals
-    from latentite.rewards.contract import check_reward
+    from latentite.rewards.protocol import check_reward
     from latentite.rewards.target import TARGET, build, locate
 
-    found = locate(options.target)
+    named = locate(options.target)
     keywords = dict(_option(text) for text in options.arguments)
-    is_made = isinstance(found, type) or keywords
-    reward = build({TARGET: options.target, **keywords}, "REWARD") if is_made else found
+    is_made = isinstance(named, type) or keywords
+    reward = build({TARGET: options.target, **keywords}, "REWARD") if is_made else named
     if options.limit < 2:
         raise ValueError(f"--limit must be at least 2, got {options.limit}")
     arrays = read_crystals(options.crystals, split="train").arrays

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 
-from latentite.base.options import add_options, fill, option, typed
+from latentite.base.options import add_options, fill, make_command, option, typed
 from latentite.generators.gpt.options import GPTOptions
 from latentite.generators.latent.options import LatentOptions
 from latentite.sampling.options import GenerateConfig
@@ -43,31 +43,27 @@ class MergeOptions:
     """A new or empty folder."""
 
 
-def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    """Add `sample` and `sample merge`; they set `func`, arguments to exit code. `cli.py` reports mistakes."""
-    _register_merge(subparsers)
-    command = subparsers.add_parser(
-        "sample",
-        help="sample new crystals from a trained model",
-        description="Sample crystals and write them as files, in order, with a manifest. Crystal i of a seed does not\n"
-        "depend on the batch size, on shards or on interruptions.",
-        epilog=EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+def register(parser: argparse.ArgumentParser) -> None:
+    """Make it `latentite sample`. `cli.py` reports mistakes."""
+    parser.description = (
+        "Sample crystals and write them as files, in order, with a manifest. Crystal i of a seed does not\n"
+        "depend on the batch size, on shards or on interruptions."
     )
-    add_options(command, GenerateConfig, *OF_GENERATORS, required=["out"])
-    command.set_defaults(func=_sample)
+    parser.epilog, parser.formatter_class = EPILOG, argparse.RawDescriptionHelpFormatter
+    add_options(parser, GenerateConfig, *OF_GENERATORS, required=["out"])
+    parser.set_defaults(func=_sample)
 
 
-def _register_merge(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    # A command of two words, as `cli.py` joins them: its name is also what the help shows.
-    command = subparsers.add_parser(
-        "sample merge",
+def register_merge(parser: argparse.ArgumentParser) -> None:
+    """Make it `latentite sample merge`. `cli.py` reports mistakes."""
+    make_command(
+        parser,
+        _merge,
+        MergeOptions,
         description="Join the folders of all shards of a run into the folder of the whole run: the same files as "
         "without shards, to be evaluated, or extended by --resume. Unfinished, damaged, missing and doubled parts "
         "and parts of other runs are refused.",
     )
-    add_options(command, MergeOptions)
-    command.set_defaults(func=lambda arguments: _merge(fill(MergeOptions, arguments)))
 
 
 def _sample(arguments: argparse.Namespace) -> int:
@@ -106,7 +102,7 @@ def _print(lines: list[str]) -> None:
 
 
 def summary_lines(result: GenerateResult) -> list[str]:
-    """What became of a run, in words."""
+    """Summary of a run, in words."""
     counts = result.counts
     lines = [counts_line(result.asked, counts)]
     if counts.first_refused:

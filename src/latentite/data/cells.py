@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
 
-from latentite.base.processes import map_in_order
+from latentite.base.machine import map_in_order
 from latentite.crystal import CrystalBatch
 from latentite.crystal_arrays import CrystalArrays
 from latentite.data.dataset import from_bytes, save_tensors, take, to_bytes

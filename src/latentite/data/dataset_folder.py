@@ -9,9 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from latentite import __version__
-from latentite.base.files import write_json
+from latentite.base.files import write_csv, write_json
 from latentite.base.plain import check_seed
-from latentite.base.tables import write_csv
 from latentite.data.build import WHOLE, BuildResult, BuiltSplits, build_splits
 from latentite.data.canonical import CANONICAL_VERSION
 from latentite.data.dataset import CrystalDataset, write_dataset
@@ -19,8 +18,9 @@ from latentite.data.options import BuildOptions, DatasetOptions
 from latentite.data.readers.label_table import labelled
 from latentite.data.readers.opening import fingerprint
 from latentite.data.readers.records import Rejection, Source, name_of
+from latentite.data.recipes import SPLITS
 from latentite.data.source_rows import build_notes
-from latentite.data.sources import SPLITS, split_files
+from latentite.data.sources import split_files
 from latentite.data.splits import check_fractions, divide, shared_formulas
 
 if TYPE_CHECKING:

@@ -21,7 +21,7 @@ from latentite.objectives.ldm import LDMStageConfig, diffusion_loss, loss_terms
 from latentite.objectives.terms import LossTerms
 from latentite.objectives.vae import vae_loss
 from latentite.training.datamodule import CrystalDataModule
-from latentite.training.ldm_start import build_network
+from latentite.training.ldm import build_network
 from latentite.training.optim import SchedulerConfig
 from latentite.training.settings import Precision, RunConfig
 from latentite.training.stage_settings import VAEModuleConfig
@@ -29,7 +29,7 @@ from latentite.training.stage_settings import VAEModuleConfig
 log = logging.getLogger(__name__)
 
 SLOWEST = 1.6
-"""When the machine turns out slower than measured, training stops after this many times the wished time."""
+"""Multiple of the wished time after which training stops, on a machine that is slower than measured."""
 
 SecondsPerStep = Callable[[Precision], float]
 NetworkAndLoss = tuple[nn.Module, Callable[[CrystalBatch], LossTerms]]

@@ -23,7 +23,7 @@ from latentite.crystal import CrystalBatch
 from latentite.data.sampler import seeded_generator
 from latentite.demo.length import at_most, ldm_seconds_per_step, set_length, vae_seconds_per_step
 from latentite.draw.cells import draw_crystals
-from latentite.draw.curves import draw_reward_curve, draw_training_curve
+from latentite.draw.charts import draw_reward_curve, draw_training_curve
 from latentite.evaluation.reconstruct import (
     Reconstruction,
     draw_reconstructions,
@@ -42,7 +42,7 @@ from latentite.sampling.options import GenerateConfig
 from latentite.stages import train_ldm, train_predictor, train_rl, train_vae
 from latentite.training.datamodule import CrystalDataModule
 from latentite.training.fit import FitResult, RunStatus
-from latentite.training.ldm_start import read_vae
+from latentite.training.ldm import read_vae
 from latentite.training.settings import RunConfig
 from latentite.training.stage_settings import TrainLDMConfig, TrainVAEConfig
 

@@ -17,7 +17,7 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 
-from latentite.base.processes import map_in_order
+from latentite.base.machine import map_in_order
 from latentite.crystal import CrystalBatch
 from latentite.crystal_arrays import CrystalArrays
 from latentite.energy.catalogue import identity, potential_by_name

@@ -28,15 +28,13 @@ from typing import Any
 
 import numpy as np
 
-from latentite.base.files import parse_json, replacing, write_json
-from latentite.base.tables import write_csv
+from latentite.base.files import parse_json, replacing, write_csv, write_json
 from latentite.crystal import CrystalBatch
 from latentite.draw.cells import draw_crystals, pretty
 from latentite.evaluation.distribution_section import draw_charts
 from latentite.evaluation.markup import Html, document, html_table
 from latentite.evaluation.read import Crystals
-from latentite.evaluation.result import Evaluation, summary
-from latentite.evaluation.table import Table
+from latentite.evaluation.result import Evaluation, Table, summary
 from latentite.metrics.rates import Rate
 
 RECORD = "evaluation.json"

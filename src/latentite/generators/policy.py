@@ -7,7 +7,7 @@ model. `rl/` knows a generator by this file alone; a generator that can be train
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, TypeVar, runtime_checkable
 
@@ -17,6 +17,8 @@ from torch import Tensor, nn
 
 from latentite.crystal import CrystalBatch
 from latentite.diffusion.noise import crystal_seeds
+from latentite.nn.condition_values import ConditionConfig
+from latentite.nn.lora import LoraConfig
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -183,6 +185,38 @@ class Policy(Protocol[T]):
 
         Raises:
             ValueError: when they are not of a policy like this one.
+        """
+        ...
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class PolicyPlan:
+    """A policy that is checked but not built: adapters are drawn when it is, after the run's seed is set."""
+
+    settings: Any
+    """Config from which the trained network can be built again, for the run's checkpoints."""
+    build: Callable[[], Policy[Any]]
+    """The policy, equal to its reference."""
+
+
+class PolicyBase(Protocol):
+    """A trained generator that reinforcement learning may start from."""
+
+    @property
+    def conditions(self) -> Sequence[ConditionConfig]:
+        """The properties that it was trained to be asked for, in their order."""
+        ...
+
+    def plan(self, sampling: Any, *, lora: LoraConfig | None, per_entry: bool) -> PolicyPlan:
+        """Check what a run wants of it.
+
+        Args:
+            sampling: how trajectories are drawn (`rl_module.sampling`).
+            lora: train adapters of this kind instead of all weights.
+            per_entry: log-ratios, divergences and entropies are means over a crystal's entries; off, sums.
+
+        Raises:
+            ValueError: for what this generator cannot do.
         """
         ...
 

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 
-from latentite.base.processes import map_in_order
+from latentite.base.machine import map_in_order
 from latentite.crystal_arrays import CrystalArrays
 from latentite.data.properties import SYMPREC, space_group_number
 from latentite.symmetry.labels import SymmetryLabel, symmetry_label

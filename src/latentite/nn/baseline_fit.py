@@ -19,7 +19,6 @@ import numpy as np
 import torch
 import yaml
 from jaxtyping import Float, Int
-from torch import Tensor
 
 from latentite.base.files import replacing
 from latentite.crystal import FIDELITY, CrystalBatch
@@ -195,18 +194,6 @@ def formula_units(
     units = np.gcd.reduce(counts, axis=1)
     reduced = counts // units[:, None]
     return reduced.astype(float), units, reduced.sum(1)
-
-
-def residuals(
-    baselines: ElementBaselines, batch: CrystalBatch, fidelity_index: Int[Tensor, " crystal"]
-) -> Float[Tensor, "crystal target"]:
-    """Labels minus baselines: what is left to learn; NaN where there is no label.
-
-    Raises:
-        ValueError: naming an element without a baseline.
-    """
-    labels = torch.stack([batch.properties[name] for name in baselines.targets], dim=1)
-    return labels - baselines(batch, fidelity_index)
 
 
 def _reference_labels(rows: _LabelledRows, materials: Sequence[str] | None) -> Float[Array, " row"]:

@@ -110,7 +110,3 @@ class ElementBaselines(nn.Module):
                 "add one, or leave such crystals out"
             )
         return sentences
-
-    def has_baseline(self) -> bool:
-        """True where any target has a baseline."""
-        return any(extent is not Extent.NONE for extent in self.extents)

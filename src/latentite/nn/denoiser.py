@@ -19,6 +19,7 @@ from einops import rearrange
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
+from latentite.base.plain import check_counts
 from latentite.nn.conditions import Conditioning
 from latentite.nn.transformer import Gelu, PackedLayout, SelfAttention, TokenLayout, attend, index_embedding
 
@@ -108,8 +109,7 @@ class DenoiserConfig:
             raise ValueError(
                 f"hidden_size must be a multiple of 2 x num_heads={num_heads}, got {hidden_size}"
             )
-        if self.latent_dim < 1:
-            raise ValueError(f"latent_dim must be at least 1, got {self.latent_dim}")
+        check_counts(self, "latent_dim")
         if not self.mlp_ratio > 0:
             raise ValueError(f"mlp_ratio must be positive, got {self.mlp_ratio}")
         if self.output_layout is OutputLayout.CHEMELEON2 and not self.learn_variance:
@@ -315,7 +315,7 @@ class Denoiser(nn.Module):
         *,
         layout: TokenLayout | None = None,
     ) -> Float[Tensor, "crystal token output"]:
-        """What the network says of noisy latents.
+        """The network's answer to noisy latents.
 
         Args:
             tokens: noisy latents; what stands where the mask is False is ignored.

@@ -16,6 +16,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from latentite import lattice as lat
+from latentite.base.plain import check_counts
 from latentite.crystal import CrystalBatch
 from latentite.elements import NUM_ELEMENT_CLASSES
 from latentite.nn.segment import segment_mean
@@ -106,8 +107,7 @@ class EncoderConfig(TransformerSize):
     def __post_init__(self) -> None:
         # slots=True replaces the class, so the zero-argument super() would not find it
         TransformerSize.__post_init__(self)
-        if self.num_frequencies < 1:
-            raise ValueError(f"num_frequencies must be at least 1, got {self.num_frequencies}")
+        check_counts(self, "num_frequencies")
 
 
 def embedder(num_inputs: int, d_model: int) -> nn.Sequential:

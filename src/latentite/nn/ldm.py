@@ -14,12 +14,10 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from latentite.crystal import CrystalBatch
-from latentite.latent import LatentBatch
 from latentite.nn.conditions import ConditionModule, ConditionModuleConfig
-from latentite.nn.decoder import DecodedCrystals
 from latentite.nn.denoiser import Denoiser, DenoiserConfig
 from latentite.nn.lora import LoraConfig, add_lora
-from latentite.nn.vae import CrystalVAE, Posterior, VAEConfig
+from latentite.nn.vae import CrystalVAE, DecodedCrystals, LatentBatch, Posterior, VAEConfig
 
 
 @dataclass(kw_only=True, slots=True)

@@ -6,13 +6,11 @@ fit before and after.
 
     names = add_lora(denoiser, LoraConfig())       # everything else is frozen from here on
     ...train...
-    plain = merged(denoiser)                       # an ordinary network with the same outputs
-    state = merged_state_dict(state, LoraConfig())  # the same for the tensors of a checkpoint
+    state = merged_state_dict(denoiser.state_dict(), LoraConfig())  # of an ordinary network with the same outputs
 """
 
 from __future__ import annotations
 
-import copy
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -21,6 +19,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from latentite.base.plain import check_counts
 from latentite.nn.denoiser import DenoiserAttention
 
 IN_PROJ = "in_proj"
@@ -53,8 +52,7 @@ class LoraConfig:
     """Beginnings of the names of parameters that are trained in full, for example `final_layer`."""
 
     def __post_init__(self) -> None:
-        if self.rank < 1:
-            raise ValueError(f"rank must be at least 1, got {self.rank}")
+        check_counts(self, "rank")
         if not self.alpha > 0:
             raise ValueError(f"alpha must be positive, got {self.alpha}")
         if not 0.0 <= self.dropout < 1.0:
@@ -161,33 +159,13 @@ def _adapt(network: nn.Module, name: str, config: LoraConfig) -> None:
     setattr(parent, child, adapted.train(base.training))
 
 
-def merged(network: nn.Module) -> nn.Module:
-    """A copy whose weights include the adapters' additions, with no adapters left.
-
-    The network itself is not touched and can be trained on. Every parameter of the copy is trainable.
-    """
-    plain = copy.deepcopy(network)
-    for name, module in list(plain.named_modules()):
-        parent_name, _, child = name.rpartition(".")
-        if isinstance(module, LoraLinear):
-            linear = nn.Linear(
-                module.in_features, module.out_features, module.bias is not None, device="meta"
-            )
-            linear.weight, linear.bias = nn.Parameter(_sum(module.weight, module.lora.weight)), module.bias
-            setattr(plain.get_submodule(parent_name), child, linear.train(module.training))
-        elif isinstance(module, DenoiserAttention) and isinstance(module.in_proj_adapter, LoraBranch):
-            module.in_proj_weight = nn.Parameter(_sum(module.in_proj_weight, module.in_proj_adapter.weight))
-            module.in_proj_adapter = None
-    return plain.requires_grad_(True)
-
-
 def _sum(weight: Tensor, addition: Tensor) -> Tensor:
     """The weight with a branch's addition, rounded once."""
     return (weight.detach().double() + addition.detach()).to(weight.dtype)
 
 
 def merged_state_dict(state: Mapping[str, Tensor], config: LoraConfig) -> dict[str, Tensor]:
-    """The tensors of `merged(network)` from those of the network, which is not needed.
+    """The tensors of an ordinary network with the same outputs: weights that include the adapters' additions.
 
     Args:
         state: of a network that was prepared by `add_lora`, under any prefix.

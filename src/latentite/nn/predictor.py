@@ -22,8 +22,7 @@ from latentite.crystal import FIDELITY, CrystalBatch
 from latentite.elements import NUM_ELEMENT_CLASSES
 from latentite.nn.baselines import ElementBaselines, Extent
 from latentite.nn.condition_values import label_statistics
-from latentite.nn.predictions import Predictions, read_outputs
-from latentite.nn.predictor_config import FidelityMode, Pooling, PredictorConfig
+from latentite.nn.predictor_config import FidelityMode, Pooling, Predictions, PredictorConfig, read_outputs
 from latentite.nn.segment import segment_mean, segment_softmax, segment_sum
 from latentite.nn.vae import CrystalVAE
 
@@ -198,7 +197,7 @@ class PropertyPredictor(nn.Module):
         return segment_sum(weights * inputs.features, index, count)
 
     def outputs(self, inputs: PredictorInput) -> Float[Tensor, "member crystal output"]:
-        """Raw outputs of every member of the ensemble; `predictions.py` says what they mean."""
+        """Raw outputs of every member of the ensemble; `read_outputs` says what they mean."""
         return self.head_outputs(self.pooled(inputs), inputs.fidelity)
 
     def head_outputs(
@@ -209,15 +208,15 @@ class PropertyPredictor(nn.Module):
             features = (features - self.feature_mean) / self.feature_std
         if self.fidelity_heads is not None:
             features = self.fidelity_heads.at_input(features, fidelity)
-        found = []
+        outputs = []
         for member, head in enumerate((self.proj, *self.ensemble)):
             assert isinstance(head, nn.Sequential)
             hidden = head[:-1](features)
             output = head[-1](hidden)
             if self.fidelity_heads is not None:
                 output = self.fidelity_heads.at_output(member, hidden, output, fidelity)
-            found.append(output)
-        return torch.stack(found)
+            outputs.append(output)
+        return torch.stack(outputs)
 
     def forward(self, batch: CrystalBatch) -> Float[Tensor, "crystal output"]:
         """Mean outputs of the ensemble. A numeric target is less its mean and baseline, in units of its `std`."""

@@ -17,6 +17,8 @@ from einops import rearrange
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
+from latentite.base.plain import check_counts
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class PackedLayout:
@@ -102,9 +104,7 @@ class TransformerSize:
     gelu: Gelu = Gelu.TANH
 
     def __post_init__(self) -> None:
-        for name in ("d_model", "num_heads", "dim_feedforward", "num_layers"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        check_counts(self, "d_model", "num_heads", "dim_feedforward", "num_layers")
         if self.d_model % self.num_heads or self.d_model % 2:
             raise ValueError(
                 f"d_model must be even and divisible by num_heads={self.num_heads}, got {self.d_model}"

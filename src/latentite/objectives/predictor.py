@@ -16,9 +16,8 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from latentite.nn.predictions import central, split_outputs
 from latentite.nn.predictor import PredictorInput, PropertyPredictor
-from latentite.nn.predictor_config import HeadKind, PredictorConfig
+from latentite.nn.predictor_config import HeadKind, PredictorConfig, central, split_outputs
 from latentite.objectives.terms import LossTerms, Term
 
 

@@ -16,8 +16,7 @@ from torch import Tensor, nn
 
 from latentite import lattice as lat
 from latentite.crystal import CrystalBatch
-from latentite.nn.decoder import CoordinateHead, DecodedCrystals
-from latentite.nn.vae import CrystalVAE
+from latentite.nn.vae import CoordinateHead, CrystalVAE, DecodedCrystals
 from latentite.objectives.terms import LossTerms, Term
 
 

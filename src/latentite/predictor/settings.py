@@ -6,6 +6,7 @@ from dataclasses import dataclass, field, fields, replace
 from enum import StrEnum
 from typing import Any
 
+from latentite.base.plain import check_counts
 from latentite.data.sampler import AugmentationConfig
 from latentite.nn.baselines import Extent
 from latentite.nn.condition_values import Transform
@@ -86,8 +87,7 @@ class PredictorModuleConfig(HeadConfig):
             raise ValueError(
                 f"targets.{unknown[0]} must be one of target_conditions ({', '.join(self.target_conditions)})"
             )
-        if self.encoder_layers < 1:
-            raise ValueError(f"encoder_layers must be at least 1, got {self.encoder_layers}")
+        check_counts(self, "encoder_layers")
         if not self.encoder_lr_ratio > 0.0:
             raise ValueError(f"encoder_lr_ratio must be above 0, got {self.encoder_lr_ratio}")
 

@@ -6,10 +6,11 @@ import math
 from dataclasses import dataclass, field
 from enum import StrEnum
 
+from latentite.base.plain import check_counts
 from latentite.generators.latent.chain import SamplingConfig
 from latentite.nn.lora import LoraConfig
 from latentite.rewards.combine import RewardConfig
-from latentite.rewards.repeats import Kind
+from latentite.rewards.repeats import CrystalKind
 from latentite.training.ema import EMAConfig
 from latentite.training.optim import OptimizerConfig
 from latentite.training.settings import (
@@ -104,13 +105,8 @@ class PolicyConfig:
     """Most atoms in one pass of an update: memory and speed, not the result; null: 1024 on a CPU, 8192 elsewhere."""
 
     def __post_init__(self) -> None:
-        for name in ("num_group_samples", "best_of", "num_inner_epochs", "num_minibatches"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
-        if self.num_train_steps is not None and self.num_train_steps < 1:
-            raise ValueError(f"num_train_steps must be at least 1 or null, got {self.num_train_steps}")
-        if self.update_tokens is not None and self.update_tokens < 1:
-            raise ValueError(f"update_tokens must be at least 1 or null, got {self.update_tokens}")
+        check_counts(self, "num_group_samples", "best_of", "num_inner_epochs", "num_minibatches")
+        check_counts(self, "num_train_steps", "update_tokens", or_null=True)
         for name in ("clip_ratio", "max_advantage"):
             value = getattr(self, name)
             if value is not None and not value > 0.0:
@@ -159,13 +155,11 @@ class ReplayConfig:
     """Drawn for each rollout's updates, of those that are better than the rollout's mean."""
     max_age: int = 50
     """Rollouts after which a trajectory is dropped."""
-    kind: Kind = Kind.FORMULA
+    kind: CrystalKind = CrystalKind.FORMULA
     """Of each kind only the best is kept."""
 
     def __post_init__(self) -> None:
-        for name in ("size", "num_samples", "max_age"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        check_counts(self, "size", "num_samples", "max_age")
 
 
 @dataclass(kw_only=True, slots=True)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -21,22 +21,17 @@ from torch import Tensor
 from latentite.base.plain import naming
 from latentite.crystal import CrystalBatch
 from latentite.data.sampler import AugmentationConfig
-from latentite.generators.latent.policy import LatentPolicy
-from latentite.generators.latent.trajectories import build_chain
-from latentite.generators.policy import Policy, Prompts
-from latentite.models import load_ldm
-from latentite.nn.ldm import LatentDiffusion
+from latentite.generators.policy import Policy, PolicyPlan, Prompts
+from latentite.generators.table import open_policy_base
 from latentite.nn.lora import trainable_summary
-from latentite.objectives.ldm import LDMStageConfig
 from latentite.objectives.terms import LossTerms
-from latentite.rewards.combine import Rewards
+from latentite.rewards.combine import Rewards, RewardWorkers
 from latentite.rewards.repeats import DiversityFilter
-from latentite.rewards.workers import RewardWorkers
 from latentite.rl.config import RLModuleConfig
 from latentite.rl.objective import RunningRewards, choose_steps, compute_advantages
-from latentite.rl.replay import ReplayBuffer
 from latentite.rl.rollout import (
     PendingRollout,
+    ReplayBuffer,
     Rollout,
     RolloutRewards,
     experience_of,
@@ -267,10 +262,11 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class RLPlan:
-    """The base, its settings and the rewards that a run starts from."""
+    """The policy and the rewards that a run starts from."""
 
-    settings: LDMStageConfig
-    base: LatentDiffusion
+    generator: str
+    """Name of the generator that is trained."""
+    policy: PolicyPlan
     rewards: Rewards | RewardWorkers
 
 
@@ -282,36 +278,26 @@ def plan_rl(config: RLModuleConfig, data: CrystalDataModule) -> RLPlan:
     """
     assert config.ldm_ckpt_path is not None
     with naming("rl_module.ldm_ckpt_path"):
-        base, settings, _ = load_ldm(config.ldm_ckpt_path)
-    names = [] if base.condition_module is None else list(base.condition_module.names)
+        generator, base = open_policy_base(config.ldm_ckpt_path)
+    names = [condition.name for condition in base.conditions]
     if data.config.conditions != names:
         raise ValueError(
             f"data.target_condition must be [{', '.join(names)}], the conditions of rl_module.ldm_ckpt_path, "
             f"got [{', '.join(data.config.conditions)}]"
         )
-    if settings.condition_module is not None:
-        check_labels(settings.condition_module.conditions, data.splits["train"])
-    build_chain(settings.diffusion, config.sampling)
+    check_labels(base.conditions, data.splits["train"])
+    policy = base.plan(config.sampling, lora=config.lora, per_entry=config.rl_configs.per_entry)
     config.rl_configs.check_rollout(data.config.batch_size * config.rl_configs.num_group_samples)
     rewards: Rewards | RewardWorkers = Rewards.build(config.reward_fn)
     if config.reward_workers > 0:
         rewards = RewardWorkers(config.reward_fn, config.reward_workers)
-    return RLPlan(settings=replace(settings, lora=config.lora), base=base, rewards=rewards)
+    return RLPlan(generator=generator, policy=policy, rewards=rewards)
 
 
 def build_rl_module(
     config: RLModuleConfig, plan: RLPlan, *, seed: int, max_norm: float | None
 ) -> RLTrainingModule:
     """The training module; adapters are drawn from torch's own generator."""
-    network = LatentDiffusion(plan.settings)
-    loaded = network.load_state_dict(plan.base.state_dict(), strict=False)
-    assert not loaded.unexpected_keys, "a fine-tuned network has all that its base has"
-    log.info("fine-tuning %s: %s", config.ldm_ckpt_path, trainable_summary(network))
-    policy = LatentPolicy(
-        network=network,
-        reference=plan.base.eval().requires_grad_(False),
-        chain=build_chain(plan.settings.diffusion, config.sampling),
-        sampling=config.sampling,
-        per_entry=config.rl_configs.per_entry,
-    )
+    policy = plan.policy.build()
+    log.info("fine-tuning %s: %s", config.ldm_ckpt_path, trainable_summary(policy.network))
     return RLTrainingModule(config, policy, plan.rewards, seed=seed, max_norm=max_norm)

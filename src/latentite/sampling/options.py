@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from latentite.base.devices import BATCH_SIZE
+from latentite.base.machine import BATCH_SIZE
 from latentite.base.options import option
 from latentite.base.plain import Numbers, Texts, check_seed, choice, names
 from latentite.hub import DEFAULT_LDM
@@ -34,7 +34,7 @@ class GenerateConfig:
 
     None keeps the crystals in memory."""
     num_samples: int = 64
-    """How many crystals; of each request where several are made, such as formulas."""
+    """Number of crystals; of each request where several are made, such as formulas."""
     batch_size: int = BATCH_SIZE
     """Most crystals at once.
 

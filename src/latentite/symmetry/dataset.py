@@ -19,7 +19,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from latentite.base.files import cache_dir as default_cache_dir
-from latentite.base.processes import map_in_order
+from latentite.base.machine import map_in_order
 from latentite.crystal_arrays import CrystalArrays
 from latentite.data.dataset import CrystalDataset, from_bytes, save_tensors, take, to_bytes
 from latentite.symmetry.descriptions import Orbits

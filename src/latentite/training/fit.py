@@ -19,6 +19,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from enum import StrEnum
+from functools import cache
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -41,13 +42,12 @@ from latentite.training.callbacks import (
     ProgressCallback,
     TimeLimitCallback,
 )
-from latentite.training.checkpointing import CheckpointCallback
+from latentite.training.checkpointing import CheckpointCallback, run_record
 from latentite.training.datamodule import CrystalDataModule
 from latentite.training.ema import EMAConfig
 from latentite.training.loggers import build_loggers, wandb_mode
 from latentite.training.module import StageModule
 from latentite.training.resume import ResumedScheduleCallback, Resumption
-from latentite.training.resume_point import run_record
 from latentite.training.settings import RunConfig, with_sections
 
 
@@ -73,6 +73,7 @@ def write_provenance(config: RunConfig, data: dict[str, Any], *, num_parameters:
     )
 
 
+@cache
 def git_commit() -> str | None:
     """Commit of the source tree that this package runs from, `-dirty` if it differs; None without git."""
     folder = Path(__file__).resolve().parent
@@ -84,6 +85,7 @@ def git_commit() -> str | None:
     return done.stdout.strip() or None if done.returncode == 0 else None
 
 
+@cache
 def package_versions() -> dict[str, str]:
     """Installed version of each package that latentite depends on."""
     try:
@@ -140,6 +142,7 @@ def fit(
     stage: Stage,
     network_config: Any,
     ema: EMAConfig,
+    generator: str | None = None,
     datamodule: CrystalDataModule | None = None,
 ) -> FitResult:
     """Train, from the start or from `config.ckpt_path`.
@@ -150,6 +153,7 @@ def fit(
         stage: of training.
         network_config: from which the network can be built again; goes into the checkpoints.
         ema: averaging of the weights.
+        generator: name of the generator that is trained; None for a stage whose networks generate nothing.
         datamodule: instead of the one that `config.data` describes.
 
     Raises:
@@ -172,6 +176,7 @@ def fit(
         config.run_dir / "checkpoints",
         stage=stage,
         network_config=network_config,
+        generator=generator,
         data=data.data_card,
         run=run,
     )

@@ -17,8 +17,8 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from latentite.base.plain import from_plain
 from latentite.checkpoint import DataCard, Stage, plain
 from latentite.training.callbacks import EarlyStoppingCallback
+from latentite.training.checkpointing import STARTS, ResumePoint, flatten, read_resume_point
 from latentite.training.optim import PlateauSchedule, SchedulerConfig, StepSchedule
-from latentite.training.resume_point import STARTS, ResumePoint, flatten, read_resume_point
 from latentite.training.settings import RunConfig
 
 log = logging.getLogger(__name__)
@@ -123,7 +123,7 @@ class Resumption:
             log.info("%s", line)
 
     def finished(self, config: RunConfig) -> str | None:
-        """Why nothing is left to train, in one phrase; None where something is."""
+        """Reason for which nothing is left to train, in one phrase; None where something is."""
         point, limits, stopping = self.point, config.trainer, config.callbacks.early_stopping
         last = limits.max_epochs
         if last is not None and last != -1 and point.epochs >= last:

@@ -13,7 +13,7 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Any, TypeVar
 
-from latentite.base.plain import NOT_TYPED, check_seed
+from latentite.base.plain import NOT_TYPED, check_counts, check_seed
 from latentite.data.fidelities import FidelityConfig, SplitBy
 from latentite.data.options import DEFAULT_FRACTIONS
 from latentite.data.splits import check_fractions
@@ -79,13 +79,8 @@ class DataConfig:
     def __post_init__(self) -> None:
         if not self.name and self.data_dir is None:
             raise ValueError("name must not be empty where data_dir is not given")
-        for key in ("batch_size", "max_atoms"):
-            if getattr(self, key) < 1:
-                raise ValueError(f"{key} must be at least 1, got {getattr(self, key)}")
-        for key in ("batch_atoms", "eval_batch_size", "max_crystals", "workers"):
-            value = getattr(self, key)
-            if value is not None and value < 1:
-                raise ValueError(f"{key} must be at least 1 or null, got {value}")
+        check_counts(self, "batch_size", "max_atoms")
+        check_counts(self, "batch_atoms", "eval_batch_size", "max_crystals", "workers", or_null=True)
         if self.batch_atoms is not None and self.batch_atoms < self.max_atoms:
             raise ValueError(
                 f"batch_atoms must be at least max_atoms ({self.max_atoms}), got {self.batch_atoms}"
@@ -204,19 +199,14 @@ class TrainerConfig:
     """Further arguments of `lightning.pytorch.Trainer`, passed on as they are."""
 
     def __post_init__(self) -> None:
-        for key, low in (("num_nodes", 1), ("accumulate_grad_batches", 1), ("log_every_n_steps", 1)):
-            if getattr(self, key) < low:
-                raise ValueError(f"{key} must be at least {low}, got {getattr(self, key)}")
+        check_counts(self, "num_nodes", "accumulate_grad_batches", "log_every_n_steps")
         if self.max_epochs is not None and self.max_epochs != -1 and self.max_epochs < 1:
             raise ValueError(f"max_epochs must be at least 1, or -1 for no limit, got {self.max_epochs}")
         if self.max_steps != -1 and self.max_steps < 1:
             raise ValueError(f"max_steps must be at least 1, or -1 for no limit, got {self.max_steps}")
         if self.max_epochs in (None, -1) and self.max_steps == -1 and self.max_time is None:
             raise ValueError("max_epochs must be given where neither max_steps nor max_time limits the run")
-        if self.check_val_every_n_epoch is not None and self.check_val_every_n_epoch < 1:
-            raise ValueError(
-                f"check_val_every_n_epoch must be at least 1 or null, got {self.check_val_every_n_epoch}"
-            )
+        check_counts(self, "check_val_every_n_epoch", or_null=True)
         if self.gradient_clip_val is not None and not self.gradient_clip_val > 0:
             raise ValueError(f"gradient_clip_val must be above 0 or null, got {self.gradient_clip_val}")
         if doubled := sorted(self.options.keys() & {item.name for item in fields(self)}):
@@ -280,8 +270,7 @@ class CheckpointConfig:
     def __post_init__(self) -> None:
         if self.save_top_k < -1:
             raise ValueError(f"save_top_k must be -1 (all), 0 (none) or more, got {self.save_top_k}")
-        if self.every_n_epochs is not None and self.every_n_epochs < 1:
-            raise ValueError(f"every_n_epochs must be at least 1 or null, got {self.every_n_epochs}")
+        check_counts(self, "every_n_epochs", or_null=True)
         if self.every_n_minutes is not None and not self.every_n_minutes > 0:
             raise ValueError(f"every_n_minutes must be above 0 or null, got {self.every_n_minutes}")
 
@@ -298,8 +287,7 @@ class EarlyStoppingConfig:
     """Smallest change that counts as an improvement."""
 
     def __post_init__(self) -> None:
-        if self.patience < 1:
-            raise ValueError(f"patience must be at least 1, got {self.patience}")
+        check_counts(self, "patience")
         if self.min_delta < 0:
             raise ValueError(f"min_delta must be 0 or more, got {self.min_delta}")
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from latentite.data.sampler import AugmentationConfig, NoiseConfig
-from latentite.nn.decoder import DecoderConfig
 from latentite.nn.denoiser import DenoiserConfig
 from latentite.nn.encoders import EncoderConfig
 from latentite.nn.gpt.cell import LatticeDensity
@@ -13,7 +12,7 @@ from latentite.nn.gpt.circular import CoordDensity
 from latentite.nn.gpt.model import GPTSize
 from latentite.nn.gpt.network import SPACE_GROUP, GPTMode, check_size
 from latentite.nn.lora import LoraConfig
-from latentite.nn.vae import VAEConfig
+from latentite.nn.vae import DecoderConfig, VAEConfig
 from latentite.objectives.ldm import DiffusionConfig
 from latentite.objectives.vae import CoordinateLoss, LossWeights
 from latentite.symmetry.encode import FALLBACK_SYMPREC, SYMPREC

@@ -28,7 +28,7 @@ from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import numpy as np
 
-from latentite.base.processes import count_workers, process_context, start_worker
+from latentite.base.machine import count_workers, process_context, start_worker
 from latentite.crystal_arrays import CrystalArrays
 from latentite.data.readers.checks import Limits, refusals
 from latentite.data.readers.cif import parse_p1

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 
 import torch
-from jaxtyping import Bool
+from jaxtyping import Bool, Int
 from torch import Tensor
 
 from latentite.crystal import CrystalBatch
@@ -26,20 +26,58 @@ from latentite.diffusion.schedule import FlowSchedule, Schedule, Spacing, has_st
 from latentite.diffusion.steps import Denoise, SamplerSettings, Variance
 from latentite.generators.elements import choose_elements
 from latentite.generators.jobs import Jobs
-from latentite.generators.latent.batches import MAX_PADDING, size_batches
 from latentite.generators.latent.start import Start, StartRows
 from latentite.generators.protocol import Advance, Drawn
 from latentite.generators.told import told
-from latentite.latent import LatentBatch
 from latentite.nn.conditions import Conditioning
-from latentite.nn.decoder import DecodedCrystals
 from latentite.nn.denoiser import Denoiser, OutputLayout
 from latentite.nn.ldm import LatentDiffusion
 from latentite.nn.transformer import TokenLayout
+from latentite.nn.vae import DecodedCrystals, LatentBatch
 from latentite.objectives.ldm import Compatibility, DiffusionConfig
 
+MAX_PADDING = 0.045
+"""Share of a run's tokens that may be padding."""
 
-class Precision(StrEnum):
+
+def size_batches(
+    num_atoms: Int[Tensor, " crystal"], batch_size: int, *, max_padding: float = MAX_PADDING
+) -> list[Int[Tensor, " member"]]:
+    """Positions of the crystals of each batch.
+
+    Crystals of one size first make batches of their own. Then those that are not full are joined, the cheapest
+    pair of neighbouring sizes first, as long as padding stays below `max_padding` of all tokens: a few larger
+    batches are much faster than many small ones.
+
+    Args:
+        num_atoms: of each crystal.
+        batch_size: most crystals in a batch.
+        max_padding: share of all tokens; 0 keeps every batch to one size.
+    """
+    by_size = [(num_atoms == size).nonzero().flatten() for size in num_atoms.unique().tolist()]
+    batches = [part for members in by_size for part in members.split(batch_size)]
+    full = [part for part in batches if len(part) == batch_size]
+    rest = [part for part in batches if len(part) < batch_size]
+    largest = [int(num_atoms[part[0]]) for part in rest]
+    num_tokens, padding = int(num_atoms.sum()), 0
+    while len(rest) > 1:
+        costs = [
+            (len(rest[i]) * (largest[i + 1] - largest[i]), i)
+            for i in range(len(rest) - 1)
+            if len(rest[i]) + len(rest[i + 1]) <= batch_size
+        ]
+        if not costs:
+            break
+        cost, i = min(costs)
+        if padding + cost > max_padding * (num_tokens + padding + cost):
+            break
+        padding += cost
+        rest[i : i + 2] = [torch.cat(rest[i : i + 2])]
+        largest[i : i + 2] = [largest[i + 1]]
+    return full + rest
+
+
+class SamplingPrecision(StrEnum):
     """Numbers that the denoiser computes with; the steps between its calls and the decoder stay in fp32."""
 
     FP32 = "fp32"
@@ -53,7 +91,7 @@ DEFAULT_STEPS = {kind: 25 if kind is SamplerKind.HEUN else 50 for kind in Sample
 SPACINGS = {kind: Spacing.LOG_SNR if kind is SamplerKind.DPM_SOLVER else Spacing.EVEN for kind in SamplerKind}
 """DPM-Solver++ assumes even steps of the logarithm of the signal-to-noise ratio (Lu et al. 2022, appendix)."""
 
-DTYPES = {Precision.BF16: torch.bfloat16, Precision.FP16: torch.float16}
+DTYPES = {SamplingPrecision.BF16: torch.bfloat16, SamplingPrecision.FP16: torch.float16}
 
 
 @dataclass(kw_only=True, slots=True)
@@ -72,7 +110,7 @@ class SamplingConfig:
     """s of u + s (c - u): one for all conditions together, or one for each. Without conditions it does nothing."""
     batch_size: int = 256
     """Most crystals in one pass."""
-    precision: Precision = Precision.FP32
+    precision: SamplingPrecision = SamplingPrecision.FP32
 
     def __post_init__(self) -> None:
         for name in ("steps", "batch_size"):
@@ -302,7 +340,7 @@ class _Call:
     """The denoiser as guidance calls it, in the chosen precision; a mask's layout is made once, not at each step."""
 
     denoiser: Denoiser
-    precision: Precision
+    precision: SamplingPrecision
     layouts: dict[int, TokenLayout] = field(default_factory=dict)
 
     def __call__(self, tokens: Tensor, time: Tensor, mask: Tensor, condition: Conditioning | None) -> Tensor:

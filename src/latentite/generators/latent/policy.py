@@ -7,7 +7,7 @@ that are real and have noise, and sum over a crystal's tokens and channels or ta
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -15,22 +15,33 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from latentite.checkpoint import CheckpointRecord
 from latentite.crystal import CrystalBatch
 from latentite.diffusion.noise import CrystalNoise
 from latentite.diffusion.steps import (
     Denoise,
     Moments,
 )
-from latentite.generators.latent.batches import size_batches
 from latentite.generators.latent.chain import (
     SamplingConfig,
     denoise_told,
     max_padding,
+    size_batches,
 )
-from latentite.generators.latent.trajectories import Chain, LatentTrajectories, Transitions, roll_out
-from latentite.generators.policy import Decision, Prompts, Rows, passes
-from latentite.latent import LatentBatch
+from latentite.generators.latent.trajectories import (
+    Chain,
+    LatentTrajectories,
+    Transitions,
+    build_chain,
+    roll_out,
+)
+from latentite.generators.policy import Decision, PolicyPlan, Prompts, Rows, passes
+from latentite.models import ldm_of
+from latentite.nn.condition_values import ConditionConfig
 from latentite.nn.ldm import LatentDiffusion
+from latentite.nn.lora import LoraConfig
+from latentite.nn.vae import LatentBatch
+from latentite.objectives.ldm import LDMStageConfig
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -162,6 +173,53 @@ class LatentPolicy:
         return self.chain.moments(
             self.denoise(network, values, asked.mask), asked.states, asked.levels, asked.mask
         )
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class LatentPolicyBase:
+    """A trained latent diffusion model that reinforcement learning starts from (`PolicyBase`)."""
+
+    network: LatentDiffusion
+    settings: LDMStageConfig
+
+    @staticmethod
+    def of(record: CheckpointRecord) -> LatentPolicyBase:
+        """From a checkpoint, adapters merged.
+
+        Raises:
+            CheckpointError: when it is of no such model, or config and tensors do not fit.
+        """
+        network, settings, _ = ldm_of(record)
+        return LatentPolicyBase(network=network, settings=settings)
+
+    @property
+    def conditions(self) -> Sequence[ConditionConfig]:
+        """Those of the condition module; none without one."""
+        module = self.settings.condition_module
+        return () if module is None else module.conditions
+
+    def plan(self, sampling: SamplingConfig, *, lora: LoraConfig | None, per_entry: bool) -> PolicyPlan:
+        """The chain of a stochastic sampler; arguments as `PolicyBase.plan`.
+
+        Raises:
+            ValueError: for a sampler without noise, or one that does not fit the model.
+        """
+        chain = build_chain(self.settings.diffusion, sampling)
+        settings = replace(self.settings, lora=lora)
+
+        def build() -> LatentPolicy:
+            network = LatentDiffusion(settings)
+            loaded = network.load_state_dict(self.network.state_dict(), strict=False)
+            assert not loaded.unexpected_keys, "a fine-tuned network has all that its base has"
+            return LatentPolicy(
+                network=network,
+                reference=self.network.eval().requires_grad_(False),
+                chain=chain,
+                sampling=sampling,
+                per_entry=per_entry,
+            )
+
+        return PolicyPlan(settings=settings, build=build)
 
 
 def gaussian_decisions(

@@ -1,7 +1,6 @@
-"""Work in several processes: results in the order of the items, whatever the number of workers.
+"""The machine at hand: the device that a network runs on, and the processes that share work in Python.
 
-Used where Python code does the work (parsing, symmetry, structure matching); networks do not come here.
-Imports nothing of ours.
+Parsing, symmetry and structure matching are Python code and gain from processes; networks do not come there.
 """
 
 from __future__ import annotations
@@ -16,7 +15,47 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from multiprocessing.context import BaseContext
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
+
+if TYPE_CHECKING:
+    import torch
+
+BATCH_SIZE = 256
+"""Crystals at once, unless something else is asked for."""
+
+
+def resolve_device(name: str, *, needs_float64: bool = False) -> torch.device:
+    """The device of that name; `auto` takes CUDA, then MPS, then the CPU.
+
+    Args:
+        name: `auto`, or as torch writes it.
+        needs_float64: whether the network holds numbers of double precision, which MPS does not have.
+
+    Raises:
+        ValueError: for a device that is not there, or that cannot hold the numbers.
+    """
+    import torch  # takes seconds, and what only prints a help text imports this module too
+
+    has_cuda, has_mps = torch.cuda.is_available(), torch.backends.mps.is_available() and not needs_float64
+    if name == "auto":
+        return torch.device("cuda" if has_cuda else "mps" if has_mps else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise ValueError(f"device must be auto, cpu, cuda, cuda:1 or mps, got {name}") from None
+    if device.type == "mps" and needs_float64:
+        raise ValueError(
+            f"device must be one with double precision for this network, got {name}; use auto or cpu"
+        )
+    is_there = {
+        "cpu": True,
+        "mps": has_mps,
+        "cuda": has_cuda and (device.index or 0) < torch.cuda.device_count(),
+    }
+    if not is_there.get(device.type, False):
+        raise ValueError(f"device must be one that torch sees, got {name}; use auto or cpu")
+    return device
+
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -33,6 +72,32 @@ def process_context() -> BaseContext:
     Elsewhere forking is unsafe or impossible.
     """
     return multiprocessing.get_context("fork" if sys.platform == "linux" else "spawn")
+
+
+def network_context(*preload: str) -> BaseContext:
+    """Processes that compute with torch: forked by a server that has imported these modules once and done nothing else.
+
+    A process in which torch has computed cannot be forked itself: its threads and its GPU do not come along. Each
+    spawned one imports torch anew, for seconds. The server starts with the first process and ends with this one.
+    """
+    if sys.platform != "linux":
+        return multiprocessing.get_context("spawn")
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(list(preload))
+    return context
+
+
+def end_with_parent() -> None:
+    """In a process of `network_context`: leave Ctrl-C to the parent, and end when the parent does."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+
+    def watch() -> None:
+        parent.join()
+        os._exit(1)
+
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    threading.Thread(target=watch, daemon=True).start()
 
 
 def start_worker(parent: int) -> None:
