@@ -10,8 +10,8 @@ import pytest
 from latentite.checkpoint import DataCard, Stage, plain
 from latentite.nn.gpt.circular import CoordDensity
 from latentite.nn.gpt.network import GPTConfig
+from latentite.training.checkpointing import ResumePoint
 from latentite.training.resume import check_network
-from latentite.training.resume_point import ResumePoint
 
 
 def point(network: dict[str, Any]) -> ResumePoint:
