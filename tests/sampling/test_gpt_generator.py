@@ -7,7 +7,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from latentite.sampling.checks import GeometryLimits, RefusalKind, closest_scaled, geometry_refusals
 from test_run_folder import contents
 
 from latentite import cli
@@ -16,8 +15,10 @@ from latentite.crystal import CrystalBatch
 from latentite.crystal_arrays import CrystalArrays
 from latentite.generation import generate
 from latentite.generators.gpt.options import space_groups, wyckoff_letters
+from latentite.metrics.close_pairs import closest_scaled
 from latentite.nn.gpt.model import GPTLimits, GPTSize
 from latentite.nn.gpt.network import GPTConfig, GPTNetwork
+from latentite.sampling.window import GeometryLimits, RefusalKind, geometry_refusals
 from latentite.symmetry.positions import wyckoff_table
 
 HISTOGRAM = [0, 3, 5, 2, 8, 4, 6, 1, 7, 0, 2, 0, 4]

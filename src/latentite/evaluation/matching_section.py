@@ -67,7 +67,7 @@ def matching_section(work: Work, table: Mapping[str, list[Cell]]) -> Section:
 
 
 def _memorised(measured: Measured, reference: Measured) -> Table:
-    """What of each structure, but for its free coordinates and its cell, stands in the reference; empty where it has no
+    """Columns: whether each structure, but for its free coordinates and cell, stands in the reference; empty where it has no
     label."""
     own = [symmetry.label for symmetry in measured.symmetries]
     known = [symmetry.label for symmetry in reference.symmetries if symmetry.label is not None]

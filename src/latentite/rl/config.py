@@ -167,7 +167,7 @@ class RLModuleConfig:
     """Everything about the reinforcement learning stage but its data: the `rl_module` group."""
 
     ldm_ckpt_path: str | None = None
-    """Path or name of the model that is fine-tuned: a latent diffusion model of stage 2, a crystal GPT, or one of either
+    """Path or name of the model that is fine-tuned: a latent diffusion model, a crystal GPT, or one of either
     that this stage has fine-tuned. Required."""
     rl_configs: PolicyConfig = field(default_factory=PolicyConfig)
     reward_fn: RewardConfig

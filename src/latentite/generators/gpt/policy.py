@@ -46,7 +46,7 @@ class GPTPolicy:
     batch_size: int
     """Crystals that are drawn together."""
     conditions: tuple[ConditionConfig, ...] = ()
-    """What prompts ask for; the network is told nothing of its other conditions."""
+    """Requests of prompts; the network is told nothing of its other conditions."""
 
     def to(self, device: torch.device | str) -> GPTPolicy:
         """The same policy with its networks, moved in place, on a device."""

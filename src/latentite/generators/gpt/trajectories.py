@@ -32,7 +32,7 @@ class GPTTrajectories:
     """Of each crystal's decisions when it was drawn, nats; 0 after its last one."""
     num_decisions: Int[Tensor, " trajectory"]
     values: dict[str, Tensor]
-    """What was asked: a column by condition, NaN where a crystal was not asked for it."""
+    """Requests: a column by condition, NaN where a crystal was not asked for it."""
 
     def __len__(self) -> int:
         return len(self.num_decisions)
@@ -87,7 +87,7 @@ class GPTTrajectories:
 
 
 def decision_columns(orbits: OrbitBatch) -> tuple[Int[Tensor, "crystal decision"], Int[Tensor, " crystal"]]:
-    """Where the decisions of each crystal stand in `LogProbability.decisions` of a batch.
+    """Places of the decisions of each crystal in `LogProbability.decisions` of a batch.
 
     Returns:
         The column of each decision in the order in which they are made (any column after the last one), and how
