@@ -10,7 +10,7 @@ import torch
 from test_run_folder import contents
 
 from latentite import cli
-from latentite.checkpoint import Stage, build_payload
+from latentite.checkpoint import CRYSTAL_GPT, Stage, build_payload
 from latentite.crystal import CrystalBatch
 from latentite.crystal_arrays import CrystalArrays
 from latentite.generation import generate
@@ -38,7 +38,7 @@ def gpt(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "splits": {"train": {"num_atoms_histogram": HISTOGRAM}},
         "elements": ["Li", "O", "Na", "Mg", "Cl", "Ti", "Fe", "Sr"],
     }
-    payload = build_payload(stage=Stage.GPT, config=config, data=data, metrics={})
+    payload = build_payload(stage=Stage.GPT, config=config, data=data, metrics={}, generator=CRYSTAL_GPT)
     state = {f"network.{name}": value for name, value in network.state_dict().items()}
     path = tmp_path_factory.mktemp("gpt") / "gpt.ckpt"
     torch.save({"state_dict": state, "latentite": payload}, path)
