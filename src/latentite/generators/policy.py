@@ -25,9 +25,9 @@ from latentite.nn.lora import LoraConfig
 class Prompts:
     """Requests, one for each crystal of a rollout.
 
-    A prompt is a crystal of the data: its conditions are asked, its number of atoms of a model that must be told it, and
-    its elements of one that predicts structures. Each crystal of a rollout owns a seed, so that neither batches nor
-    processes matter.
+    A prompt is a crystal of the data: its conditions are asked, its number of atoms of a model that must be told it,
+    and its elements of one that predicts structures. Each crystal of a rollout owns a seed, so that neither batches
+    nor processes matter.
     """
 
     crystals: CrystalBatch
