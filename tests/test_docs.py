@@ -86,10 +86,10 @@ def test_documented_training_command_composes_and_validates(command: str, tmp_pa
     from latentite.config import STAGES, compose, load
 
     words = shlex.split(command, comments=True)
-    overrides = words[words.index("vae") + 1 :] if words[0] == "latentite" else words[2:]
+    overrides = words[3:] if words[0] == "latentite" else words[2:]
     if words[0] == "python":
         assert (ROOT / words[1]).is_file()
-    stage = STAGES["vae" if words[0] == "latentite" else Path(words[1]).stem.removeprefix("train_")]
+    stage = STAGES[words[2] if words[0] == "latentite" else Path(words[1]).stem.removeprefix("train_")]
     overrides = [item for item in overrides if item not in ("--cfg", "job") and not item.startswith("[")]
     # The reader's folders are not here: any folder that exists stands for them.
     overrides = [
@@ -116,7 +116,8 @@ def test_every_experiment_that_is_named_exists() -> None:
     for path in [*DOCUMENTS, *SCRIPTS]:
         text = path.read_text(encoding="utf-8")
         named = set(re.findall(r"\bexperiment=([\w/]+)", text))
-        named |= set(re.findall(r"`((?:mp_20|alex_mp_20|prototypes|mp_20_biternary)/\w+)`", text))
+        sets = "mp_20|alex_mp_20|prototypes|mp_20_biternary|mp_mix|mpts_52|carbon_24"
+        named |= set(re.findall(rf"`((?:{sets})/\w+)`", text))
         assert named <= EXPERIMENTS, path
 
 

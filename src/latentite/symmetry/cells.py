@@ -38,7 +38,7 @@ def family_of_number(number: int) -> int:
 
 def family_of(groups: Int[Tensor, " crystal"]) -> Int[Tensor, " crystal"]:
     """Position in `FAMILIES` of the crystal family of each space group (trigonal ones are hexagonal)."""
-    first = torch.tensor(_FIRST_GROUPS, device=groups.device)
+    first = torch.from_numpy(np.array(_FIRST_GROUPS)).to(groups.device)
     return torch.searchsorted(first, groups, right=True) - 1
 
 

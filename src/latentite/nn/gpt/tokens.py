@@ -21,6 +21,11 @@ PERIODS = (2, 10, 18, 36, 54, 86, 118)
 """Last atomic number of each period."""
 
 
+def _features(values: Float[np.ndarray, "*row"]) -> Float[Tensor, "*row"]:
+    """On the CPU, also where a network is built on the meta device, which checks of checkpoints do."""
+    return torch.from_numpy(values.astype(np.float32))
+
+
 def one_hot(values: Int[np.ndarray, " row"], num: int) -> Float[np.ndarray, "row class"]:
     """Rows of the identity."""
     return np.eye(num)[values]
@@ -30,7 +35,7 @@ def one_hot(values: Int[np.ndarray, " row"], num: int) -> Float[np.ndarray, "row
 def group_features() -> Float[Tensor, "group_from_0 feature"]:
     """Family, centring, order and inversion of each space group; the row at 0 is zero."""
     rows = [np.zeros(len(FAMILIES) + 6 + 3)]
-    families = family_of(torch.arange(1, NUM_GROUPS + 1)).numpy()
+    families = family_of(torch.from_numpy(np.arange(1, NUM_GROUPS + 1))).numpy()
     for number in range(1, NUM_GROUPS + 1):
         group = space_group(number)
         has_inversion = bool((group.rotations == -np.eye(3, dtype=int)).all(axis=(1, 2)).any())
@@ -43,7 +48,7 @@ def group_features() -> Float[Tensor, "group_from_0 feature"]:
                 ]
             )
         )
-    return torch.tensor(np.array(rows), dtype=torch.float32)
+    return _features(np.array(rows))
 
 
 @cache
@@ -66,7 +71,7 @@ def position_features() -> Float[Tensor, "position feature"]:
         np.sin(2 * np.pi * table.offset),
         group_features().numpy()[table.group],
     ]
-    return torch.tensor(np.concatenate(parts, axis=1), dtype=torch.float32)
+    return _features(np.concatenate(parts, axis=1))
 
 
 @cache
@@ -99,13 +104,13 @@ def element_features() -> Float[Tensor, "symbol feature"]:
                 ]
             )
         )
-    return torch.tensor(np.nan_to_num(np.array(rows), nan=0.65), dtype=torch.float32)
+    return _features(np.nan_to_num(np.array(rows), nan=0.65))
 
 
 @cache
 def covalent_radii_tensor() -> Float[Tensor, " symbol"]:
     """`latentite.elements.covalent_radii` as a tensor."""
-    return torch.tensor(covalent_radii(), dtype=torch.float32)
+    return _features(np.array(covalent_radii()))
 
 
 class FeaturedEmbedding(nn.Module):
