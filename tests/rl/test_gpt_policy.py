@@ -264,6 +264,10 @@ def test_prompts_ask_for_any_of_the_conditions_and_other_ones_are_not_told() -> 
         ConditionConfig(name="num_atoms", kind=ConditionKind.NUM_ATOMS),
     ]
     base = tiny_base(conditions)
+    assert base.network.condition_module is not None
+    base.network.condition_module.fit_statistics(
+        {"density": torch.linspace(1.0, 9.0, 24), "num_atoms": torch.arange(1.0, 25.0)}
+    )
     with torch.no_grad():
         for parameter in base.network.condition_module.parameters():
             parameter.normal_()

@@ -167,8 +167,8 @@ class RLModuleConfig:
     """Everything about the reinforcement learning stage but its data: the `rl_module` group."""
 
     ldm_ckpt_path: str | None = None
-    """Path or name of the model that is fine-tuned: a latent diffusion model, a crystal GPT, or one of either
-    that this stage has fine-tuned. Required."""
+    """Path or name of the model that is fine-tuned: a latent diffusion model, a crystal GPT, or what this stage has
+    made of one. Required."""
     rl_configs: PolicyConfig = field(default_factory=PolicyConfig)
     reward_fn: RewardConfig
     reward_workers: int = 0
