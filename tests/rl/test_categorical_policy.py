@@ -347,6 +347,9 @@ def test_the_training_module_of_the_stage_trains_a_policy_of_tokens(tmp_path: Pa
 class TokenBase:
     conditions = ()
 
+    def asking(self, names: Sequence[str]) -> TokenBase:
+        return self
+
     def plan(self, sampling: Any, *, lora: LoraConfig | None, per_entry: bool) -> PolicyPlan:
         return PolicyPlan(settings={"length": MAX_LENGTH}, build=new_policy)
 

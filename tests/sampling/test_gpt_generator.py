@@ -7,17 +7,18 @@ from pathlib import Path
 
 import pytest
 import torch
-from latentite.sampling.checks import GeometryLimits, RefusalKind, closest_scaled, geometry_refusals
 from test_run_folder import contents
 
 from latentite import cli
-from latentite.checkpoint import Stage, build_payload
+from latentite.checkpoint import CRYSTAL_GPT, Stage, build_payload
 from latentite.crystal import CrystalBatch
 from latentite.crystal_arrays import CrystalArrays
 from latentite.generation import generate
 from latentite.generators.gpt.options import space_groups, wyckoff_letters
+from latentite.metrics.close_pairs import closest_scaled
 from latentite.nn.gpt.model import GPTLimits, GPTSize
 from latentite.nn.gpt.network import GPTConfig, GPTNetwork
+from latentite.sampling.window import GeometryLimits, RefusalKind, geometry_refusals
 from latentite.symmetry.positions import wyckoff_table
 
 HISTOGRAM = [0, 3, 5, 2, 8, 4, 6, 1, 7, 0, 2, 0, 4]
@@ -37,7 +38,7 @@ def gpt(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "splits": {"train": {"num_atoms_histogram": HISTOGRAM}},
         "elements": ["Li", "O", "Na", "Mg", "Cl", "Ti", "Fe", "Sr"],
     }
-    payload = build_payload(stage=Stage.GPT, config=config, data=data, metrics={})
+    payload = build_payload(stage=Stage.GPT, config=config, data=data, metrics={}, generator=CRYSTAL_GPT)
     state = {f"network.{name}": value for name, value in network.state_dict().items()}
     path = tmp_path_factory.mktemp("gpt") / "gpt.ckpt"
     torch.save({"state_dict": state, "latentite": payload}, path)

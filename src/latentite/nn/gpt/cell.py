@@ -34,7 +34,7 @@ class LatticeDensity(StrEnum):
 
 @runtime_checkable
 class CellDistribution(Protocol):
-    """What the cells of some crystals are drawn from, in normalised units."""
+    """Distribution of the cells of some crystals, in normalised units."""
 
     def log_density(
         self, values: Float[Tensor, "crystal 6"], free: Bool[Tensor, "crystal 6"]
@@ -103,7 +103,7 @@ class CellHead(nn.Module):
     def distribution(
         self, hidden: Float[Tensor, "crystal channel"], guide: Guide, temperature: float
     ) -> CellDistribution:
-        """What cells are drawn from.
+        """Distribution that cells are drawn from.
 
         Args:
             hidden: of the trunk.

@@ -13,7 +13,7 @@ from torch import Tensor
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class DrawSettings:
-    """How crystals are drawn."""
+    """Settings of a draw."""
 
     temperature: float = 1.0
     """Of groups, letters, elements and cells."""

@@ -67,7 +67,7 @@ class GPTSize:
 
 @dataclass(kw_only=True, slots=True)
 class GPTLimits:
-    """What the network may say: the ranges of its training data."""
+    """Bounds of what the network may say: the ranges of its training data."""
 
     max_atoms: int = 52
     max_orbits: int = 52
@@ -438,7 +438,7 @@ class CrystalGPT(nn.Module):
     def environments(
         self, orbits: PaddedOrbits, placed: PlacedCrystals
     ) -> Float[Tensor, "crystal orbit feature"]:
-        """What surrounds each orbit, of those up to itself: distances by element."""
+        """Surroundings of each orbit, of those up to itself: distances by element."""
         slots = torch.arange(orbits.position.shape[1], device=placed.orbit.device)
         scaled = self._environment_distances(orbits.position, orbits.element, orbits.coords, slots, placed)
         return self._environment(scaled, orbits.element, placed)

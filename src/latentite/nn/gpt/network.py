@@ -182,7 +182,7 @@ class GPTNetwork(nn.Module):
     def conditioning(
         self, values: Mapping[str, Tensor], present: Mapping[str, Tensor] | None = None, *, num_crystals: int
     ) -> Conditioning | None:
-        """What the model is told; None for an unconditional one. Arguments as for `ConditionModule`."""
+        """Conditioning of crystals; None for an unconditional one. Arguments as for `ConditionModule`."""
         if self.condition_module is None:
             return None
         return self.condition_module(values, present, num_crystals=num_crystals)

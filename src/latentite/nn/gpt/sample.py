@@ -31,7 +31,7 @@ DITHER = 0.998
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Draws:
-    """What was drawn, in the order of the rows."""
+    """Crystals that were drawn, in the order of the rows."""
 
     orbits: OrbitBatch
     log_prob: Float[Tensor, " crystal"]
