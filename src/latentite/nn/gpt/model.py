@@ -440,7 +440,10 @@ class CrystalGPT(nn.Module):
     ) -> Float[Tensor, "crystal orbit feature"]:
         """Surroundings of each orbit, of those up to itself: distances by element."""
         slots = torch.arange(orbits.position.shape[1], device=placed.orbit.device)
-        scaled = self._environment_distances(orbits.position, orbits.element, orbits.coords, slots, placed)
+        with torch.autocast(slots.device.type, enabled=False):
+            scaled = self._environment_distances(
+                orbits.position, orbits.element, orbits.coords, slots, placed
+            )
         return self._environment(scaled, orbits.element, placed)
 
     def environment_of(
@@ -449,9 +452,10 @@ class CrystalGPT(nn.Module):
         """Smallest scaled distance of one orbit of each crystal to those up to itself, and what surrounds it."""
         index = slice(slot, slot + 1)
         slots = torch.tensor([slot], device=placed.orbit.device)
-        scaled = self._environment_distances(
-            orbits.position[:, index], orbits.element[:, index], orbits.coords[:, index], slots, placed
-        )
+        with torch.autocast(slots.device.type, enabled=False):
+            scaled = self._environment_distances(
+                orbits.position[:, index], orbits.element[:, index], orbits.coords[:, index], slots, placed
+            )
         return scaled.amin(-1)[:, 0], self._environment(scaled, orbits.element, placed)[:, 0]
 
     def _places(
@@ -616,7 +620,8 @@ class CrystalGPT(nn.Module):
             crystal=rows.crystal, orbit=rows.orbit, position=rows.position, radius=rows.radius, coords=points
         )
         num_atoms = max(num_atoms, 1)
-        with torch.no_grad():
+        # Half precision would be off by hundredths of an Å.
+        with torch.no_grad(), torch.autocast(points.device.type, enabled=False):
             away, own = scaled_distances(query, placed, num_atoms, max(num_own, 1), is_wide=is_wide)
         safe = placed.orbit[rows.crystal, :num_atoms].clamp(max=skeleton.shape[1] - 1)
         neighbours = skeleton[rows.crystal.unsqueeze(-1), safe]
