@@ -31,7 +31,7 @@ from typing import Any
 import yaml
 
 from latentite.base.files import write_json
-from latentite.draw.curves import read_metrics
+from latentite.draw.charts import read_metrics
 
 ROOT = Path(__file__).resolve().parents[1]
 KEYS = {"stage": str, "common": list, "metrics": list, "recipes": dict}

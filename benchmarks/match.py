@@ -26,9 +26,8 @@ from latentite.data.properties import derive_rows
 from latentite.data.readers.rows import Row, read
 from latentite.evaluation.store import ResultStore, namespace, structure_hash
 from latentite.match.compare import Comparable, Comparer
-from latentite.match.reduced import reduce_crystals, reduction_settings, structure_of
+from latentite.match.reduced import LOOSE, STRICT, reduce_crystals, reduction_settings, structure_of
 from latentite.match.search import Matches, find_matches
-from latentite.match.settings import LOOSE, STRICT
 
 SETTINGS = (STRICT, LOOSE)
 NAMES = frozenset(one.name for one in SETTINGS)

@@ -26,8 +26,7 @@ from results_tables import (
 )
 
 from latentite.base.files import replacing
-from latentite.draw.charts import COLOURS
-from latentite.draw.figures import INK, new_figure, save_figure
+from latentite.draw.charts import COLOURS, INK, new_figure, save_figure
 
 TEMPLATE = """# Results
 

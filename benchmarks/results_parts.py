@@ -29,7 +29,7 @@ from latentite.evaluation.reconstruct import reconstruct, subset, summary
 from latentite.evaluation.run import evaluate
 from latentite.formulas import reduced_formulas
 from latentite.generation import generate
-from latentite.metrics.regression import regression_metrics
+from latentite.metrics.errors import regression_metrics
 from latentite.models import load_predictor, load_vae
 from latentite.predictor.predict import predict_dataset
 

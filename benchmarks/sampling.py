@@ -19,10 +19,10 @@ from vae import mp_20_like
 
 from latentite.diffusion.samplers import SamplerKind
 from latentite.generators.jobs import Jobs
-from latentite.generators.latent.chain import Precision, SamplingConfig, sample_jobs, size_batches
+from latentite.generators.latent.chain import SamplingConfig, SamplingPrecision, sample_jobs, size_batches
 from latentite.nn.denoiser import DenoiserSize
 from latentite.objectives.ldm import DiffusionConfig
-from latentite.sampling.checks import geometry_refusals
+from latentite.sampling.window import geometry_refusals
 
 
 class Stopwatch:
@@ -53,7 +53,7 @@ def _padding(num_atoms: torch.Tensor, batches: list[torch.Tensor]) -> float:
 
 
 def measure(
-    args: argparse.Namespace, size: DenoiserSize, steps: int, precision: Precision
+    args: argparse.Namespace, size: DenoiserSize, steps: int, precision: SamplingPrecision
 ) -> dict[str, object]:
     """One size, number of steps and precision."""
     device = torch.device(args.device)
@@ -87,7 +87,7 @@ def measure(
 
 def main() -> None:
     """Print one JSON line per size, precision and number of steps."""
-    parser = second_stage_parser(__doc__, [p.value for p in Precision])
+    parser = second_stage_parser(__doc__, [p.value for p in SamplingPrecision])
     parser.add_argument("--steps", nargs="+", type=int, default=[10, 20, 50])
     parser.add_argument("--num-samples", type=int, default=256)
     args = parser.parse_args()
@@ -95,7 +95,7 @@ def main() -> None:
     for size in args.size:
         for precision in args.precision:
             for steps in args.steps:
-                line = measure(args, DenoiserSize(size), steps, Precision(precision))
+                line = measure(args, DenoiserSize(size), steps, SamplingPrecision(precision))
                 print(json.dumps(line), flush=True)
 
 

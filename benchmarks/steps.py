@@ -23,11 +23,11 @@ from latentite.formulas import reduced_composition
 from latentite.generators.jobs import Jobs
 from latentite.generators.latent.chain import SamplingConfig, sample_jobs, size_batches
 from latentite.generators.sizes import plan_jobs, training_sizes
-from latentite.match.settings import LOOSE
+from latentite.match.reduced import LOOSE
 from latentite.metrics.composition import SmactRule, is_smact_valid
-from latentite.metrics.reconstruction import reconstruction_table
+from latentite.metrics.errors import reconstruction_table
 from latentite.models import load_ldm
-from latentite.sampling.checks import geometry_refusals
+from latentite.sampling.window import geometry_refusals
 
 
 def main() -> None:

@@ -7,6 +7,7 @@ import threading
 from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import Any, BinaryIO
 
 # Threads of OpenMP sleep while they wait: on a busy machine spinning ones took a hundred times longer.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
@@ -14,20 +15,18 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import hypothesis
+import jaxtyping
 import numpy as np
 import pytest
 import torch
-from jaxtyping import install_import_hook
+from matplotlib.figure import Figure
 
 import known_skips
+import shape_checks
 
-# Shapes and dtypes in the annotations of these packages are checked at every call during the tests.
+# Shapes and dtypes in the annotations of arrays are checked at every call during the tests.
 # The hook acts on modules that are imported later, so it comes before the first import of ours.
-CHECKED = [
-    f"latentite.{name}"
-    for name in ("lattice", "crystal", "latent", "nn", "objectives", "rl.objective", "generators.elements")
-]
-install_import_hook(CHECKED, "beartype.beartype")
+shape_checks.install()
 
 from latentite.crystal import CrystalBatch  # noqa: E402
 from latentite.crystal_arrays import CrystalArrays  # noqa: E402
@@ -51,6 +50,29 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Files with slow tests come first, whole: no worker begins a long test when the others have ended."""
     slow = {item.path for item in items if item.get_closest_marker("slow")}
     items.sort(key=lambda item: item.path not in slow)
+
+
+@pytest.fixture(autouse=True)
+def _rendering(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Figures are made everywhere, but to pixels only where a test is marked `pictures`: half a second for each."""
+    if request.node.get_closest_marker("pictures") is None:
+        render = Figure.savefig
+
+        def savefig(self: Figure, target: Path | BinaryIO, **options: Any) -> None:
+            if options.get("format") == "png" and isinstance(target, Path):
+                target.write_bytes(b"not rendered")
+            else:
+                render(self, target, **options)
+
+        monkeypatch.setattr(Figure, "savefig", savefig)
+
+
+@pytest.fixture
+def no_shape_checks() -> Iterator[None]:
+    """For tests of what our own code answers to arrays of a wrong shape, and for tracing, where sizes are symbols."""
+    jaxtyping.config.update("jaxtyping_disable", True)
+    yield
+    jaxtyping.config.update("jaxtyping_disable", False)
 
 
 def _data_dir() -> Path:

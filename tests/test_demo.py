@@ -60,6 +60,7 @@ def small_demo(
 
 
 @pytest.mark.slow
+@pytest.mark.pictures
 def test_demo_leaves_a_report_pictures_and_a_checkpoint_and_prints_the_rates(
     small_demo: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

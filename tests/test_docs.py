@@ -9,11 +9,12 @@ import re
 import shlex
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from test_imports import IMPORTS, MODULES, PACKAGE, RANK, ROOT
+from test_imports import MODULES, PACKAGE, RANK, ROOT, all_imports
 
 DOCUMENTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
 SCRIPTS = [*sorted((ROOT / "examples").glob("*.py")), *sorted((ROOT / "benchmarks").glob("*.py"))]
@@ -221,7 +222,9 @@ def test_every_file_of_a_walk_has_to_do_with_another_of_it() -> None:
     for heading in ("The walk of one crystal", "The walk of one condition value"):
         rows = re.findall(r"^\| .*→.*$", section(text, heading), re.MULTILINE)
         walk = {names[file] for row in rows for file in NAMED_FILE.findall(row)}
-        pairs = {(name, target) for name in walk for _, target in IMPORTS[name] if target in walk - {name}}
+        pairs = {
+            (name, target) for name in walk for _, target in all_imports()[name] if target in walk - {name}
+        }
         assert walk - {name for pair in pairs for name in pair} == set(), heading
 
 
@@ -300,3 +303,28 @@ def test_public_documents_name_no_place_of_one_machine() -> None:
         text = path.read_text(encoding="utf-8")
         assert not re.search(r"(?<![\w.])/(home|root|work|Users|opt)/", text), path
         assert os.environ.get("HOME", "/root") not in text or os.environ.get("HOME") == "/"
+
+
+QUESTIONS = ("What", "Whether", "How", "Where", "When", "Which", "Why", "Who")
+
+
+def opening_words(path: Path) -> Iterator[tuple[int, str]]:
+    """Line and first word of every docstring of a file, those below fields and constants included."""
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if (
+            isinstance(node, ast.Expr)
+            and isinstance(node.value, ast.Constant)
+            and isinstance(node.value.value, str)
+        ):
+            yield node.lineno, node.value.value.split(maxsplit=1)[0] if node.value.value.strip() else ""
+
+
+def test_docstrings_open_with_the_thing_that_they_describe() -> None:
+    """Not with a question word: `True if somebody sees the bars`, not `Whether somebody sees the bars`."""
+    wrong = [
+        f"{path.relative_to(ROOT)}:{line} opens with {word}"
+        for path in sorted(PACKAGE.rglob("*.py"))
+        for line, word in opening_words(path)
+        if word in QUESTIONS
+    ]
+    assert wrong == [], "\n".join(wrong)

@@ -54,6 +54,29 @@ def test_no_option_has_a_default_of_its_own() -> None:
             assert own == (fractions if parser.prog.endswith("data build") else {}), parser.prog
 
 
+@pytest.mark.parametrize(
+    ("words", "command"),
+    [
+        (["sample", "--out", "x", "--nonsense"], "latentite sample"),
+        (["sample", "merge", "part", "--out", "x", "--nonsense"], "latentite sample merge"),
+        (["data", "info", "x", "--nonsense"], "latentite data info"),
+        (["--nonsense"], "latentite"),
+    ],
+)
+def test_an_unknown_option_is_answered_with_the_usage_of_its_command(
+    words: list[str], command: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """argparse left it to the outermost parser, which showed `usage: latentite [-h] [--version] COMMAND ...`."""
+    with pytest.raises(SystemExit) as ended:
+        cli.parse(words)
+    told = capsys.readouterr().err
+    assert ended.value.code == 2
+    assert told.startswith(f"usage: {command} [-h]")
+    assert f"{command}: error: " in told
+    if command != "latentite":
+        assert "unrecognized arguments: --nonsense" in told
+
+
 def test_the_help_of_a_command_imports_no_torch() -> None:
     """That of `data build` took 11 s on a busy machine, for the names of three splits."""
     code = (

@@ -5,13 +5,17 @@ from __future__ import annotations
 import ast
 import os
 import subprocess
+import symtable
 import sys
 from collections.abc import Iterator
+from functools import cache
 from graphlib import CycleError, TopologicalSorter
 from itertools import pairwise
 from pathlib import Path
 
 import pytest
+
+import latentite
 
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = ROOT / "src" / "latentite"
@@ -96,7 +100,10 @@ def imports(name: str, path: Path, known: set[str]) -> Iterator[tuple[int, str]]
 MODULES = modules()
 
 
-IMPORTS = {name: list(imports(name, path, set(MODULES))) for name, path in MODULES.items()}
+@cache
+def all_imports() -> dict[str, list[tuple[int, str]]]:
+    """Of every module what `imports` finds; not when tests are collected, because it takes seconds."""
+    return {name: list(imports(name, path, set(MODULES))) for name, path in MODULES.items()}
 
 
 def place(name: str, line: int) -> str:
@@ -111,7 +118,7 @@ def test_every_room_has_a_place_in_the_order_and_every_place_a_room() -> None:
 def test_rooms_import_only_from_lower_rooms() -> None:
     wrong = [
         f"{place(name, line)} imports {target}"
-        for name, targets in IMPORTS.items()
+        for name, targets in all_imports().items()
         for line, target in targets
         if target.split(".")[0] == "latentite"
         and room_of(target) != room_of(name)
@@ -141,9 +148,9 @@ def test_no_file_imports_itself_by_way_of_others() -> None:
     """Imports inside functions count: they only hide a circle."""
     inside = {
         name: {target for _, target in targets if target in MODULES and target != name}
-        for name, targets in IMPORTS.items()
+        for name, targets in all_imports().items()
     }
-    lines = {(name, target): line for name, targets in IMPORTS.items() for line, target in targets}
+    lines = {(name, target): line for name, targets in all_imports().items() for line, target in targets}
     told = [
         "a circle of imports:\n"
         + "\n".join(
@@ -165,7 +172,7 @@ def test_circles_are_told_name_by_name() -> None:
 def test_lightning_and_hydra_are_left_to_their_rooms() -> None:
     wrong = [
         f"{place(name, line)} imports {target}"
-        for name, targets in IMPORTS.items()
+        for name, targets in all_imports().items()
         for line, target in targets
         if room_of(name) not in ONLY_IN.get(target.split(".")[0], {room_of(name)})
     ]
@@ -259,3 +266,35 @@ def test_importing_the_package_itself_is_light() -> None:
         [sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True
     )
     assert done.stdout.strip() == "[]"
+
+
+def bound_names(path: Path) -> set[str]:
+    """Names that a file binds at its top level: what can be imported from it."""
+    symbols = symtable.symtable(path.read_text(encoding="utf-8"), str(path), "exec").get_symbols()
+    return {symbol.get_name() for symbol in symbols if symbol.is_assigned() or symbol.is_imported()}
+
+
+def test_every_name_that_code_takes_from_the_package_exists() -> None:
+    """mypy takes a deleted module for one without types, and an import inside a function fails only when it runs."""
+    known = {name: bound_names(path) for name, path in MODULES.items()}
+    known["latentite"] |= latentite._PUBLIC.keys()
+    folders = ("src", "tests", "examples", "benchmarks", "tools")
+    missing = [
+        f"{path.relative_to(ROOT)}:{node.lineno} imports {alias.name} from {node.module}"
+        for folder in folders
+        for path in sorted((ROOT / folder).rglob("*.py"))
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if isinstance(node, ast.ImportFrom) and f"{node.module}.".startswith("latentite.")
+        for alias in node.names
+        if f"{node.module}.{alias.name}" not in known
+        and alias.name not in known.get(node.module or "", set())
+    ]
+    assert missing == [], "\n".join(missing)
+
+
+def test_names_that_a_file_binds_are_those_of_its_top_level(tmp_path: Path) -> None:
+    path = tmp_path / "culprit.py"
+    path.write_text(
+        "from a import b as c\nif c:\n    D: int = 1\ndef e(f):\n    g = f\nh()\n", encoding="utf-8"
+    )
+    assert bound_names(path) == {"c", "D", "e"}

@@ -13,7 +13,9 @@ from matplotlib.image import imread
 from latentite.crystal import CrystalBatch
 from latentite.crystal_arrays import CrystalArrays
 from latentite.draw import cells as pictures
-from latentite.draw import curves
+from latentite.draw import charts
+
+pytestmark = pytest.mark.pictures
 
 
 def test_border_atoms_are_drawn_on_every_face_edge_and_corner(rocksalt: CrystalArrays) -> None:
@@ -79,12 +81,12 @@ def test_metrics_are_read_at_the_steps_at_which_they_were_logged(tmp_path: Path)
     path.write_text(
         "epoch,step,train/loss,val/match_rate_loose\n0,1,2.5,\n0,2,1.5,\n0,2,,0.25\n", encoding="utf-8"
     )
-    found = curves.read_metrics(path)
+    found = charts.read_metrics(path)
     assert [c.tolist() for c in found["train/loss"]] == [[1.0, 2.0], [2.5, 1.5]]
     assert [c.tolist() for c in found["val/match_rate_loose"]] == [[2.0], [0.25]]
-    assert curves.draw_training_curve(path, tmp_path / "curve.png", dpi=40).stat().st_size > 1000
+    assert charts.draw_training_curve(path, tmp_path / "curve.png", dpi=40).stat().st_size > 1000
     with pytest.raises(ValueError, match="train/loss"):
-        curves.draw_training_curve(path, tmp_path / "curve.png", losses=["absent"], rates=[])
+        charts.draw_training_curve(path, tmp_path / "curve.png", losses=["absent"], rates=[])
 
 
 def test_rewards_stand_on_linear_axes_with_every_component(
@@ -99,8 +101,8 @@ def test_rewards_stand_on_linear_axes_with_every_component(
     path = tmp_path / "metrics.csv"
     path.write_text("\n".join([head, *rows]), encoding="utf-8")
     drawn = []
-    monkeypatch.setattr(curves, "save_figure", lambda figure, path, dpi: drawn.append(figure) or path)
-    curves.draw_reward_curve(path, tmp_path / "reward.png", units={"density": "g/cm$^3$"})
+    monkeypatch.setattr(charts, "save_figure", lambda figure, path, dpi: drawn.append(figure) or path)
+    charts.draw_reward_curve(path, tmp_path / "reward.png", units={"density": "g/cm$^3$"})
     axes = drawn[0].axes
     assert [axis.get_title() for axis in axes] == [
         "reward (weighted sum)",
@@ -120,4 +122,4 @@ def test_rewards_of_another_stage_are_refused(tmp_path: Path) -> None:
     path = tmp_path / "metrics.csv"
     path.write_text("step,train/loss\n0,1.0\n", encoding="utf-8")
     with pytest.raises(ValueError, match="must be of a run of reinforcement learning"):
-        curves.draw_reward_curve(path, tmp_path / "reward.png")
+        charts.draw_reward_curve(path, tmp_path / "reward.png")

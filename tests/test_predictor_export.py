@@ -5,13 +5,12 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 from typing import Any
 
-import jaxtyping
 import numpy as np
 import pytest
 import torch
@@ -33,14 +32,6 @@ from latentite.predictor.predict import at_fidelity
 
 SIZE = {"d_model": 16, "num_heads": 2, "dim_feedforward": 32, "num_layers": 1}
 TARGETS = ["energy", "energy_per_atom", "band_gap"]
-
-
-@pytest.fixture
-def no_shape_checks() -> Iterator[None]:
-    """While torch traces, sizes are symbols, which the run-time checks of the tests take for no integers."""
-    jaxtyping.config.update("jaxtyping_disable", True)
-    yield
-    jaxtyping.config.update("jaxtyping_disable", False)
 
 
 def make_predictor(**changes: object) -> tuple[PropertyPredictor, CheckpointRecord]:

@@ -81,6 +81,7 @@ def test_wrong_elements_and_nonsense_cells_match_nothing_and_stop_nothing(datase
     assert result.means["element_accuracy"] == 1.0
 
 
+@pytest.mark.pictures
 def test_report_names_every_structure_and_counts_add_up(dataset: CrystalDataset, tmp_path: Path) -> None:
     def spoil_the_cell_of_single_atoms(batch: CrystalBatch) -> CrystalBatch:
         factor = torch.where(batch.num_atoms > 1, 1.0, float("nan"))

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -108,7 +109,8 @@ def load_species() -> Species:
     )
 
 
-def load_prototypes() -> list[Prototype]:
+@cache
+def load_prototypes() -> tuple[Prototype, ...]:
     """The ordered AFLOW prototypes of at most `MAX_ATOMS` atoms, each once, in the library's order."""
     from pymatgen.analysis.prototypes import AFLOW_PROTOTYPE_LIBRARY
 
@@ -144,7 +146,7 @@ def load_prototypes() -> list[Prototype]:
                 ),
             )
         )
-    return prototypes
+    return tuple(prototypes)
 
 
 def _charge_signs(structure: Any, elements: tuple[str, ...]) -> tuple[int, ...] | None:

@@ -72,9 +72,22 @@ TWO_WORDS = {"evaluate compare": "evaluate.register_compare", "sample merge": "s
 """Commands beside one that stands alone: a source of `evaluate` called `compare` is given as `./compare`."""
 
 
+class CommandParser(argparse.ArgumentParser):
+    """A parser, and the class of those below it, that answers an unknown option with the usage of its own command."""
+
+    def parse_known_args(  # type: ignore[override]
+        self, args: Sequence[str] | None = None, namespace: argparse.Namespace | None = None
+    ) -> tuple[argparse.Namespace, list[str]]:
+        """Parsed arguments; ends the program when any is left, which argparse would leave to the outermost parser."""
+        parsed, unknown = super().parse_known_args(args, namespace)
+        if unknown:
+            self.error(f"unrecognized arguments: {' '.join(unknown)}")
+        return parsed, unknown
+
+
 def build_parser(group: str | None = None) -> argparse.ArgumentParser:
     """The parser with all groups, of which only the named one is imported and complete."""
-    parser = argparse.ArgumentParser(
+    parser = CommandParser(
         prog="latentite",
         description="Inorganic crystals by staged latent generation.",
         epilog=EPILOG,

@@ -193,18 +193,18 @@ def with_quotes(entry: StageEntry, arguments: Sequence[str]) -> list[str]:
         ValueError: for what cannot be read, with what to type instead.
     """
     is_sweep = any(argument in ("-m", "--multirun") for argument in arguments)
-    found = []
+    quoted = []
     for before, argument in zip(["-", *arguments], arguments, strict=False):
         if _is_override(argument):
-            found.append(_quoted(entry, argument, is_sweep=is_sweep))
+            quoted.append(_quoted(entry, argument, is_sweep=is_sweep))
             continue
         if not before.startswith("-") and not argument.startswith("-"):
             raise ValueError(
                 f"{argument} is not key=value; if it belongs to what stands before it, type "
                 f"{shlex.quote(f'{before} {argument}')}"
             )
-        found.append(argument)
-    return found
+        quoted.append(argument)
+    return quoted
 
 
 def _quoted(entry: StageEntry, argument: str, *, is_sweep: bool) -> str:
@@ -239,8 +239,8 @@ def _as_text(value: str) -> tuple[str | None, bool]:
         override = OverridesParser.create().parse_override(f"key={value}")
     except HydraException:
         return None, False
-    found = None if override.is_sweep_override() else override.value()
-    return str(found) if isinstance(found, (str, QuotedString)) else None, True
+    plain = None if override.is_sweep_override() else override.value()
+    return str(plain) if isinstance(plain, (str, QuotedString)) else None, True
 
 
 def _with_quotes(text: str, quote: Quote = Quote.single) -> str:
@@ -262,20 +262,20 @@ def with_new_keys(entry: StageEntry, arguments: Sequence[str]) -> list[str]:
     What does not compose stays as it is: hydra says why.
     """
     places = [i for i, a in enumerate(arguments) if _is_override(a) and not a.startswith("hydra.")]
-    found = list(arguments)
+    overrides = list(arguments)
     _prepare(entry)
     try:
         singles = [_first_of_sweep(arguments[i]) for i in places]
         with hydra.initialize_config_dir(str(config_dir()), version_base="1.3"):
             _, loosened = _compose_loosely(entry.config_name, singles)
     except (HydraException, OmegaConfBaseException):
-        return found
+        return overrides
     finally:
         GlobalHydra.instance().clear()
     for i, before, after in zip(places, singles, loosened, strict=True):
         if after != before:
-            found[i] = f"+{arguments[i]}"
-    return found
+            overrides[i] = f"+{arguments[i]}"
+    return overrides
 
 
 def _first_of_sweep(text: str) -> str:

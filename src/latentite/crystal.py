@@ -53,7 +53,7 @@ class CrystalBatch:
 
     @property
     def device(self) -> torch.device:
-        """Where the tensors are; all of them are in one place."""
+        """Device of the tensors, the same for all of them."""
         return self.frac_coords.device
 
     @property

@@ -51,9 +51,9 @@ def compositions(crystals: CrystalBatch) -> list[Composition]:
     """Of each crystal, reduced."""
     width = NUM_ELEMENTS + 1
     cells = (crystals.crystal_index * width + crystals.atomic_numbers).cpu().numpy()
-    found, amounts = np.unique(cells, return_counts=True)
+    unique_cells, amounts = np.unique(cells, return_counts=True)
     counts: list[dict[int, int]] = [{} for _ in range(len(crystals))]
-    for cell, amount in zip(found.tolist(), amounts.tolist(), strict=True):
+    for cell, amount in zip(unique_cells.tolist(), amounts.tolist(), strict=True):
         counts[cell // width][cell % width] = amount
     return [reduced(count) for count in counts]
 
@@ -107,7 +107,7 @@ def parse_formula(text: str) -> Composition:
 
 
 def is_formula(text: str) -> bool:
-    """Whether a text consists of symbols of elements, amounts and brackets, as `NaN` and `InF` do."""
+    """True if a text consists of symbols of elements, amounts and brackets, as `NaN` and `InF` do."""
     rest, symbols = _PART.sub("", text), [symbol for symbol in _PART.findall(text) if symbol]
     return not rest and bool(symbols) and all(symbol in ATOMIC_NUMBER for symbol in symbols)
 

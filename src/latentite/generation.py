@@ -21,8 +21,14 @@ from latentite.generators.table import open_generator
 from latentite.hub import DEFAULT_LDM
 from latentite.sampling.folder import Counts
 from latentite.sampling.options import GenerateConfig
-from latentite.sampling.plan import plain_settings, plan_run
-from latentite.sampling.run import Origin, refuse_folder, run_in_memory, run_to_folder
+from latentite.sampling.run import (
+    Origin,
+    plain_settings,
+    plan_run,
+    refuse_folder,
+    run_in_memory,
+    run_to_folder,
+)
 
 __all__ = ["GenerateConfig", "GenerateResult", "generate", "generate_from", "sample_with", "split_options"]
 
@@ -35,7 +41,7 @@ class GenerateResult:
     asked: int
     """Crystals that were asked for here: of this shard."""
     has_requests: bool
-    """Whether something was asked that can be verified: a formula, elements, a number of atoms."""
+    """True if something was asked that can be verified: a formula, elements, a number of atoms."""
     out: Path | None
     crystals: CrystalBatch | None = None
     """In the order of the index; None when they are in files."""

@@ -49,7 +49,7 @@ class Loaded(NamedTuple, Generic[Network, Settings]):
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class _Kind(Generic[Network, Settings]):
+class _ModelType(Generic[Network, Settings]):
     """One kind of model: the stages that leave it, and how it is built again."""
 
     stages: tuple[Stage, ...]
@@ -59,15 +59,15 @@ class _Kind(Generic[Network, Settings]):
     """Keys that a file of any version has, although the settings have defaults for them."""
 
 
-_VAE = _Kind(
+_VAE = _ModelType(
     stages=(Stage.VAE,),
     settings=VAEConfig,
     build=CrystalVAE,
     required=tuple(item.name for item in fields(VAEConfig)),
 )
-_LDM = _Kind(stages=(Stage.LDM, Stage.RL), settings=LDMStageConfig, build=LatentDiffusion)
-_GPT = _Kind(stages=(Stage.GPT, Stage.RL), settings=GPTConfig, build=GPTNetwork)
-_PREDICTOR = _Kind(stages=(Stage.PREDICTOR,), settings=PredictorConfig, build=PropertyPredictor)
+_LDM = _ModelType(stages=(Stage.LDM, Stage.RL), settings=LDMStageConfig, build=LatentDiffusion)
+_GPT = _ModelType(stages=(Stage.GPT, Stage.RL), settings=GPTConfig, build=GPTNetwork)
+_PREDICTOR = _ModelType(stages=(Stage.PREDICTOR,), settings=PredictorConfig, build=PropertyPredictor)
 
 
 def load_vae(name_or_path: str | Path, weights: Weights | str | None = None) -> Loaded[CrystalVAE, VAEConfig]:
@@ -140,7 +140,7 @@ def read_record(
     return read_checkpoint(hub.resolve(name_or_path), stage=stage, weights=weights)
 
 
-def _built(kind: _Kind[Network, Settings], record: CheckpointRecord) -> Loaded[Network, Settings]:
+def _built(kind: _ModelType[Network, Settings], record: CheckpointRecord) -> Loaded[Network, Settings]:
     if record.stage not in kind.stages:
         raise CheckpointError(f"{record.path}: expected a {kind.stages[0]} checkpoint, got {record.stage}")
     settings = _settings(kind, record)
@@ -148,7 +148,7 @@ def _built(kind: _Kind[Network, Settings], record: CheckpointRecord) -> Loaded[N
     return Loaded(network.eval(), settings, record)
 
 
-def _settings(kind: _Kind[Any, Settings], record: CheckpointRecord) -> Settings:
+def _settings(kind: _ModelType[Any, Settings], record: CheckpointRecord) -> Settings:
     if missing := [key for key in kind.required if key not in record.config]:
         raise CheckpointError(
             f"{record.path}: its config must have the key '{missing[0]}', but it is missing"

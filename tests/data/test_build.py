@@ -403,7 +403,7 @@ from latentite.data.build import build_split
 
 rows.CHUNK, rows._WORTH_A_POOL = 1, 1
 
-def hang(records, options):
+def hang(records, limits, canonical):
     import os, time
     os.write(1, f"{os.getpid()}\\n".encode())  # one write: two workers' lines must not mix
     time.sleep(600)

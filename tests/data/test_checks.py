@@ -16,7 +16,11 @@ CUBE = 4.0 * np.eye(3)
 
 
 def crystal(numbers: list[int], coords: list[list[float]], lattice: np.ndarray = CUBE) -> CrystalArrays:
-    return CrystalArrays(np.array(numbers), np.array(coords, dtype=float), np.asarray(lattice, dtype=float))
+    return CrystalArrays(
+        np.array(numbers, dtype=np.int64),
+        np.array(coords, dtype=float).reshape(-1, 3),
+        np.asarray(lattice, dtype=float),
+    )
 
 
 GOOD = crystal([55, 17], [[0, 0, 0], [0.5, 0.5, 0.5]])

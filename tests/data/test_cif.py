@@ -21,7 +21,7 @@ from latentite.data.readers.cif import parse_p1
 from latentite.data.readers.cif_crystal import read_crystal
 from latentite.elements import SYMBOLS
 
-ROWS_PER_FILE = 100
+ROWS_PER_FILE = 40
 """Rows compared in each real file; LATENTITE_ALL_ROWS=1 compares all of them (minutes)."""
 
 

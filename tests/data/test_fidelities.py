@@ -10,8 +10,8 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from pymatgen.core import Lattice, Structure
 
+from known_crystals import rock_salt
 from latentite.crystal import CrystalBatch
 from latentite.crystal_arrays import CrystalArrays
 from latentite.data.dataset import CrystalDataset
@@ -144,10 +144,7 @@ def write_table(path: Path, rows: list[tuple[str, float, float]], column: str) -
         writer = csv.writer(handle)
         writer.writerow(["material_id", "cif", column])
         for identifier, size, label in rows:
-            cell = Structure.from_spacegroup(
-                "Fm-3m", Lattice.cubic(size), ["Na", "Cl"], [[0, 0, 0], [0.5, 0.5, 0.5]]
-            )
-            writer.writerow([identifier, cell.to(fmt="cif"), label])
+            writer.writerow([identifier, rock_salt("Na", "Cl", size).to(fmt="cif"), label])
 
 
 def test_files_of_two_fidelities_become_one_data_set(tmp_path: Path) -> None:

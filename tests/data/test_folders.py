@@ -21,7 +21,7 @@ from pymatgen.io.cif import CifWriter
 from latentite.cli import main
 from latentite.data.build import read_source
 from latentite.data.dataset_folder import build_dataset
-from latentite.data.readers import folders
+from latentite.data.readers import opening
 from latentite.data.readers.files import Format, format_of, without_endings
 from latentite.data.readers.opening import fingerprint
 from latentite.data.readers.records import Rejection
@@ -350,7 +350,7 @@ def test_paths_in_a_table_of_an_archive_do_not_lead_out_of_it(tmp_path: Path) ->
 
 
 def test_more_files_than_anyone_has_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(folders, "MOST_MEMBERS", 3)
+    monkeypatch.setattr(opening, "MOST_MEMBERS", 3)
     path = write_zip(tmp_path / "x.zip", *((f"{k}.cif", "x") for k in range(3)))
     with pytest.raises(ValueError, match="4 files"):
         read(path)

@@ -49,6 +49,7 @@ def test_counts_elements_and_labels_are_right(splits: dict[str, CrystalDataset])
     assert info.labels["kind"].categories == 1
 
 
+@pytest.mark.pictures
 def test_table_and_picture_are_made(splits: dict[str, CrystalDataset], tmp_path: Path) -> None:
     console = Console(record=True, width=100)
     for table in tables(describe(splits)):

@@ -6,6 +6,8 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from jaxtyping import Int
+from torch import Tensor
 
 from latentite.data.sampler import BatchPlan, WeightedDraw, epoch_batches, seeded_generator
 

@@ -17,6 +17,7 @@ from ase.io import write as ase_write
 from pymatgen.core import Composition, Element, Lattice, Species, Structure
 from pymatgen.io.cif import CifWriter
 
+from known_crystals import rock_salt, rutile
 from latentite.data.kinds import read_column
 from latentite.data.readers.checks import Limits
 from latentite.data.readers.opening import fingerprint
@@ -26,17 +27,9 @@ from latentite.data.readers.rows import Row, read
 
 def structures() -> list[Structure]:
     """Rocksalt and rutile types and a triclinic one."""
-    rutile = [
-        [0, 0, 0],
-        [0.5, 0.5, 0.5],
-        [0.305, 0.305, 0],
-        [0.695, 0.695, 0],
-        [0.195, 0.805, 0.5],
-        [0.805, 0.195, 0.5],
-    ]
     return [
-        Structure.from_spacegroup("Fm-3m", Lattice.cubic(5.64), ["Na", "Cl"], [[0, 0, 0], [0.5, 0.5, 0.5]]),
-        Structure(Lattice.tetragonal(4.59, 2.96), ["Ti", "Ti", "O", "O", "O", "O"], rutile),
+        rock_salt("Na", "Cl", 5.64),
+        rutile(4.59, 2.96),
         Structure(
             Lattice.from_parameters(4, 5, 6, 80, 95, 100), ["K", "I"], [[0.1, 0.2, 0.3], [0.6, 0.71, 0.83]]
         ),

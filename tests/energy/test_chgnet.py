@@ -11,7 +11,7 @@ import torch
 
 from latentite.crystal import CrystalBatch
 from latentite.crystal_arrays import CrystalArrays
-from latentite.energy.contract import check_potential
+from latentite.energy.potential import check_potential
 
 pytest.importorskip("chgnet", reason="the extra `energy` is not installed")
 

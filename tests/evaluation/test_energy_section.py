@@ -24,8 +24,7 @@ from latentite import cli
 from latentite.energy.potential import TheoryLevel
 from latentite.energy.settings import RelaxCell, RelaxSettings
 from latentite.energy.table import read_rows
-from latentite.evaluation.options import EnergyOptions
-from latentite.evaluation.protocols import PROTOCOLS
+from latentite.evaluation.options import PROTOCOLS, EnergyOptions
 
 SITES = np.array([[0, 0, 0], [0, 0.5, 0.5], [0.5, 0, 0.5], [0.5, 0.5, 0]])
 EMT_THEORY = TheoryLevel(functional="EMT", is_corrected=False)

@@ -105,6 +105,7 @@ def test_the_folder_holds_every_row_and_the_same_counts(result: Evaluation, samp
     assert summary["distributions"]["wasserstein"]["num_elements"]["all"] == 0.0
 
 
+@pytest.mark.pictures
 def test_the_page_is_whole_and_asks_nothing_of_the_network(result: Evaluation, samples: Path) -> None:
     page = (samples.parent / "report" / "report.html").read_text(encoding="utf-8")
     assert page.endswith("</html>")

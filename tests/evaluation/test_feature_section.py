@@ -15,7 +15,7 @@ import latentite
 from latentite.checkpoint import Stage, build_payload
 from latentite.crystal import CrystalBatch
 from latentite.crystal_arrays import CrystalArrays
-from latentite.evaluation import descriptors, feature_section
+from latentite.evaluation import feature_section, measure
 from latentite.evaluation.feature_section import published_cutoffs, reference_sample
 from latentite.evaluation.result import Evaluation
 from latentite.metrics.fingerprints import magpie, radial
@@ -153,7 +153,7 @@ def test_fingerprints_are_computed_once(
     def never(_: object) -> None:
         raise AssertionError("all are known")
 
-    monkeypatch.setattr(descriptors.fingerprints, "radial", never)
+    monkeypatch.setattr(measure.fingerprints, "radial", never)
     again = latentite.evaluate(batch(crystals[4:]), reference=batch(crystals[:5]), workers=1)
     assert features(again) == features(first)
 
@@ -207,19 +207,19 @@ def test_a_crystal_without_canonical_form_has_no_latents_and_the_others_do(
     planted: Make, vae: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     crystals = planted(4, 0)
-    canonicalize_many = descriptors.canonicalize_many
+    canonicalize_many = measure.canonicalize_many
 
     def refuses(arrays: list[CrystalArrays]) -> list[CrystalArrays]:
         if any(crystals[2].lattice[0, 1] == lattice[0, 1] for _, _, lattice in map(astuple, arrays)):
             raise ValueError("crystal 2 has none")
         return canonicalize_many(arrays)
 
-    monkeypatch.setattr(descriptors, "canonicalize_many", refuses)
+    monkeypatch.setattr(measure, "canonicalize_many", refuses)
     hashes = [f"{k:064x}" for k in range(4)]
-    rows = descriptors.latent_rows(
+    rows = measure.latent_rows(
         crystals,
         hashes,
-        space=descriptors.open_latent_space(vae),
+        space=measure.open_latent_space(vae),
         stage=lambda text, total: lambda count: None,
         name="latents",
     )

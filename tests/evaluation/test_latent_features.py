@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from latentite.crystal import CrystalBatch
-from latentite.evaluation.descriptors import latent_features
+from latentite.evaluation.measure import latent_features
 from latentite.nn.encoders import EncoderConfig
 from latentite.nn.vae import CrystalVAE, DecoderConfig, VAEConfig
 

@@ -169,8 +169,8 @@ def test_overlaps_are_the_only_invalid_structures(rows: dict[str, dict[str, str]
 def test_unreadable_files_are_failures_with_reasons(report: Path) -> None:
     with (report / "failed.csv").open(newline="", encoding="utf-8") as file:
         failed = list(csv.DictReader(file))
-    assert [(row["id"], row["source"], row["step"]) for row in failed] == [
-        (name, f"{name}.cif", "read") for name in ("e_cut", "e_empty", "e_html")
+    assert [(row["id"], row["source"]) for row in failed if row["step"] == "read"] == [
+        (name, f"{name}.cif") for name in ("e_cut", "e_empty", "e_html")
     ]
     assert failed[1]["reason"] == "an empty file"
     assert "HTML page" in failed[2]["reason"]
@@ -179,7 +179,8 @@ def test_unreadable_files_are_failures_with_reasons(report: Path) -> None:
 def test_the_summary_counts_what_was_planted(report: Path) -> None:
     summary = json.loads((report / "summary.json").read_text(encoding="utf-8"))
     assert (summary["num_in"], summary["num_scored"], summary["num_failed"]) == (62, 59, 3)
-    assert summary["failures_by_step"] == {"read": 3}
+    # Atoms nearer to each other than the tolerance of the symmetry are no orbits: no Wyckoff letters, and counted.
+    assert summary["failures_by_step"] == {"read": 3, "wyckoff": 1}
     counts = {name: (rate["numerator"], rate["denominator"]) for name, rate in summary["rates"].items()}
     assert counts["readable"] == (59, 62)
     assert counts["min_distance_ok"] == counts["structure_valid"] == counts["valid"] == (54, 59)

@@ -1,4 +1,4 @@
-"""A minute of fuzzing, the same inputs in every run; and that the fuzzer sees what it is there to see.
+"""Half a minute of fuzzing, the same inputs in every run; and that the fuzzer sees what it is there to see.
 
 More of it: `PYTHONPATH=tests python -m fuzz --count 10000 --seed 1` (CONTRIBUTING.md).
 """
@@ -21,8 +21,8 @@ from fuzz.random_crystals import NUM_SETTINGS, random_crystal, setting, smallest
 from fuzz.same_crystal import difference, unlike
 from fuzz.told import told_by_cif, told_by_poscar
 
-COUNT = 600
-"""Inputs of all formats together; some 40 s where a core is free."""
+COUNT = 300
+"""Inputs of all formats together; some 20 s where a core is free."""
 
 
 @pytest.fixture(scope="module")

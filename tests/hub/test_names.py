@@ -14,7 +14,7 @@ from latentite import hub
 from latentite.base import download as download_module
 from latentite.checkpoint import build_payload, export_portable, read_checkpoint
 from latentite.commands import hub as hub_commands
-from latentite.hub import HubError, Kind
+from latentite.hub import HubError, Origin
 
 
 @pytest.mark.parametrize("name", ["", "  ", Path("")])
@@ -89,7 +89,7 @@ def test_the_list_shows_every_name_once_and_what_is_here(loopback: LoopbackHub, 
     bundle(tmp_path / "ckpts", "ours")
     before = {entry.name: entry for entry in hub.list_names()}
     assert set(hub.PUBLIC) | {"ours"} <= set(before)
-    assert before["ours"].kind is Kind.BUNDLED
+    assert before["ours"].kind is Origin.BUNDLED
     assert before["ours"].sha256 == hub.verify("ours")
     assert before[NAME].path is None
     assert before[NAME].sha256 is None

@@ -20,7 +20,7 @@ from latentite.cli import main
 from latentite.crystal import CrystalBatch
 from latentite.interop.chemeleon2 import import_checkpoint
 from latentite.interop.export import export_chemeleon2
-from latentite.interop.pickled import Record, read_pickled
+from latentite.interop.pickled import InertRecord, read_pickled
 from latentite.nn.denoiser import TokenIndex
 from latentite.nn.ldm import LatentDiffusion
 from latentite.nn.transformer import index_embedding
@@ -31,12 +31,12 @@ UNLIKE = {"enable_nested_tensor"}
 REFERENCES = ["tiny_vae", "tiny_ldm_uncond", "tiny_ldm_cond_band_gap"]
 
 
-def tree(record: Record, path: str = "") -> Iterator[tuple[str, str, dict[str, Any]]]:
+def tree(record: InertRecord, path: str = "") -> Iterator[tuple[str, str, dict[str, Any]]]:
     """Path, class and plain attributes of every pickled module."""
     shown = {k: v for k, v in record.attributes.items() if not k.startswith("_") and k not in UNLIKE}
     yield path, record.kind, shown
     for name, child in record.attributes["_modules"].items():
-        if isinstance(child, Record):
+        if isinstance(child, InertRecord):
             yield from tree(child, f"{path}.{name}")
 
 
@@ -59,7 +59,7 @@ def test_a_reference_imported_and_exported_is_the_reference(
     assert here["hyper_parameters"].keys() == there["hyper_parameters"].keys()
     for key, value in there["hyper_parameters"].items():
         made = here["hyper_parameters"][key]
-        if isinstance(value, Record):
+        if isinstance(value, InertRecord):
             assert made.kind == value.kind, key
             if "_modules" in value.attributes:
                 assert list(tree(made)) == list(tree(value)), key

@@ -21,7 +21,7 @@ from latentite.checkpoint import CheckpointError
 from latentite.interop.chemeleon2 import import_checkpoint, is_chemeleon2
 from latentite.interop.pickled import (
     DamagedPickleError,
-    Record,
+    InertRecord,
     StoredTensor,
     UnsafePickleError,
     names_in,
@@ -118,7 +118,7 @@ def test_functions_of_other_packages_are_records_and_are_not_called(tmp_path: Pa
     marker, path = tmp_path / "executed", tmp_path / "file.ckpt"
     torch.save({"x": Calls(torch.save, {"a": 1}, str(marker))}, path)
     found = read_pickled(path).content["x"]
-    assert isinstance(found, Record)
+    assert isinstance(found, InertRecord)
     assert found.kind == "torch.serialization.save"
     assert not marker.exists()
 
@@ -231,7 +231,7 @@ def test_a_value_that_contains_itself_becomes_plain_all_the_same() -> None:
 
 def test_a_partial_that_holds_itself_becomes_plain_all_the_same() -> None:
     """Its function was followed without counting the depth: a RecursionError from a file that is only data."""
-    kind = type("Record", (Record,), {"kind": "functools.partial", "__slots__": ()})
+    kind = type("Record", (InertRecord,), {"kind": "functools.partial", "__slots__": ()})
     loop = kind()
     loop.state = (loop, (), {"lr": 0.1, "again": loop}, None)
     found = plain_value({"optimizer": loop})

@@ -14,7 +14,7 @@ from latentite.checkpoint import CheckpointError
 from latentite.crystal import CrystalBatch
 from latentite.interop.chemeleon2 import import_checkpoint
 from latentite.interop.export import export_chemeleon2
-from latentite.interop.pickled import Record, read_pickled
+from latentite.interop.pickled import InertRecord, read_pickled
 from latentite.models import load_predictor
 from latentite.nn.condition_values import Transform
 from latentite.nn.predictor import PropertyPredictor
@@ -34,7 +34,7 @@ def test_a_reference_imported_and_exported_is_the_reference(
     assert list(here["state_dict"]) == list(there["state_dict"])
     assert here["hyper_parameters"].keys() == there["hyper_parameters"].keys()
     mine, theirs = here["hyper_parameters"]["vae"], there["hyper_parameters"]["vae"]
-    assert isinstance(mine, Record)
+    assert isinstance(mine, InertRecord)
     assert mine.kind == theirs.kind
     assert theirs.attributes.keys() <= mine.attributes.keys()
     assert list(mine.attributes["_modules"]) == list(theirs.attributes["_modules"])

@@ -11,9 +11,10 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from pymatgen.core import Lattice, Structure
+from pymatgen.core import Structure
 from pymatgen.core.bond_valence import ELECTRONEG, PRIOR_PROB, BVAnalyzer, calculate_bv_sum
 
+from known_crystals import rutile
 from latentite.crystal_arrays import CrystalArrays
 from latentite.elements import SYMBOLS
 from latentite.formulas import reduced_composition
@@ -116,10 +117,7 @@ def test_electronegative_elements_are_pymatgens() -> None:
 
 
 def test_bond_valence_sums_equal_pymatgens(perovskite: CrystalArrays, rocksalt: CrystalArrays) -> None:
-    rutile = Structure.from_spacegroup(
-        "P4_2/mnm", Lattice.tetragonal(4.594, 2.959), ["Ti", "O"], [[0, 0, 0], [0.305, 0.305, 0]]
-    )
-    crystals = [perovskite, arrays(rutile), rocksalt]
+    crystals = [perovskite, arrays(rutile(4.594, 2.959)), rocksalt]
     for crystal, sums in zip(crystals, bond_valence_sums(crystals, distance_scale=1.015), strict=True):
         structure = structure_of(crystal)
         expected = [

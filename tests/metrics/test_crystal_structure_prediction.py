@@ -11,8 +11,7 @@ import pytest
 from pymatgen.core.structure_matcher import StructureMatcher
 
 from latentite.crystal_arrays import CrystalArrays
-from latentite.match.reduced import structure_of
-from latentite.match.settings import LOOSE, STRICT, MatcherSettings
+from latentite.match.reduced import LOOSE, STRICT, MatcherSettings, structure_of
 from latentite.metrics.crystal_structure_prediction import (
     best_match_rate,
     match_rate,
@@ -124,6 +123,7 @@ def test_workers_do_not_change_the_result_and_progress_counts_all(
     assert sum(told) == 20
 
 
+@pytest.mark.usefixtures("no_shape_checks")
 def test_nonsense_is_refused(rocksalt: CrystalArrays) -> None:
     with pytest.raises(ValueError, match="equally many samples, got 0 to 1"):
         sample_distances([rocksalt] * 2, [[rocksalt], []])

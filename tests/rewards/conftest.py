@@ -5,11 +5,8 @@ from __future__ import annotations
 import pytest
 from pymatgen.core import Lattice, Structure
 
+from known_crystals import rock_salt
 from latentite.crystal import CrystalBatch
-
-
-def rock_salt(cation: str, anion: str, a: float) -> Structure:
-    return Structure.from_spacegroup("Fm-3m", Lattice.cubic(a), [cation, anion], [[0, 0, 0], [0.5] * 3])
 
 
 @pytest.fixture(scope="session")

@@ -9,11 +9,10 @@ from pymatgen.core import Structure
 
 from latentite.crystal import CrystalBatch
 from latentite.rewards.compositions import CompositionValidity, TargetChemicalSystem, TargetComposition
-from latentite.rewards.contract import check_reward
 from latentite.rewards.creativity import CreativityReward
 from latentite.rewards.diversity import DiversityReward, mmd_contributions
 from latentite.rewards.properties import Goal, PropertyReward, SupplyRiskReward, SymmetryReward
-from latentite.rewards.protocol import NeedsReference, Reward
+from latentite.rewards.protocol import NeedsReference, Reward, check_reward
 
 ALL = [
     PropertyReward("density", maximise=True),

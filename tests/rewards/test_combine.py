@@ -12,10 +12,8 @@ from hypothesis import strategies as st
 
 from latentite.base.plain import from_plain
 from latentite.crystal import CrystalBatch
-from latentite.rewards.asking import ComponentOptions, Normalize, normalise
 from latentite.rewards.combine import RewardConfig, Rewards
-from latentite.rewards.contract import check_reward
-from latentite.rewards.protocol import CustomReward
+from latentite.rewards.protocol import ComponentOptions, CustomReward, Normalize, check_reward, normalise
 from latentite.rewards.target import build, locate
 
 FILE = """

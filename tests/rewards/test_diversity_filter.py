@@ -6,15 +6,22 @@ import pytest
 import torch
 from pymatgen.core import Lattice, Structure
 
+from known_crystals import rock_salt
 from latentite.crystal import CrystalBatch
-from latentite.rewards.repeats import DiversityFilter, DiversityFilterConfig, Kind, kinds
+from latentite.rewards.repeats import CrystalKind, DiversityFilter, DiversityFilterConfig, kinds
 
 
 def test_kinds_by_hand(crystals: CrystalBatch) -> None:
     """NaCl as cubic and primitive cell, MgO, bcc iron, and a triclinic NaO2."""
-    assert kinds(crystals, Kind.FORMULA) == ["Na1Cl1", "O1Mg1", "Fe1", "O2Na1", "Na1Cl1"]
-    assert kinds(crystals, Kind.CHEMICAL_SYSTEM) == ["Na-Cl", "O-Mg", "Fe", "O-Na", "Na-Cl"]
-    assert kinds(crystals, Kind.STRUCTURE) == ["Na1Cl1 225", "O1Mg1 225", "Fe1 229", "O2Na1 1", "Na1Cl1 225"]
+    assert kinds(crystals, CrystalKind.FORMULA) == ["Na1Cl1", "O1Mg1", "Fe1", "O2Na1", "Na1Cl1"]
+    assert kinds(crystals, CrystalKind.CHEMICAL_SYSTEM) == ["Na-Cl", "O-Mg", "Fe", "O-Na", "Na-Cl"]
+    assert kinds(crystals, CrystalKind.STRUCTURE) == [
+        "Na1Cl1 225",
+        "O1Mg1 225",
+        "Fe1 229",
+        "O2Na1 1",
+        "Na1Cl1 225",
+    ]
 
 
 def filtered(one: DiversityFilter, batch: CrystalBatch, rewards: list[float], **usable: bool) -> list[float]:
@@ -79,7 +86,6 @@ def test_what_is_restored_goes_on_as_before(crystals: CrystalBatch) -> None:
 def test_polymorphs_are_one_formula_and_two_structures() -> None:
     sites = [[0.0, 0.0, 0.0], [0.5, 0.5, 0.5]]
     cesium_chloride = Structure(Lattice.cubic(3.5), ["Na", "Cl"], sites)
-    rock_salt = Structure.from_spacegroup("Fm-3m", Lattice.cubic(5.64), ["Na", "Cl"], [[0, 0, 0], [0.5] * 3])
-    batch = CrystalBatch.from_structures([cesium_chloride, rock_salt])
-    assert len(set(kinds(batch, Kind.FORMULA))) == 1
-    assert len(set(kinds(batch, Kind.STRUCTURE))) == 2
+    batch = CrystalBatch.from_structures([cesium_chloride, rock_salt("Na", "Cl", 5.64)])
+    assert len(set(kinds(batch, CrystalKind.FORMULA))) == 1
+    assert len(set(kinds(batch, CrystalKind.STRUCTURE))) == 2

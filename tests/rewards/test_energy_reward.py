@@ -12,9 +12,8 @@ from pymatgen.core import Lattice, Structure
 from latentite.base.plain import from_plain
 from latentite.crystal import CrystalBatch
 from latentite.energy.table import FORMATION_ENERGY, find_table, read_rows
-from latentite.rewards.combine import RewardConfig, Rewards
+from latentite.rewards.combine import RewardConfig, Rewards, RewardWorkers
 from latentite.rewards.energy import EnergyAboveHull
-from latentite.rewards.workers import RewardWorkers
 
 LEVEL = "Lennard-Jones, uncorrected"
 LJ = {

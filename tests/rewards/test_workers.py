@@ -10,8 +10,7 @@ import torch
 
 from latentite.base.plain import from_plain
 from latentite.crystal import CrystalBatch
-from latentite.rewards.combine import RewardConfig, Rewards
-from latentite.rewards.workers import RewardWorkers
+from latentite.rewards.combine import RewardConfig, Rewards, RewardWorkers
 
 pytestmark = pytest.mark.slow  # seconds to start each process
 

@@ -15,7 +15,8 @@ from test_run_window import ORIGIN, run
 from tiny_checkpoint import fake_draw
 
 from latentite.evaluation.read import Crystals, read_crystals
-from latentite.sampling.folder import JOURNAL, Format
+from latentite.sampling.folder import Format
+from latentite.sampling.manifest import JOURNAL
 from latentite.sampling.run import Run, run_to_folder
 
 TOTAL = 40

@@ -19,7 +19,7 @@ from torch import nn
 import latentite
 from latentite import hub
 from latentite.base.plain import to_plain
-from latentite.checkpoint import CheckpointError, Precision, Stage, build_payload, read_portable
+from latentite.checkpoint import CheckpointError, Stage, StoredFormat, build_payload, read_portable
 from latentite.cli import main
 from latentite.hub import DEFAULT_LDM, HubError, names
 from latentite.hub.bundle import bundle
@@ -78,14 +78,14 @@ def card_file(folder: Path, **changes: object) -> Path:
     return path
 
 
-@pytest.mark.parametrize(("precision", "digits"), [(Precision.FP16, 11), (Precision.BF16, 8)])
+@pytest.mark.parametrize(("precision", "digits"), [(StoredFormat.FP16, 11), (StoredFormat.BF16, 8)])
 def test_matrices_are_rounded_to_their_digits_and_read_as_float32(
-    trained: tuple[Path, Path, LatentDiffusion], tmp_path: Path, precision: Precision, digits: int
+    trained: tuple[Path, Path, LatentDiffusion], tmp_path: Path, precision: StoredFormat, digits: int
 ) -> None:
     """A float of p binary digits is off by at most half a unit in its last place: 2^-p of its size."""
     _, ldm, network = trained
     done = bundle(ldm, "small", tmp_path / "ckpts", precision=precision)
-    whole = bundle(ldm, "whole", tmp_path / "ckpts", precision=Precision.FP32)
+    whole = bundle(ldm, "whole", tmp_path / "ckpts", precision=StoredFormat.FP32)
     state = read_portable(done.weights).state
     assert done.size < 0.7 * whole.size
     assert whole.rounding == 0.0
@@ -127,7 +127,7 @@ def test_what_the_vae_holds_is_not_written_twice(
     assert first.keys() == second.keys()
     assert all(torch.equal(first[name], second[name]) for name in first)
     assert hub.verify("lean") == read_portable(lean.card).sha256
-    bundle(vae, "a_vae", out, precision=Precision.BF16)
+    bundle(vae, "a_vae", out, precision=StoredFormat.BF16)
     with pytest.raises(CheckpointError, match=r"lean.json borrows from a a_vae with sha256 .* same place"):
         read_portable(lean.weights)
     with pytest.raises(HubError, match="borrows from a a_vae"):
@@ -183,7 +183,7 @@ def test_half_precision_is_refused_where_it_would_overflow(tmp_path: Path, own_c
     with pytest.raises(CheckpointError, match=r"weight has values that fp16 cannot hold; take bf16"):
         bundle(path, "big", tmp_path / "ckpts")
     assert not list((tmp_path / "ckpts").glob("*"))
-    assert bundle(path, "big", tmp_path / "ckpts", precision=Precision.BF16).size > 0
+    assert bundle(path, "big", tmp_path / "ckpts", precision=StoredFormat.BF16).size > 0
 
 
 def test_the_card_says_what_people_must_know(

@@ -24,8 +24,8 @@ from latentite.diffusion.samplers import SamplerKind, sample
 from latentite.diffusion.steps import SamplerSettings, Variance
 from latentite.generators.jobs import Ask, Jobs
 from latentite.generators.latent.chain import (
-    Precision,
     SamplingConfig,
+    SamplingPrecision,
     sample_jobs,
     sampling_schedule,
     size_batches,
@@ -253,7 +253,9 @@ def test_lower_precision_is_near_and_only_the_denoiser_uses_it() -> None:
     exact = sample_jobs(network, FLOW, some_jobs(8), seed=0, config=config).crystals
     seen = []
     handle = network.denoiser.x_embedder.register_forward_hook(lambda *a: seen.append(a[2].dtype))
-    low = sample_jobs(network, FLOW, some_jobs(8), seed=0, config=replace(config, precision=Precision.BF16))
+    low = sample_jobs(
+        network, FLOW, some_jobs(8), seed=0, config=replace(config, precision=SamplingPrecision.BF16)
+    )
     handle.remove()
     assert set(seen) == {torch.bfloat16}
     assert low.crystals.lattice.dtype == torch.float32

@@ -15,12 +15,13 @@ from pathlib import Path
 import ase.io
 import pytest
 import torch
-from pymatgen.core import Composition, Lattice, Structure
+from pymatgen.core import Composition, Structure
 from test_run_folder import contents
 from tiny_checkpoint import write_checkpoint
 from tiny_ldm import ALL_CONDITIONS, FLOW, NUM_ATOMS
 
 import latentite
+from known_crystals import rock_salt
 from latentite import cli
 from latentite.base.options import typed
 from latentite.base.plain import names, numbers
@@ -249,8 +250,7 @@ def test_a_trajectory_has_every_state_and_ends_at_the_crystal(ckpt: Path, tmp_pa
 
 
 def test_starting_from_a_structure_keeps_what_is_fixed(ckpt: Path, tmp_path: Path) -> None:
-    species, sites = ["Na", "Cl"], [[0, 0, 0], [0.5, 0.5, 0.5]]
-    structure = Structure.from_spacegroup("Fm-3m", Lattice.cubic(5.64), species, sites)
+    structure = rock_salt("Na", "Cl", 5.64)
     structure.get_primitive_structure().to(filename=str(tmp_path / "nacl.cif"))
     out = tmp_path / "out"
     options = f"--init {tmp_path}/nacl.cif --strength 0.5 --fix-species Na --num-samples 6 --steps 4"

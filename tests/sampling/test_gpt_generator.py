@@ -10,14 +10,15 @@ import torch
 from test_run_folder import contents
 
 from latentite import cli
-from latentite.checkpoint import Stage, build_payload
+from latentite.checkpoint import CRYSTAL_GPT, Stage, build_payload
 from latentite.crystal import CrystalBatch
 from latentite.crystal_arrays import CrystalArrays
 from latentite.generation import generate
 from latentite.generators.gpt.options import space_groups, wyckoff_letters
+from latentite.metrics.close_pairs import closest_scaled
 from latentite.nn.gpt.model import GPTLimits, GPTSize
 from latentite.nn.gpt.network import GPTConfig, GPTNetwork
-from latentite.sampling.checks import GeometryLimits, RefusalKind, closest_scaled, geometry_refusals
+from latentite.sampling.window import GeometryLimits, RefusalKind, geometry_refusals
 from latentite.symmetry.positions import wyckoff_table
 
 HISTOGRAM = [0, 3, 5, 2, 8, 4, 6, 1, 7, 0, 2, 0, 4]
@@ -37,7 +38,7 @@ def gpt(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "splits": {"train": {"num_atoms_histogram": HISTOGRAM}},
         "elements": ["Li", "O", "Na", "Mg", "Cl", "Ti", "Fe", "Sr"],
     }
-    payload = build_payload(stage=Stage.GPT, config=config, data=data, metrics={})
+    payload = build_payload(stage=Stage.GPT, config=config, data=data, metrics={}, generator=CRYSTAL_GPT)
     state = {f"network.{name}": value for name, value in network.state_dict().items()}
     path = tmp_path_factory.mktemp("gpt") / "gpt.ckpt"
     torch.save({"state_dict": state, "latentite": payload}, path)
@@ -86,8 +87,10 @@ def test_further_attempts_keep_space_group_and_number_of_atoms(gpt: Path) -> Non
     """So that a bound on distances leaves the distribution of symmetry and sizes as it is."""
     raw = generate(gpt, num_samples=48, seed=1, min_distance_scaled=0.0, no_replace=True)
     strict = generate(gpt, num_samples=48, seed=1, min_distance_scaled=0.65, max_attempts=8)
-    assert raw.jobs is not None and strict.jobs is not None
-    assert raw.crystals is not None and strict.crystals is not None
+    assert raw.jobs is not None
+    assert raw.crystals is not None
+    assert strict.jobs is not None
+    assert strict.crystals is not None
     assert int(strict.jobs.attempts.max()) > 0
     sizes = dict(zip(raw.jobs.indices.tolist(), raw.crystals.num_atoms.tolist(), strict=True))
     for index, size in zip(strict.jobs.indices.tolist(), strict.crystals.num_atoms.tolist(), strict=True):

@@ -29,9 +29,9 @@ from latentite.generation import generate
 from latentite.generators.jobs import Jobs
 from latentite.generators.protocol import Advance, Drawn
 from latentite.lattice import lattice_from_parameters
-from latentite.sampling.checks import RefusalKind, geometry_refusals
 from latentite.sampling.folder import Format
 from latentite.sampling.run import run_to_folder
+from latentite.sampling.window import RefusalKind, geometry_refusals
 from latentite.sampling.writers import cif_text, reads_back
 
 HELIX = np.array([[0.1, 0.2, 0.05], [0.45, 0.15, 0.3], [0.7, 0.65, 0.55], [0.2, 0.8, 0.9]])

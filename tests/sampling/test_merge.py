@@ -18,6 +18,7 @@ from tiny_ldm import ALL_CONDITIONS
 
 from latentite import cli
 from latentite.generation import generate
+from latentite.sampling import window
 from latentite.sampling.folder import Counts, Format
 from latentite.sampling.merge import merge
 from latentite.sampling.run import Origin, Run, run_to_folder
@@ -217,7 +218,7 @@ def test_paths_in_the_checksums_of_a_part_lead_nowhere_else(copies: list[Path], 
     """A folder may come from anyone: its list of files must not be able to name others."""
     import hashlib
 
-    from latentite.sampling.checksums import read_commits
+    from latentite.sampling.manifest import read_commits
 
     line = f"{'0' * 64}  ../../../etc/passwd\n".encode()
     (copies[0] / "SHA256SUMS").write_bytes(line)
@@ -321,31 +322,30 @@ def ckpt(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_commands_shard_merge_and_extend(
-    ckpt: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    ckpt: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """`python src/sample.py merge` is this too: it hands `sample` and its words to the same `main`."""
-    options = f"--ckpt {ckpt} --steps 2 --batch-size 16 --conditions band_gap=2".split()
+    monkeypatch.setattr(window, "_LEAST", 16)  # crystals of a window, and so of a shard
+    options = f"--ckpt {ckpt} --steps 2 --batch-size 4 --conditions band_gap=2".split()
     parts = [str(tmp_path / f"part{k}") for k in (1, 2, 3)]
     for number, folder in enumerate(parts, start=1):
         shard = ["--shard", f"{number}/3", "--resume", "--out", folder]
-        assert cli.main(["sample", *options, "--num-samples", "192", *shard]) == 0
+        assert cli.main(["sample", *options, "--num-samples", "48", *shard]) == 0
     capsys.readouterr()
     assert cli.main(["sample", "merge", *parts, "--out", str(tmp_path / "merged")]) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert lines[0].startswith("asked 192, written 192, ")
+    assert lines[0].startswith("asked 48, written 48, ")
     assert lines[1] == f"structures in {tmp_path / 'merged'}"
-    assert cli.main(["sample", *options, "--num-samples", "192", "--out", str(tmp_path / "whole")]) == 0
+    assert cli.main(["sample", *options, "--num-samples", "48", "--out", str(tmp_path / "whole")]) == 0
     assert contents(tmp_path / "merged") == contents(tmp_path / "whole")
     for folder in ("merged", "whole"):
-        extended = ["--num-samples", "256", "--resume", "--out", str(tmp_path / folder)]
+        extended = ["--num-samples", "64", "--resume", "--out", str(tmp_path / folder)]
         assert cli.main(["sample", *options, *extended]) == 0
-    assert cli.main(["sample", *options, "--num-samples", "256", "--out", str(tmp_path / "at_once")]) == 0
+    assert cli.main(["sample", *options, "--num-samples", "64", "--out", str(tmp_path / "at_once")]) == 0
     assert contents(tmp_path / "merged") == contents(tmp_path / "whole") == contents(tmp_path / "at_once")
     capsys.readouterr()
     assert cli.main(["sample", "merge", *parts[:2], "--out", str(tmp_path / "no")]) == 2
-    assert capsys.readouterr().err.startswith(
-        "error: every index of the run must be in a part, but 128 to 191"
-    )
+    assert capsys.readouterr().err.startswith("error: every index of the run must be in a part, but 32 to 47")
 
 
 def test_more_of_each_formula_cannot_be_had_by_extending(ckpt: Path, tmp_path: Path) -> None:

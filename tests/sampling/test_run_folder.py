@@ -17,8 +17,8 @@ from tiny_checkpoint import fake_draw
 from latentite.generators.jobs import Jobs
 from latentite.generators.protocol import Advance, Drawn
 from latentite.sampling import folder as folder_module
-from latentite.sampling.checksums import read_commits
 from latentite.sampling.folder import Counts, Format, RunFolder
+from latentite.sampling.manifest import read_commits
 from latentite.sampling.run import Run, run_to_folder, samples_of
 
 TOTAL, WINDOW = 300, 64

@@ -19,11 +19,11 @@ from latentite.crystal import CrystalBatch
 from latentite.generators.jobs import Jobs
 from latentite.generators.protocol import Advance, Drawn
 from latentite.generators.sizes import plan_jobs
-from latentite.sampling.checks import RefusalKind
 from latentite.sampling.folder import Counts, Format, RunFolder
 from latentite.sampling.run import Origin, Run, run_in_memory, run_to_folder
 from latentite.sampling.window import (
     BatchSize,
+    RefusalKind,
     Window,
     draw_window,
     is_out_of_memory,

@@ -22,7 +22,7 @@ from latentite.data.readers.cif import parse_p1
 from latentite.data.readers.rows import Row, read
 from latentite.elements import SYMBOLS
 from latentite.formulas import reduced_formulas
-from latentite.sampling.checks import geometry_refusals
+from latentite.sampling.window import geometry_refusals
 from latentite.sampling.writers import (
     Sample,
     cif_text,
@@ -103,9 +103,9 @@ def extreme_crystals(count: int, *, seed: int) -> list[CrystalArrays]:
 def test_every_cif_that_would_be_written_is_read_back_by_pymatgen(
     make_random_crystals: Callable[..., list[CrystalArrays]],
 ) -> None:
-    crystals = extreme_crystals(2400, seed=0) + make_random_crystals(100, max_atoms=12)
+    crystals = extreme_crystals(600, seed=0) + make_random_crystals(50, max_atoms=12)
     kept = usable(crystals)
-    assert len(kept) > 1000  # many of the extremes are refused, and rightly
+    assert len(kept) > 250  # many of the extremes are refused, and rightly
     assert {len(arrays.atomic_numbers) for arrays, _ in kept} >= {1, 2, 3, 5, 8}
     for arrays, text in kept:
         assert_pymatgen_reads(arrays, text)

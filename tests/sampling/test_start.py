@@ -19,7 +19,7 @@ from latentite.generators.latent.chain import SamplingConfig, sample_jobs
 from latentite.generators.latent.start import Start, start_from
 from latentite.generators.sizes import plan_jobs
 from latentite.objectives.ldm import DiffusionConfig
-from latentite.sampling.checks import GeometryLimits, RefusalKind, geometry_refusals
+from latentite.sampling.window import GeometryLimits, RefusalKind, geometry_refusals
 
 BOTH = pytest.mark.parametrize("diffusion", [DDPM, FLOW], ids=["ddpm", "flow"])
 

@@ -68,8 +68,12 @@ def test_rhombohedral_cells_are_counted_as_aflow_does() -> None:
 def test_a_crystal_without_a_label_has_its_reason(
     rocksalt: CrystalArrays, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    twice = CrystalArrays(np.array([11, 11]), np.zeros((2, 3)), 4.0 * np.eye(3))
+    assert symmetry_label(twice, symprec=0.1) == (None, "no space group was found at 0.1 Å")
     on_one_site = CrystalArrays(np.array([11, 17]), np.zeros((2, 3)), 4.0 * np.eye(3))
-    assert symmetry_label(on_one_site, symprec=0.1) == (None, "no space group was found at 0.1 Å")
+    number, reason = symmetry_label(on_one_site, symprec=0.1)
+    assert number == 221
+    assert str(reason).startswith("moyopy finds no symmetry at 0.001 Å")
 
     def fail(crystal: CrystalArrays, *, symprec: float) -> None:
         raise EncodingError("made to fail")

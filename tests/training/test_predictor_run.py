@@ -97,6 +97,7 @@ def test_two_epochs_and_two_more_are_four_epochs(tmp_path, vae_checkpoint, chang
     assert_same(first["latentite"]["metrics"], second["latentite"]["metrics"], "metrics")
 
 
+@pytest.mark.pictures
 def test_a_run_reports_both_splits_in_numbers_tables_and_figures(tmp_path, vae_checkpoint):
     result = run(tmp_path / "run", vae_checkpoint)
     folder = tmp_path / "run"

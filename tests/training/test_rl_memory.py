@@ -15,7 +15,7 @@ from tiny_run import assert_same, read, tiny_datamodule, tiny_ldm_config
 
 from latentite.crystal import CrystalBatch
 from latentite.rewards.combine import RewardConfig
-from latentite.rewards.repeats import DiversityFilterConfig, Kind
+from latentite.rewards.repeats import CrystalKind, DiversityFilterConfig
 from latentite.rl.config import Algorithm, Keep, ReplayConfig
 from latentite.rl.module import MEMORY_KEY, RLTrainingModule
 from latentite.stages import train_ldm, train_rl
@@ -45,10 +45,10 @@ def trained(result: FitResult) -> dict[str, Any]:
 
 
 EVERYTHING = {
-    "rl_module__replay": ReplayConfig(size=5, num_samples=3, kind=Kind.CHEMICAL_SYSTEM),
+    "rl_module__replay": ReplayConfig(size=5, num_samples=3, kind=CrystalKind.CHEMICAL_SYSTEM),
     "rl_module__reward_fn": RewardConfig(
         components=VOLUME,
-        diversity_filter=DiversityFilterConfig(kind=Kind.CHEMICAL_SYSTEM, free=1, fading=2),
+        diversity_filter=DiversityFilterConfig(kind=CrystalKind.CHEMICAL_SYSTEM, free=1, fading=2),
     ),
 }
 

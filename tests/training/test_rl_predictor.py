@@ -18,8 +18,8 @@ from latentite.models import load_predictor
 from latentite.predictor.predict import predict_dataset
 from latentite.predictor.settings import PredictorModuleConfig, TrainPredictorConfig
 from latentite.rewards.combine import RewardConfig, Rewards
-from latentite.rewards.contract import check_reward
 from latentite.rewards.predictor import PredictorReward
+from latentite.rewards.protocol import check_reward
 from latentite.stages import train_ldm, train_predictor, train_rl
 from latentite.training.datamodule import CrystalDataModule
 from latentite.training.settings import DataConfig

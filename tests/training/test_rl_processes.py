@@ -14,10 +14,11 @@ import torch
 from tiny_rl import make_usable
 from tiny_run import read, tiny_datamodule, tiny_ldm_config, tiny_split
 
-from latentite.config import config_dir
+from latentite.config import compose, config_dir, load
 from latentite.data.dataset import write_dataset
 from latentite.models import load_ldm
-from latentite.stages import train_ldm
+from latentite.rl.config import TrainRLConfig
+from latentite.stages import train_ldm, train_rl
 
 ROOT = config_dir().parent
 SCRIPT = ROOT / "src" / "train_rl.py"
@@ -47,17 +48,23 @@ def base(vae_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path
     return make_usable(train_ldm(config, datamodule=tiny_datamodule()).last_path)
 
 
+def overrides_of(data_dir: Path, base: Path, experiment: str) -> list[str]:
+    own = [f"experiment={experiment}", f"data.data_dir={data_dir}", f"rl_module.ldm_ckpt_path={base}"]
+    return [*TINY, *own]
+
+
+def train_here(data_dir: Path, base: Path, run_dir: Path, *overrides: str) -> None:
+    """In this process: no second interpreter has to import everything."""
+    values = compose("train_rl", [*overrides_of(data_dir, base, "prototypes/rl_density"), *overrides])
+    train_rl(load(TrainRLConfig, values | {"run_dir": str(run_dir)}))
+
+
 def start(
     data_dir: Path, base: Path, run_dir: Path, *overrides: str, experiment: str = "prototypes/rl_density"
 ) -> subprocess.Popen[str]:
-    own = [
-        f"experiment={experiment}",
-        f"data.data_dir={data_dir}",
-        f"rl_module.ldm_ckpt_path={base}",
-        f"hydra.run.dir={run_dir}",
-    ]
+    own = [*overrides_of(data_dir, base, experiment), f"hydra.run.dir={run_dir}"]
     return subprocess.Popen(
-        [sys.executable, str(SCRIPT), *TINY, *own, *overrides],
+        [sys.executable, str(SCRIPT), *own, *overrides],
         cwd=run_dir.parent,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
@@ -91,9 +98,9 @@ def test_two_processes_train_like_one(data_dir: Path, base: Path, tmp_path: Path
         "rl_module.reward_fn.components.density.normalize=standard",
     ]
     one, two = tmp_path / "one", tmp_path / "two"
-    processes = [start(data_dir, base, one, *same), start(data_dir, base, two, *same, "trainer=ddp_cpu")]
-    for process in processes:
-        finish(process)
+    pair = start(data_dir, base, two, *same, "trainer=ddp_cpu")
+    train_here(data_dir, base, one, *same)
+    finish(pair)
     first, second = (read(folder / "checkpoints" / "last.ckpt") for folder in (one, two))
     assert first["global_step"] == second["global_step"] == 4
     original = load_ldm(base)[0].state_dict()

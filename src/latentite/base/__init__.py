@@ -1,1 +1,1 @@
-"""What every room stands on: files, downloads, processes, plain values, progress bars."""
+"""Foundation of every room: files, downloads, processes, plain values, progress bars."""

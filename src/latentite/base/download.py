@@ -39,12 +39,12 @@ class DownloadError(ValueError):
 
 
 class _TransientError(Exception):
-    """What the next try may not meet again."""
+    """A failure that the next try may not meet again."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Patience:
-    """How long to wait for a server. The defaults give up within 50 s on one that never answers."""
+    """Waiting times for a server. The defaults give up within 50 s on one that never answers."""
 
     answer_s: float = 15.0
     """Seconds for one try until its headers are there: name look-up, connection and redirects together."""
@@ -62,7 +62,7 @@ class Patience:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class RemoteFile:
-    """What the server said about the file that it sent."""
+    """The server's description of the file that it sent."""
 
     size: int | None
     """Bytes, where known."""
@@ -90,7 +90,7 @@ _Ask = Callable[[str, dict[str, str], float], _Answer]  # address, headers, seco
 
 
 def is_offline() -> bool:
-    """Whether HF_HUB_OFFLINE (or TRANSFORMERS_OFFLINE) forbids to use the hub."""
+    """True if HF_HUB_OFFLINE (or TRANSFORMERS_OFFLINE) forbids to use the hub."""
     value = os.environ.get("HF_HUB_OFFLINE") or os.environ.get("TRANSFORMERS_OFFLINE") or ""
     return value.upper() in ("1", "ON", "YES", "TRUE")
 
@@ -157,7 +157,7 @@ class _Transfer:
 
     @property
     def num_bytes(self) -> int:
-        """What of the file is here already."""
+        """The part of the file that is here already."""
         return self.part.stat().st_size if self.part.exists() else 0
 
     def run(self) -> RemoteFile:

@@ -71,7 +71,7 @@ def write_json(path: str | Path, value: Any) -> None:
 
 
 def impostor(path: str | Path) -> str | None:
-    """What a downloaded file is instead of data, or None when nothing speaks against it.
+    """The kind of file that came instead of data, or None when nothing speaks against it.
 
     Recognises an empty file, a Git-LFS pointer and an HTML page (an error page saved under the file's name).
     """
@@ -88,7 +88,7 @@ def impostor(path: str | Path) -> str | None:
 
 
 def cache_dir() -> Path:
-    """Where what can be made or fetched again is kept: LATENTITE_CACHE_DIR, else ~/.cache/latentite."""
+    """Folder for what can be made or fetched again: LATENTITE_CACHE_DIR, else ~/.cache/latentite."""
     return Path(os.environ.get("LATENTITE_CACHE_DIR") or Path.home() / ".cache" / "latentite")
 
 

@@ -74,6 +74,32 @@ def process_context() -> BaseContext:
     return multiprocessing.get_context("fork" if sys.platform == "linux" else "spawn")
 
 
+def network_context(*preload: str) -> BaseContext:
+    """Processes that compute with torch: forked by a server that has imported these modules once and done nothing else.
+
+    A process in which torch has computed cannot be forked itself: its threads and its GPU do not come along. Each
+    spawned one imports torch anew, for seconds. The server starts with the first process and ends with this one.
+    """
+    if sys.platform != "linux":
+        return multiprocessing.get_context("spawn")
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(list(preload))
+    return context
+
+
+def end_with_parent() -> None:
+    """In a process of `network_context`: leave Ctrl-C to the parent, and end when the parent does."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+
+    def watch() -> None:
+        parent.join()
+        os._exit(1)
+
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    threading.Thread(target=watch, daemon=True).start()
+
+
 def start_worker(parent: int) -> None:
     """Leave Ctrl-C to the parent, and end when the parent does: a killed one cannot tell its workers to
     stop."""

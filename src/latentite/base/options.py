@@ -138,7 +138,7 @@ def fill(kind: type[Options], arguments: argparse.Namespace, **given: Any) -> Op
 
 
 def typed(kind: type, arguments: argparse.Namespace) -> dict[str, Any]:
-    """What was typed of a dataclass's options, by field: enums as such, several values as a tuple."""
+    """The typed options of a dataclass, by field: enums as such, several values as a tuple."""
     given = {}
     for item in fields(kind):
         key = _destination(kind, item)
@@ -166,7 +166,7 @@ def _flag(item: Field[Any]) -> str:
 
 
 def _argument(kind: type, item: Field[Any], default: Any) -> tuple[list[str], dict[str, Any]]:
-    """What `add_argument` takes for a field."""
+    """Keyword arguments of `add_argument` for a field."""
     metadata, hint = item.metadata, _choose(kind, item)
     settings: dict[str, Any] = {"help": _help(kind, item, default), "default": argparse.SUPPRESS}
     choices = metadata.get("choices") or _choices(hint)
@@ -264,7 +264,7 @@ def _choices(hint: Any) -> list[str] | None:
 @lru_cache(maxsize=256)
 def _docstrings(kind: type) -> Mapping[str, str]:
     """The text under each field of a dataclass, in its source."""
-    found: dict[str, str] = {}
+    docstrings: dict[str, str] = {}
     for owner in reversed(kind.__mro__[:-1]):
         [body] = ast.parse(textwrap.dedent(inspect.getsource(owner))).body
         assert isinstance(body, ast.ClassDef)
@@ -275,5 +275,5 @@ def _docstrings(kind: type) -> Mapping[str, str]:
                 and isinstance(after, ast.Expr)
                 and isinstance(after.value, ast.Constant)
             ):
-                found[before.target.id] = str(after.value.value)
-    return found
+                docstrings[before.target.id] = str(after.value.value)
+    return docstrings

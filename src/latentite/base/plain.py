@@ -190,22 +190,22 @@ def default_values(kind: Any) -> dict[str, Any]:
     A section is read off its class, because not every class can be made of defaults alone. Left out is what the
     program sets itself (`NOT_TYPED`), and what has no default and is no section.
     """
-    found: dict[str, Any] = {}
+    values: dict[str, Any] = {}
     for item in fields(kind):
         section = _hints(kind)[item.name] if _is_required(item) else item.default_factory
         if not item.metadata.get("is_typed", True):
             continue
         if isinstance(section, type) and is_dataclass(section):
-            found[item.name] = default_values(section)
+            values[item.name] = default_values(section)
         elif item.default is not MISSING:
-            found[item.name] = to_plain(item.default)
+            values[item.name] = to_plain(item.default)
         elif item.default_factory is not MISSING:
-            found[item.name] = to_plain(item.default_factory())
-    return found
+            values[item.name] = to_plain(item.default_factory())
+    return values
 
 
 def is_text(kind: Any) -> bool:
-    """Whether values of a declared type are a text or a path, and nothing else but null."""
+    """True if values of a declared type are a text or a path, and nothing else but null."""
     options = set(_options(kind)) - {type(None)}
     return bool(options) and options <= {str, Path}
 

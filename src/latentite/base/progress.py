@@ -53,7 +53,7 @@ class ProgressBars:
             TextColumn("{task.description}"),
             BarColumn(bar_width=24),
             _Count(unit),
-            _Rate(unit),
+            _Speed(unit),
             _Time(elapsed_when_finished=True),
             console=console,
             disable=not (enabled and console.is_terminal),
@@ -62,7 +62,7 @@ class ProgressBars:
 
     @property
     def is_shown(self) -> bool:
-        """Whether somebody sees the bars."""
+        """True if somebody sees the bars."""
         return not self._bars.disable
 
     def start(self) -> None:
@@ -108,7 +108,7 @@ class _Count(ProgressColumn):
         return Text(shown, style="progress.download")
 
 
-class _Rate(ProgressColumn):
+class _Speed(ProgressColumn):
     def __init__(self, unit: str) -> None:
         super().__init__()
         self._unit = unit

@@ -16,7 +16,7 @@ What others use is named here; the files of this folder say the rest.
 """
 
 from latentite.checkpoint.lightning_file import read_training_state
-from latentite.checkpoint.portable import Precision, read_portable, write_portable
+from latentite.checkpoint.portable import StoredFormat, read_portable, write_portable
 from latentite.checkpoint.read import (
     export_portable,
     merge_adapters,
@@ -53,9 +53,9 @@ __all__ = [
     "DataCard",
     "FidelityCard",
     "OrbitCard",
-    "Precision",
     "SplitCard",
     "Stage",
+    "StoredFormat",
     "Weights",
     "build_payload",
     "export_portable",

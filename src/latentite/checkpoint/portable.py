@@ -30,7 +30,7 @@ from latentite.checkpoint.record import (
 )
 
 
-class Precision(StrEnum):
+class StoredFormat(StrEnum):
     """Formats of the float32 matrices of a portable checkpoint; everything else is kept as it is."""
 
     FP32 = "fp32"
@@ -41,14 +41,14 @@ class Precision(StrEnum):
 MAX_LENDERS = 8
 """Pairs in a row that borrow from each other."""
 
-_DTYPES = {Precision.FP16: torch.float16, Precision.BF16: torch.bfloat16}
+_DTYPES = {StoredFormat.FP16: torch.float16, StoredFormat.BF16: torch.bfloat16}
 
 
 def write_portable(
     record: CheckpointRecord,
     out_stem: str | Path,
     *,
-    precision: Precision = Precision.FP32,
+    precision: StoredFormat = StoredFormat.FP32,
     lenders: Sequence[str] = (),
     about: Mapping[str, Any] | None = None,
 ) -> tuple[Path, Path]:
@@ -97,7 +97,7 @@ def _card(
     *,
     sha256: str,
     state: Mapping[str, Tensor],
-    precision: Precision,
+    precision: StoredFormat,
     about: Mapping[str, Any] | None,
 ) -> dict[str, Any]:
     """The card beside the weights: which they are, their config, data and origin."""
@@ -109,7 +109,7 @@ def _card(
         "sha256": sha256,
         "num_tensors": len(state),
         "num_values": sum(tensor.numel() for tensor in state.values()),
-        **({} if precision is Precision.FP32 else {"precision": precision.value}),
+        **({} if precision is StoredFormat.FP32 else {"precision": precision.value}),
         **({} if about is None else {"about": about}),
         "config": record.config,
         "data": record.data.to_plain(),
@@ -123,9 +123,9 @@ def _card(
     }
 
 
-def _rounded(name: str, tensor: Tensor, precision: Precision) -> Tensor:
+def _rounded(name: str, tensor: Tensor, precision: StoredFormat) -> Tensor:
     # Tables such as baselines by element are float64, and stay so.
-    if precision is Precision.FP32 or tensor.ndim < 2 or tensor.dtype != torch.float32:
+    if precision is StoredFormat.FP32 or tensor.ndim < 2 or tensor.dtype != torch.float32:
         return tensor.contiguous()
     rounded = tensor.to(_DTYPES[precision]).contiguous()
     if bool(tensor.isfinite().all()) and not bool(rounded.isfinite().all()):
@@ -142,11 +142,11 @@ def _borrowable(state: Mapping[str, Tensor], stem: Path, lenders: Sequence[str])
     if stem.name in lenders:
         raise CheckpointError(f"{stem.name} cannot borrow from itself; name another pair in {stem.parent}")
     ours = {name: _content(tensor) for name, tensor in state.items()}
-    found: dict[str, dict[str, Any]] = {}
+    loans: dict[str, dict[str, Any]] = {}
     for lender in lenders:
         record = _read_pair(stem.with_name(lender), [stem.name])  # not one that borrows from this
         theirs = {_content(tensor): name for name, tensor in record.state.items()}
-        taken = {name for loan in found.values() for name in loan["tensors"]}
+        taken = {name for loan in loans.values() for name in loan["tensors"]}
         tensors = {
             name: theirs[content] for name, content in ours.items() if content in theirs and name not in taken
         }
@@ -154,8 +154,8 @@ def _borrowable(state: Mapping[str, Tensor], stem: Path, lenders: Sequence[str])
             raise CheckpointError(
                 f"{record.path} holds none of the tensors of {stem.name}: nothing to borrow"
             )
-        found[lender] = {"sha256": record.sha256, "tensors": tensors}
-    return found
+        loans[lender] = {"sha256": record.sha256, "tensors": tensors}
+    return loans
 
 
 def _content(tensor: Tensor) -> tuple[tuple[int, ...], str]:

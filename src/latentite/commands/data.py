@@ -21,7 +21,7 @@ from latentite.data.readers.checks import Limits
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class BuildPlaces:
-    """Where `latentite data build` reads and writes."""
+    """Inputs and outputs of `latentite data build`."""
 
     source: str = field(metadata=option("SOURCE", positional=True))
     """A file, a folder, or a name such as mp_20."""
@@ -48,7 +48,7 @@ class ConvertOptions:
     out: Path = field(metadata=option("FILE.h5"))
     """The file to write."""
     split: Literal["train", "val", "test"] = "train"
-    """Which one of a folder with splits."""
+    """The split of a folder that has splits."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -85,7 +85,7 @@ def _register_build(commands: argparse._SubParsersAction[argparse.ArgumentParser
 
 
 def _add_build_options(parser: argparse.ArgumentParser) -> None:
-    """How crystals are divided, which labels and crystals are kept."""
+    """Settings of the division, and of which labels and crystals are kept."""
     for split, share in DEFAULT_FRACTIONS.items():
         parser.add_argument(
             f"--{split}-fraction",
@@ -136,7 +136,7 @@ def csv_to_dataset(argv: Sequence[str] | None = None) -> int:
 
 
 def _rows(arguments: argparse.Namespace) -> BuildOptions:
-    """How rows become a dataset.
+    """The settings of the step from rows to a dataset.
 
     Raises:
         ValueError: for limits that are none.

@@ -47,8 +47,8 @@ def _demo(options: DemoOptions) -> int:
     console.print(report_table(result.reconstruction, title="Test crystals, rebuilt from 8 numbers per atom"))
     if result.evaluation is not None:
         console.print(rates_table(result.evaluation, title="New crystals, sampled from noise"))
-    found = result.predictor.metrics
-    error, share = found[f"test/{DEMO_TARGET}_mae"], found[f"test/{DEMO_TARGET}_r2"]
+    metrics = result.predictor.metrics
+    error, share = metrics[f"test/{DEMO_TARGET}_mae"], metrics[f"test/{DEMO_TARGET}_r2"]
     said = f"{DEMO_TARGET} of test crystals predicted with a mean absolute error of {error:.2f} g/cm^3 (R2 {share:.2f})"
     console.print(said, markup=False, highlight=False, soft_wrap=True)
     for line in (*result.reinforced.lines(), *summary_lines(result.samples)):

@@ -62,7 +62,7 @@ def register_compare(parser: argparse.ArgumentParser) -> None:
 
 
 def evaluate_options(arguments: argparse.Namespace) -> EvaluateOptions:
-    """What was typed.
+    """The typed options.
 
     Raises:
         ValueError: for tolerances that are no numbers, potential arguments that are no JSON object, a level of theory
@@ -105,17 +105,17 @@ def _tolerances(texts: Sequence[str]) -> dict[str, float]:
     Raises:
         ValueError: for anything else.
     """
-    found: dict[str, float] = {}
+    tolerances: dict[str, float] = {}
     for text in texts:
         name, _, value = text.partition("=")
         try:
             number = float(value)
         except ValueError:
             raise ValueError(f"--tolerance must be written NAME=VALUE with a number, got {text!r}") from None
-        if name in found:
+        if name in tolerances:
             raise ValueError(f"--tolerance {name} must be given once, got it twice")
-        found[name] = number
-    return found
+        tolerances[name] = number
+    return tolerances
 
 
 def _compare(options: CompareOptions) -> int:

@@ -71,7 +71,7 @@ class BundleOptions(CheckpointOptions):
     dtype: Literal["fp32", "fp16", "bf16"] = BUNDLE_PRECISION
     """Number format of the matrices."""
     card: Path | None = field(default=None, metadata=option("YAML"))
-    """What people must know (docs/bundling.md)."""
+    """Facts that its users must know (docs/bundling.md)."""
     borrow: tuple[str, ...] = ()
     """A pair in DIR, such as the model's VAE, whose tensors are not written again; repeatable."""
 
@@ -160,7 +160,7 @@ def _export(options: ExportOptions) -> int:
 
 
 def _bundle(options: BundleOptions) -> int:
-    from latentite.checkpoint import Precision
+    from latentite.checkpoint import StoredFormat
     from latentite.hub.bundle import bundle
 
     def write() -> str:
@@ -169,7 +169,7 @@ def _bundle(options: BundleOptions) -> int:
             options.checkpoint,
             options.name,
             options.out,
-            precision=Precision(options.dtype),
+            precision=StoredFormat(options.dtype),
             card=options.card,
             borrow=options.borrow,
             weights=options.weights,

@@ -32,7 +32,7 @@ class NetworkOptions:
     """Crystals: CSV, Parquet, JSON, extxyz, a folder of CIFs, ..., a folder made by `latentite data build` (its
     --split), or the name of a dataset."""
     split: Literal["train", "val", "test"] = "test"
-    """Which one of a folder with splits."""
+    """The split of a folder that has splits."""
     batch_size: int = BATCH_SIZE
     """Crystals at once."""
     device: str = "auto"
@@ -113,11 +113,11 @@ class ExportOptions:
     out: Path = field(metadata=option("FILE"))
     """Ending .pt2, .pt or .safetensors, by the format."""
     format: Literal["pt2", "torchscript", "safetensors"] = "pt2"
-    """What the file is: torch.export, a trace, or weights and config."""
+    """Format of the file: torch.export, a trace, or weights and config."""
     fidelity: str | None = None
     """Level of theory [the reference]."""
     weights: Literal["ema", "raw"] | None = None
-    """Which weights [ema where there are any]."""
+    """The set of weights [ema where there are any]."""
     d3bj: str | None = field(default=None, metadata=option("FUNCTIONAL"))
     """Add D3(BJ) dispersion, with dftd3's parameters for this functional."""
     d3_target: str | None = None
@@ -190,7 +190,7 @@ class FitOptions:
     unit: str | None = field(default=None, metadata=option("UNIT"))
     """Of the labels, written down with them [eV/atom or eV, by the extent]."""
     fidelity: str = "labels"
-    """What the level of theory is called."""
+    """Name of the level of theory."""
     ridge: float = RIDGE
     """Weight of the penalty on large coefficients."""
     trim: float = TRIM
@@ -259,7 +259,7 @@ def _fit(options: FitOptions, limits: Limits) -> int:
 
 
 def describe(fit: BaselineFit, *, unit: str, num_rows: int) -> list[str]:
-    """What was fitted and what is left of the labels, in a few lines."""
+    """Summary of the fit and of the rest of the labels, in a few lines."""
     per_atom = unit if unit.endswith("/atom") else f"{unit}/atom"
     low, high = fit.residual_percentiles
     return [

@@ -15,7 +15,7 @@ from latentite.base.files import parse_json
 from latentite.base.options import make_command, option
 
 if TYPE_CHECKING:
-    from latentite.rewards.contract import RewardReport
+    from latentite.rewards.protocol import RewardReport
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -49,13 +49,13 @@ def register(parser: argparse.ArgumentParser) -> None:
 def _check(options: CheckOptions) -> int:
     from latentite.crystal import CrystalBatch
     from latentite.evaluation.read import read_crystals
-    from latentite.rewards.contract import check_reward
+    from latentite.rewards.protocol import check_reward
     from latentite.rewards.target import TARGET, build, locate
 
-    found = locate(options.target)
+    named = locate(options.target)
     keywords = dict(_option(text) for text in options.arguments)
-    is_made = isinstance(found, type) or keywords
-    reward = build({TARGET: options.target, **keywords}, "REWARD") if is_made else found
+    is_made = isinstance(named, type) or keywords
+    reward = build({TARGET: options.target, **keywords}, "REWARD") if is_made else named
     if options.limit < 2:
         raise ValueError(f"--limit must be at least 2, got {options.limit}")
     arrays = read_crystals(options.crystals, split="train").arrays

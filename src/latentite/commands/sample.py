@@ -102,7 +102,7 @@ def _print(lines: list[str]) -> None:
 
 
 def summary_lines(result: GenerateResult) -> list[str]:
-    """What became of a run, in words."""
+    """Summary of a run, in words."""
     counts = result.counts
     lines = [counts_line(result.asked, counts)]
     if counts.first_refused:

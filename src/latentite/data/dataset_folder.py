@@ -18,8 +18,9 @@ from latentite.data.options import BuildOptions, DatasetOptions
 from latentite.data.readers.label_table import labelled
 from latentite.data.readers.opening import fingerprint
 from latentite.data.readers.records import Rejection, Source, name_of
+from latentite.data.recipes import SPLITS
 from latentite.data.source_rows import build_notes
-from latentite.data.sources import SPLITS, split_files
+from latentite.data.sources import split_files
 from latentite.data.splits import check_fractions, divide, shared_formulas
 
 if TYPE_CHECKING:

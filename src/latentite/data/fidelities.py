@@ -24,7 +24,8 @@ from latentite.data.build import WHOLE, build_splits
 from latentite.data.dataset import CrystalDataset, content_hash, read_dataset
 from latentite.data.labels import log_labels, share_categories
 from latentite.data.options import BuildOptions
-from latentite.data.sources import SPLITS, split_files
+from latentite.data.recipes import SPLITS
+from latentite.data.sources import split_files
 from latentite.data.splits import check_fractions, formula_keys, select
 
 log = logging.getLogger(__name__)

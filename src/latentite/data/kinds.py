@@ -53,7 +53,7 @@ class Column:
     names: tuple[str | None, ...] = ()
     """Of a column of names: its cells, None where missing."""
     problem: Remark | None = None
-    """Why it is unreadable."""
+    """Reason for which it is unreadable."""
     remarks: tuple[Remark, ...] = ()
     """Cells that were taken as missing or read in a way that is worth a line."""
 

@@ -67,8 +67,8 @@ class DecidedLabels:
     categories: dict[str, tuple[str, ...]]
     """Names behind the codes of categorical properties, the same in every split."""
     left_out: dict[str, str]
-    """Why a column of the source is no property: `text, ...`, `empty`, `not asked for`, or the cell that stands in
-    the way."""
+    """Reason for which a column of the source is no property: `text, ...`, `empty`, `not asked for`, or the cell that
+    stands in the way."""
     remarks: tuple[str, ...]
     """Cells that were taken as missing, cleaned or worth a look, each with its column, row and text."""
 

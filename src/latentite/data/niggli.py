@@ -13,7 +13,7 @@ from functools import lru_cache
 from itertools import product
 
 import numpy as np
-from jaxtyping import Float, Int
+from jaxtyping import Float, Int, Real
 
 TOLERANCE = 2e-4
 """Relative differences of lengths, and cosines, below about this count as no difference between bases."""
@@ -224,30 +224,28 @@ def _violation_obtuse(
 
 
 def multiply(
-    left: Float[np.ndarray, "batch row 3"], right: Float[np.ndarray, "batch 3 column"]
+    left: Float[np.ndarray, "batch row 3"], right: Float[np.ndarray, "#batch 3 column"]
 ) -> Float[np.ndarray, "batch row column"]:
-    """Matrix products of stacks of small matrices."""
+    """Matrix products of stacks of small matrices; a stack of one on the right serves all on the left."""
     result = left[:, :, 0, None] * right[:, None, 0]
     result += left[:, :, 1, None] * right[:, None, 1]
     result += left[:, :, 2, None] * right[:, None, 2]
     return result
 
 
-def cross(
-    first: Float[np.ndarray, "... 3"], second: Float[np.ndarray, "... 3"]
-) -> Float[np.ndarray, "... 3"]:
+def cross(first: Real[np.ndarray, "... 3"], second: Real[np.ndarray, "... 3"]) -> Real[np.ndarray, "... 3"]:
     """Vector products; several times faster than `numpy.cross` on short arrays."""
     x, y, z = first[..., 0], first[..., 1], first[..., 2]
     u, v, w = second[..., 0], second[..., 1], second[..., 2]
     return np.stack([y * w - z * v, z * u - x * w, x * v - y * u], axis=-1)
 
 
-def determinant(matrices: Float[np.ndarray, "... 3 3"]) -> Float[np.ndarray, ...]:
+def determinant(matrices: Real[np.ndarray, "... 3 3"]) -> Real[np.ndarray, ...]:
     """Determinants, exact for small integers."""
     return (matrices[..., 0, :] * cross(matrices[..., 1, :], matrices[..., 2, :])).sum(axis=-1)
 
 
-def integer_inverse(matrices: Float[np.ndarray, "... 3 3"]) -> Float[np.ndarray, "... 3 3"]:
+def integer_inverse(matrices: Real[np.ndarray, "... 3 3"]) -> Real[np.ndarray, "... 3 3"]:
     """Inverses of integer matrices of determinant +1 or -1: integers again, without rounding errors."""
     a, b, c = matrices[..., 0, :], matrices[..., 1, :], matrices[..., 2, :]
     columns = np.stack([cross(b, c), cross(c, a), cross(a, b)], axis=-1)

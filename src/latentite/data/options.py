@@ -16,7 +16,7 @@ DEFAULT_FRACTIONS: Mapping[str, float] = types.MappingProxyType({"train": 0.8, "
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class BuildOptions:
-    """How rows become a dataset; limits and form are part of the names of its caches."""
+    """Settings of the step from rows to a dataset; limits and form are part of the names of its caches."""
 
     limits: Limits = field(default_factory=Limits, metadata=NOT_TYPED)
     properties: tuple[str, ...] | None = field(default=None, metadata=option(flag="--property"))
@@ -37,12 +37,12 @@ class BuildOptions:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class DatasetOptions:
-    """How crystals are divided into a folder with train, val and test, and where their labels stand."""
+    """Settings of the division into train, val and test, and the place of the labels."""
 
     fractions: Mapping[str, float] = field(default_factory=lambda: DEFAULT_FRACTIONS, metadata=NOT_TYPED)
     """Share of the crystals for each split; one that is left out is 0."""
     group_by: str = field(default="formula", metadata=option("WHAT"))
-    """What is not divided among splits: formula, none or a property."""
+    """Key of the groups that stay together in one split: formula, none or a property."""
     seed: int = 0
     """Draws the splits."""
     labels: str | Path | None = field(default=None, metadata=option("FILE"))

@@ -1,6 +1,6 @@
 """Records to packed arrays: a chunk is parsed, checked and canonicalised, and the crystals that survive are joined.
 
-The work that `build.py` sends along `walk`, to several processes if there are some; so this module does not
+The work that `source_rows.py` sends along `walk`, to several processes if there are some; so this module does not
 import torch, and worker processes start light.
 """
 
@@ -19,14 +19,6 @@ from latentite.data.readers.rows import parse_many
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class PackOptions:
-    """Options of the work on a chunk."""
-
-    limits: Limits
-    canonical: bool
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
 class Packed:
     """The result for one chunk: the accepted crystals atom by atom, and what became of every record."""
 
@@ -42,10 +34,10 @@ class Packed:
     """Per record of the chunk: why it was rejected; None where it is among the crystals."""
 
 
-def pack(records: list[Record], options: PackOptions) -> Packed:
-    """Parse, check, canonicalise and concatenate one chunk."""
-    outcomes = parse_many(records, options.limits)
-    if options.canonical:
+def pack(records: list[Record], *, limits: Limits, canonical: bool) -> Packed:
+    """Parse, check, canonicalise (if asked) and concatenate one chunk."""
+    outcomes = parse_many(records, limits)
+    if canonical:
         outcomes = _canonicalize(outcomes)
     crystals = [outcome for outcome in outcomes if not isinstance(outcome, str)]
     if not crystals:

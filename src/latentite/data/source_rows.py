@@ -32,7 +32,7 @@ from latentite.data.dataset import (
 )
 from latentite.data.labels import unique_ids
 from latentite.data.options import BuildOptions
-from latentite.data.pack import Packed, PackOptions, pack
+from latentite.data.pack import Packed, pack
 from latentite.data.readers.opening import fingerprint, open_records
 from latentite.data.readers.records import Rejection, Source, name_of
 from latentite.data.readers.rows import pair, walk
@@ -107,7 +107,7 @@ def _build(
     workers: int | None,
     progress: bool,
 ) -> SourceRows:
-    work = partial(pack, options=PackOptions(limits=options.limits, canonical=options.canonical))
+    work = partial(pack, limits=options.limits, canonical=options.canonical)
     chunks: list[Packed] = []
     ids: list[str] = []
     rejections: list[Rejection] = []

@@ -16,7 +16,7 @@ import torch
 from latentite.crystal import CrystalBatch
 from latentite.data.dataset import CrystalDataset, content_hash
 from latentite.data.readers.records import CANONICAL_NAMES
-from latentite.data.sources import SPLITS
+from latentite.data.recipes import SPLITS
 
 
 def check_fractions(fractions: Mapping[str, float]) -> dict[str, float]:

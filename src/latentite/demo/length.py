@@ -29,7 +29,7 @@ from latentite.training.stage_settings import VAEModuleConfig
 log = logging.getLogger(__name__)
 
 SLOWEST = 1.6
-"""When the machine turns out slower than measured, training stops after this many times the wished time."""
+"""Multiple of the wished time after which training stops, on a machine that is slower than measured."""
 
 SecondsPerStep = Callable[[Precision], float]
 NetworkAndLoss = tuple[nn.Module, Callable[[CrystalBatch], LossTerms]]

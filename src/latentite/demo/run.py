@@ -23,7 +23,7 @@ from latentite.crystal import CrystalBatch
 from latentite.data.sampler import seeded_generator
 from latentite.demo.length import at_most, ldm_seconds_per_step, set_length, vae_seconds_per_step
 from latentite.draw.cells import draw_crystals
-from latentite.draw.curves import draw_reward_curve, draw_training_curve
+from latentite.draw.charts import draw_reward_curve, draw_training_curve
 from latentite.evaluation.reconstruct import (
     Reconstruction,
     draw_reconstructions,

@@ -18,7 +18,7 @@ from latentite.diffusion.steps import Denoise
 
 
 class Condition(Protocol):
-    """What a network is told of crystals, one row each; `nn.conditions.Conditioning` is one."""
+    """Conditioning of a network, one row per crystal; `nn.conditions.Conditioning` is one."""
 
     @classmethod
     def concatenate(cls, parts: Sequence[Self]) -> Self:

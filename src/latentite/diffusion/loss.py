@@ -37,7 +37,7 @@ VLB_STEPS = 1000
 
 
 class FlowTimes(StrEnum):
-    """How the times of flow training are drawn."""
+    """Distribution of the times of flow training."""
 
     UNIFORM = "uniform"
     LOGIT_NORMAL = "logit_normal"
@@ -50,7 +50,7 @@ class DiffusionLoss:
     terms: dict[str, Float[Tensor, " crystal"]]
     """"mse" (of the target), and "vlb" (bits per dimension, rescaled) with learned variance."""
     time: Float[Tensor, " crystal"]
-    """What the network was told, 0 (data) to 1000 (noise) as a rule: log the loss against it."""
+    """Time input of the network, 0 (data) to 1000 (noise) as a rule: log the loss against it."""
 
     @property
     def total(self) -> Float[Tensor, " crystal"]:

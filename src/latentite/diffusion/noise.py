@@ -30,7 +30,7 @@ class NoiseStream(IntEnum):
     """Independent sequences that one crystal owns."""
 
     START = 0
-    """Where sampling starts: x_T, or the noise put on a given crystal."""
+    """Start of sampling: x_T, or the noise put on a given crystal."""
     STEP = 1
     """The noise of each sampling step."""
     KNOWN = 2

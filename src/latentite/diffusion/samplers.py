@@ -69,7 +69,7 @@ class Known:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Sampled:
-    """What a sampler gives back."""
+    """Result of a sampler."""
 
     latents: Float[Tensor, "crystal token channel"]
     """Clean latents; padding is exactly zero."""
@@ -90,7 +90,7 @@ Step = Callable[["Walk", Tensor, int], Moments]
 
 @dataclass(kw_only=True, slots=True)
 class Walk:
-    """What the steps of one sampling run share."""
+    """Inputs that all steps of one sampling run share."""
 
     denoise: Denoise
     schedule: AnySchedule
@@ -215,7 +215,7 @@ def sample(
     state = _replace_padding(start_state, mask)
     if known is not None:
         state = _replace_known(state, known, schedule, first, 0, mask)
-    kept = _Record(states=[state] if trajectory or record else None, is_full=record)
+    kept = _Recorder(states=[state] if trajectory or record else None, is_full=record)
     for count, step in enumerate(range(first, -1, -1)):
         moments = take_step(walk, state, step)
         if isinstance(moments.std, float) and moments.std == 0.0:
@@ -264,7 +264,7 @@ def _replace_known(
     return torch.where((known.mask & mask)[..., None], given, state)
 
 
-class _Record:
+class _Recorder:
     """Collects what was asked for along the way."""
 
     def __init__(self, *, states: list[Tensor] | None, is_full: bool) -> None:

@@ -37,7 +37,7 @@ class ScheduleKind(StrEnum):
 
 
 class Spacing(StrEnum):
-    """Which levels of the training schedule a shorter sampling schedule keeps."""
+    """Choice of the levels of the training schedule that a shorter sampling schedule keeps."""
 
     EVEN = "even"
     """Evenly spaced, both ends included: the default; every number of steps works."""
@@ -48,7 +48,7 @@ class Spacing(StrEnum):
 
 
 class Target(StrEnum):
-    """What a DDPM network predicts."""
+    """Target of a DDPM network."""
 
     EPSILON = "epsilon"
     X0 = "x0"
@@ -60,7 +60,7 @@ class NoiseLevel:
     """Constants of one DDPM level, or of one level per crystal."""
 
     time: Coefficient
-    """What the network is told: the level's index in the training schedule."""
+    """Time input of the network: the level's index in the training schedule."""
     alpha: Coefficient
     """sqrt(alpha_bar): x_t = alpha x0 + sigma eps."""
     sigma: Coefficient
@@ -130,7 +130,7 @@ class FlowLevel:
 
     @property
     def time(self) -> Coefficient:
-        """What the network is told: 1000 t."""
+        """Time input of the network: 1000 t."""
         return FLOW_TIME_SCALE * self.flow_time
 
     @property
@@ -252,7 +252,7 @@ def stride_levels(total: int, num_steps: int) -> Int[Tensor, " step"]:
 
 
 def has_stride(total: int, num_steps: int) -> bool:
-    """Whether `stride_levels` has an answer: the smallest stride with at most this many levels has as many."""
+    """True if `stride_levels` has an answer: the smallest stride with at most this many levels has as many."""
     return num_steps > 0 and len(range(0, total, -(-total // num_steps))) == num_steps
 
 
@@ -329,7 +329,7 @@ def to_epsilon(
 
 
 def target_of(latents: Tensor, noise: Tensor, level: NoiseLevel, target: Target) -> Tensor:
-    """What the network should have said at this level."""
+    """Target of the network at this level."""
     if target is Target.X0:
         return latents
     if target is Target.V:

@@ -42,10 +42,10 @@ class Variance(StrEnum):
 
 @dataclass(kw_only=True, slots=True)
 class SamplerSettings:
-    """What a sampler must know of the network, and its own knobs."""
+    """Settings of a sampler: facts about the network, and its own options."""
 
     target: Target = Target.EPSILON
-    """What a DDPM network predicts; a flow's network predicts the velocity eps - x0."""
+    """Target of a DDPM network; a flow's network predicts the velocity eps - x0."""
     variance: Variance = Variance.FIXED_SMALL
     """Variance of the ancestral sampler; the others use no variance channels."""
     eta: float = 1.0

@@ -20,7 +20,7 @@ import torch
 from latentite import lattice as lat
 from latentite.crystal import CrystalBatch
 from latentite.crystal_arrays import CrystalArrays
-from latentite.draw.figures import EDGE, INK, new_figure, save_figure
+from latentite.draw.charts import EDGE, INK, new_figure, save_figure
 from latentite.elements import symbol_of
 from latentite.formulas import reduced_formulas
 

@@ -274,7 +274,7 @@ class Stability:
     num_competing: int
     """Phases that the hull knows in the chemical system, the elements not counted."""
     reason: str | None
-    """Why the energy above hull is unknown."""
+    """Reason for which the energy above hull is unknown."""
 
 
 def stability(

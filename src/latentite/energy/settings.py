@@ -1,4 +1,4 @@
-"""What a relaxation is asked, and what no potential is; without torch, so that a command line can show it."""
+"""Settings of relaxation and limits for every potential; without torch, so that a command line can show them."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ class RelaxCell(StrEnum):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class RelaxSettings:
-    """When a relaxation ends, and how much of it is done at once."""
+    """End of a relaxation, and the amount that is done at once."""
 
     cell: RelaxCell = field(default=RelaxCell.FULL, metadata=option(flag="--relax-cell", group=ENERGIES))
     """Cell and atoms move, only atoms, or nothing (single points)."""

@@ -50,7 +50,8 @@ _PROPERTIES = (FORMATION_ENERGY, ABOVE_HULL[0])
 MATERIALS_PROJECT = TheoryLevel(functional="PBE(+U)", is_corrected=True)
 """Of the formation energies of the Materials Project and of what follows it."""
 THEORY = dict.fromkeys(
-    ("mp_20", "mp_20_biternary", "mpts_52", "mp_120", "alex_mp_20", "alex_mp_20_bandgap"), MATERIALS_PROJECT
+    ("mp_20", "mp_20_biternary", "mp_mix", "mpts_52", "mp_120", "alex_mp_20", "alex_mp_20_bandgap"),
+    MATERIALS_PROJECT,
 )
 """Level of theory of the data sets whose level is known."""
 

@@ -21,7 +21,7 @@ from latentite.elements import ATOMIC_NUMBER
 from latentite.evaluation.markup import html_table, number_text
 from latentite.evaluation.measure import Cell
 from latentite.evaluation.read import Crystals
-from latentite.evaluation.table import Counted, MakeSection, Section, Table, Work, finite
+from latentite.evaluation.result import Counted, MakeSection, Section, Table, Work, finite
 from latentite.formulas import parse_amounts
 from latentite.metrics.rates import HitRate, Rate, categorical_hit_rate, numeric_hit_rate, numeric_hits
 from latentite.nn.condition_values import split_request

@@ -15,12 +15,11 @@ from jaxtyping import Float
 
 from latentite.data.info import table_position
 from latentite.data.properties import SYMPREC
-from latentite.draw.charts import COLOURS
-from latentite.draw.figures import INK, new_figure
+from latentite.draw.charts import COLOURS, INK, new_figure
 from latentite.elements import NUM_ELEMENTS, SYMBOLS
 from latentite.evaluation.markup import html_table, number_text, share_axes, svg_text
 from latentite.evaluation.measure import Cell, Measured
-from latentite.evaluation.table import Section, Work, finite
+from latentite.evaluation.result import Section, Work, finite
 from latentite.metrics.distributions import entropy_bits, jensen_shannon_bits, wasserstein
 
 if TYPE_CHECKING:

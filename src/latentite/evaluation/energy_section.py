@@ -33,8 +33,17 @@ from latentite.evaluation.markup import html_table, number_text, share_axes, svg
 from latentite.evaluation.matching_section import stored_matches
 from latentite.evaluation.measure import Cell, timed
 from latentite.evaluation.options import EnergyOptions
+from latentite.evaluation.result import (
+    Counted,
+    Denominator,
+    MakeSection,
+    Section,
+    Table,
+    Work,
+    all_of,
+    finite,
+)
 from latentite.evaluation.store import structure_hash
-from latentite.evaluation.table import Counted, Denominator, MakeSection, Section, Table, Work, all_of, finite
 from latentite.metrics.distributions import wasserstein
 
 METASTABLE = 0.1

@@ -17,28 +17,32 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jaxtyping import Bool, Int
+from jaxtyping import Bool, Float, Int
 
 from latentite.crystal_arrays import CrystalArrays
-from latentite.evaluation.descriptors import (
+from latentite.evaluation.markup import html_table, number_text
+from latentite.evaluation.measure import (
+    Cell,
     Features,
     LatentSpace,
     crystal_nn_features,
     latent_rows,
     radial_features,
+    timed,
 )
-from latentite.evaluation.markup import html_table, number_text
-from latentite.evaluation.measure import Cell, timed
 from latentite.evaluation.read import Crystals
-from latentite.evaluation.table import MakeSection, Section, Work, finite
-from latentite.metrics.coverage import (
+from latentite.evaluation.result import MakeSection, Section, Work, finite
+from latentite.metrics.distributions import (
     CDVAE_CUTOFFS,
     Cutoffs,
     FingerprintSet,
     calibrated_cutoffs,
     coverage,
+    fit_gaussian,
+    frechet_distance,
+    frechet_diversity,
+    vendi_score,
 )
-from latentite.metrics.distributions import fit_gaussian, frechet_distance, frechet_diversity, vendi_score
 from latentite.metrics.fingerprints import fit_scaling, magpie
 
 CLIP = 5.0
@@ -220,7 +224,9 @@ def _by_latents(
     return vae | _distances(rows[0], rows[1], is_valid)
 
 
-def _distances(ours: Features, theirs: Features, is_valid: np.ndarray) -> dict[str, Any]:
+def _distances(
+    ours: Float[np.ndarray, "ours feature"], theirs: Float[np.ndarray, "theirs feature"], is_valid: np.ndarray
+) -> dict[str, Any]:
     """Null where a side has fewer than two crystals."""
     numbers: dict[str, Any] = {"frechet": {}, "diversity": {}, "vendi": {}}
     is_known = np.isfinite(ours).all(axis=-1)
@@ -247,7 +253,9 @@ def _coverage(ours: FingerprintSet, theirs: FingerprintSet, cutoffs: Cutoffs, ho
     }
 
 
-def _scaled(rows: Sequence[Features], *, smallest: float = 0.0) -> list[Features]:
+def _scaled(
+    rows: Sequence[Float[np.ndarray, "_ feature"]], *, smallest: float = 0.0
+) -> list[Float[np.ndarray, "_ feature"]]:
     """Both sides in standard deviations of the second, which is the reference, or in `smallest` ones."""
     scaling = fit_scaling(rows[1])
     scaling = replace(scaling, deviation=np.maximum(scaling.deviation, smallest))

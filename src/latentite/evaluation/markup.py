@@ -10,7 +10,7 @@ from collections.abc import Iterable, Sequence
 from html import escape
 from typing import TYPE_CHECKING
 
-from latentite.draw.figures import INK, new_figure
+from latentite.draw.charts import INK, new_figure
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -11,9 +11,9 @@ from typing import Any
 from latentite.crystal_arrays import CrystalArrays
 from latentite.data.properties import SYMPREC
 from latentite.evaluation.measure import Cell, Measured, timed
-from latentite.evaluation.protocols import MATCHERS
+from latentite.evaluation.options import MATCHERS
+from latentite.evaluation.result import Counted, Denominator, Section, Table, Work, all_of
 from latentite.evaluation.store import ResultStore, namespace
-from latentite.evaluation.table import Counted, Denominator, Section, Table, Work, all_of
 from latentite.match.reduced import reduction_settings
 from latentite.match.search import Matches, Verdict, find_matches
 

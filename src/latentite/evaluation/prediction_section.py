@@ -24,12 +24,12 @@ from latentite.base.files import write_csv
 from latentite.data.properties import SYMPREC
 from latentite.evaluation.markup import html_table, number_text
 from latentite.evaluation.measure import Cell, Measured, measure, timed
-from latentite.evaluation.protocols import MATCHERS, CompositionRule
+from latentite.evaluation.options import MATCHERS, CompositionRule
 from latentite.evaluation.read import Crystals
+from latentite.evaluation.result import MakeSection, Section, Work, finite
 from latentite.evaluation.store import ResultStore, kept_rows, namespace
 from latentite.evaluation.structure_section import charge_verdicts, structure_validity
-from latentite.evaluation.table import MakeSection, Section, Work, finite
-from latentite.match.settings import MatcherSettings
+from latentite.match.reduced import MatcherSettings
 from latentite.metrics.composition import SmactRule, is_smact_valid
 from latentite.metrics.crystal_structure_prediction import MatchRate, match_rate, sample_distances
 from latentite.metrics.rates import Rate

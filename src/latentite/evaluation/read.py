@@ -33,8 +33,8 @@ from latentite.data.readers.rows import Row, parse_rows, read
 from latentite.data.readers.structure_files import record_of_file
 from latentite.data.sources import DATASETS, near_names, resolve, split_files
 from latentite.evaluation.store import structure_hash
-from latentite.sampling.checksums import CHECKSUMS, read_commits, sum_lines
-from latentite.sampling.folder import JOURNAL, MANIFEST, REJECTED, SAMPLES
+from latentite.sampling.folder import REJECTED, SAMPLES
+from latentite.sampling.manifest import CHECKSUMS, JOURNAL, MANIFEST, read_commits, sum_lines
 
 if TYPE_CHECKING:
     from ase import Atoms

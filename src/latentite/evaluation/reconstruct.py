@@ -34,9 +34,9 @@ from latentite.data.readers.records import Rejection
 from latentite.data.sampler import BatchPlan, epoch_batches
 from latentite.draw.cells import draw_pairs, pretty
 from latentite.formulas import reduced_formulas
-from latentite.match.settings import LOOSE, STRICT, MatcherSettings, is_comparable
+from latentite.match.reduced import LOOSE, STRICT, MatcherSettings, is_comparable
+from latentite.metrics.errors import reconstruction_table
 from latentite.metrics.rates import Rate
-from latentite.metrics.reconstruction import reconstruction_table
 from latentite.nn.vae import CrystalVAE
 
 if TYPE_CHECKING:

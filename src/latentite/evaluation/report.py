@@ -34,8 +34,7 @@ from latentite.draw.cells import draw_crystals, pretty
 from latentite.evaluation.distribution_section import draw_charts
 from latentite.evaluation.markup import Html, document, html_table
 from latentite.evaluation.read import Crystals
-from latentite.evaluation.result import Evaluation, summary
-from latentite.evaluation.table import Table
+from latentite.evaluation.result import Evaluation, Table, summary
 from latentite.metrics.rates import Rate
 
 RECORD = "evaluation.json"

@@ -23,31 +23,35 @@ from latentite.base.machine import count_workers
 from latentite.base.plain import check_seed
 from latentite.data.properties import SYMPREC
 from latentite.evaluation.condition_section import check_tolerances, condition_section
-from latentite.evaluation.descriptors import LatentSpace, open_latent_space
 from latentite.evaluation.distribution_section import distribution_section
 from latentite.evaluation.energy_section import energy_section
 from latentite.evaluation.feature_section import feature_section
 from latentite.evaluation.matching_section import matching_section, verdict_section
-from latentite.evaluation.measure import BeginStep, measure, silent, timed
-from latentite.evaluation.options import EnergyOptions, EvaluateOptions, reference_hull
+from latentite.evaluation.measure import BeginStep, LatentSpace, measure, open_latent_space, silent, timed
+from latentite.evaluation.options import (
+    EnergyOptions,
+    EvaluateOptions,
+    Protocol,
+    find_protocol,
+    reference_hull,
+)
 from latentite.evaluation.prediction_section import prediction_section
-from latentite.evaluation.protocols import Protocol, find_protocol
 from latentite.evaluation.read import Crystals, Source, read_crystals, require_source
 from latentite.evaluation.report import new_record, recording, write_report
-from latentite.evaluation.result import Evaluation
+from latentite.evaluation.result import (
+    Evaluation,
+    MakeSection,
+    Work,
+    count_rates,
+    list_failures,
+    make_table,
+)
 from latentite.evaluation.several import read_sources, sources_of
 from latentite.evaluation.structure_section import (
     charge_section,
     measured_section,
     source_section,
     validity_section,
-)
-from latentite.evaluation.table import (
-    MakeSection,
-    Work,
-    count_rates,
-    list_failures,
-    make_table,
 )
 from latentite.metrics.rates import Rate
 

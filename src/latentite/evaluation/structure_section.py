@@ -15,10 +15,10 @@ import numpy as np
 
 from latentite.data.properties import SYMPREC
 from latentite.evaluation.measure import BeginStep, Cell, Measured, timed
-from latentite.evaluation.protocols import Protocol
+from latentite.evaluation.options import Protocol
 from latentite.evaluation.read import Crystals
+from latentite.evaluation.result import Counted, Section, Table, Work, all_of
 from latentite.evaluation.store import ResultStore, kept_values, namespace
-from latentite.evaluation.table import Counted, Section, Table, Work, all_of
 from latentite.metrics.charge import ChargeVerdict, charge_neutrality
 from latentite.metrics.composition import SmactRule
 

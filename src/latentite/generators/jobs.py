@@ -47,7 +47,7 @@ class Ask:
     request: int = 0
     """The number of the user's request that this is one way to fulfil, counted from 0 without gaps."""
     weight: float = 1.0
-    """How often this way is taken, relative to the others of the same request (other formula units)."""
+    """Weight of this way among the others of the same request (other formula units)."""
 
     @property
     def min_atoms(self) -> int:

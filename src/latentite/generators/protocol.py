@@ -28,7 +28,7 @@ class Askable(StrEnum):
     ELEMENTS = "elements"
     """Elements that may, must or must not occur."""
     NUM_ATOMS = "num_atoms"
-    """How many atoms the cell has."""
+    """Number of atoms in the cell."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -44,17 +44,17 @@ class GeneratorCard:
     asks: frozenset[Askable]
     """Requests that it takes besides conditions."""
     weights: Weights | None = None
-    """Which of a checkpoint's two sets of weights; None where there are no two."""
+    """The one of a checkpoint's two sets of weights; None where there are no two."""
     sizes: NumAtoms | None = None
     """Numbers of atoms in its training set; None where nobody says."""
     needs_num_atoms: bool = True
-    """Whether it must be told how many atoms each crystal has; else it chooses where nobody asks."""
+    """True if it must be told how many atoms each crystal has; else it chooses where nobody asks."""
     conditions: tuple[ConditionConfig, ...] = ()
     """Properties that it can be asked for."""
     has_trajectory: bool = False
-    """Whether it was set to give every state on the way (`Drawn.trajectory`)."""
+    """True if it was set to give every state on the way (`Drawn.trajectory`)."""
     has_deviation: bool = False
-    """Whether atoms are fixed, so that every crystal has a deviation (`Drawn.fixed_deviation`)."""
+    """True if atoms are fixed, so that every crystal has a deviation (`Drawn.fixed_deviation`)."""
 
     def told(self, ask: Ask) -> str:
         """The conditions of an ask as a user would type them."""

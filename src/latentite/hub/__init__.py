@@ -8,7 +8,16 @@ anything in it, and its conversion is what is given. What others use is named he
 
 from latentite.base.download import Patience
 from latentite.hub.lookup import card, download, list_names, resolve, verify
-from latentite.hub.names import BUNDLED, DEFAULT_LDM, PUBLIC, REPOSITORY, Entry, HubError, Kind, bundled_files
+from latentite.hub.names import (
+    BUNDLED,
+    DEFAULT_LDM,
+    PUBLIC,
+    REPOSITORY,
+    Entry,
+    HubError,
+    Origin,
+    bundled_files,
+)
 
 __all__ = [
     "BUNDLED",
@@ -17,7 +26,7 @@ __all__ = [
     "REPOSITORY",
     "Entry",
     "HubError",
-    "Kind",
+    "Origin",
     "Patience",
     "bundled_files",
     "card",

@@ -15,7 +15,7 @@ from latentite.base.files import parse_json
 from latentite.base.plain import from_plain, to_plain
 from latentite.checkpoint import (
     CheckpointRecord,
-    Precision,
+    StoredFormat,
     Weights,
     merge_adapters,
     read_checkpoint,
@@ -83,7 +83,7 @@ def bundle(
     name: str,
     out: Path,
     *,
-    precision: Precision | str = BUNDLE_PRECISION,
+    precision: StoredFormat | str = BUNDLE_PRECISION,
     card: Path | None = None,
     borrow: Sequence[str] = (),
     weights: Weights | str | None = None,
@@ -111,7 +111,7 @@ def bundle(
     record = read_checkpoint(file, weights=weights)
     if not borrow:
         record = merge_adapters(record)
-    paths = write_portable(record, out / name, precision=Precision(precision), lenders=borrow, about=about)
+    paths = write_portable(record, out / name, precision=StoredFormat(precision), lenders=borrow, about=about)
     written = read_portable(paths[0])
     loans = json.loads(paths[1].read_text(encoding="utf-8")).get("borrowed", {})
     return Bundled(
@@ -138,9 +138,9 @@ def read_model_card(path: Path, checkpoint: Path) -> ModelCard:
         raise ValueError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from error
     if not isinstance(values, dict):
         raise ValueError(f"{path} must hold fields such as 'trained_on: ...', got {type(values).__name__}")
-    found = from_plain(ModelCard, values, where=str(path))
-    found.commit = found.commit or _provenance(checkpoint).get("commit")
-    return found
+    model_card = from_plain(ModelCard, values, where=str(path))
+    model_card.commit = model_card.commit or _provenance(checkpoint).get("commit")
+    return model_card
 
 
 def _provenance(checkpoint: Path) -> dict[str, Any]:

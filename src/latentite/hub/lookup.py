@@ -19,7 +19,7 @@ from latentite.hub.names import (
     SUFFIXES,
     Entry,
     HubError,
-    Kind,
+    Origin,
     bundled_files,
     missing_bundled,
     unknown_name,
@@ -203,7 +203,7 @@ def list_names() -> list[Entry]:
     entries = [
         Entry(
             name=name,
-            kind=Kind.BUNDLED,
+            kind=Origin.BUNDLED,
             where=str(path),
             path=path,
             sha256=card_hash(path),
@@ -219,7 +219,7 @@ def list_names() -> list[Entry]:
         entries.append(
             Entry(
                 name=name,
-                kind=Kind.PUBLIC,
+                kind=Origin.PUBLIC,
                 where=f"{REPOSITORY}/{remote}",
                 path=file if file.is_file() else None,
                 sha256=record.get("sha256") if record else None,

@@ -26,7 +26,7 @@ PUBLIC: dict[str, str] = {
 DEFAULT_LDM = "mp_20_biternary_ldm"
 """The bundled model that is sampled from when none is named."""
 BUNDLE_PRECISION: Final = "fp16"
-"""How the matrices of a bundled model are stored, unless something else is asked for (`checkpoint.Precision`)."""
+"""Number format of the matrices of a bundled model, unless something else is asked for (`checkpoint.StoredFormat`)."""
 BUNDLED = {
     "mp_20_biternary_vae": "crystal VAE",
     DEFAULT_LDM: "latent diffusion, unconditional",
@@ -45,7 +45,7 @@ class HubError(DownloadError):
     """A checkpoint cannot be had: offline, unreachable, refused, or damaged. One sentence says what to do."""
 
 
-class Kind(StrEnum):
+class Origin(StrEnum):
     """Origins of a name."""
 
     BUNDLED = "bundled"
@@ -57,7 +57,7 @@ class Entry:
     """One name that `resolve` knows."""
 
     name: str
-    kind: Kind
+    kind: Origin
     where: str
     """The file of a bundled checkpoint; repository and path of a public one."""
     path: Path | None
@@ -98,9 +98,9 @@ def bundled_folders() -> list[Path]:
 
 def bundled_files() -> dict[str, Path]:
     """Name -> file of every checkpoint in the `ckpts` folders; the first folder that has a name wins."""
-    found: dict[str, Path] = {}
+    files: dict[str, Path] = {}
     for folder in bundled_folders():
         for suffix in SUFFIXES:
             for path in sorted(folder.glob(f"*{suffix}")):
-                found.setdefault(path.name.removesuffix(suffix), path)
-    return found
+                files.setdefault(path.name.removesuffix(suffix), path)
+    return files

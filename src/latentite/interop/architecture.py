@@ -12,7 +12,7 @@ from torch import Tensor
 from latentite.checkpoint import CheckpointError
 from latentite.diffusion.schedule import ScheduleKind, Target
 from latentite.diffusion.steps import Variance
-from latentite.interop.pickled import Record
+from latentite.interop.pickled import InertRecord
 from latentite.nn.baselines import Extent
 from latentite.nn.condition_values import ConditionConfig, ConditionKind, Transform
 from latentite.nn.conditions import AbsentPlace, ConditionModuleConfig
@@ -62,7 +62,7 @@ class Shapes:
 
 def vae_heads(module: Any) -> int | None:
     """Attention heads of a pickled encoder or decoder; None for one that is not Chemeleon2's transformer."""
-    if not isinstance(module, Record) or not module.kind.endswith(
+    if not isinstance(module, InertRecord) or not module.kind.endswith(
         (".TransformerEncoder", ".TransformerDecoder")
     ):
         return None
@@ -95,7 +95,7 @@ def denoiser_config(shapes: Shapes, module: Any, diffusion: DiffusionConfig) -> 
     """Architecture of the DiT."""
     hidden_size, latent_dim = shapes.of("denoiser.x_embedder.weight")
     depth = shapes.count("denoiser.blocks.")
-    attributes = module.attributes if isinstance(module, Record) else {}
+    attributes = module.attributes if isinstance(module, InertRecord) else {}
     num_heads = _whole(attributes.get("num_heads"))
     sizes = {shape[:2]: shape[2] for shape in SIZES.values()}
     if num_heads is None:
@@ -108,7 +108,7 @@ def denoiser_config(shapes: Shapes, module: Any, diffusion: DiffusionConfig) -> 
     named = [size for size, shape in SIZES.items() if shape == (depth, hidden_size, num_heads)]
     explicit = {} if named else {"depth": depth, "hidden_size": hidden_size, "num_heads": num_heads}
     width = shapes.of("denoiser.blocks.0.mlp.fc1.weight")[0]
-    act = module.submodule("blocks.0.mlp.act") if isinstance(module, Record) else None
+    act = module.submodule("blocks.0.mlp.act") if isinstance(module, InertRecord) else None
     is_exact = act is not None and act.attributes.get("approximate") == "none"
     learn_variance = shapes.of("denoiser.final_layer.linear.weight")[0] == 2 * latent_dim
     if learn_variance != diffusion.learn_variance:

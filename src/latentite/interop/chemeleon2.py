@@ -39,8 +39,8 @@ from latentite.interop.architecture import (
 )
 from latentite.interop.pickled import (
     DamagedPickleError,
+    InertRecord,
     PickledFile,
-    Record,
     StoredTensor,
     UnsafePickleError,
     names_in,
@@ -162,7 +162,7 @@ def _predictor_config(
     file: PickledFile, shapes: Shapes, hyper: Mapping[str, Any], find_vae: FindVAE
 ) -> PredictorConfig:
     vae = hyper.get("vae")
-    if isinstance(vae, Record):
+    if isinstance(vae, InertRecord):
         heads = _heads_of(vae.submodule("encoder"), vae.submodule("decoder"), file.path)
     else:
         heads = _carried_heads(file, shapes, hyper, find_vae)
@@ -248,33 +248,33 @@ def convert(
     Raises:
         CheckpointError: when the file cannot be imported.
     """
-    found = import_checkpoint(path, find_vae=find_vae)
+    imported = import_checkpoint(path, find_vae=find_vae)
     source = {"format": "chemeleon2", "file": path.name, "sha256": sha256}
-    data: dict[str, Any] = {"source": source, "hyper_parameters": found.hyper_parameters}
+    data: dict[str, Any] = {"source": source, "hyper_parameters": imported.hyper_parameters}
     if num_atoms is not None:
         data["splits"] = {"train": {"num_atoms_histogram": list(num_atoms)}}
     payload = build_payload(
-        stage=found.stage,
-        config=found.config,
+        stage=imported.stage,
+        config=imported.config,
         data=data,
         metrics={},
-        ema=found.ema,
+        ema=imported.ema,
         default_weights=Weights.RAW,
-        generator=LATENT_DIFFUSION if found.stage is Stage.LDM else None,
+        generator=LATENT_DIFFUSION if imported.stage is Stage.LDM else None,
     )
-    state = {NETWORK_PREFIX + name: tensor for name, tensor in found.state.items()}
+    state = {NETWORK_PREFIX + name: tensor for name, tensor in imported.state.items()}
     with out.open("wb") as file:  # by path, torch writes the file's name into the file
         torch.save({"state_dict": state, PAYLOAD_KEY: payload}, file)
     return {
         "source": source,
         "conversion": CONVERSION,
-        "stage": found.stage.value,
-        "weights": [Weights.RAW.value] + ([Weights.EMA.value] if found.ema else []),
+        "stage": imported.stage.value,
+        "weights": [Weights.RAW.value] + ([Weights.EMA.value] if imported.ema else []),
         "default_weights": Weights.RAW.value,
         "num_tensors": len(state),
         "num_values": sum(tensor.numel() for tensor in state.values()),
         "config": payload["config"],
-        "hyper_parameters": found.hyper_parameters,
+        "hyper_parameters": imported.hyper_parameters,
     }
 
 
@@ -329,7 +329,7 @@ def ldm_statistics(
             raise CheckpointError(
                 f"{file.path}: latent_std must have 1 or {channels} numbers, got {std.numel()}"
             )
-    found = {
+    statistics = {
         "latent_mean": torch.zeros(channels),
         "latent_std": std.flatten().expand(channels).clone(),
     }
@@ -337,9 +337,9 @@ def ldm_statistics(
     names = [] if module is None else [c.name for c in module.conditions if c.kind == "scalar"]
     for name in names:
         mean, scale = _statistics(file.path, conditions.get("stats"), name)
-        found[f"condition_module.encoders.{name}.mean"] = torch.tensor(mean)
-        found[f"condition_module.encoders.{name}.std"] = torch.tensor(scale)
-    return found
+        statistics[f"condition_module.encoders.{name}.mean"] = torch.tensor(mean)
+        statistics[f"condition_module.encoders.{name}.std"] = torch.tensor(scale)
+    return statistics
 
 
 def target_statistics(path: Path, targets: Any, config: PredictorConfig) -> dict[str, Tensor]:

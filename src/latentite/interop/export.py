@@ -249,14 +249,14 @@ def _optimisation(training: Mapping[str, Any]) -> dict[str, Any]:
         "optimizer": torch.optim.AdamW,
         "scheduler": torch.optim.lr_scheduler.ConstantLR,
     }
-    found = {}
+    settings = {}
     for name, factory in factories.items():
         said = training[name]
         is_same = isinstance(said, dict) and str(said.get("class", "")).endswith(f".{factory.__name__}")
         keywords = dict(said if is_same else TRAINING[name])
         del keywords["class"]
-        found[name] = partial(factory, **keywords)
-    return found
+        settings[name] = partial(factory, **keywords)
+    return settings
 
 
 def _mapping(values: Mapping[str, Any]) -> Any:

@@ -1,7 +1,7 @@
 """Reads a foreign pickle into inert records: a torch checkpoint of classes that are not ours, none of them called.
 
 Such a file is a zip of one pickle and the numbers of its tensors. A pickle is a small program that names classes and
-calls them; here every name that is not a plain container becomes a `Record`, which only remembers what it was given,
+calls them; here every name that is not a plain container becomes an `InertRecord`, which only remembers its arguments,
 and a tensor a `StoredTensor`, whose numbers are read when they are asked for. A name that no checkpoint needs and
 that could do something (all of the standard library but a few classes) is refused before anything is made of it.
 """
@@ -74,7 +74,7 @@ class DamagedPickleError(ValueError):
     """The file is no torch checkpoint, or not whole."""
 
 
-class Record:
+class InertRecord:
     """The state of a pickled object of a foreign class; its class has the name in `kind`."""
 
     kind: ClassVar[str] = ""
@@ -85,7 +85,7 @@ class Record:
     state: Any
     entries: list[Any]
 
-    def __new__(cls, *args: Any, **keywords: Any) -> Record:
+    def __new__(cls, *args: Any, **keywords: Any) -> InertRecord:
         record = super().__new__(cls)  # a pickle makes most objects without __init__
         record.args, record.keywords, record.state, record.entries = args, keywords, None, []
         return record
@@ -108,13 +108,13 @@ class Record:
         """The object's attributes, where it has said them by name."""
         return self.state if isinstance(self.state, dict) else {}
 
-    def submodule(self, path: str) -> Record | None:
+    def submodule(self, path: str) -> InertRecord | None:
         """The module at `a.b.0` inside a `torch.nn.Module`; None where there is none."""
         module: Any = self
         for name in path.split("."):
-            modules = module.attributes.get("_modules") if isinstance(module, Record) else None
+            modules = module.attributes.get("_modules") if isinstance(module, InertRecord) else None
             module = modules.get(name) if isinstance(modules, dict) else None
-        return module if isinstance(module, Record) else None
+        return module if isinstance(module, InertRecord) else None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -150,7 +150,7 @@ def plain_value(value: Any) -> Any:
 def _plain_value(value: Any, depth: int, counter: Iterator[int]) -> Any:
     if depth > MAX_DEPTH or next(counter) > MAX_VALUES:
         return "..."
-    if isinstance(value, Record):
+    if isinstance(value, InertRecord):
         if value.kind.startswith("omegaconf."):
             key = "_content" if "_content" in value.attributes else "_val"
             return _plain_value(value.attributes.get(key), depth + 1, counter)
@@ -169,7 +169,7 @@ def _plain_value(value: Any, depth: int, counter: Iterator[int]) -> Any:
         return {str(name): _plain_value(item, depth + 1, counter) for name, item in value.items()}
     if isinstance(value, list | tuple | set | frozenset):
         return [_plain_value(item, depth + 1, counter) for item in value]
-    if isinstance(value, type) and issubclass(value, Record):
+    if isinstance(value, type) and issubclass(value, InertRecord):
         return value.kind
     return value if value is None or isinstance(value, bool | int | float | str) else type(value).__name__
 
@@ -309,10 +309,10 @@ class _Reader(pickle.Unpickler):
     def __init__(self, file: io.BytesIO, path: Path) -> None:
         super().__init__(file, encoding="utf-8")
         self._path = path
-        self._kinds: dict[str, type[Record]] = {}
+        self._kinds: dict[str, type[InertRecord]] = {}
 
     def find_class(self, module: str, name: str) -> Any:
-        """The stand-in for a name of the pickle: a plain container, a function of ours, or a `Record` of its kind.
+        """The stand-in for a name of the pickle: a plain container, our own function, or an `InertRecord` of that name.
 
         Nothing is imported. Unpickling calls this for every name, so whatever it does not give cannot be called.
 
@@ -336,7 +336,7 @@ class _Reader(pickle.Unpickler):
             return _Call(lambda data, *_: data)
         kind = f"{module}.{name}"
         if kind not in self._kinds:
-            self._kinds[kind] = type("Record", (Record,), {"kind": kind, "__slots__": ()})
+            self._kinds[kind] = type("InertRecord", (InertRecord,), {"kind": kind, "__slots__": ()})
         return self._kinds[kind]
 
     def persistent_load(self, pid: Any) -> _Stored:

@@ -31,8 +31,7 @@ from scipy.optimize import linear_sum_assignment
 
 from latentite.crystal_arrays import CrystalArrays
 from latentite.data.niggli import determinant, integer_inverse
-from latentite.match.reduced import structure_of
-from latentite.match.settings import MatcherSettings
+from latentite.match.reduced import MatcherSettings, structure_of
 
 MARGIN = 1e-8
 """Far above the rounding of double precision in any quantity here, far below what a verdict should turn on."""
@@ -81,7 +80,7 @@ class Comparable:
 class CloseLattices:
     """Lattices of one crystal close to that of another, the closest first, and the averages of the two."""
 
-    inverses: Float[np.ndarray, "lattice 3 3"]
+    inverses: Int[np.ndarray, "lattice 3 3"]
     """Integers that take fractional coordinates there."""
     basis: Float[np.ndarray, "lattice 3 3"]
     """Rows of the averages."""

@@ -23,8 +23,7 @@ from latentite.base.machine import map_in_order
 from latentite.crystal_arrays import CrystalArrays
 from latentite.data.properties import derive_rows
 from latentite.match.compare import Comparable, Comparer
-from latentite.match.reduced import Reduced, Store, reduce_crystals
-from latentite.match.settings import MatcherSettings, why_not_comparable
+from latentite.match.reduced import MatcherSettings, Reduced, Store, reduce_crystals, why_not_comparable
 
 _BLOCK = 128
 """Structures of one composition that are walked at a time; the memory that a run takes does not depend on more."""
@@ -215,7 +214,7 @@ class Matches:
     verdicts: dict[str, list[Verdict | None]]
     """By name of the settings; None for a structure that cannot be compared."""
     failures: dict[int, str]
-    """Why a structure cannot be compared."""
+    """Reason for which a structure cannot be compared."""
     reference_failures: dict[int, str]
     """The same for structures of the reference, among those that were needed."""
 
@@ -289,7 +288,7 @@ def _formulas(crystals: Sequence[CrystalArrays]) -> list[str]:
 
 
 def _failures(positions: Sequence[int], reduced: Sequence[Reduced]) -> dict[int, str]:
-    """Why crystals have no reduced cell, by position."""
+    """Reason for which a crystal has no reduced cell, by position."""
     return {i: value for i, value in zip(positions, reduced, strict=True) if isinstance(value, str)}
 
 

@@ -46,7 +46,7 @@ MIN_PLAUSIBILITY = 0.001
 
 
 class ChargeVerdict(StrEnum):
-    """Why a crystal counts as neutral, or why not."""
+    """Reason for which a crystal counts as neutral, or does not."""
 
     METAL = "metal"
     BOND_VALENCE = "bond_valence"

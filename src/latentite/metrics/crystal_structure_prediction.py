@@ -29,8 +29,7 @@ from jaxtyping import Bool, Float
 from latentite.base.machine import map_in_order
 from latentite.crystal_arrays import CrystalArrays
 from latentite.formulas import reduced_composition
-from latentite.match.reduced import structure_of
-from latentite.match.settings import LOOSE, MatcherSettings, is_comparable
+from latentite.match.reduced import LOOSE, MatcherSettings, is_comparable, structure_of
 from latentite.metrics.rates import Rate
 
 if TYPE_CHECKING:

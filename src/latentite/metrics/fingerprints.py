@@ -12,8 +12,7 @@
   the atoms. It costs about a quarter of a second per crystal of ten atoms, three hundred times as much as `radial`.
 
 The first two are the same for every cell and supercell of a crystal, wherever its origin and in whatever orientation
-and order of atoms. `coverage.py` and `distributions.py` use any of them, standardised by `fit_scaling` of a training
-set.
+and order of atoms. `distributions.py` uses any of them, standardised by `fit_scaling` of a training set.
 """
 
 from __future__ import annotations

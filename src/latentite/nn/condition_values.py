@@ -1,4 +1,4 @@
-"""What a model can be conditioned on: its declaration, its value for a known crystal, its value in a request.
+"""Conditions of a model: declaration, value for a known crystal, value in a request.
 
 `ConditionConfig` declares one condition, `condition_values` reads it off crystals for training,
 `parse_conditions` reads it from what a user asked for. `conditions.py`, which comes after, turns values into
@@ -25,7 +25,7 @@ NUM_SPACE_GROUPS = 230
 
 
 class ConditionKind(StrEnum):
-    """What sort of value a condition has."""
+    """Sort of value that a condition has."""
 
     SCALAR = "scalar"
     """A numeric property."""
@@ -138,7 +138,7 @@ class ConditionConfig:
 
     @property
     def num_classes(self) -> int:
-        """How many classes a class condition has."""
+        """Number of classes of a class condition."""
         return NUM_SPACE_GROUPS if self.kind is ConditionKind.SPACE_GROUP else len(self.classes)
 
     @property
@@ -162,7 +162,7 @@ def condition_values(configs: Sequence[ConditionConfig], crystals: CrystalBatch)
     return {config.name: _value_of(config, crystals) for config in configs}
 
 
-def _value_of(config: ConditionConfig, crystals: CrystalBatch) -> Float[Tensor, "crystal *channel"]:
+def _value_of(config: ConditionConfig, crystals: CrystalBatch) -> Float[Tensor, " crystal *channel"]:
     dtype = crystals.lattice.dtype
     if config.kind in LABELS:
         if config.name not in crystals.properties:

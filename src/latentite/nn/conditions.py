@@ -77,7 +77,7 @@ class Conditioning:
     per_condition: Float[Tensor, "crystal condition hidden"]
     """Embedding of each of the model's conditions, in their order; of an absent one its learned stand-in."""
     present: Bool[Tensor, "crystal condition"]
-    """Whether the crystal is told the condition: a usable value was given, and not hidden."""
+    """True where the denoiser is told the condition: a usable value was given, and not hidden."""
 
     def __len__(self) -> int:
         return len(self.vector)
@@ -127,19 +127,19 @@ class ConditionEncoder(nn.Module):
             self.register_buffer("mean", torch.tensor(torch.nan))
             self.register_buffer("std", torch.tensor(torch.nan))
 
-    def prepared(self, values: Float[Tensor, "crystal *channel"]) -> Tensor:
-        """What the embedding reads: normalised numbers `[crystal 1]`, codes `[crystal]`, else the values."""
+    def prepared(self, values: Float[Tensor, " crystal *channel"]) -> Tensor:
+        """Input of the embedding: normalised numbers `[crystal 1]`, codes `[crystal]`, else the values."""
         if self.is_number:
             return ((self.config.transform(values) - self.mean) / self.std).unsqueeze(-1)
         return values - self.config.first_class if self.is_class else values
 
-    def placeholder(self, num_crystals: int) -> Float[Tensor, "crystal *channel"]:
+    def placeholder(self, num_crystals: int) -> Float[Tensor, " crystal *channel"]:
         """Values that nobody will look at."""
         shape = () if self.is_number or self.is_class else (COMPOSITION_WIDTH,)
         return self.null_embed.new_zeros(num_crystals, *shape)
 
     def forward(
-        self, values: Float[Tensor, "crystal *channel"], present: Bool[Tensor, " crystal"]
+        self, values: Float[Tensor, " crystal *channel"], present: Bool[Tensor, " crystal"]
     ) -> tuple[Float[Tensor, "crystal hidden"], Bool[Tensor, " crystal"]]:
         """Embeddings, and which of them stand for a value; a value that is hidden, missing, or not in the range of
         its transform or classes is absent."""
@@ -154,7 +154,7 @@ class ConditionEncoder(nn.Module):
             return self.embedding(torch.where(rows, inputs, self.null_embed)), known
         return torch.where(rows, self.embedding(torch.where(rows, inputs, 0.0)), self.null_embed), known
 
-    def fit_statistics(self, values: Float[Tensor, "crystal *channel"]) -> None:
+    def fit_statistics(self, values: Float[Tensor, " crystal *channel"]) -> None:
         """Check the training split's labels and, for a number, store their mean and standard deviation.
 
         Raises:
@@ -214,7 +214,7 @@ class ConditionModule(nn.Module):
 
     @property
     def device(self) -> torch.device:
-        """Where the parameters are."""
+        """Device of the parameters."""
         return next(self.parameters()).device
 
     def encoder(self, name: str) -> ConditionEncoder:
@@ -237,7 +237,7 @@ class ConditionModule(nn.Module):
         *,
         num_crystals: int | None = None,
     ) -> Conditioning:
-        """What the denoiser is told of crystals. The tensors that come in are not changed.
+        """The conditioning that the denoiser reads. The tensors that come in are not changed.
 
         Args:
             values: for any subset of the conditions their values, as `condition_values` gives them.
@@ -273,7 +273,7 @@ class ConditionModule(nn.Module):
         )
 
     def absent(self, num_crystals: int) -> Conditioning:
-        """What the denoiser is told where nothing was asked: the unconditional side of guidance."""
+        """The conditioning where nothing was asked: the unconditional side of guidance."""
         return self({}, num_crystals=num_crystals)
 
     def values(self, crystals: CrystalBatch) -> dict[str, Tensor]:

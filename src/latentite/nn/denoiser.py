@@ -315,7 +315,7 @@ class Denoiser(nn.Module):
         *,
         layout: TokenLayout | None = None,
     ) -> Float[Tensor, "crystal token output"]:
-        """What the network says of noisy latents.
+        """The network's answer to noisy latents.
 
         Args:
             tokens: noisy latents; what stands where the mask is False is ignored.

@@ -107,14 +107,14 @@ class FidelityModel(nn.Module):
         baseline = self.baseline[atomic_numbers].sum(dim=1)
         per_atom = baseline / batch.num_atoms.unsqueeze(1)
         baseline = torch.where(self.is_mean, per_atom, baseline).to(pooled.dtype)
-        found = read_outputs(
+        predictions = read_outputs(
             config,
             network.head_outputs(pooled, fidelity),
             mean=network.mean + baseline,
             std=network.std,
             spread_scale=None,
         )
-        return torch.stack([found.values[name] for name in config.targets], dim=1)
+        return torch.stack([predictions.values[name] for name in config.targets], dim=1)
 
     def _pooled(self, features: Tensor, mask: Tensor) -> Tensor:
         if self.network.attention is not None:

@@ -208,15 +208,15 @@ class PropertyPredictor(nn.Module):
             features = (features - self.feature_mean) / self.feature_std
         if self.fidelity_heads is not None:
             features = self.fidelity_heads.at_input(features, fidelity)
-        found = []
+        outputs = []
         for member, head in enumerate((self.proj, *self.ensemble)):
             assert isinstance(head, nn.Sequential)
             hidden = head[:-1](features)
             output = head[-1](hidden)
             if self.fidelity_heads is not None:
                 output = self.fidelity_heads.at_output(member, hidden, output, fidelity)
-            found.append(output)
-        return torch.stack(found)
+            outputs.append(output)
+        return torch.stack(outputs)
 
     def forward(self, batch: CrystalBatch) -> Float[Tensor, "crystal output"]:
         """Mean outputs of the ensemble. A numeric target is less its mean and baseline, in units of its `std`."""

@@ -139,9 +139,9 @@ def loss_by_level(loss: DiffusionLoss, *, num_bins: int = 4, max_time: float = 1
     """Mean of the total in equal bins of the time that the network was told, for the log; empty bins left out."""
     total = loss.total.detach().float()
     bins = (loss.time / max_time * num_bins).long().clamp(0, num_bins - 1)
-    found = {}
+    losses = {}
     for index in range(num_bins):
         inside = bins == index
         if bool(inside.any()):
-            found[f"level_{index + 1}_of_{num_bins}"] = total[inside].mean()
-    return found
+            losses[f"level_{index + 1}_of_{num_bins}"] = total[inside].mean()
+    return losses

@@ -39,7 +39,7 @@ class PredictionTable:
     """By name, in the order of `ids`: each target, `<target>_std` of one whose uncertainty is known,
     `<target>_probability` of a class. NaN or empty in rows that failed."""
     failures: dict[int, str]
-    """Why a row has no prediction, by position."""
+    """Reason for which a row has no prediction, by position."""
     rejections: tuple[Rejection, ...]
     """Rows of the source that are no usable crystal."""
 
@@ -82,8 +82,8 @@ def predict_dataset(
     columns: dict[str, list[float | str]] = {}
     network = network.to(device).eval()
     for index in order.split(batch_size):
-        found = network.predictions(network.prepare(crystals.select(index).to(device)))
-        _fill(columns, found, network, index, len(crystals))
+        predictions = network.predictions(network.prepare(crystals.select(index).to(device)))
+        _fill(columns, predictions, network, index, len(crystals))
         advance(len(index))
     for position in order.tolist():
         if not all(_is_number(columns[name][position]) for name in network.config.targets):
@@ -128,7 +128,7 @@ def write_predictions(table: PredictionTable, path: str | Path) -> None:
 
 def _fill(
     columns: dict[str, list[float | str]],
-    found: Predictions,
+    predictions: Predictions,
     network: PropertyPredictor,
     index: Int[Tensor, " selected"],
     total: int,
@@ -136,14 +136,14 @@ def _fill(
     """Put the predictions of a batch where its crystals stand."""
     new: dict[str, list[float | str]] = {}
     for name in network.config.targets:
-        values = found.values[name].cpu()
+        values = predictions.values[name].cpu()
         if name in network.config.classes:
             new[name] = [network.config.classes[name][int(code)] for code in values]
-            new[f"{name}_probability"] = found.probabilities[name].amax(dim=-1).tolist()
+            new[f"{name}_probability"] = predictions.probabilities[name].amax(dim=-1).tolist()
             continue
         new[name] = values.tolist()
-        if name in found.spreads:
-            new[f"{name}_std"] = found.spreads[name].tolist()
+        if name in predictions.spreads:
+            new[f"{name}_std"] = predictions.spreads[name].tolist()
     for name, cells in new.items():
         column = columns.setdefault(name, [math.nan] * total)
         for position, cell in zip(index.tolist(), cells, strict=True):

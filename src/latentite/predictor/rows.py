@@ -18,7 +18,7 @@ from latentite.crystal import FIDELITY, CrystalBatch
 from latentite.data.dataset import CrystalDataset
 from latentite.data.sampler import WeightedDraw
 from latentite.draw.charts import draw_calibration, draw_parity
-from latentite.metrics.regression import classification_metrics, regression_metrics
+from latentite.metrics.errors import classification_metrics, regression_metrics
 from latentite.nn.predictor import PredictorInput, PropertyPredictor
 from latentite.nn.predictor_config import (
     Pooling,
@@ -176,12 +176,12 @@ def measure(network: PropertyPredictor, rows: SplitRows, options: PredictorLossC
     labels, fidelity = rows.labels.cpu().numpy(), rows.fidelity.cpu().numpy()
     for column, name in enumerate(config.targets):
         judge = classification_metrics if name in config.classes else regression_metrics
-        found = judge(labels[:, column], values[name])
-        metrics |= {f"{name}_{key}": value for key, value in found.items()}
+        errors = judge(labels[:, column], values[name])
+        metrics |= {f"{name}_{key}": value for key, value in errors.items()}
         for position, label in enumerate(config.fidelities):
             chosen = fidelity == position
-            found = judge(labels[chosen, column], values[name][chosen])
-            metrics |= {f"{label}/{name}_{key}": value for key, value in found.items()}
+            errors = judge(labels[chosen, column], values[name][chosen])
+            metrics |= {f"{label}/{name}_{key}": value for key, value in errors.items()}
     return metrics
 
 
@@ -207,7 +207,7 @@ def coverages(network: PropertyPredictor, rows: SplitRows) -> dict[str, list[tup
     """By numeric target the pairs (nominal, observed) coverage of central intervals; none without uncertainty."""
     config = network.config
     normalised = rows.normalised(network)
-    found = {}
+    observed_coverages = {}
     for column, name, part in split_outputs(config, rows.outputs):
         known: Bool[Tensor, " crystal"] = ~rows.labels[:, column].isnan()
         if name in config.classes or not bool(known.any()):
@@ -216,8 +216,8 @@ def coverages(network: PropertyPredictor, rows: SplitRows) -> dict[str, list[tup
         miss = interval_miss(config, part[:, known], normalised[known, column], scale)
         if miss is not None:
             observed = (miss <= 0).double().mean(dim=1)
-            found[name] = list(zip(nominal_coverages(config), observed.tolist(), strict=True))
-    return found
+            observed_coverages[name] = list(zip(nominal_coverages(config), observed.tolist(), strict=True))
+    return observed_coverages
 
 
 REPORTED = ("val", "test")
@@ -250,8 +250,8 @@ def report_run(
             continue
         dataset = splits[split]
         rows = predict_split(network, dataset)
-        found = measure(network, rows, options)
-        metrics |= {f"{split}/{name}": value for name, value in found.items()}
+        measured = measure(network, rows, options)
+        metrics |= {f"{split}/{name}": value for name, value in measured.items()}
         write_table(network, rows, dataset.ids, folder / f"predictions_{split}.csv")
         figures += draw_split(network, rows, folder, split)
     write_json(folder / "predictor_report.json", {"checkpoint": checkpoint, "metrics": metrics})
@@ -284,13 +284,13 @@ def draw_split(network: PropertyPredictor, rows: SplitRows, folder: Path, split:
 def write_table(network: PropertyPredictor, rows: SplitRows, ids: tuple[str, ...], path: Path) -> None:
     """Write one row per crystal (and fidelity): its labels, predictions and uncertainties."""
     config = network.config
-    found = rows.predictions(network)
+    predictions = rows.predictions(network)
     columns: dict[str, list[float]] = {}
     for position, name in enumerate(config.targets):
         columns[name] = rows.labels[:, position].tolist()
-        columns[f"{name}_predicted"] = found.values[name].tolist()
-        if name in found.spreads:
-            columns[f"{name}_std"] = found.spreads[name].tolist()
+        columns[f"{name}_predicted"] = predictions.values[name].tolist()
+        if name in predictions.spreads:
+            columns[f"{name}_std"] = predictions.spreads[name].tolist()
     fidelities = [config.fidelities[code] for code in rows.fidelity.tolist()] if config.fidelities else None
     first: dict[str, Sequence[str]] = {"id": ids} | ({"fidelity": fidelities} if fidelities else {})
     write_csv(path, [*first, *columns], zip(*first.values(), *columns.values(), strict=True))

@@ -173,8 +173,8 @@ def start_from(base: PropertyPredictor, network: PropertyPredictor, data: Crysta
     shared = {
         name: value for name, value in state.items() if not name.startswith(("fidelity_heads.", "baselines."))
     }
-    found = network.load_state_dict(shared, strict=False)
-    assert not found.unexpected_keys, "a network that goes on has all that its base has"
+    loaded = network.load_state_dict(shared, strict=False)
+    assert not loaded.unexpected_keys, "a network that goes on has all that its base has"
     if network.fidelity_heads is not None:
         _start_fidelities(base, network, network.fidelity_heads)
     if network.baselines is not None:
@@ -244,10 +244,10 @@ def _continued(
     train = data.splits["train"]
     labels_of(base, train.crystals.properties)
     for name in base.targets:
-        found = list(train.categories.get(name, ()))
-        if found != base.classes.get(name, []):
+        classes = list(train.categories.get(name, ()))
+        if classes != base.classes.get(name, []):
             raise ValueError(
-                f"{name} must have the classes of predictor_ckpt_path, {base.classes.get(name, [])}, got {found}"
+                f"{name} must have the classes of predictor_ckpt_path, {base.classes.get(name, [])}, got {classes}"
             )
     others = [name for name in base.fidelities if name not in fidelities]
     reference = base.reference or next(iter(base.fidelities), None) or data.config.reference

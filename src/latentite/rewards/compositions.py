@@ -83,5 +83,5 @@ class TargetChemicalSystem:
         self.elements = {ATOMIC_NUMBER[symbol] for symbol in symbols}
 
     def __call__(self, structures: Sequence[Structure], batch: CrystalBatch) -> Float[Tensor, " crystal"]:
-        found = [set(crystal.atomic_numbers.tolist()) for crystal in batch.to_arrays()]
-        return torch.tensor([len(e & self.elements) / len(e | self.elements) for e in found])
+        element_sets = [set(crystal.atomic_numbers.tolist()) for crystal in batch.to_arrays()]
+        return torch.tensor([len(e & self.elements) / len(e | self.elements) for e in element_sets])

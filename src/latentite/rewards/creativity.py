@@ -20,9 +20,9 @@ from latentite.base.machine import count_workers
 from latentite.crystal import CrystalBatch
 from latentite.crystal_arrays import CrystalArrays
 from latentite.formulas import Composition, reduced_composition
-from latentite.match.descriptor import amd_distances, average_minimum_distances
+from latentite.match.reduced import STRICT
 from latentite.match.search import find_matches
-from latentite.match.settings import STRICT
+from latentite.metrics.geometry import amd_distances, average_minimum_distances
 from latentite.rewards.repeats import MemoryStore, unique
 
 if TYPE_CHECKING:
@@ -63,7 +63,7 @@ class CreativityReward:
         arrays = batch.to_arrays()
         formulas = [reduced_composition(crystal.atomic_numbers.tolist()) for crystal in arrays]
         places = [place for formula in sorted(set(formulas)) for place in self._by_formula.get(formula, [])]
-        found = find_matches(
+        matches = find_matches(
             arrays,
             [self._known[place] for place in places],
             settings=[STRICT],
@@ -71,7 +71,7 @@ class CreativityReward:
             reference_hashes=[str(place) for place in places],
             store=self._store,
         )
-        verdicts = found.verdicts[STRICT.name]
+        verdicts = matches.verdicts[STRICT.name]
         is_unique = unique([None if v is None else v.duplicate_of for v in verdicts])
         is_novel = np.array([v is not None and v.reference is None for v in verdicts])
         result = np.where(is_unique & is_novel, 1.0, 0.0)

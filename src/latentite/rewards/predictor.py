@@ -82,8 +82,8 @@ class PredictorReward:
         crystals = CrystalBatch.from_arrays(canonicalize_many(batch.to_arrays()))
         values = torch.full((len(crystals),), math.nan)
         for index in crystals.num_atoms.argsort(stable=True).split(self.batch_size):
-            found = self.network.predictions(self.network.prepare(crystals.select(index)))
-            values[index] = found.values[self.property]
+            predictions = self.network.predictions(self.network.prepare(crystals.select(index)))
+            values[index] = predictions.values[self.property]
             if self.max_std is not None:
-                values[index[found.spreads[self.property] > self.max_std]] = math.nan
+                values[index[predictions.spreads[self.property] > self.max_std]] = math.nan
         return self.goal.score(values)

@@ -25,16 +25,16 @@ from latentite.crystal import CrystalBatch
 from latentite.crystal_arrays import CrystalArrays
 from latentite.elements import SYMBOLS
 from latentite.formulas import plain_formula, reduced_composition
+from latentite.match.reduced import STRICT
 from latentite.match.search import find_matches
-from latentite.match.settings import STRICT
 from latentite.metrics.geometry import space_groups
 
 SYMPREC = 0.1
-"""Å; tolerance of the space group of `Kind.STRUCTURE`."""
+"""Å; tolerance of the space group of `CrystalKind.STRUCTURE`."""
 
 
-class Kind(StrEnum):
-    """When two crystals are of one kind."""
+class CrystalKind(StrEnum):
+    """Condition under which two crystals are of one kind."""
 
     FORMULA = "formula"
     """The same reduced formula."""
@@ -44,14 +44,14 @@ class Kind(StrEnum):
     """The same reduced formula and space group (at 0.1 Å)."""
 
 
-def kinds(crystals: CrystalBatch, kind: Kind) -> list[str]:
+def kinds(crystals: CrystalBatch, kind: CrystalKind) -> list[str]:
     """The kind of each crystal: `Na1Cl1`, `Na-Cl`, `Na1Cl1 225`; elements by atomic number."""
     arrays = crystals.to_arrays()
     compositions = [reduced_composition(crystal.atomic_numbers.tolist()) for crystal in arrays]
-    if kind is Kind.CHEMICAL_SYSTEM:
+    if kind is CrystalKind.CHEMICAL_SYSTEM:
         return ["-".join(SYMBOLS[number - 1] for number, _ in composition) for composition in compositions]
     formulas = [plain_formula(composition) for composition in compositions]
-    if kind is Kind.FORMULA:
+    if kind is CrystalKind.FORMULA:
         return formulas
     groups = space_groups(arrays, symprecs=(SYMPREC,), workers=1)[:, 0]
     return [f"{formula} {group:g}" for formula, group in zip(formulas, groups, strict=True)]
@@ -117,7 +117,7 @@ def keep_share(
 class DiversityFilterConfig:
     """The kinds of crystals, and how often one is paid: `rl_module.reward_fn.diversity_filter`."""
 
-    kind: Kind = Kind.FORMULA
+    kind: CrystalKind = CrystalKind.FORMULA
     free: int = 10
     """Occurrences of a kind that are paid in full."""
     fading: int = 10
@@ -150,10 +150,10 @@ class DiversityFilter:
             is_usable: False for those that cannot be: they are of no kind and are not counted.
         """
         positions = is_usable.nonzero().flatten()
-        found = kinds(crystals.select(positions), self.config.kind)
+        crystal_kinds = kinds(crystals.select(positions), self.config.kind)
         share = torch.ones_like(total)
-        share[positions] = torch.tensor([self.share(name) for name in found], dtype=total.dtype)
-        self._counts.update(found)
+        share[positions] = torch.tensor([self.share(name) for name in crystal_kinds], dtype=total.dtype)
+        self._counts.update(crystal_kinds)
         return keep_share(total, share), share < 1.0
 
     def share(self, name: str) -> float:

@@ -67,35 +67,35 @@ def build(spec: Mapping[str, Any], where: str, *, beside: Collection[str] = ()) 
             f"{where}.{TARGET} must say which reward it is (package.module.Name or file.py:Name), got {target!r}"
         )
     try:
-        found = locate(target)
+        named = locate(target)
     except ValueError as error:
         raise ValueError(f"{where}: {error}") from error
-    if not callable(found):
-        raise ValueError(f"{where}.{TARGET} must be a class or a function, got {found!r}")
+    if not callable(named):
+        raise ValueError(f"{where}.{TARGET} must be a class or a function, got {named!r}")
     arguments = {
         key: build(value, f"{where}.{key}") if isinstance(value, Mapping) and TARGET in value else value
         for key, value in spec.items()
         if key != TARGET
     }
-    if not isinstance(found, type) and not arguments:
-        return found
+    if not isinstance(named, type) and not arguments:
+        return named
     try:
-        _check_names(found, arguments, beside)
-        return found(**arguments)
+        _check_names(named, arguments, beside)
+        return named(**arguments)
     except TypeError as error:
         raise ValueError(f"{where}: {target} does not take these arguments: {error}") from error
     except ValueError as error:
         raise ValueError(f"{where}: {error}") from error
 
 
-def _check_names(found: Callable[..., Any], arguments: Mapping[str, Any], beside: Collection[str]) -> None:
+def _check_names(target: Callable[..., Any], arguments: Mapping[str, Any], beside: Collection[str]) -> None:
     """Refuse a keyword that the signature does not have, or that one with `**` is misspelt from what is `beside`.
 
     Raises:
         TypeError: naming it, and what is near it.
     """
     try:
-        parameters = inspect.signature(found).parameters
+        parameters = inspect.signature(target).parameters
     except ValueError:  # of a builtin
         return
     named = [name for name, one in parameters.items() if one.kind is not one.VAR_KEYWORD]

@@ -10,7 +10,7 @@ from latentite.base.plain import check_counts
 from latentite.generators.latent.chain import SamplingConfig
 from latentite.nn.lora import LoraConfig
 from latentite.rewards.combine import RewardConfig
-from latentite.rewards.repeats import Kind
+from latentite.rewards.repeats import CrystalKind
 from latentite.training.ema import EMAConfig
 from latentite.training.optim import OptimizerConfig
 from latentite.training.settings import (
@@ -155,7 +155,7 @@ class ReplayConfig:
     """Drawn for each rollout's updates, of those that are better than the rollout's mean."""
     max_age: int = 50
     """Rollouts after which a trajectory is dropped."""
-    kind: Kind = Kind.FORMULA
+    kind: CrystalKind = CrystalKind.FORMULA
     """Of each kind only the best is kept."""
 
     def __post_init__(self) -> None:

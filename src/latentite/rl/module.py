@@ -25,9 +25,8 @@ from latentite.generators.policy import Policy, PolicyPlan, Prompts
 from latentite.generators.table import open_policy_base
 from latentite.nn.lora import trainable_summary
 from latentite.objectives.terms import LossTerms
-from latentite.rewards.combine import Rewards
+from latentite.rewards.combine import Rewards, RewardWorkers
 from latentite.rewards.repeats import DiversityFilter
-from latentite.rewards.workers import RewardWorkers
 from latentite.rl.config import RLModuleConfig
 from latentite.rl.objective import RunningRewards, choose_steps, compute_advantages
 from latentite.rl.rollout import (

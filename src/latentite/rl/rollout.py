@@ -20,13 +20,12 @@ from torch import Tensor
 from latentite.crystal import CrystalBatch
 from latentite.generators.policy import Policy, Prompts, Trajectories
 from latentite.objectives.terms import num_processes
-from latentite.rewards.combine import Rewards, RewardTable
+from latentite.rewards.combine import Rewards, RewardTable, RewardWorkers
 from latentite.rewards.repeats import DiversityFilter, kinds
-from latentite.rewards.workers import RewardWorkers
 from latentite.rl.config import PolicyConfig, ReplayConfig
 from latentite.rl.objective import RunningRewards, kept_crystals, replay_advantages
 from latentite.rl.update import Experience
-from latentite.sampling.checks import geometry_refusals
+from latentite.sampling.window import geometry_refusals
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

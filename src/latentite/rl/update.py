@@ -76,7 +76,7 @@ class Learner:
         self,
         experience: Experience,
         steps: Int[Tensor, " step"],
-        minibatches: Iterable[Int[Tensor, " member"]],
+        minibatches: Iterable[Int[Tensor, " _"]],
         optimizer: Optimizer,
         *,
         max_norm: float | None,

@@ -11,8 +11,7 @@
     SHA256SUMS           of every file in the folders, as `sha256sum --check` reads it
 
 A window counts once its line stands in the journal, which is written after everything else is on the disk. What lies
-behind the last line is cut off when the run is resumed; what lies before it must be what was written
-(`checksums.py`).
+behind the last line is cut off when the run is resumed; what lies before it must be what was written (`manifest.py`).
 """
 
 from __future__ import annotations
@@ -31,14 +30,21 @@ from typing import TYPE_CHECKING, Any
 
 from latentite.base.files import csv_lines
 from latentite.crystal import CrystalBatch
-from latentite.sampling.checksums import CHECKSUMS, Commit, Stream, read_commits, sum_lines, verify
+from latentite.sampling.manifest import (
+    CHECKSUMS,
+    JOURNAL,
+    Commit,
+    Stream,
+    read_commits,
+    sum_lines,
+    verify,
+)
 from latentite.sampling.window import Window
 from latentite.sampling.writers import Sample, extxyz_frame, file_stem, json_line, sample_frame
 
 if TYPE_CHECKING:
     from hashlib import _Hash
 
-MANIFEST, JOURNAL = "manifest.json", "journal.jsonl"
 SAMPLES, REJECTED = "samples.csv", "rejected.csv"
 CIFS, TRAJECTORIES = "cifs", "trajectories"
 
@@ -173,7 +179,7 @@ class RunFolder:
         return self._files[name]
 
     def _header(self, name: str) -> bytes:
-        """What a file begins with."""
+        """The header line of a table; empty for any other file."""
         headers = {SAMPLES: self._columns, REJECTED: _REJECTED_COLUMNS}
         return csv_lines([headers[name]]).encode() if name in headers else b""
 

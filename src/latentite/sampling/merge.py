@@ -13,14 +13,16 @@ from pathlib import Path
 from typing import Any
 
 from latentite.base.files import publishing, write_json
-from latentite.sampling.checksums import Commit, verify
-from latentite.sampling.folder import MANIFEST, SAMPLES, Counts, Format, RunFolder
+from latentite.sampling.folder import SAMPLES, Counts, Format, RunFolder
 from latentite.sampling.manifest import (
+    MANIFEST,
+    Commit,
     difference,
     finished_commits,
     new_manifest,
     read_manifest,
     refuse_format,
+    verify,
 )
 
 

@@ -34,7 +34,7 @@ class GenerateConfig:
 
     None keeps the crystals in memory."""
     num_samples: int = 64
-    """How many crystals; of each request where several are made, such as formulas."""
+    """Number of crystals; of each request where several are made, such as formulas."""
     batch_size: int = BATCH_SIZE
     """Most crystals at once.
 

@@ -1,19 +1,28 @@
-"""A sampling run: window after window, into a folder or into memory.
+"""A sampling run: planned for a generator, then window after window, into a folder or into memory.
 
-Into a folder, the memory that is used does not grow with the run.
+Everything that the generator cannot do is refused before the run. Into a folder, the memory that is used does not grow
+with the run.
 """
 
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
+from functools import partial
 from pathlib import Path
+from types import TracebackType
 from typing import Any
 
+from latentite.base.files import sha256_file
+from latentite.base.plain import names, numbers
+from latentite.base.progress import ProgressBars
 from latentite.crystal import CrystalBatch
+from latentite.generators.asks import build_asks
 from latentite.generators.jobs import Ask, Jobs
-from latentite.sampling.checks import GeometryLimits
+from latentite.generators.protocol import Advance, Askable, Drawn, Generator
+from latentite.generators.sizes import NumAtoms, choose_num_atoms, plan_jobs
 from latentite.sampling.folder import Counts, Format, RunFolder
 from latentite.sampling.manifest import (
     Sessions,
@@ -22,8 +31,18 @@ from latentite.sampling.manifest import (
     new_manifest,
     read_manifest,
 )
-from latentite.sampling.progress import RunProgress
-from latentite.sampling.window import BatchSize, Draw, Plan, Window, draw_window, windows
+from latentite.sampling.options import GenerateConfig, parse_shard, read_formulas
+from latentite.sampling.window import (
+    BatchSize,
+    Draw,
+    GeometryLimits,
+    Plan,
+    Window,
+    draw_window,
+    shard_range,
+    window_size,
+    windows,
+)
 from latentite.sampling.writers import Sample
 
 log = logging.getLogger(__name__)
@@ -51,12 +70,12 @@ class Run:
     conditions: Callable[[Ask], str] = lambda ask: ""
     """The conditions of an ask, as a user would type them."""
     has_deviation: bool = False
-    """Whether atoms are fixed, so that every sample has a deviation."""
+    """True if atoms are fixed, so that every sample has a deviation."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Origin:
-    """Where a run comes from, for its manifest."""
+    """Origin of a run, for its manifest."""
 
     settings: Mapping[str, Any]
     """Every option that the structures depend on, as plain values."""
@@ -64,6 +83,102 @@ class Origin:
     """File, sha256, weights."""
     command: Sequence[str]
     device: str
+
+
+def plan_run(generator: Generator, config: GenerateConfig) -> tuple[Run, tuple[Ask, ...]]:
+    """The run, or the shard of it, and what it asks.
+
+    Raises:
+        ValueError: for what the generator cannot do, and options that contradict each other.
+    """
+    if generator.card.has_trajectory and config.out is None:
+        raise ValueError("out must be given together with trajectory, which is about its files")
+    shard = parse_shard(config.shard)
+    units = config.formula_units
+    asks = build_asks(
+        generator,
+        conditions=config.conditions,
+        formulas=read_formulas(config.formula),
+        formula_units=None if units is None else numbers("formula_units", units),
+        allowed=config.elements_allowed,
+        required=config.elements_required,
+        forbidden=config.elements_forbidden,
+    )
+    total = config.num_samples * (1 + asks[-1].request)
+    size = window_size(config.batch_size)
+    first, stop = shard_range(total, *shard, size)
+
+    def draw(jobs: Jobs, batch_size: int, advance: Advance) -> Drawn:
+        return generator.draw(jobs, seed=config.seed, batch_size=batch_size, advance=advance)
+
+    run = Run(
+        plan=partial(
+            plan_jobs,
+            seed=config.seed,
+            sizes=_sizes(generator, config, asks),
+            asks=asks,
+            num_samples=config.num_samples,
+        ),
+        draw=draw,
+        seed=config.seed,
+        total=total,
+        first=first,
+        stop=stop,
+        window_size=size,
+        batch_size=config.batch_size,
+        max_attempts=1 if config.no_replace else config.max_attempts,
+        limits=GeometryLimits(min_distance_scaled=config.min_distance_scaled),
+        conditions=generator.card.told,
+        has_deviation=generator.card.has_deviation,
+    )
+    return run, asks
+
+
+def _sizes(generator: Generator, config: GenerateConfig, asks: Sequence[Ask]) -> NumAtoms | None:
+    """From what numbers of atoms are drawn; None where the requests say them, or the generator chooses."""
+    card, option = generator.card, config.size_option
+    if all(ask.num_atoms is not None for ask in asks):
+        if option is not None:
+            raise ValueError(
+                f"{option} must not be given with a condition or structures that say how many atoms there are; "
+                "leave one out"
+            )
+        return None
+    if option is not None and Askable.NUM_ATOMS not in card.asks:
+        raise ValueError(
+            f"{option} must not be given: the generator {card.kind} cannot be asked for a number of atoms"
+        )
+    if option is None and not card.needs_num_atoms:
+        return None
+    return choose_num_atoms(config.num_atoms, config.num_atoms_distribution, train=card.sizes)
+
+
+def plain_settings(generator: Generator, config: GenerateConfig) -> dict[str, Any]:
+    """Every option that the files depend on, as plain values; contents of files by their hash."""
+    left_out = ("ckpt", "out", "device", "resume")
+    settings = {item.name: getattr(config, item.name) for item in fields(config) if item.name not in left_out}
+    units, weights = config.formula_units, generator.card.weights
+    settings |= {
+        "weights": None if weights is None else weights.value,
+        "conditions": _conditions_text(config.conditions),
+        "num_atoms": None if config.num_atoms is None else str(config.num_atoms),
+        "num_atoms_distribution": str(config.num_atoms_distribution),
+        "formula": read_formulas(config.formula),
+        "formula_units": None if units is None else numbers("formula_units", units),
+        "format": [name.value for name in config.formats()],
+    }
+    for name in ("elements_allowed", "elements_required", "elements_forbidden"):
+        value = settings[name]
+        settings[name] = None if value is None else names(value)
+    if config.num_atoms_distribution != "train" and config.num_atoms is None:
+        settings["num_atoms_distribution_sha256"] = sha256_file(config.num_atoms_distribution)
+    return settings | dict(generator.settings)
+
+
+def _conditions_text(conditions: str | Mapping[str, object] | None) -> str | None:
+    if isinstance(conditions, Mapping):
+        return ",".join(f"{name}={value}" for name, value in conditions.items())
+    return conditions
 
 
 def run_to_folder(
@@ -186,3 +301,45 @@ def _windows(run: Run, at: int, size: BatchSize, progress: RunProgress) -> Itera
             limits=run.limits,
             advance=progress.batch,
         )
+
+
+class RunProgress:
+    """A context manager that is told of every batch and of every finished window.
+
+    Args:
+        total: crystals to sample.
+        done: of them before this session.
+    """
+
+    def __init__(self, total: int, done: int = 0) -> None:
+        self._total, self._begun_at, self._shown = total, done, done
+        self._start = time.perf_counter()
+        self._bars = ProgressBars()
+        self._bar = self._bars.add("sample", total, done=done)
+
+    def __enter__(self) -> RunProgress:
+        self._bars.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._bars.stop()
+
+    def batch(self, count: int) -> None:
+        """So many more crystals of the current window left the chain."""
+        self._show(min(self._shown + count, self._total))
+
+    def window(self, done: int) -> None:
+        """So many crystals are written."""
+        self._show(done)
+        if not self._bars.is_shown:
+            log.info("%d of %d crystals, %s", done, self._total, self._rate(done))
+
+    def _show(self, done: int) -> None:
+        self._shown = done
+        self._bar.set(done, note=self._rate(done))
+
+    def _rate(self, done: float) -> str:
+        seconds = time.perf_counter() - self._start
+        return f"{(done - self._begun_at) / max(seconds, 1e-9):.3g} structures/s"

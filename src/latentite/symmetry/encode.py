@@ -41,7 +41,8 @@ class EncodingError(ValueError):
 class _Matcher:
     """The table of one group as one linear map, from a point to how far its images are from each position."""
 
-    matrix: Float[np.ndarray, "operation*position*3 3"]
+    matrix: Float[np.ndarray, "row 3"]
+    """Rows by operation, position and axis."""
     offset: Float[np.ndarray, "operation position 3"]
     num_free: Int[np.ndarray, " position"]
     num_images: Int[np.ndarray, " position"]

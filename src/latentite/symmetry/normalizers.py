@@ -28,7 +28,7 @@ class Normalizer:
 
     target: Int[np.ndarray, "member position"]
     """Row of `wyckoff_table()` of what each position becomes; the first member is the identity."""
-    linear: Float[np.ndarray, "member position map 3 3"]
+    linear: Int[np.ndarray, "member position map 3 3"]
     """A of all maps u -> A u + b from the free coordinates of a position to those of its target; the last one is
     repeated where a position has fewer than others."""
     shift: Float[np.ndarray, "member position map 3"]

@@ -1,4 +1,4 @@
-"""Checkpoints of a run: `last.ckpt` to resume from, the best as `epoch_*.ckpt`, and the point at which one stands.
+"""Checkpoints of a run and the times at which they are written: `last.ckpt` to resume from, the best as `epoch_*.ckpt`.
 
 What is in them for everybody is said in `latentite/checkpoint/`. What only resuming asks for lies under
 `latentite_run`: the settings in force, and the digests of the checkpoints that the run started from; of older ones

@@ -155,12 +155,12 @@ def check_labels(conditions: Sequence[ConditionConfig], train: CrystalDataset) -
         ValueError: naming the condition, and the first crystal with a label that does not fit.
     """
     for condition in conditions:
-        name, found = condition.name, list(train.categories.get(condition.name, ()))
+        name, classes = condition.name, list(train.categories.get(condition.name, ()))
         if condition.kind is ConditionKind.CATEGORICAL:
-            if found != condition.classes:
+            if classes != condition.classes:
                 raise ValueError(
                     f"condition {name} must have labels of the classes {condition.classes}, got "
-                    f"{found or 'numbers'}; build the data with --categorical {name}, from the same names"
+                    f"{classes or 'numbers'}; build the data with --categorical {name}, from the same names"
                 )
         elif condition.kind in LABELS:
             require_numbers(train, name, use=f"condition {name} of kind {condition.kind}")

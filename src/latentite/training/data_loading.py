@@ -88,8 +88,8 @@ def _load_fidelities(
             fidelity, name, options=options, cache_dir=config.cache_dir, workers=config.workers
         )
         splits = {
-            key: _with_derived(_up_to(config.max_atoms, found, f"{name}, {key}"), options.derived)
-            for key, found in part.splits.items()
+            key: _with_derived(_up_to(config.max_atoms, split, f"{name}, {key}"), options.derived)
+            for key, split in part.splits.items()
         }
         parts[name] = replace(part, splits=splits)
     joint = join_fidelities(

@@ -19,6 +19,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from enum import StrEnum
+from functools import cache
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -72,6 +73,7 @@ def write_provenance(config: RunConfig, data: dict[str, Any], *, num_parameters:
     )
 
 
+@cache
 def git_commit() -> str | None:
     """Commit of the source tree that this package runs from, `-dirty` if it differs; None without git."""
     folder = Path(__file__).resolve().parent
@@ -83,6 +85,7 @@ def git_commit() -> str | None:
     return done.stdout.strip() or None if done.returncode == 0 else None
 
 
+@cache
 def package_versions() -> dict[str, str]:
     """Installed version of each package that latentite depends on."""
     try:

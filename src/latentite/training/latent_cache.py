@@ -51,7 +51,7 @@ class CachedLatents:
     """The split itself, on the CPU, where batches are planned; everything else lies on the device."""
     means: Float[Tensor, "copy atom channel"]
     logvars: Float[Tensor, "copy atom channel"]
-    values: dict[str, Float[Tensor, "crystal *channel"]]
+    values: dict[str, Float[Tensor, " crystal *channel"]]
     """Values of the conditions (`nn/condition_values.py`), by name; they do not depend on the copy."""
 
     @property

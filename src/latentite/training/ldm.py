@@ -132,8 +132,8 @@ class LDMTrainingModule(StageModule):
 
     def validation_step(self, batch: CrystalBatch, batch_idx: int) -> None:
         """The loss with every condition shown and, for a conditional model, with all hidden: the gap is their use."""
-        found = self._validation_loss(batch, batch_idx, Shown.ALL)
-        metrics = {**loss_by_level(found), "loss": found.total.mean()}
+        losses = self._validation_loss(batch, batch_idx, Shown.ALL)
+        metrics = {**loss_by_level(losses), "loss": losses.total.mean()}
         if self.network.condition_module is not None:
             metrics["loss_absent"] = self._validation_loss(batch, batch_idx, Shown.NONE).total.mean()
         logged = {f"val/{name}": value for name, value in metrics.items()}
@@ -321,8 +321,8 @@ def _start_from(base: LatentDiffusion, network: LatentDiffusion) -> None:
     Adapters start at zero by themselves. The last layer of new conditions is set to zero: their vector, which
     is added to the embedding of time, then is zero whatever is asked for.
     """
-    found = network.load_state_dict(base.state_dict(), strict=False)
-    assert not found.unexpected_keys, "a fine-tuned network has all that its base has"
+    loaded = network.load_state_dict(base.state_dict(), strict=False)
+    assert not loaded.unexpected_keys, "a fine-tuned network has all that its base has"
     if base.condition_module is None and network.condition_module is not None:
         last = network.condition_module.proj[-1]
         assert isinstance(last, nn.Linear)

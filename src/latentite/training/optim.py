@@ -189,12 +189,12 @@ def _history_only(
         ValueError: when the state is of other parameters.
     """
     lengths = [len(group["params"]) for group in saved["param_groups"]]
-    found = next((groups for groups in layouts if [len(group) for group in groups] == lengths), None)
-    if found is None:
+    layout = next((groups for groups in layouts if [len(group) for group in groups] == lengths), None)
+    if layout is None:
         raise ValueError(
             f"the optimizer's state must be of {sum(map(len, layouts[0]))} parameters, got groups of {lengths}"
         )
-    there = [p for group in found for p in group]
+    there = [p for group in layout for p in group]
     ids = [number for group in saved["param_groups"] for number in group["params"]]
     states = {
         id(p): saved["state"][number]

@@ -14,7 +14,8 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from latentite.checkpoint import DataCard, OrbitCard
+from latentite.checkpoint import DataCard
+from latentite.checkpoint.record import OrbitCard
 from latentite.data.dataset import CrystalDataset
 from latentite.elements import symbol_of
 from latentite.nn.gpt.network import SPACE_GROUP, GPTMode, limits_of

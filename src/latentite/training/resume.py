@@ -122,7 +122,7 @@ class Resumption:
             log.info("%s", line)
 
     def finished(self, config: RunConfig) -> str | None:
-        """Why nothing is left to train, in one phrase; None where something is."""
+        """Reason for which nothing is left to train, in one phrase; None where something is."""
         point, limits, stopping = self.point, config.trainer, config.callbacks.early_stopping
         last = limits.max_epochs
         if last is not None and last != -1 and point.epochs >= last:

@@ -7,8 +7,8 @@ from torch import Tensor, nn
 
 from latentite.crystal import CrystalBatch
 from latentite.data.sampler import corrupt
-from latentite.match.settings import LOOSE, STRICT
-from latentite.metrics.reconstruction import reconstruction_table, summarise
+from latentite.match.reduced import LOOSE, STRICT
+from latentite.metrics.errors import reconstruction_table, summarise
 from latentite.nn.vae import CrystalVAE
 from latentite.objectives.terms import LossTerms
 from latentite.objectives.vae import vae_loss

@@ -47,7 +47,7 @@ class Symmetry:
     said: str
     """Its name in the file, for messages."""
     doubt: str = ""
-    """Why formula and Z must confirm it; empty where nothing speaks against it."""
+    """Reason for which formula and Z must confirm it; empty where nothing speaks against it."""
 
 
 def read_symmetry(block: Block, lattice: Float[np.ndarray, "3 3"]) -> Symmetry:
@@ -216,7 +216,7 @@ def parse_operation(text: str, *, is_magnetic: bool = False) -> tuple[np.ndarray
 
 
 def _doubt(block: Block, listed: Operations, said: dict[str, frozenset[Setting]]) -> str:
-    """Why the listed operations are not beyond doubt; empty where all that the block says agrees with them."""
+    """Reason to doubt the listed operations; empty where all that the block says agrees with them."""
     if not said:
         return ""
     number = listed.group_number()

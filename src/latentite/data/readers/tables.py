@@ -16,10 +16,16 @@ from pathlib import Path
 from typing import Any
 
 from latentite.base.files import parse_json
-from latentite.data.readers import ase_files, hdf5
+from latentite.data.readers import hdf5
 from latentite.data.readers.files import STRUCTURES, Format, format_of, read_lines, read_text, whole_file
 from latentite.data.readers.records import Columns, Record, Rejection, has_structures, record_from_cells
-from latentite.data.readers.structure_files import read_extxyz, record_of_file
+from latentite.data.readers.structure_files import (
+    read_database,
+    read_extxyz,
+    read_json_database,
+    read_trajectory,
+    record_of_file,
+)
 
 log = logging.getLogger(__name__)
 
@@ -51,8 +57,8 @@ def _open(path: Path, within: Path | None) -> Iterator[Record | Rejection]:
         Format.JSON: read_json,
         Format.HDF5: hdf5.read_hdf5,
         Format.EXTXYZ: read_extxyz,
-        Format.DATABASE: ase_files.read_database,
-        Format.TRAJECTORY: ase_files.read_trajectory,
+        Format.DATABASE: read_database,
+        Format.TRAJECTORY: read_trajectory,
     }
     if kind not in readers:
         raise ValueError(
@@ -256,7 +262,7 @@ def read_json(path: Path) -> Iterator[Record | Rejection]:
     except ValueError as error:
         raise ValueError(f"{path} must be JSON, got a text that is not: {error}") from error
     if isinstance(content, dict) and "nextid" in content and "ids" in content:
-        return ase_files.read_json_database(path, text)
+        return read_json_database(path, text)
     if isinstance(content, dict) and _is_structure(content):
         content = [content]
     if isinstance(content, dict):

@@ -65,8 +65,8 @@ def space_groups(value: Texts | Numbers) -> tuple[int, ...]:
     groups: set[int] = set()
     for part in parts:
         text = str(part).strip()
-        if (found := _RANGE.fullmatch(text)) is not None:
-            first, last = int(found[1]), int(found[2])
+        if (span := _RANGE.fullmatch(text)) is not None:
+            first, last = int(span[1]), int(span[2])
             if not 1 <= first <= last <= _LAST_GROUP:
                 raise ValueError(
                     f"a range of space_group must go upwards within 1 to {_LAST_GROUP}, such as 195:230, got {text}"

@@ -77,7 +77,7 @@ def size_batches(
     return full + rest
 
 
-class Precision(StrEnum):
+class SamplingPrecision(StrEnum):
     """Numbers that the denoiser computes with; the steps between its calls and the decoder stay in fp32."""
 
     FP32 = "fp32"
@@ -91,7 +91,7 @@ DEFAULT_STEPS = {kind: 25 if kind is SamplerKind.HEUN else 50 for kind in Sample
 SPACINGS = {kind: Spacing.LOG_SNR if kind is SamplerKind.DPM_SOLVER else Spacing.EVEN for kind in SamplerKind}
 """DPM-Solver++ assumes even steps of the logarithm of the signal-to-noise ratio (Lu et al. 2022, appendix)."""
 
-DTYPES = {Precision.BF16: torch.bfloat16, Precision.FP16: torch.float16}
+DTYPES = {SamplingPrecision.BF16: torch.bfloat16, SamplingPrecision.FP16: torch.float16}
 
 
 @dataclass(kw_only=True, slots=True)
@@ -110,7 +110,7 @@ class SamplingConfig:
     """s of u + s (c - u): one for all conditions together, or one for each. Without conditions it does nothing."""
     batch_size: int = 256
     """Most crystals in one pass."""
-    precision: Precision = Precision.FP32
+    precision: SamplingPrecision = SamplingPrecision.FP32
 
     def __post_init__(self) -> None:
         for name in ("steps", "batch_size"):
@@ -340,7 +340,7 @@ class _Call:
     """The denoiser as guidance calls it, in the chosen precision; a mask's layout is made once, not at each step."""
 
     denoiser: Denoiser
-    precision: Precision
+    precision: SamplingPrecision
     layouts: dict[int, TokenLayout] = field(default_factory=dict)
 
     def __call__(self, tokens: Tensor, time: Tensor, mask: Tensor, condition: Conditioning | None) -> Tensor:

@@ -14,7 +14,7 @@ from latentite.base.plain import Numbers, Structures, Texts, choice, names, numb
 
 if TYPE_CHECKING:
     from latentite.diffusion.samplers import SamplerKind
-    from latentite.generators.latent.chain import Precision, SamplingConfig
+    from latentite.generators.latent.chain import SamplingConfig, SamplingPrecision
 
 HOW, START, LONG = "how it is sampled", "start from structures", "long runs"
 """Headings of the options in the help."""
@@ -36,14 +36,14 @@ class LatentOptions:
     guidance: float | str | Mapping[str, float] = field(default=2.0, metadata=option("S", group=HOW))
     """s of u + s (c - u), u without and c with the condition: a number, or name=number,... [2; 1 for a crystal GPT,
     which takes a number]"""
-    precision: Precision | str = field(default="fp32", metadata=option(group=HOW, kind=str))
+    precision: SamplingPrecision | str = field(default="fp32", metadata=option(group=HOW, kind=str))
     """Of the denoiser: fp32, bf16, fp16."""
     init: Structures | None = field(default=None, metadata=option("FILE", group=START, kind=str))
     """A file or folder of structures to start from.
 
     In Python also structures themselves."""
     strength: float | None = field(default=None, metadata=option(group=START))
-    """How far from them, from 0 to 1: the share of the steps that are taken, such as 0.3.
+    """Distance from them, from 0 to 1: the share of the steps that are taken, such as 0.3.
 
     None: all, which is for fixed atoms only."""
     fix_sites: Numbers = field(default=(), metadata=option("LIST", group=START))
@@ -66,9 +66,9 @@ class LatentOptions:
             )
 
     def sampling(self) -> SamplingConfig:
-        """How the chain is walked."""
+        """Settings of the sampler."""
         from latentite.diffusion.samplers import SamplerKind  # torch takes seconds
-        from latentite.generators.latent.chain import Precision, SamplingConfig
+        from latentite.generators.latent.chain import SamplingConfig, SamplingPrecision
 
         return SamplingConfig(
             sampler=None if self.sampler is None else choice("sampler", self.sampler, SamplerKind),
@@ -76,7 +76,7 @@ class LatentOptions:
             eta=self.eta,
             noise_scale=self.noise_scale,
             guidance=parse_guidance(self.guidance),
-            precision=choice("precision", self.precision, Precision),
+            precision=choice("precision", self.precision, SamplingPrecision),
         )
 
 

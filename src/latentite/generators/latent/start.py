@@ -83,7 +83,7 @@ class Start:
         return which
 
     def rows(self, jobs: Jobs, schedule: AnySchedule, noise: CrystalNoise) -> StartRows:
-        """Where the chain of each job begins.
+        """The state from which the chain of each job begins.
 
         Args:
             jobs: one batch.
@@ -112,7 +112,7 @@ class Start:
         )
 
     def deviation(self, jobs: Jobs, crystals: CrystalBatch) -> Float[Tensor, " crystal"] | None:
-        """How far the worst fixed atom of each crystal lies from its place, Å; None where nothing is fixed.
+        """Distance of the worst fixed atom of each crystal from its place, Å; None where nothing is fixed.
 
         The distance between fractional coordinates, measured in the cell of the structure it started from.
 
@@ -207,7 +207,7 @@ def _fixed_atoms(
 
 
 def source_of(value: Structures) -> str | Path | Sequence[Structure | Atoms]:
-    """What the readers take: a path, or a list of structures."""
+    """Input of the readers: a path, or a list of structures."""
     if isinstance(value, (str, Path, list, tuple)):
         return value
     return [value]  # type: ignore[list-item]  # one Structure, which is itself a sequence of sites

@@ -1,8 +1,9 @@
-"""Errors of decoded crystals against those that were encoded: a plain table with one row per crystal.
+"""Errors of networks: of decoded crystals against those that were encoded, and of predicted properties against labels.
 
-Numbers that compare atom by atom trust the order of atoms (the decoder keeps it); the match rate trusts nothing:
-pymatgen's `StructureMatcher` (Ong et al. 2013) tries cells, origins and orders itself. A common shift of all atoms is
-no error of a crystal, so the coordinate error is given both as it is and with the best common shift removed.
+Numbers of decoded crystals that compare atom by atom trust the order of atoms (the decoder keeps it); the match rate
+trusts nothing: pymatgen's `StructureMatcher` (Ong et al. 2013) tries cells, origins and orders itself. A common shift
+of all atoms is no error of a crystal, so the coordinate error is given both as it is and with the best common shift
+removed.
 """
 
 from __future__ import annotations
@@ -18,8 +19,7 @@ from torch import Tensor
 from latentite import lattice as lat
 from latentite.crystal import CrystalBatch
 from latentite.elements import NUM_ELEMENTS
-from latentite.match.reduced import pair_rms
-from latentite.match.settings import LOOSE, STRICT, MatcherSettings
+from latentite.match.reduced import LOOSE, STRICT, MatcherSettings, pair_rms
 from latentite.nn.segment import segment_mean, segment_sum
 
 if TYPE_CHECKING:
@@ -108,3 +108,34 @@ def summarise(table: dict[str, Float[np.ndarray, " crystal"]]) -> dict[str, floa
         else:
             summary[name] = float(values.mean()) if len(values) else math.nan
     return summary
+
+
+def regression_metrics(
+    labels: Float[np.ndarray, " crystal"], values: Float[np.ndarray, " crystal"]
+) -> dict[str, float]:
+    """Mean absolute error, root mean square error and coefficient of determination.
+
+    Missing labels (NaN) are left out. The coefficient is NaN where the labels do not vary.
+
+    Returns:
+        `mae` and `rmse` in the unit of the labels, `r2`; empty without any label.
+    """
+    known = ~np.isnan(labels)
+    if not known.any():
+        return {}
+    wanted = labels[known].astype(float)
+    error = values[known].astype(float) - wanted
+    spread = float(np.square(wanted - wanted.mean()).sum())
+    return {
+        "mae": float(np.abs(error).mean()),
+        "rmse": math.sqrt(float(np.square(error).mean())),
+        "r2": 1.0 - float(np.square(error).sum()) / spread if spread > 0 else math.nan,
+    }
+
+
+def classification_metrics(
+    labels: Float[np.ndarray, " crystal"], codes: Float[np.ndarray, " crystal"]
+) -> dict[str, float]:
+    """Share of the labelled crystals (not NaN) whose class is the predicted one; empty without any label."""
+    known = ~np.isnan(labels)
+    return {"accuracy": float((labels[known] == codes[known]).mean())} if known.any() else {}
