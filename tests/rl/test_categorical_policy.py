@@ -401,7 +401,7 @@ def test_a_generator_without_a_policy_is_refused_in_one_sentence(
     kind = GeneratorKind(options=dict, build=lambda *_: None, policy=None)
     monkeypatch.setitem(GENERATORS, "tokens", kind)
     config, data = tokens_run(tmp_path)
-    refused = r"rl_module\.ldm_ckpt_path: .* must be of a generator that .* can train \(latent_diffusion\), got tokens"
+    refused = r"rl_module\.ldm_ckpt_path: .* must be of a .* can train \(latent_diffusion, gpt\), got tokens"
     with pytest.raises(ValueError, match=refused):
         train_rl(config, datamodule=data)
 
