@@ -154,7 +154,7 @@ def test_the_wrong_stage_is_refused(tmp_path: Path) -> None:
     ("changes", "message"),
     [
         ({"format": 2}, "has checkpoint format 2, but latentite .* reads format 1"),
-        ({"stage": "gan"}, "stage must be one of vae, ldm, rl, predictor, got 'gan'"),
+        ({"stage": "gan"}, "stage must be one of vae, ldm, rl, predictor, gpt, got 'gan'"),
         ({"config": None}, "'config' must be a mapping"),
     ],
 )

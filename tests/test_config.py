@@ -74,7 +74,7 @@ def settings(*overrides: str) -> TrainVAEConfig:
         ),
         ("vae_module.encoder=3", r"vae_module\.encoder must be a section of keys, got 3"),
         ("logger.wandb.mode=maybe", r"logger\.wandb\.mode must be one of online, offline, disabled"),
-        ("data=mp20", r"data=mp20 does not exist; there are .*mp_20,"),
+        ("data=mp20", r"data=mp20 does not exist; near it there are mp_20,"),
         ("experiment=mp_20/vae", r"experiment=mp_20/vae does not exist; near it there are .*mp_20/vae_dng"),
         ("data.batch_size", r"."),
         ("data.target_condition=[a", r"."),

@@ -17,7 +17,7 @@ from latentite import cli
 from latentite.crystal import CrystalBatch
 from latentite.crystal_arrays import CrystalArrays
 from latentite.evaluation import matching_section, report
-from latentite.metrics import geometry
+from latentite.metrics import symmetry
 
 Make = Callable[[int, int], list[CrystalArrays]]
 
@@ -25,7 +25,7 @@ Make = Callable[[int, int], list[CrystalArrays]]
 @pytest.fixture(autouse=True)
 def _fresh_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("LATENTITE_CACHE_DIR", str(tmp_path / "cache"))
-    monkeypatch.setattr(geometry, "_CHUNK", 4)
+    monkeypatch.setattr(symmetry, "_CHUNK", 4)
     # Pictures take nearly all of the time of these tests.
     monkeypatch.setattr(report, "make_page", lambda result, summary, seed: "page")
 
@@ -44,9 +44,9 @@ def known(planted: Make) -> CrystalBatch:
 
 @pytest.fixture
 def searched(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """Takes the name of every slow piece of work: `symmetry` per structure and tolerance, `match` per run."""
+    """Takes the name of every slow piece of work: `symmetry` per structure, `match` per run."""
     calls: list[str] = []
-    search, match = geometry.space_group_number, matching_section.find_matches
+    search, match = symmetry._symmetry, matching_section.find_matches
 
     def counted_search(*arrays: object, **options: object) -> object:
         calls.append("symmetry")
@@ -56,7 +56,7 @@ def searched(monkeypatch: pytest.MonkeyPatch) -> list[str]:
         calls.append("match")
         return match(*arrays, **options)  # type: ignore[arg-type]  # passed on as they are
 
-    monkeypatch.setattr(geometry, "space_group_number", counted_search)
+    monkeypatch.setattr(symmetry, "_symmetry", counted_search)
     monkeypatch.setattr(matching_section, "find_matches", counted_match)
     return calls
 
@@ -93,17 +93,17 @@ def test_a_resumed_run_gives_the_same_files_and_computes_nothing_again(
     with pytest.raises(KeyboardInterrupt):
         latentite.evaluate(samples, reference=known, workers=1, out=out, stage=stop_in("space groups", 8))
     assert status(out) == "interrupted"
-    assert searched == ["symmetry"] * 8 * 3
+    assert searched == ["symmetry"] * 8
     searched.clear()
     latentite.evaluate(samples, reference=known, workers=1, out=out, resume=True)
     assert status(out) == "finished"
-    assert searched == ["symmetry"] * (6 * 3 + 3) + ["match"]  # the other six, the reference at one tolerance
+    assert searched == ["symmetry"] * (6 + 3) + ["match"]  # the other six, and the reference
     searched.clear()
     latentite.evaluate(samples, reference=known, workers=1, out=out, resume=True)
     assert searched == []
     monkeypatch.setenv("LATENTITE_CACHE_DIR", str(tmp_path / "another cache"))
     latentite.evaluate(samples, reference=known, workers=1, out=tmp_path / "whole")
-    assert searched == ["symmetry"] * (14 * 3 + 3) + ["match"]
+    assert searched == ["symmetry"] * (14 + 3) + ["match"]
     for name in ("structures.csv", "failed.csv"):
         assert (out / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
     ours, theirs = (
@@ -121,9 +121,9 @@ SCRIPT = """
 import os, signal, sys
 from pathlib import Path
 from latentite.evaluation.run import evaluate
-from latentite.metrics import geometry
+from latentite.metrics import symmetry
 
-geometry._CHUNK = 2
+symmetry._CHUNK = 2
 
 def stage(text, total):
     done = []
@@ -151,7 +151,7 @@ def test_a_killed_run_goes_on_from_its_last_chunk(
     assert status(out) == "running"
     assert not (out / "structures.csv").exists()
     assert cli.main(["evaluate", str(folder), "--out", str(out), "--resume", "--workers", "1"]) == 0
-    assert searched.count("symmetry") == (14 - 6) * 3
+    assert searched.count("symmetry") == 14 - 6
     assert status(out) == "finished"
 
 

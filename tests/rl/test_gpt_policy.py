@@ -42,6 +42,8 @@ from latentite.training.settings import (
     LoggerConfig,
     MonitorMode,
     TrainerConfig,
+    WandbConfig,
+    WandbMode,
 )
 
 SIZE = GPTSize(d_model=16, num_layers=1, num_heads=2, dim_feedforward=32, num_mixtures=2)
@@ -313,7 +315,7 @@ def run(folder: Path, base: Path, *, max_epochs: int, ckpt_path: Path | None = N
         trainer=TrainerConfig(
             accelerator="cpu", max_epochs=max_epochs, limit_train_batches=2, limit_val_batches=1
         ),
-        logger=LoggerConfig(),
+        logger=LoggerConfig(wandb=WandbConfig(mode=WandbMode.DISABLED)),
         callbacks=CallbacksConfig(
             checkpoint=CheckpointConfig(monitor="val/reward", mode=MonitorMode.MAX), progress_bar=False
         ),
