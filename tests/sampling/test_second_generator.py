@@ -233,7 +233,9 @@ def test_a_checkpoint_of_an_unknown_generator_is_refused_and_named(tmp_path: Pat
     payload = build_payload(stage=Stage.LDM, config={}, data={}, metrics={}, generator="of_tomorrow")
     path = tmp_path / "new.ckpt"
     torch.save({"state_dict": {"network.row": torch.zeros(1)}, "latentite": payload}, path)
-    with pytest.raises(CheckpointError, match="generator must be one of latent_diffusion, gpt, got 'of_tomorrow'"):
+    with pytest.raises(
+        CheckpointError, match="generator must be one of latent_diffusion, gpt, got 'of_tomorrow'"
+    ):
         generate(path)
     with pytest.raises(
         CheckpointError, match="expected a checkpoint of latent_diffusion, got one of of_tomorrow"
