@@ -52,8 +52,8 @@ def test_what_a_contributor_installs_is_pinned() -> None:
 
 
 def test_a_contributor_installs_what_ci_claims_to_test() -> None:
-    """Without them the tests of energies, dispersion and HDF5 files are skipped, and the run is green."""
-    for extra in ("energy", "dispersion", "hdf5"):
+    """Without them the tests of energies, dispersion, HDF5 files and flows are skipped, and the run is green."""
+    for extra in ("energy", "dispersion", "hdf5", "flow"):
         assert set(EXTRAS[extra]) <= set(EXTRAS["dev"]), extra
 
 

@@ -54,7 +54,7 @@ def train_ldm(config: TrainLDMConfig, *, datamodule: CrystalDataModule | None = 
 
 
 def train_rl(config: TrainRLConfig, *, datamodule: CrystalDataModule | None = None) -> FitResult:
-    """Fine-tune a latent diffusion model towards rewards."""
+    """Fine-tune a latent diffusion model or a crystal GPT towards rewards."""
     module = config.rl_module
     data = datamodule or CrystalDataModule(config.data)
     data.setup("fit")

@@ -347,6 +347,9 @@ def test_the_training_module_of_the_stage_trains_a_policy_of_tokens(tmp_path: Pa
 class TokenBase:
     conditions = ()
 
+    def asking(self, names: Sequence[str]) -> TokenBase:
+        return self
+
     def plan(self, sampling: Any, *, lora: LoraConfig | None, per_entry: bool) -> PolicyPlan:
         return PolicyPlan(settings={"length": MAX_LENGTH}, build=new_policy)
 
@@ -398,7 +401,7 @@ def test_a_generator_without_a_policy_is_refused_in_one_sentence(
     kind = GeneratorKind(options=dict, build=lambda *_: None, policy=None)
     monkeypatch.setitem(GENERATORS, "tokens", kind)
     config, data = tokens_run(tmp_path)
-    refused = r"rl_module\.ldm_ckpt_path: .* must be of a generator that .* can train \(latent_diffusion\), got tokens"
+    refused = r"rl_module\.ldm_ckpt_path: .* must be of a .* can train \(latent_diffusion, gpt\), got tokens"
     with pytest.raises(ValueError, match=refused):
         train_rl(config, datamodule=data)
 

@@ -34,6 +34,7 @@ from latentite.checkpoint.record import (
     CheckpointRecord,
     DataCard,
     FidelityCard,
+    OrbitCard,
     SplitCard,
     Stage,
     Weights,

@@ -114,7 +114,7 @@ def summary_lines(result: GenerateResult) -> list[str]:
 
 
 def usable_line(counts: Counts) -> str:
-    """How many first attempts were usable, what is wrong with the others, and how many of all attempts were."""
+    """The line with the first attempts that were usable, the reasons of the others, and all attempts."""
     first, attempts = (
         counts.done - sum(counts.first_refused.values()),
         counts.written + sum(counts.rejected.values()),

@@ -67,8 +67,10 @@ def matching_section(work: Work, table: Mapping[str, list[Cell]]) -> Section:
 
 
 def _memorised(measured: Measured, reference: Measured) -> Table:
-    """What of each structure, but for its free coordinates and its cell, stands in the reference; empty where it has no
-    label."""
+    """Columns: whether each structure, but for its free coordinates and cell, stands in the reference.
+
+    They are empty where it has no label.
+    """
     own = [symmetry.label for symmetry in measured.symmetries]
     known = [symmetry.label for symmetry in reference.symmetries if symmetry.label is not None]
     decorated, prototypes = {label.decorated for label in known}, {label.prototype for label in known}

@@ -25,8 +25,9 @@ from latentite.nn.lora import LoraConfig
 class Prompts:
     """Requests, one for each crystal of a rollout.
 
-    A prompt is a crystal of the data: its number of atoms and its conditions are asked, and for a structure-prediction
-    model its elements. Each crystal of a rollout owns a seed, so that neither batches nor processes matter.
+    A prompt is a crystal of the data: its conditions are asked, its number of atoms of a model that must be told it,
+    and its elements of one that predicts structures. Each crystal of a rollout owns a seed, so that neither batches
+    nor processes matter.
     """
 
     crystals: CrystalBatch
@@ -204,7 +205,15 @@ class PolicyBase(Protocol):
 
     @property
     def conditions(self) -> Sequence[ConditionConfig]:
-        """The properties that it was trained to be asked for, in their order."""
+        """The properties that it is asked for, in their order."""
+        ...
+
+    def asking(self, names: Sequence[str]) -> PolicyBase:
+        """The same base, asked for these conditions (`data.target_condition`).
+
+        Raises:
+            ValueError: when it cannot be.
+        """
         ...
 
     def plan(self, sampling: Any, *, lora: LoraConfig | None, per_entry: bool) -> PolicyPlan:

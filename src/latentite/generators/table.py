@@ -19,6 +19,7 @@ from latentite.checkpoint import (
 )
 from latentite.generators.gpt.generator import GPTGenerator
 from latentite.generators.gpt.options import GPTOptions
+from latentite.generators.gpt.policy import GPTPolicyBase
 from latentite.generators.latent.generator import LatentGenerator
 from latentite.generators.latent.options import LatentOptions
 from latentite.generators.latent.policy import LatentPolicyBase
@@ -43,7 +44,7 @@ GENERATORS: dict[str, GeneratorKind] = {
     LATENT_DIFFUSION: GeneratorKind(
         options=LatentOptions, build=LatentGenerator.build, policy=LatentPolicyBase.of
     ),
-    CRYSTAL_GPT: GeneratorKind(options=GPTOptions, build=GPTGenerator.build, policy=None),
+    CRYSTAL_GPT: GeneratorKind(options=GPTOptions, build=GPTGenerator.build, policy=GPTPolicyBase.of),
 }
 """By the name that a checkpoint's record has under `generator`."""
 

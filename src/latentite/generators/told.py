@@ -1,4 +1,4 @@
-"""What jobs tell a network's conditions."""
+"""Values of a network's conditions that jobs tell it."""
 
 from __future__ import annotations
 

@@ -23,7 +23,7 @@ class Symmetry:
     label: SymmetryLabel | None
     """At `SYMPREC`; None where that tolerance is not among these, or there is a reason why not."""
     reason: str | None
-    """Why there is no label."""
+    """Of a label that is missing."""
 
 
 def symmetries(

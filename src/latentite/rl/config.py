@@ -36,7 +36,7 @@ class KLForm(StrEnum):
     """Measure of the divergence from the reference."""
 
     CLOSED = "closed"
-    """Exactly, by the formula for the two distributions (for latent diffusion Gaussians)."""
+    """Exactly, by the formula for the two distributions (for latent diffusion Gaussians; a crystal GPT has none)."""
     K3 = "k3"
     """Estimated at the action that was drawn."""
 
@@ -90,7 +90,7 @@ class PolicyConfig:
     kl_weight: float = 1.0
     kl_form: KLForm = KLForm.CLOSED
     entropy_weight: float = 1e-5
-    """Only steps of learned variance have an entropy that can change."""
+    """Of denoising chains only steps of learned variance have an entropy that can change."""
     per_entry: bool = True
     """Log-ratios, divergences and entropies are means over a crystal's entries; off, sums."""
     num_inner_epochs: int = 1
@@ -167,7 +167,8 @@ class RLModuleConfig:
     """Everything about the reinforcement learning stage but its data: the `rl_module` group."""
 
     ldm_ckpt_path: str | None = None
-    """Path or name of the model that is fine-tuned, a checkpoint of stage 2 or 3. Required."""
+    """Path or name of the model that is fine-tuned: a latent diffusion model, a crystal GPT, or what this stage has
+    made of one. Required."""
     rl_configs: PolicyConfig = field(default_factory=PolicyConfig)
     reward_fn: RewardConfig
     reward_workers: int = 0
@@ -175,9 +176,9 @@ class RLModuleConfig:
     replay: ReplayConfig | None = None
     """The best trajectories so far are trained on again; null: off."""
     sampling: SamplingConfig = field(default_factory=lambda: SamplingConfig(steps=50, batch_size=512))
-    """The chain; its batch size bounds the memory of a rollout."""
+    """The chain; its batch size bounds the memory of a rollout, and is all that a crystal GPT takes of it."""
     lora: LoraConfig | None = None
-    """Train low-rank adapters of the denoiser instead of all weights."""
+    """Train low-rank adapters of the denoiser instead of all weights. Not of a crystal GPT."""
     optimizer: OptimizerConfig = field(default_factory=lambda: OptimizerConfig(lr=1e-5))
     ema: EMAConfig = field(default_factory=lambda: EMAConfig(decay=0.0))
     num_pictures: int = 4

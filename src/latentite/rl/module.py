@@ -279,12 +279,7 @@ def plan_rl(config: RLModuleConfig, data: CrystalDataModule) -> RLPlan:
     assert config.ldm_ckpt_path is not None
     with naming("rl_module.ldm_ckpt_path"):
         generator, base = open_policy_base(config.ldm_ckpt_path)
-    names = [condition.name for condition in base.conditions]
-    if data.config.conditions != names:
-        raise ValueError(
-            f"data.target_condition must be [{', '.join(names)}], the conditions of rl_module.ldm_ckpt_path, "
-            f"got [{', '.join(data.config.conditions)}]"
-        )
+    base = base.asking(data.config.conditions)
     check_labels(base.conditions, data.splits["train"])
     policy = base.plan(config.sampling, lora=config.lora, per_entry=config.rl_configs.per_entry)
     config.rl_configs.check_rollout(data.config.batch_size * config.rl_configs.num_group_samples)

@@ -110,7 +110,7 @@ def _describe(
     kinds: Int[np.ndarray, "member orbit"],
     chosen: Int[np.ndarray, " chosen"],
 ) -> _Descriptions:
-    """What some members make of a crystal; along polar axes, with each place of an orbit of the first kind at 0."""
+    """Descriptions by some members; along polar axes, with each place of an orbit of the first kind at 0."""
     table = wyckoff_table()
     own = orbits.position - int(table.first[orbits.space_group])
     places = np.ix_(chosen, own)

@@ -50,7 +50,7 @@ class _Matcher:
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
 class _Standardised:
-    """What moyopy finds of a crystal."""
+    """A crystal as moyopy standardises it."""
 
     number: int
     conventional: Float[np.ndarray, "3 3"]

@@ -31,7 +31,7 @@ _FAMILY_LETTERS = dict(zip(FAMILIES, "amothc", strict=True))
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class SymmetryLabel:
-    """What a crystal is but for its free coordinates and its cell."""
+    """A crystal but for its free coordinates and its cell."""
 
     wyckoff: str
     """Letters of the orbits with their counts, such as `a 2c`."""

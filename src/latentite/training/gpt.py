@@ -149,6 +149,8 @@ def plan_gpt(config: GPTModuleConfig, conditions: Sequence[str], data: OrbitData
             size=config.size,
             limits=limits,
             mode=config.mode,
+            lattice_density=config.lattice_density,
+            coord_density=config.coord_density,
             condition_module=_run_conditions(config, conditions, data, hidden_size=config.size.d_model),
         )
         return GPTPlan(settings=settings, base=None)

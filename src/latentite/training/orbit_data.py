@@ -29,7 +29,7 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class OrbitEncoding:
-    """How crystals are described."""
+    """Settings of the description of crystals."""
 
     mode: GPTMode
     symprec: float

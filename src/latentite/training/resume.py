@@ -14,6 +14,7 @@ from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 
+from latentite.base.plain import from_plain
 from latentite.checkpoint import DataCard, Stage, plain
 from latentite.training.callbacks import EarlyStoppingCallback
 from latentite.training.checkpointing import STARTS, ResumePoint, flatten, read_resume_point
@@ -180,7 +181,9 @@ def check_network(point: ResumePoint, stage: Stage, network_config: Any, changes
     Raises:
         ValueError: naming the first setting that differs.
     """
-    here, there = flatten(plain(network_config)), flatten(point.network)
+    here = flatten(plain(network_config))
+    # What the checkpoint does not name is newer than it, and was at its default.
+    there = flatten(plain(from_plain(type(network_config), point.network)))
     key = next((key for key in sorted(here.keys() | there.keys()) if here.get(key) != there.get(key)), None)
     if key is None:
         return

@@ -7,6 +7,8 @@ from dataclasses import dataclass, field
 from latentite.data.sampler import AugmentationConfig, NoiseConfig
 from latentite.nn.denoiser import DenoiserConfig
 from latentite.nn.encoders import EncoderConfig
+from latentite.nn.gpt.cell import LatticeDensity
+from latentite.nn.gpt.circular import CoordDensity
 from latentite.nn.gpt.model import GPTSize
 from latentite.nn.gpt.network import SPACE_GROUP, GPTMode, check_size
 from latentite.nn.lora import LoraConfig
@@ -131,8 +133,14 @@ class GPTModuleConfig:
     """Show each crystal in one of its equivalent descriptions (other origins, mirrored axes) instead of always in
     the canonical one."""
     size: GPTSize = field(default_factory=GPTSize)
+    lattice_density: LatticeDensity = LatticeDensity.AR
+    """`ar` tells the cell by a mixture of Gaussians for one component after the other, `gmm` by one mixture with full
+    covariances for all, `flow` by an autoregressive flow of splines (`pip install 'latentite[flow]'`)."""
+    coord_density: CoordDensity = CoordDensity.BINS
+    """`bins` scores places by their distances; `von_mises`, `wrapped_normal` and `wrapped_cauchy` tell each coordinate
+    by a mixture on the circle, which sees no distances."""
     smoothing: float = 0.3
-    """Share of the target of a fine bin of a coordinate that its neighbours get."""
+    """Share of the target of a fine bin of a coordinate that its neighbours get; for `coord_density: bins`."""
     condition_module: ConditionModuleOptions | None = None
     """Training of the conditions of `data.target_condition`; null for an unconditional model."""
     optimizer: OptimizerConfig = field(

@@ -85,3 +85,15 @@ def test_more_atoms_than_any_crystal_of_training_have_no_probability(perovskite:
     model = tiny()
     model.limits.max_atoms = 4
     assert float(log_prob(model, OrbitBatch.pack([encode(perovskite)])).letters) == float("-inf")
+
+
+def test_distances_are_exact_in_half_precision(crystals: OrbitBatch) -> None:
+    """Products of coordinates in bfloat16 would move atoms by hundredths of an Å."""
+    model = tiny()
+    orbits = PaddedOrbits.of(crystals)
+    reductions = torch.from_numpy(minkowski_reductions(crystals.primitive_lattices().numpy()))
+    placed = place_crystals(crystals, reductions)
+    exact, _ = model.environment_of(orbits, placed, 0)
+    with torch.autocast("cpu", torch.bfloat16):
+        rough, _ = model.environment_of(orbits, placed, 0)
+    assert torch.equal(exact, rough)

@@ -146,7 +146,7 @@ class GPTGenerator:
         return self.groups
 
     def _wish(self, ask: Ask, num_atoms: int) -> Wish:
-        """What holds exactly of a crystal with an ask."""
+        """The exact part of an ask: that which masks keep."""
         rules = ask.elements
         allowed = self.card.elements
         if rules is not None and rules.allowed is not None:
@@ -250,7 +250,7 @@ class GPTGenerator:
         return seed_uniforms(jobs.seeds(seed), num_uniforms(self.network.config.limits.max_orbits)).to(device)
 
     def _told(self, jobs: Jobs) -> dict[str, Tensor | None]:
-        """What the network is told of each job, and what stands for nothing."""
+        """Conditioning of each job, and of nothing."""
         module = self.network.condition_module
         if module is None:
             return {"condition": None, "absent": None}

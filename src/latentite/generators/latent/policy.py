@@ -198,6 +198,20 @@ class LatentPolicyBase:
         module = self.settings.condition_module
         return () if module is None else module.conditions
 
+    def asking(self, names: Sequence[str]) -> LatentPolicyBase:
+        """A denoising chain is asked for all conditions of its model.
+
+        Raises:
+            ValueError: for other ones.
+        """
+        own = [condition.name for condition in self.conditions]
+        if list(names) != own:
+            raise ValueError(
+                f"data.target_condition must be [{', '.join(own)}], the conditions of rl_module.ldm_ckpt_path, "
+                f"got [{', '.join(names)}]"
+            )
+        return self
+
     def plan(self, sampling: SamplingConfig, *, lora: LoraConfig | None, per_entry: bool) -> PolicyPlan:
         """The chain of a stochastic sampler; arguments as `PolicyBase.plan`.
 

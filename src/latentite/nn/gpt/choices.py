@@ -13,7 +13,7 @@ from torch import Tensor
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class DrawSettings:
-    """How crystals are drawn."""
+    """Settings of a draw."""
 
     temperature: float = 1.0
     """Of groups, letters, elements and cells."""
@@ -24,7 +24,8 @@ class DrawSettings:
     max_elements: int | None = None
     """Largest number of different elements; None for that of the training data."""
     min_distance: float = 0.5
-    """Smallest distance over summed covalent radii that the last coordinate of an orbit may leave; 0 for none."""
+    """Smallest distance over summed covalent radii that the last coordinate of an orbit may leave; 0 for none. Of bins:
+    coordinates on the circle are drawn without a look at distances."""
     guidance: float = 1.0
     """s of u + s (c - u) for the logits of groups, letters, elements and components of the cell's mixture."""
 
@@ -54,6 +55,24 @@ def guided(logits: Sequence[Float[Tensor, "*row choice"]], scale: float) -> Floa
     return without + scale * (with_condition - without)
 
 
+def kept(
+    logits: Float[Tensor, "row choice"], *, temperature: float = 1.0, top_p: float = 1.0
+) -> Float[Tensor, "row choice"]:
+    """Log-probabilities of choices at a temperature, float64, minus infinity where top-p leaves them out.
+
+    Args:
+        logits: minus infinity where there is no choice.
+        temperature: divides the logits.
+        top_p: of the probabilities after that, the largest that make up this share are kept.
+    """
+    scaled = logits.double() / temperature
+    if top_p < 1.0:
+        probability, order = scaled.softmax(-1).sort(dim=-1, descending=True, stable=True)
+        drop = probability.cumsum(-1) - probability >= top_p
+        scaled = scaled.masked_fill(torch.zeros_like(drop).scatter(-1, order, drop), float("-inf"))
+    return scaled.log_softmax(-1)
+
+
 def choose(
     logits: Float[Tensor, "row choice"],
     uniform: Float[Tensor, " row"],
@@ -64,17 +83,12 @@ def choose(
     """Choices at the given quantiles, and their log-probabilities.
 
     Args:
-        logits: minus infinity where there is no choice.
+        logits: as for `kept`, like the last two.
         uniform: in [0, 1), float64.
-        temperature: divides the logits.
-        top_p: of the probabilities after that, the largest that make up this share are kept.
+        temperature: of the choices.
+        top_p: of the choices.
     """
-    scaled = logits.double() / temperature
-    if top_p < 1.0:
-        probability, order = scaled.softmax(-1).sort(dim=-1, descending=True, stable=True)
-        drop = probability.cumsum(-1) - probability >= top_p
-        scaled = scaled.masked_fill(torch.zeros_like(drop).scatter(-1, order, drop), float("-inf"))
-    log = scaled.log_softmax(-1)
+    log = kept(logits, temperature=temperature, top_p=top_p)
     cumulative = log.exp().cumsum(-1)
     cumulative = cumulative / cumulative[:, -1:]
     index = torch.searchsorted(cumulative, uniform.double().unsqueeze(-1).contiguous(), right=True).squeeze(

@@ -15,7 +15,9 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from latentite.nn.gpt.cell import CellHead
+from latentite.nn.gpt.cell import CellHead, LatticeDensity
+from latentite.nn.gpt.cell_densities import CellFlow, JointMixtureHead
+from latentite.nn.gpt.circular import CircularHead, CoordDensity
 from latentite.nn.gpt.grid import NUM_FINE, bins_of, coarse_centre
 from latentite.nn.gpt.inputs import PaddedOrbits
 from latentite.nn.gpt.placement import (
@@ -58,11 +60,14 @@ class GPTSize:
     dim_feedforward: int = 768
     dropout: float = 0.1
     num_mixtures: int = 8
+    """Gaussians of the cell; not for `lattice_density: flow`."""
+    num_coord_mixtures: int = 16
+    """Components of each coordinate on the circle; not for `coord_density: bins`."""
 
 
 @dataclass(kw_only=True, slots=True)
 class GPTLimits:
-    """What the network may say: the ranges of its training data."""
+    """Bounds of what the network may say: the ranges of its training data."""
 
     max_atoms: int = 52
     max_orbits: int = 52
@@ -78,7 +83,7 @@ class LogProbability:
     element_choices: Float[Tensor, "crystal orbit"]
     cell_components: Float[Tensor, "crystal 6"]
     place_choices: Float[Tensor, "crystal orbit 4"]
-    """The coarse cell, and the fine bin of each coordinate."""
+    """The coarse cell, and the fine bin of each coordinate; or 0, and the density of each fractional coordinate."""
 
     @property
     def group(self) -> Float[Tensor, " crystal"]:
@@ -132,13 +137,25 @@ class CrystalGPT(nn.Module):
     element_volume: Tensor
     cell_mean: Tensor
     cell_std: Tensor
+    cell_head: CellHead | JointMixtureHead | CellFlow
+    places: PlaceHead
+    """Only where coordinates are in bins."""
+    circular: CircularHead | None
+    """Only where they are not."""
     max_places_cost: float = 2e6
     num_sampled: int = 32
     """Coarse cells that training sees of each place, beside the right one."""
     max_places: int = 8
     """Places of a crystal that training scores; of more it takes so many at random, which count for all."""
 
-    def __init__(self, size: GPTSize, limits: GPTLimits) -> None:
+    def __init__(
+        self,
+        size: GPTSize,
+        limits: GPTLimits,
+        *,
+        lattice_density: LatticeDensity = LatticeDensity.AR,
+        coord_density: CoordDensity = CoordDensity.BINS,
+    ) -> None:
         super().__init__()
         self.size, self.limits = size, limits
         width = size.d_model
@@ -164,11 +181,21 @@ class CrystalGPT(nn.Module):
         )
         self.cell_mix = nn.Linear(width, width)
         self.cell_input = nn.Linear(2 * NUM_COMPONENTS + 4, width)
-        self.cell_head = CellHead(width, size.num_mixtures)
+        match lattice_density:
+            case LatticeDensity.AR:
+                self.cell_head = CellHead(width, size.num_mixtures)
+            case LatticeDensity.GMM:
+                self.cell_head = JointMixtureHead(width, size.num_mixtures)
+            case LatticeDensity.FLOW:
+                self.cell_head = CellFlow(width)
         self.coords_input = nn.Linear(3 * 2 * NUM_FREQUENCIES + 3, width)
         self.environment = nn.Linear(NUM_BASIS * 16, width)
         self.environment_element = nn.Linear(width, 16)
-        self.places = PlaceHead(width)
+        self.circular = None
+        if coord_density is CoordDensity.BINS:
+            self.places = PlaceHead(width)
+        else:
+            self.circular = CircularHead(width, size.num_coord_mixtures, coord_density)
         self.register_buffer("element_volume", torch.zeros(NUM_SYMBOLS))
         self.register_buffer("cell_mean", torch.zeros(NUM_COMPONENTS))
         self.register_buffer("cell_std", torch.ones(NUM_COMPONENTS))
@@ -303,7 +330,7 @@ class CrystalGPT(nn.Module):
             orbits: in canonical order.
             placed: their atoms.
             condition: what each is told, `[crystal channel]`; None for a model without conditions.
-            smoothing: share of the target of a fine bin that its neighbours get.
+            smoothing: share of the target of a fine bin that its neighbours get; no other density reads it.
         """
         tables = position_tensors(orbits.position.device)
         num_crystals, num_slots = orbits.position.shape
@@ -411,9 +438,12 @@ class CrystalGPT(nn.Module):
     def environments(
         self, orbits: PaddedOrbits, placed: PlacedCrystals
     ) -> Float[Tensor, "crystal orbit feature"]:
-        """What surrounds each orbit, of those up to itself: distances by element."""
+        """Surroundings of each orbit, of those up to itself: distances by element."""
         slots = torch.arange(orbits.position.shape[1], device=placed.orbit.device)
-        scaled = self._environment_distances(orbits.position, orbits.element, orbits.coords, slots, placed)
+        with torch.autocast(slots.device.type, enabled=False):
+            scaled = self._environment_distances(
+                orbits.position, orbits.element, orbits.coords, slots, placed
+            )
         return self._environment(scaled, orbits.element, placed)
 
     def environment_of(
@@ -422,19 +452,23 @@ class CrystalGPT(nn.Module):
         """Smallest scaled distance of one orbit of each crystal to those up to itself, and what surrounds it."""
         index = slice(slot, slot + 1)
         slots = torch.tensor([slot], device=placed.orbit.device)
-        scaled = self._environment_distances(
-            orbits.position[:, index], orbits.element[:, index], orbits.coords[:, index], slots, placed
-        )
+        with torch.autocast(slots.device.type, enabled=False):
+            scaled = self._environment_distances(
+                orbits.position[:, index], orbits.element[:, index], orbits.coords[:, index], slots, placed
+            )
         return scaled.amin(-1)[:, 0], self._environment(scaled, orbits.element, placed)[:, 0]
 
     def _places(
         self, orbits: PaddedOrbits, placed: PlacedCrystals, hidden: Tensor, smoothing: float
     ) -> Tensor:
         tables = position_tensors(orbits.position.device)
-        skeleton = self.orbit_tokens(orbits.position, orbits.element)
-        coarse, fine = bins_of(orbits.coords)
         num_free = torch.where(orbits.valid, tables.num_free[orbits.position], 0)
         fixed = self.fixed_coordinates(orbits.position)
+        if self.circular is not None:
+            moving = (torch.arange(3, device=hidden.device) < num_free.unsqueeze(-1)) & ~fixed
+            return self.circular(hidden, orbits.coords, moving)
+        skeleton = self.orbit_tokens(orbits.position, orbits.element)
+        coarse, fine = bins_of(orbits.coords)
         total = hidden.new_zeros(orbits.position.numel() * 4, dtype=torch.float32)
         crystal, slot = torch.nonzero(num_free > 0, as_tuple=True)
         if not len(crystal):
@@ -586,7 +620,8 @@ class CrystalGPT(nn.Module):
             crystal=rows.crystal, orbit=rows.orbit, position=rows.position, radius=rows.radius, coords=points
         )
         num_atoms = max(num_atoms, 1)
-        with torch.no_grad():
+        # Half precision would be off by hundredths of an Å.
+        with torch.no_grad(), torch.autocast(points.device.type, enabled=False):
             away, own = scaled_distances(query, placed, num_atoms, max(num_own, 1), is_wide=is_wide)
         safe = placed.orbit[rows.crystal, :num_atoms].clamp(max=skeleton.shape[1] - 1)
         neighbours = skeleton[rows.crystal.unsqueeze(-1), safe]

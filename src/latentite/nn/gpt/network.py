@@ -14,6 +14,8 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from latentite.nn.conditions import Conditioning, ConditionModule, ConditionModuleConfig
+from latentite.nn.gpt.cell import LatticeDensity
+from latentite.nn.gpt.circular import CoordDensity
 from latentite.nn.gpt.inputs import PaddedOrbits, place_crystals
 from latentite.nn.gpt.model import CrystalGPT, GPTLimits, GPTSize, LogProbability
 from latentite.nn.gpt.tokens import NUM_SYMBOLS
@@ -49,6 +51,8 @@ class GPTConfig:
     size: GPTSize = field(default_factory=GPTSize)
     limits: GPTLimits = field(default_factory=GPTLimits)
     mode: GPTMode = GPTMode.SYMMETRY
+    lattice_density: LatticeDensity = LatticeDensity.AR
+    coord_density: CoordDensity = CoordDensity.BINS
     condition_module: ConditionModuleConfig | None = None
     """Conditions that the model knows; null for an unconditional one."""
 
@@ -73,7 +77,14 @@ def check_size(size: GPTSize) -> None:
     Raises:
         ValueError: naming the key.
     """
-    for key in ("d_model", "num_layers", "num_heads", "dim_feedforward", "num_mixtures"):
+    for key in (
+        "d_model",
+        "num_layers",
+        "num_heads",
+        "dim_feedforward",
+        "num_mixtures",
+        "num_coord_mixtures",
+    ):
         if getattr(size, key) < 1:
             raise ValueError(f"size.{key} must be at least 1, got {getattr(size, key)}")
     if size.d_model % size.num_heads:
@@ -114,7 +125,12 @@ class GPTNetwork(nn.Module):
     def __init__(self, config: GPTConfig) -> None:
         super().__init__()
         self.config = config
-        self.gpt = CrystalGPT(config.size, config.limits)
+        self.gpt = CrystalGPT(
+            config.size,
+            config.limits,
+            lattice_density=config.lattice_density,
+            coord_density=config.coord_density,
+        )
         self.condition_module = (
             None if config.condition_module is None else ConditionModule(config.condition_module)
         )
@@ -166,7 +182,7 @@ class GPTNetwork(nn.Module):
     def conditioning(
         self, values: Mapping[str, Tensor], present: Mapping[str, Tensor] | None = None, *, num_crystals: int
     ) -> Conditioning | None:
-        """What the model is told; None for an unconditional one. Arguments as for `ConditionModule`."""
+        """Conditioning of crystals; None for an unconditional one. Arguments as for `ConditionModule`."""
         if self.condition_module is None:
             return None
         return self.condition_module(values, present, num_crystals=num_crystals)

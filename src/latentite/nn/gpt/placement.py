@@ -1,4 +1,4 @@
-"""Where an orbit goes, given those that are placed: scores of candidate places by coordinates and by distances.
+"""Places of orbits, given those that are there: scores of candidates by coordinates and by distances.
 
 Each candidate is a real point in the crystal. Its distances to all placed atoms and to its own images, in units of the
 summed covalent radii, enter the score, with weights that the trunk makes for each pair of orbits: so the network sees a
@@ -232,7 +232,7 @@ class PlaceHead(nn.Module):
         fine: Int[Tensor, "place 3"],
         axis: Int[Tensor, " place"],
     ) -> Float[Tensor, "place channel"]:
-        """What the fine bin of a coordinate depends on: the coarse cell, and fine bins of coordinates before it."""
+        """Input of the fine bin of a coordinate: the coarse cell, and fine bins of coordinates before it."""
         axes = torch.arange(3, device=coarse.device)
         cell = self.coarse_embedding(coarse + axes * NUM_COARSE).sum(dim=1)
         known = (axes < axis.unsqueeze(-1)).unsqueeze(-1)

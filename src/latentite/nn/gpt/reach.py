@@ -1,4 +1,4 @@
-"""What a skeleton can still become: whether letters and elements that follow can fulfil what is asked.
+"""Reachability: letters and elements that a skeleton can still get, and requests that they can fulfil.
 
 A crystal is asked for an exact composition, a number of atoms, elements that must occur, or its letters. Letters come
 in order, a position without free coordinate holds one orbit, and elements on one letter come in order, so not every
@@ -31,12 +31,12 @@ Multiplicities = tuple[tuple[int, int], ...]
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Needs:
-    """What the rest of a skeleton must hold, and may at most."""
+    """Needs of the rest of a skeleton, and the most that it may hold."""
 
     atoms: int
     """Atoms of the primitive cell that are left."""
     is_exact: bool = False
-    """Whether all of them must be placed."""
+    """True where all of them must be placed."""
     orbits: int
     """Orbits that may come."""
     amounts: tuple[tuple[int, int], ...] | None = None
@@ -47,7 +47,7 @@ class Needs:
     """The letters of all orbits to come, in order, `a` is 0; None where they are free."""
 
     def after(self, num_images: int, element: int) -> Needs:
-        """What is left when one more orbit is there."""
+        """The needs that are left when one more orbit is there."""
         amounts = self.amounts
         if amounts is not None:
             left = ((z, n - num_images if z == element else n) for z, n in amounts)
@@ -63,7 +63,7 @@ class Needs:
 
     @property
     def is_fulfilled(self) -> bool:
-        """Whether the skeleton may end."""
+        """True where the skeleton may end."""
         return not (self.amounts or self.missing or self.letters or (self.is_exact and self.atoms))
 
 
@@ -93,7 +93,7 @@ def room_after(group: int, letter: int) -> Room:
 
 
 def is_reachable(group: int, letter: int, element: int, needs: Needs) -> bool:
-    """Whether needs can be fulfilled after an orbit.
+    """True where needs can be fulfilled after an orbit.
 
     Args:
         group: space group.
@@ -157,7 +157,7 @@ def _fewest_coins(amount: int, often: tuple[int, ...]) -> int:
 
 @lru_cache(maxsize=1 << 16)
 def _is_countable(room: Room, atoms: int, is_exact: bool, low: int, num_missing: int, orbits: int) -> bool:
-    """Whether orbits hold a number of atoms, and enough of them are there for elements that must occur.
+    """True where orbits hold a number of atoms, and enough of them are there for elements that must occur.
 
     Args:
         room: positions.
@@ -219,7 +219,7 @@ def _is_list_reachable(group: int, letter: int, element: int, needs: Needs) -> b
 def _fits(
     sites: tuple[tuple[int, int], ...], amounts: tuple[tuple[int, int], ...], letter: int, element: int
 ) -> bool:
-    """Whether elements can be put on sites (letter and multiplicity) so that exactly these amounts are there."""
+    """True where elements can be put on sites (letter and multiplicity) so that exactly these amounts are there."""
     if not sites:
         return not amounts
     (own, size), rest = sites[0], sites[1:]

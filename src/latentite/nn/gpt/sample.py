@@ -12,7 +12,6 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from latentite.nn.gpt.cell import HALF_LOG_TWO_PI
 from latentite.nn.gpt.choices import DrawSettings, choose
 from latentite.nn.gpt.grid import NUM_BINS, NUM_FINE, bin_centre
 from latentite.nn.gpt.inputs import PaddedOrbits, place_crystals
@@ -32,7 +31,7 @@ DITHER = 0.998
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Draws:
-    """What was drawn, in the order of the rows."""
+    """Crystals that were drawn, in the order of the rows."""
 
     orbits: OrbitBatch
     log_prob: Float[Tensor, " crystal"]
@@ -144,38 +143,19 @@ class Sampler:
         self, state: Skeletons, free: Tensor, baseline: Tensor, uniforms: Tensor
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Cells, the same in normalised units, and their log-densities."""
-        model = self.model
+        model, settings = self.model, self.settings
         first = _first_of_cell(model.limits.max_orbits)
-        values = torch.zeros(len(free), NUM_COMPONENTS, device=uniforms.device)
-        for component in range(NUM_COMPONENTS):
-            weights, means, widths = self._mixture(state, values, component)
-            index, _ = choose(weights, uniforms[:, first + 2 * component])
-            pick = index.unsqueeze(-1)
-            number = uniforms[:, first + 2 * component + 1].clamp(1e-7, 1 - 1e-7)
-            normal = torch.special.ndtri(number).float()
-            value = means.gather(1, pick).squeeze(-1) + widths.gather(1, pick).squeeze(-1).exp() * normal
-            values[:, component] = torch.where(free[:, component], value, 0.0)
+        distribution = model.cell_head.distribution(
+            state.branches[0].hidden,
+            lambda head: state.logits(head, settings.guidance),
+            settings.temperature,
+        )
+        values = distribution.draw(uniforms[:, first : first + 2 * NUM_COMPONENTS], free)
         cell = torch.where(free, model.real_cell(values, baseline), 0.0)
         # The density of the cell that is kept: components are narrow, and rounding moves them.
         values = model.normalised_cell(cell, baseline)
-        total = torch.zeros_like(baseline)
-        for component in range(NUM_COMPONENTS):
-            weights, means, widths = self._mixture(state, values, component)
-            gap = (values[:, component : component + 1] - means) / widths.exp()
-            density = torch.logsumexp(weights - 0.5 * gap**2 - widths - HALF_LOG_TWO_PI, dim=-1)
-            density = density - model.cell_std[component].log()
-            total = total + torch.where(free[:, component], density, 0.0)
-        return cell, values, total
-
-    def _mixture(self, state: Skeletons, values: Tensor, component: int) -> tuple[Tensor, Tensor, Tensor]:
-        """Log-weights, means and log-widths of a component at the temperature; weights alone are guided."""
-        head, settings = self.model.cell_head, self.settings
-        _, means, widths = head.parameters_of(state.branches[0].hidden, values, component)
-        weights = state.logits(
-            lambda hidden: head.parameters_of(hidden, values, component)[0], settings.guidance
-        )
-        temperature = torch.tensor(settings.temperature)
-        return (weights / temperature).log_softmax(-1), means, widths + 0.5 * temperature.log()
+        density = distribution.log_density(values, free) - torch.where(free, model.cell_std.log(), 0.0)
+        return cell, values, density.sum(-1)
 
 
 @dataclass(kw_only=True, slots=True)
@@ -257,6 +237,17 @@ class _Placing:
     ) -> Float[Tensor, " place"]:
         """Draw the places of an orbit of some crystals into `padded`; their log-probabilities."""
         padded = self.padded
+        num_free = position_tensors(hidden.device).num_free[padded.position[crystal, slot]]
+        moving = (torch.arange(3, device=hidden.device) < num_free.unsqueeze(-1)) & ~fixed[crystal]
+        if self.model.circular is not None:
+            padded.coords[crystal, slot], total = self.model.circular.draw(
+                hidden[crystal],
+                moving,
+                numbers[:, :6],
+                temperature=self.settings.temperature_coords,
+                top_p=self.settings.top_p,
+            )
+            return total
         zeros = torch.zeros(len(crystal), 3, dtype=torch.long, device=hidden.device)
         rows = PlaceRows(
             crystal=crystal,
@@ -270,10 +261,7 @@ class _Placing:
         )
         used = self.first_atom[crystal, slot]
         total = self._draw_cells(rows, used, numbers[:, 0])
-        num_free = position_tensors(hidden.device).num_free[rows.position]
-        axes = torch.arange(3, device=hidden.device)
-        moving = (axes < num_free.unsqueeze(-1)) & ~rows.fixed
-        last = (axes * moving).amax(-1)
+        last = (torch.arange(3, device=hidden.device) * moving).amax(-1)
         for axis in range(3):
             index = torch.nonzero(moving[:, axis]).squeeze(-1)
             if len(index):

@@ -53,7 +53,7 @@ def group_features() -> Float[Tensor, "group_from_0 feature"]:
 
 @cache
 def position_features() -> Float[Tensor, "position feature"]:
-    """What is known of each Wyckoff position: letter, size, freedom, site symmetry, representative."""
+    """Features of each Wyckoff position: letter, size, freedom, site symmetry, representative."""
     table = wyckoff_table()
     symbols = sorted({symbol.replace(".", "") for symbol in table.site_symmetry})
     site = np.array([symbols.index(symbol.replace(".", "")) for symbol in table.site_symmetry])
@@ -136,7 +136,7 @@ class FeaturedEmbedding(nn.Module):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class LetterTables:
-    """What masks read of the table of positions."""
+    """Columns of the table of positions that masks read."""
 
     first: Tensor
     count: Tensor

@@ -18,7 +18,7 @@ class KeyValueCache:
     keys: list[Float[Tensor, "crystal head token channel"]] = field(default_factory=list)
     values: list[Float[Tensor, "crystal head token channel"]] = field(default_factory=list)
     allowed: Bool[Tensor, "crystal token"] | None = None
-    """Which of these tokens may be attended to."""
+    """True for tokens that may be attended to."""
 
     def select(self, rows: Tensor) -> KeyValueCache:
         """The cache of some crystals."""
@@ -82,7 +82,7 @@ class CausalTransformer(nn.Module):
         allowed: Bool[Tensor, "crystal token"],
         cache: KeyValueCache | None = None,
     ) -> Float[Tensor, "crystal token channel"]:
-        """What each token makes of itself and of those before it.
+        """Output for each token, of itself and those before it.
 
         Args:
             tokens: the next ones of every crystal.

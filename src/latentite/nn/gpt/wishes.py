@@ -1,4 +1,4 @@
-"""What is asked of single crystals, beside the conditions that the network is told: it holds exactly, by masks."""
+"""Requests of single crystals beside the conditions that the network is told: they hold exactly, by masks."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from latentite.symmetry.positions import NUM_GROUPS, wyckoff_table
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Wish:
-    """What is asked of a crystal; all of it or any part."""
+    """Requests of a crystal; all of them or any part."""
 
     groups: tuple[int, ...] = ()
     """Space groups that it may have; empty for all."""
@@ -35,7 +35,7 @@ class Wish:
     """Atoms of the primitive cell; 0 where it is free."""
 
     def needs(self, limits: GPTLimits) -> Needs | None:
-        """What letters and elements must fulfil; None where nothing is asked of them."""
+        """The needs of letters and elements; None where nothing is asked of them."""
         if not (self.letters or self.required or self.composition or self.num_atoms):
             return None
         total = sum(number for _, number in self.composition) or self.num_atoms
@@ -68,7 +68,7 @@ def possible_groups(wish: Wish, max_atoms: int, max_orbits: int) -> tuple[int, .
 
 
 def has_letters(group: int, letters: Sequence[int]) -> bool:
-    """Whether orbits may have these letters: the group has them, and those that repeat have a free coordinate."""
+    """True where orbits may have these letters: the group has them, and those that repeat have a free coordinate."""
     table = wyckoff_table()
     first, count = int(table.first[group]), int(table.count[group])
     return all(
@@ -79,7 +79,7 @@ def has_letters(group: int, letters: Sequence[int]) -> bool:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Wishes:
-    """What is asked of each crystal of a batch."""
+    """Requests of each crystal of a batch."""
 
     kinds: tuple[Wish, ...]
     kind: Int[Tensor, " crystal"]
