@@ -6,6 +6,7 @@ import logging
 import time
 
 import pytest
+import wandb
 
 from latentite.training.loggers import build_loggers, wandb_mode
 from latentite.training.settings import LoggerConfig, WandbConfig, WandbMode
@@ -55,6 +56,7 @@ def test_a_mode_that_does_not_exist_is_refused(monkeypatch):
 
 
 def test_without_a_key_a_run_is_logged_offline_and_says_so_in_one_line(tmp_path, caplog):
+    wandb.finish()  # a run that another test of this process left open would be gone on with
     config = LoggerConfig(wandb=WandbConfig(mode=WandbMode.ONLINE, project="p", name="n"))
     start = time.monotonic()
     with caplog.at_level(logging.INFO, "latentite"):
