@@ -182,6 +182,7 @@ class _Flow:
     """Standard deviation of these images."""
 
     def log_density(self, values: Tensor, free: Tensor) -> Tensor:
+        """Log-density of each component, given those before it; 0 for those that are not free."""
         # Splines lose too much in half precision.
         with torch.autocast(self.hidden.device.type, enabled=False):
             hidden = self.hidden.to(next(self.head.parameters()).dtype)
