@@ -48,6 +48,11 @@ from latentite.symmetry.positions import MAX_POSITIONS, NUM_GROUPS
 STOP = MAX_POSITIONS
 NUM_FREQUENCIES = 8
 LOG_VOLUME_SCALE = 0.1
+COARSE_FLOOR = 0.45
+"""Smallest distance over summed covalent radii at the centre of a coarse cell: of the places of 99.7 % of real orbits it
+is larger."""
+FINE_FLOOR = 0.6
+"""The same of a fine bin; real crystals have 0.65 and more."""
 
 
 @dataclass(kw_only=True, slots=True)
@@ -508,7 +513,7 @@ class CrystalGPT(nn.Module):
                 )
                 is_target = torch.zeros_like(correction, dtype=torch.bool)
                 is_target[:, 0] = True
-            scores = self.coarse_scores(
+            scores, near = self.coarse_scores(
                 part,
                 candidates,
                 placed,
@@ -517,6 +522,7 @@ class CrystalGPT(nn.Module):
                 int(own[members].max()),
                 bool(wide[members[0]]),
             )
+            scores = without_clashes(scores, near, COARSE_FLOOR, is_target)
             chosen = (scores + correction).log_softmax(-1).masked_fill(~is_target, 0.0).sum(-1)
             missing = ~is_target.any(-1)
             place = part.crystal * orbits.position.shape[1] + part.orbit
@@ -532,7 +538,7 @@ class CrystalGPT(nn.Module):
         for members in buckets(num_bins, (used + own)[axis_rows], wide[axis_rows], self.max_places_cost):
             index = axis_rows[members]
             part = rows.select(index)
-            scores, _ = self.fine_scores(
+            scores, near = self.fine_scores(
                 part,
                 axis[members],
                 placed,
@@ -542,11 +548,14 @@ class CrystalGPT(nn.Module):
                 bool(wide[index[0]]),
             )
             target = part.fine.gather(1, axis[members].unsqueeze(-1))
-            log = scores.log_softmax(-1)
+            is_target = torch.arange(NUM_FINE, device=target.device) == target
+            log = without_clashes(scores, near, FINE_FLOOR, is_target).log_softmax(-1)
             chosen = log.gather(1, target).squeeze(-1)
             if smoothing:
                 weights = torch.exp(-0.5 * ((torch.arange(NUM_FINE, device=log.device) - target) / 0.7) ** 2)
+                weights = weights * torch.isfinite(log)
                 weights = weights / weights.sum(-1, keepdim=True)
+                log = torch.where(weights > 0, log, 0.0)
                 chosen = (1 - smoothing) * chosen + smoothing * (weights * log).sum(-1)
             place = part.crystal * orbits.position.shape[1] + part.orbit
             parts.append((place * 4 + 1 + axis[members], weight[index] * chosen))
@@ -570,10 +579,10 @@ class CrystalGPT(nn.Module):
         num_atoms: int,
         num_own: int,
         is_wide: bool,
-    ) -> Tensor:
-        """Logits of coarse cells."""
+    ) -> tuple[Tensor, Tensor]:
+        """Logits of coarse cells, and the smallest scaled distance at the centre of each."""
         points = torch.where(rows.fixed.unsqueeze(1), 0.0, coarse_centre(cells))
-        scores, _ = self._distance_scores(
+        scores, near = self._distance_scores(
             self.places.coarse_distance,
             rows,
             rows.hidden,
@@ -584,7 +593,7 @@ class CrystalGPT(nn.Module):
             num_own,
             is_wide,
         )
-        return self.places.coarse_logits(rows.hidden, cells, scores).float()
+        return self.places.coarse_logits(rows.hidden, cells, scores).float(), near
 
     def fine_scores(
         self,
@@ -626,6 +635,26 @@ class CrystalGPT(nn.Module):
         safe = placed.orbit[rows.crystal, :num_atoms].clamp(max=skeleton.shape[1] - 1)
         neighbours = skeleton[rows.crystal.unsqueeze(-1), safe]
         return score(hidden, neighbours, away, own), torch.minimum(away.amin(-1), own.amin(-1))
+
+
+def without_clashes(
+    scores: Float[Tensor, "place candidate"],
+    near: Float[Tensor, "place candidate"],
+    floor: float,
+    is_known: Bool[Tensor, "place candidate"] | None = None,
+) -> Float[Tensor, "place candidate"]:
+    """Logits of candidates without those where atoms overlap; where all do, without a choice.
+
+    Args:
+        scores: logits.
+        near: smallest scaled distance of each candidate.
+        floor: below it atoms overlap.
+        is_known: candidates that real crystals have, which stay.
+    """
+    clash = near < floor
+    if is_known is not None:
+        clash = clash & ~is_known
+    return scores.masked_fill(clash & ~clash.all(-1, keepdim=True), float("-inf"))
 
 
 def _some_of_each(

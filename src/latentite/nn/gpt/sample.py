@@ -15,7 +15,7 @@ from torch import Tensor
 from latentite.nn.gpt.choices import DrawSettings, choose
 from latentite.nn.gpt.grid import NUM_BINS, NUM_FINE, bin_centre
 from latentite.nn.gpt.inputs import PaddedOrbits, place_crystals
-from latentite.nn.gpt.model import CrystalGPT
+from latentite.nn.gpt.model import COARSE_FLOOR, FINE_FLOOR, CrystalGPT, without_clashes
 from latentite.nn.gpt.placement import FAR, PlacedCrystals
 from latentite.nn.gpt.rows import CandidateCells, PlaceRows, buckets
 from latentite.nn.gpt.skeletons import Skeletons, draw_skeletons
@@ -280,7 +280,7 @@ class _Placing:
         for members in buckets(cells.count, used + own, is_wide, model.max_places_cost):
             index, padding = cells.all_of(members)
             candidates = cells.cells[index]
-            scores = model.coarse_scores(
+            scores, near = model.coarse_scores(
                 rows.select(members),
                 candidates,
                 self.placed,
@@ -289,6 +289,9 @@ class _Placing:
                 int(own[members].max()),
                 bool(is_wide[members[0]]),
             )
+            if settings.min_distance > 0:
+                near = near.masked_fill(padding.isinf(), 0.0)
+                scores = without_clashes(scores, near, COARSE_FLOOR)
             chosen, log = choose(
                 scores + padding,
                 numbers[members],
@@ -320,8 +323,7 @@ class _Placing:
                 bool(is_wide[index[0]]),
             )
             if settings.min_distance > 0:
-                clash = (near < settings.min_distance) & is_last[index].unsqueeze(-1)
-                scores = scores.masked_fill(clash & ~clash.all(-1, keepdim=True), float("-inf"))
+                scores = without_clashes(scores, near, FINE_FLOOR)
             chosen, log = choose(
                 scores, numbers[index], temperature=settings.temperature_coords, top_p=settings.top_p
             )
