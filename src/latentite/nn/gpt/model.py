@@ -49,10 +49,10 @@ STOP = MAX_POSITIONS
 NUM_FREQUENCIES = 8
 LOG_VOLUME_SCALE = 0.1
 COARSE_FLOOR = 0.45
-"""Smallest distance over summed covalent radii at the centre of a coarse cell: of the places of 99.7 % of real orbits it
-is larger."""
+"""Smallest distance over summed covalent radii at the centre of a coarse cell that is a candidate; 99.7 % of the orbits
+of real crystals are in such cells."""
 FINE_FLOOR = 0.6
-"""The same of a fine bin; real crystals have 0.65 and more."""
+"""The same at a fine bin; atoms of real crystals are 0.65 and more apart."""
 
 
 @dataclass(kw_only=True, slots=True)
@@ -522,8 +522,8 @@ class CrystalGPT(nn.Module):
                 int(own[members].max()),
                 bool(wide[members[0]]),
             )
-            scores = without_clashes(scores, near, COARSE_FLOOR, is_target)
-            chosen = (scores + correction).log_softmax(-1).masked_fill(~is_target, 0.0).sum(-1)
+            scores = without_clashes(scores + correction, near, COARSE_FLOOR, is_target)
+            chosen = scores.log_softmax(-1).masked_fill(~is_target, 0.0).sum(-1)
             missing = ~is_target.any(-1)
             place = part.crystal * orbits.position.shape[1] + part.orbit
             parts.append(
@@ -641,20 +641,21 @@ def without_clashes(
     scores: Float[Tensor, "place candidate"],
     near: Float[Tensor, "place candidate"],
     floor: float,
-    is_known: Bool[Tensor, "place candidate"] | None = None,
+    known: Bool[Tensor, "place candidate"] | None = None,
 ) -> Float[Tensor, "place candidate"]:
-    """Logits of candidates without those where atoms overlap; where all do, without a choice.
+    """Logits of candidates without those where atoms overlap; of a place where all of them do, as they were.
 
     Args:
-        scores: logits.
+        scores: logits, minus infinity for what is no candidate.
         near: smallest scaled distance of each candidate.
         floor: below it atoms overlap.
-        is_known: candidates that real crystals have, which stay.
+        known: what real crystals have, which stays.
     """
-    clash = near < floor
-    if is_known is not None:
-        clash = clash & ~is_known
-    return scores.masked_fill(clash & ~clash.all(-1, keepdim=True), float("-inf"))
+    clash = (near < floor) | scores.isneginf()
+    mask = clash & ~clash.all(-1, keepdim=True)
+    if known is not None:
+        mask = mask & ~known
+    return scores.masked_fill(mask, float("-inf"))
 
 
 def _some_of_each(

@@ -261,11 +261,10 @@ class _Placing:
         )
         used = self.first_atom[crystal, slot]
         total = self._draw_cells(rows, used, numbers[:, 0])
-        last = (torch.arange(3, device=hidden.device) * moving).amax(-1)
         for axis in range(3):
             index = torch.nonzero(moving[:, axis]).squeeze(-1)
             if len(index):
-                total += self._draw_bins(rows, axis, index, last == axis, used, numbers[:, 1 + axis])
+                total += self._draw_bins(rows, axis, index, used, numbers[:, 1 + axis])
         exact = bin_centre(rows.coarse, rows.fine) + (numbers[:, 4:] - 0.5) * DITHER / NUM_BINS
         padded.coords[crystal, slot] = torch.where(moving, torch.remainder(exact, 1.0), 0.0).float()
         return total
@@ -289,11 +288,8 @@ class _Placing:
                 int(own[members].max()),
                 bool(is_wide[members[0]]),
             )
-            if settings.min_distance > 0:
-                near = near.masked_fill(padding.isinf(), 0.0)
-                scores = without_clashes(scores, near, COARSE_FLOOR)
             chosen, log = choose(
-                scores + padding,
+                without_clashes(scores + padding, near, COARSE_FLOOR),
                 numbers[members],
                 temperature=settings.temperature_coords,
                 top_p=settings.top_p,
@@ -303,7 +299,7 @@ class _Placing:
         return total
 
     def _draw_bins(
-        self, rows: PlaceRows, axis: int, moving: Tensor, is_last: Tensor, used: Tensor, numbers: Tensor
+        self, rows: PlaceRows, axis: int, moving: Tensor, used: Tensor, numbers: Tensor
     ) -> Float[Tensor, " place"]:
         """Draw the fine bins of one coordinate into the rows."""
         model, settings = self.model, self.settings
@@ -322,10 +318,11 @@ class _Placing:
                 int(own[index].max()),
                 bool(is_wide[index[0]]),
             )
-            if settings.min_distance > 0:
-                scores = without_clashes(scores, near, FINE_FLOOR)
             chosen, log = choose(
-                scores, numbers[index], temperature=settings.temperature_coords, top_p=settings.top_p
+                without_clashes(scores, near, FINE_FLOOR),
+                numbers[index],
+                temperature=settings.temperature_coords,
+                top_p=settings.top_p,
             )
             rows.fine[index, axis] = chosen
             total[index] += log
