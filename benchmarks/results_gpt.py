@@ -98,6 +98,12 @@ def measure_gpt_sharp(setup: Setup, folder: Path) -> dict[str, Any]:
     return sampled(with_mix(setup), folder, setup.checkpoints["gpt"], setup.sizes.filtered, **SHARP)
 
 
+def measure_gpt_on_hull(setup: Setup, folder: Path) -> dict[str, Any]:
+    """Samples of the shipped crystal GPT that are asked to be on the hull."""
+    asked = {"energy_above_hull": 0.0}
+    return sampled(with_mix(setup), folder, setup.checkpoints["gpt"], setup.sizes.filtered, conditions=asked)
+
+
 def measure_gpt_rl(setup: Setup, folder: Path) -> dict[str, Any]:
     """Samples of the crystal GPT after reinforcement learning."""
     return sampled(with_mix(setup), folder, setup.checkpoints["gpt_rl"], setup.sizes.rl)
@@ -250,6 +256,9 @@ GPT_PARTS = {
     "gpt": Part(measure=measure_gpt, needs=("gpt",), sizes=("samples", "relax_steps"), on_mix=True),
     "gpt_sharp": Part(
         measure=measure_gpt_sharp, needs=("gpt",), sizes=("filtered", "relax_steps"), on_mix=True
+    ),
+    "gpt_on_hull": Part(
+        measure=measure_gpt_on_hull, needs=("gpt",), sizes=("filtered", "relax_steps"), on_mix=True
     ),
     "gpt_rl": Part(measure=measure_gpt_rl, needs=("gpt_rl",), sizes=("rl", "relax_steps"), on_mix=True),
     "gpt_conditional": Part(

@@ -30,6 +30,7 @@ SETS = {
 MIX_SETS = {
     "gpt": "as the model says them",
     "gpt_sharp": "sharp and filtered",
+    "gpt_on_hull": "asked for energy_above_hull=0",
     "gpt_rl": "after RL",
 }
 """Sets of the shipped crystal GPT, held against its own training crystals."""
