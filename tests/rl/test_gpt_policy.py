@@ -23,9 +23,9 @@ from latentite.models import load_gpt
 from latentite.nn.condition_values import ConditionConfig, ConditionKind
 from latentite.nn.conditions import ConditionModuleConfig
 from latentite.nn.gpt.choices import DrawSettings
-from latentite.nn.gpt.model import GPTLimits, GPTSize
 from latentite.nn.gpt.network import GPTConfig, GPTNetwork
 from latentite.nn.gpt.sample import Sampler, num_uniforms
+from latentite.nn.gpt.size import GPTLimits, GPTSize
 from latentite.nn.lora import LoraConfig
 from latentite.rewards.combine import RewardConfig
 from latentite.rl.config import KLForm, PolicyConfig, ReplayConfig, RLModuleConfig, TrainRLConfig

@@ -7,7 +7,9 @@ import torch
 
 from latentite.crystal_arrays import CrystalArrays
 from latentite.nn.gpt.inputs import PaddedOrbits, place_crystals
-from latentite.nn.gpt.model import CrystalGPT, GPTLimits, GPTSize, LogProbability
+from latentite.nn.gpt.log_probability import LogProbability
+from latentite.nn.gpt.model import CrystalGPT
+from latentite.nn.gpt.size import GPTLimits, GPTSize
 from latentite.symmetry.dataset import minkowski_reductions
 from latentite.symmetry.encode import encode, encode_p1
 from latentite.symmetry.orbits import OrbitBatch

@@ -12,9 +12,9 @@ from tiny_gpt import tiny_gpt, uniforms
 
 from latentite.nn.condition_values import ConditionConfig
 from latentite.nn.gpt.choices import DrawSettings, choose, guided
-from latentite.nn.gpt.model import GPTLimits
 from latentite.nn.gpt.reach import START, Needs, choices, is_reachable
 from latentite.nn.gpt.sample import Draws, Sampler
+from latentite.nn.gpt.size import GPTLimits
 from latentite.nn.gpt.tokens import NUM_SYMBOLS
 from latentite.nn.gpt.trunk import KeyValueCache
 from latentite.nn.gpt.wishes import Wish, Wishes, has_letters, possible_groups

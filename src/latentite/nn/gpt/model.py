@@ -8,8 +8,6 @@ skeleton and cell are: so they see distances.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import torch
 import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
@@ -18,23 +16,15 @@ from torch import Tensor, nn
 from latentite.nn.gpt.cell import CellHead, LatticeDensity
 from latentite.nn.gpt.cell_densities import CellFlow, JointMixtureHead
 from latentite.nn.gpt.circular import CircularHead, CoordDensity
-from latentite.nn.gpt.grid import NUM_FINE, bins_of, coarse_centre
 from latentite.nn.gpt.inputs import PaddedOrbits
-from latentite.nn.gpt.placement import (
-    NUM_BASIS,
-    PlacedCrystals,
-    PlaceHead,
-    PlaceQuery,
-    fine_candidates,
-    nearest,
-    radial_basis,
-    scaled_distances,
-)
-from latentite.nn.gpt.rows import CandidateCells, PlaceRows, buckets
+from latentite.nn.gpt.log_probability import LogProbability
+from latentite.nn.gpt.placement import LAST, NUM_BASIS, PlacedCrystals, environment_distances, radial_basis
+from latentite.nn.gpt.places import PlaceHead, Surroundings
+from latentite.nn.gpt.rows import PlaceRows
+from latentite.nn.gpt.size import GPTLimits, GPTSize
 from latentite.nn.gpt.tokens import (
     NUM_SYMBOLS,
     FeaturedEmbedding,
-    covalent_radii_tensor,
     element_features,
     group_features,
     letter_tables,
@@ -50,87 +40,6 @@ NUM_FREQUENCIES = 8
 LOG_VOLUME_SCALE = 0.1
 
 
-@dataclass(kw_only=True, slots=True)
-class GPTSize:
-    """Size of the network."""
-
-    d_model: int = 192
-    num_layers: int = 6
-    num_heads: int = 6
-    dim_feedforward: int = 768
-    dropout: float = 0.1
-    num_mixtures: int = 8
-    """Gaussians of the cell; not for `lattice_density: flow`."""
-    num_coord_mixtures: int = 16
-    """Components of each coordinate on the circle; not for `coord_density: bins`."""
-
-
-@dataclass(kw_only=True, slots=True)
-class GPTLimits:
-    """Bounds of what the network may say: the ranges of its training data."""
-
-    max_atoms: int = 52
-    max_orbits: int = 52
-    max_elements: int = 7
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class LogProbability:
-    """Log-probability of every decision, nats; 0 where a crystal has no such decision."""
-
-    group_choice: Float[Tensor, " crystal"]
-    letter_choices: Float[Tensor, "crystal orbit_or_stop"]
-    element_choices: Float[Tensor, "crystal orbit"]
-    cell_components: Float[Tensor, "crystal 6"]
-    place_choices: Float[Tensor, "crystal orbit 4"]
-    """The coarse cell, and the fine bin of each coordinate; or 0, and the density of each fractional coordinate."""
-
-    @property
-    def group(self) -> Float[Tensor, " crystal"]:
-        """Of the space group."""
-        return self.group_choice
-
-    @property
-    def letters(self) -> Float[Tensor, " crystal"]:
-        """Of all letters and the end of the skeleton."""
-        return self.letter_choices.sum(-1)
-
-    @property
-    def elements(self) -> Float[Tensor, " crystal"]:
-        """Of all elements."""
-        return self.element_choices.sum(-1)
-
-    @property
-    def cell(self) -> Float[Tensor, " crystal"]:
-        """Density of the free components of the cell."""
-        return self.cell_components.sum(-1)
-
-    @property
-    def coords(self) -> Float[Tensor, " crystal"]:
-        """Of all places."""
-        return self.place_choices.sum((-2, -1))
-
-    @property
-    def decisions(self) -> Float[Tensor, "crystal decision"]:
-        """All decisions in the order in which they are made (all skeletons, then the cell, then places)."""
-        between = torch.stack([self.letter_choices[:, :-1], self.element_choices], dim=-1).flatten(1)
-        return torch.cat(
-            [
-                self.group_choice.unsqueeze(-1),
-                between,
-                self.letter_choices[:, -1:],
-                self.cell_components,
-                self.place_choices.flatten(1),
-            ],
-            dim=-1,
-        )
-
-    @property
-    def total(self) -> Float[Tensor, " crystal"]:
-        """All parts together."""
-        return self.group + self.letters + self.elements + self.cell + self.coords
-
-
 class CrystalGPT(nn.Module):
     """The network."""
 
@@ -142,11 +51,6 @@ class CrystalGPT(nn.Module):
     """Only where coordinates are in bins."""
     circular: CircularHead | None
     """Only where they are not."""
-    max_places_cost: float = 2e6
-    num_sampled: int = 32
-    """Coarse cells that training sees of each place, beside the right one."""
-    max_places: int = 8
-    """Places of a crystal that training scores; of more it takes so many at random, which count for all."""
 
     def __init__(
         self,
@@ -367,7 +271,7 @@ class CrystalGPT(nn.Module):
         density = self.cell_head(hidden[:, num_slots + 2], normalised, free)
         # The density is that of the components themselves.
         density = density - torch.where(free, self.cell_std.log(), 0.0)
-        coords = self._places(orbits, placed, hidden[:, num_slots + 3 :], smoothing)
+        coords = self._coordinates(orbits, placed, hidden[:, num_slots + 3 :], skeleton, smoothing)
         return LogProbability(
             group_choice=group,
             letter_choices=letters,
@@ -405,31 +309,22 @@ class CrystalGPT(nn.Module):
         chosen = choices.log_softmax(-1).gather(2, orbits.element.unsqueeze(-1)).squeeze(-1)
         return scores, torch.where(orbits.valid, chosen, 0.0)
 
+    def _coordinates(
+        self, orbits: PaddedOrbits, placed: PlacedCrystals, hidden: Tensor, skeleton: Tensor, smoothing: float
+    ) -> Tensor:
+        fixed = self.fixed_coordinates(orbits.position)
+        if self.circular is None:
+            return self.places(orbits, placed, hidden, skeleton, fixed, smoothing=smoothing)
+        num_free = torch.where(
+            orbits.valid, position_tensors(hidden.device).num_free[orbits.position], 0
+        ).unsqueeze(-1)
+        moving = (torch.arange(3, device=hidden.device) < num_free) & ~fixed
+        return self.circular(hidden, orbits.coords, moving)
+
     # Places
 
-    @torch.no_grad()
-    def _environment_distances(
-        self, position: Tensor, element: Tensor, coords: Tensor, slots: Tensor, placed: PlacedCrystals
-    ) -> Tensor:
-        """Scaled distances [crystal orbit atom] of the representatives of some orbits to atoms of orbits up to each."""
-        tables = position_tensors(position.device)
-        dtype = placed.coords.dtype
-        point = torch.einsum("boij,boj->boi", tables.matrix[position].to(dtype), coords)
-        point = (point + tables.offset[position].to(dtype)) @ placed.to_reduced
-        gaps = placed.coords.unsqueeze(1) - point.unsqueeze(2)
-        distance = nearest(gaps.flatten(1, 2), placed.lattice, placed.shifts).view(gaps.shape[:-1])
-        radii = covalent_radii_tensor().to(point.device)[element]
-        scaled = distance / (radii.unsqueeze(-1) + placed.radius.unsqueeze(1))
-        known = placed.orbit.unsqueeze(1) <= slots.unsqueeze(-1)
-        # An orbit's representative is the first of its atoms.
-        first = (
-            torch.cat([torch.full_like(placed.orbit[:, :1], -1), placed.orbit[:, :-1]], dim=1) != placed.orbit
-        )
-        is_self = first.unsqueeze(1) & (placed.orbit.unsqueeze(1) == slots.unsqueeze(-1))
-        return torch.where(known & ~is_self, scaled, 10.0)
-
     def _environment(self, scaled: Tensor, element: Tensor, placed: PlacedCrystals) -> Tensor:
-        basis = radial_basis(scaled) * (scaled < 2.6).unsqueeze(-1)
+        basis = radial_basis(scaled) * (scaled < LAST).unsqueeze(-1)
         crystal = torch.arange(len(element), device=scaled.device).unsqueeze(-1)
         safe = placed.orbit.clamp(max=element.shape[1] - 1)
         kinds = self.environment_element(self.elements(element))[crystal, safe]
@@ -441,9 +336,7 @@ class CrystalGPT(nn.Module):
         """Surroundings of each orbit, of those up to itself: distances by element."""
         slots = torch.arange(orbits.position.shape[1], device=placed.orbit.device)
         with torch.autocast(slots.device.type, enabled=False):
-            scaled = self._environment_distances(
-                orbits.position, orbits.element, orbits.coords, slots, placed
-            )
+            scaled = environment_distances(orbits.position, orbits.element, orbits.coords, slots, placed)
         return self._environment(scaled, orbits.element, placed)
 
     def environment_of(
@@ -453,106 +346,10 @@ class CrystalGPT(nn.Module):
         index = slice(slot, slot + 1)
         slots = torch.tensor([slot], device=placed.orbit.device)
         with torch.autocast(slots.device.type, enabled=False):
-            scaled = self._environment_distances(
+            scaled = environment_distances(
                 orbits.position[:, index], orbits.element[:, index], orbits.coords[:, index], slots, placed
             )
         return scaled.amin(-1)[:, 0], self._environment(scaled, orbits.element, placed)[:, 0]
-
-    def _places(
-        self, orbits: PaddedOrbits, placed: PlacedCrystals, hidden: Tensor, smoothing: float
-    ) -> Tensor:
-        tables = position_tensors(orbits.position.device)
-        num_free = torch.where(orbits.valid, tables.num_free[orbits.position], 0)
-        fixed = self.fixed_coordinates(orbits.position)
-        if self.circular is not None:
-            moving = (torch.arange(3, device=hidden.device) < num_free.unsqueeze(-1)) & ~fixed
-            return self.circular(hidden, orbits.coords, moving)
-        skeleton = self.orbit_tokens(orbits.position, orbits.element)
-        coarse, fine = bins_of(orbits.coords)
-        total = hidden.new_zeros(orbits.position.numel() * 4, dtype=torch.float32)
-        crystal, slot = torch.nonzero(num_free > 0, as_tuple=True)
-        if not len(crystal):
-            return total.view(*orbits.position.shape, 4)
-        weight = torch.ones(len(crystal), device=hidden.device)
-        if self.training:
-            kept, weight = _some_of_each(crystal, self.max_places)
-            crystal, slot = crystal[kept], slot[kept]
-        rows = PlaceRows(
-            crystal=crystal,
-            orbit=slot,
-            position=orbits.position[crystal, slot],
-            radius=covalent_radii_tensor().to(hidden.device)[orbits.element[crystal, slot]],
-            hidden=hidden[crystal, slot],
-            coarse=coarse[crystal, slot],
-            fine=fine[crystal, slot],
-            fixed=fixed[crystal, slot],
-        )
-        used = torch.where(
-            slot > 0, tables.num_images[orbits.position].cumsum(1)[crystal, (slot - 1).clamp(min=0)], 0
-        )
-        own = tables.num_images[rows.position] - 1
-        wide = placed.is_wide[crystal]
-        parts = []
-        cells = CandidateCells.of(rows.position, rows.fixed)
-        num_seen = cells.count if not self.training else cells.count.clamp(max=self.num_sampled)
-        for members in buckets(num_seen, used + own, wide, self.max_places_cost):
-            part, seen = rows.select(members), int(num_seen[members].max())
-            index, correction = cells.draw(members, seen) if self.training else cells.all_of(members)
-            candidates = cells.cells[index]
-            is_target = (candidates == part.coarse.unsqueeze(1)).all(-1) & correction.isfinite()
-            if self.training:
-                # The right cell stands first, beside others drawn at random, which stand for all others.
-                candidates = torch.cat([part.coarse.unsqueeze(1), candidates], dim=1)
-                correction = torch.cat(
-                    [torch.zeros_like(correction[:, :1]), correction.masked_fill(is_target, float("-inf"))], 1
-                )
-                is_target = torch.zeros_like(correction, dtype=torch.bool)
-                is_target[:, 0] = True
-            scores = self.coarse_scores(
-                part,
-                candidates,
-                placed,
-                skeleton,
-                int(used[members].max()),
-                int(own[members].max()),
-                bool(wide[members[0]]),
-            )
-            chosen = (scores + correction).log_softmax(-1).masked_fill(~is_target, 0.0).sum(-1)
-            missing = ~is_target.any(-1)
-            place = part.crystal * orbits.position.shape[1] + part.orbit
-            parts.append(
-                (place * 4, weight[members] * torch.where(missing, torch.full_like(chosen, -12.0), chosen))
-            )
-        axis_rows, axis = torch.nonzero(
-            (torch.arange(3, device=hidden.device) < tables.num_free[rows.position].unsqueeze(-1))
-            & ~rows.fixed,
-            as_tuple=True,
-        )
-        num_bins = torch.full_like(axis, NUM_FINE)
-        for members in buckets(num_bins, (used + own)[axis_rows], wide[axis_rows], self.max_places_cost):
-            index = axis_rows[members]
-            part = rows.select(index)
-            scores, _ = self.fine_scores(
-                part,
-                axis[members],
-                placed,
-                skeleton,
-                int(used[index].max()),
-                int(own[index].max()),
-                bool(wide[index[0]]),
-            )
-            target = part.fine.gather(1, axis[members].unsqueeze(-1))
-            log = scores.log_softmax(-1)
-            chosen = log.gather(1, target).squeeze(-1)
-            if smoothing:
-                weights = torch.exp(-0.5 * ((torch.arange(NUM_FINE, device=log.device) - target) / 0.7) ** 2)
-                weights = weights / weights.sum(-1, keepdim=True)
-                chosen = (1 - smoothing) * chosen + smoothing * (weights * log).sum(-1)
-            place = part.crystal * orbits.position.shape[1] + part.orbit
-            parts.append((place * 4 + 1 + axis[members], weight[index] * chosen))
-        for index, values in parts:
-            total = total.index_add(0, index, values)
-        return total.view(*orbits.position.shape, 4)
 
     def fixed_coordinates(self, position: Int[Tensor, "crystal orbit"]) -> Bool[Tensor, "crystal orbit 3"]:
         """Coordinates that are 0 by the choice of the origin: those of the first orbit along polar axes."""
@@ -560,6 +357,11 @@ class CrystalGPT(nn.Module):
         first = torch.zeros_like(polar)
         first[:, 0] = polar[:, 0]
         return first
+
+    @property
+    def max_places_cost(self) -> float:
+        """Padded candidates times neighbours that are scored at once."""
+        return self.places.max_places_cost
 
     def coarse_scores(
         self,
@@ -571,20 +373,11 @@ class CrystalGPT(nn.Module):
         num_own: int,
         is_wide: bool,
     ) -> Tensor:
-        """Logits of coarse cells."""
-        points = torch.where(rows.fixed.unsqueeze(1), 0.0, coarse_centre(cells))
-        scores, _ = self._distance_scores(
-            self.places.coarse_distance,
-            rows,
-            rows.hidden,
-            points,
-            placed,
-            skeleton,
-            num_atoms,
-            num_own,
-            is_wide,
+        """`PlaceHead.coarse_scores`."""
+        around = Surroundings(
+            placed=placed, skeleton=skeleton, num_atoms=num_atoms, num_own=num_own, is_wide=is_wide
         )
-        return self.places.coarse_logits(rows.hidden, cells, scores).float()
+        return self.places.coarse_scores(rows, cells, around)
 
     def fine_scores(
         self,
@@ -596,44 +389,8 @@ class CrystalGPT(nn.Module):
         num_own: int,
         is_wide: bool,
     ) -> tuple[Tensor, Tensor]:
-        """Logits of the fine bins of one coordinate each, and the smallest scaled distance at each."""
-        hidden = self.places.fine_hidden(rows.hidden, rows.coarse, rows.fine, axis)
-        points = fine_candidates(rows.coarse, rows.fine, axis, rows.fixed)
-        scores, near = self._distance_scores(
-            self.places.fine_distance, rows, hidden, points, placed, skeleton, num_atoms, num_own, is_wide
+        """`PlaceHead.fine_scores`."""
+        around = Surroundings(
+            placed=placed, skeleton=skeleton, num_atoms=num_atoms, num_own=num_own, is_wide=is_wide
         )
-        return (self.places.fine(hidden) + scores).float(), near
-
-    def _distance_scores(
-        self,
-        score: nn.Module,
-        rows: PlaceRows,
-        hidden: Tensor,
-        points: Tensor,
-        placed: PlacedCrystals,
-        skeleton: Tensor,
-        num_atoms: int,
-        num_own: int,
-        is_wide: bool,
-    ) -> tuple[Tensor, Tensor]:
-        query = PlaceQuery(
-            crystal=rows.crystal, orbit=rows.orbit, position=rows.position, radius=rows.radius, coords=points
-        )
-        num_atoms = max(num_atoms, 1)
-        # Half precision would be off by hundredths of an Å.
-        with torch.no_grad(), torch.autocast(points.device.type, enabled=False):
-            away, own = scaled_distances(query, placed, num_atoms, max(num_own, 1), is_wide=is_wide)
-        safe = placed.orbit[rows.crystal, :num_atoms].clamp(max=skeleton.shape[1] - 1)
-        neighbours = skeleton[rows.crystal.unsqueeze(-1), safe]
-        return score(hidden, neighbours, away, own), torch.minimum(away.amin(-1), own.amin(-1))
-
-
-def _some_of_each(
-    crystal: Int[Tensor, " place"], most: int
-) -> tuple[Int[Tensor, " kept"], Float[Tensor, " kept"]]:
-    """At most so many places of each crystal at random, and how many each stands for."""
-    count = torch.bincount(crystal)
-    order = (crystal + torch.rand(len(crystal), device=crystal.device)).argsort()
-    rank = torch.arange(len(crystal), device=crystal.device) - (count.cumsum(0) - count)[crystal[order]]
-    kept = order[rank < most].sort().values
-    return kept, (count / count.clamp(max=most))[crystal[kept]]
+        return self.places.fine_scores(rows, axis, around)
