@@ -42,6 +42,23 @@ def test_own_samples_have_the_log_probability_that_the_sampler_told() -> None:
     assert (rescored(network, drawn.orbits) - drawn.log_prob).abs().max() < 1e-4
 
 
+@pytest.mark.parametrize(
+    "limits",
+    [
+        GPTLimits(max_atoms=3, max_orbits=2, max_elements=1),
+        GPTLimits(max_atoms=2, max_orbits=2, max_elements=2),
+        GPTLimits(max_atoms=12, max_orbits=1, max_elements=3),
+        GPTLimits(max_atoms=20, max_orbits=3, max_elements=2),
+    ],
+)
+def test_at_the_limits_too_samples_have_the_log_probability_that_the_sampler_told(limits: GPTLimits) -> None:
+    """Teacher forcing knew no forced end, and gave probability to groups in which nothing fits."""
+    network = tiny_gpt(limits=limits)
+    drawn = Sampler(network.gpt, FREE).draw(uniforms(network, 200, seed=1))
+    assert int(drawn.orbits.num_orbits.max()) == limits.max_orbits
+    assert (rescored(network, drawn.orbits) - drawn.log_prob).abs().max() < 1e-4
+
+
 def test_a_crystal_does_not_depend_on_those_beside_it() -> None:
     network = tiny_gpt()
     numbers = uniforms(network, 60)

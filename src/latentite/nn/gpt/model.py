@@ -9,7 +9,6 @@ skeleton and cell are: so they see distances.
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
@@ -22,26 +21,16 @@ from latentite.nn.gpt.placement import LAST, NUM_BASIS, PlacedCrystals, environm
 from latentite.nn.gpt.places import PlaceHead, Surroundings
 from latentite.nn.gpt.rows import PlaceRows
 from latentite.nn.gpt.size import GPTLimits, GPTSize
-from latentite.nn.gpt.tokens import (
-    NUM_SYMBOLS,
-    FeaturedEmbedding,
-    element_features,
-    group_features,
-    letter_tables,
-    position_features,
-)
-from latentite.nn.gpt.trunk import CausalTransformer
+from latentite.nn.gpt.skeleton_network import SkeletonNetwork
+from latentite.nn.gpt.tokens import NUM_SYMBOLS, letter_tables
 from latentite.symmetry.cells import NUM_COMPONENTS, free_components
 from latentite.symmetry.orbits import position_tensors
-from latentite.symmetry.positions import MAX_POSITIONS, NUM_GROUPS
 
-STOP = MAX_POSITIONS
 NUM_FREQUENCIES = 8
-LOG_VOLUME_SCALE = 0.1
 
 
-class CrystalGPT(nn.Module):
-    """The network."""
+class CrystalGPT(SkeletonNetwork):
+    """The network: skeletons, cells and places."""
 
     element_volume: Tensor
     cell_mean: Tensor
@@ -60,29 +49,8 @@ class CrystalGPT(nn.Module):
         lattice_density: LatticeDensity = LatticeDensity.AR,
         coord_density: CoordDensity = CoordDensity.BINS,
     ) -> None:
-        super().__init__()
-        self.size, self.limits = size, limits
+        super().__init__(size, limits)
         width = size.d_model
-        self.start = nn.Parameter(torch.randn(width) * 0.02)
-        self.groups = FeaturedEmbedding(group_features(), width)
-        self.positions = FeaturedEmbedding(position_features(), width)
-        self.elements = FeaturedEmbedding(element_features(), width)
-        self.ordinal = nn.Embedding(64, width)
-        self.stage = nn.Embedding(3, width)
-        self.trunk = CausalTransformer(
-            d_model=width,
-            num_layers=size.num_layers,
-            num_heads=size.num_heads,
-            dim_feedforward=size.dim_feedforward,
-            dropout=size.dropout,
-        )
-        self.dropout = nn.Dropout(size.dropout)
-        self.group_head = nn.Linear(width, NUM_GROUPS + 1)
-        self.letter_query = nn.Linear(width, width)
-        self.stop_head = nn.Linear(width, 1)
-        self.element_head = nn.Sequential(
-            nn.Linear(2 * width, 2 * width), nn.GELU(approximate="tanh"), nn.Linear(2 * width, width)
-        )
         self.cell_mix = nn.Linear(width, width)
         self.cell_input = nn.Linear(2 * NUM_COMPONENTS + 4, width)
         match lattice_density:
@@ -105,10 +73,6 @@ class CrystalGPT(nn.Module):
         self.register_buffer("cell_std", torch.ones(NUM_COMPONENTS))
 
     # Embeddings of tokens
-
-    def orbit_tokens(self, position: Tensor, element: Tensor) -> Tensor:
-        """Embeddings of letters with their elements."""
-        return self.positions(position) + self.elements(element)
 
     def volume_baseline(self, position: Tensor, element: Tensor, valid: Tensor) -> Tensor:
         """ln of the volume per atom that the elements have by themselves."""
@@ -157,67 +121,6 @@ class CrystalGPT(nn.Module):
             environment
         )
 
-    # Masks
-
-    def letter_mask(
-        self, group: Tensor, last: Tensor, used_atoms: Tensor, is_first: Tensor, budget: Tensor | None = None
-    ) -> Bool[Tensor, "*row 28"]:
-        """Letters that may follow; the last column is the end.
-
-        Args:
-            group: space group of each row.
-            last: row of the table of the position before; not read where there is none.
-            used_atoms: atoms of the primitive cell so far.
-            is_first: whether no orbit is there yet.
-            budget: largest number of atoms; by default that of the training data.
-        """
-        tables = letter_tables(group.device)
-        letters = torch.arange(MAX_POSITIONS, device=group.device)
-        first = tables.first[group]
-        exists = letters < tables.count[group].unsqueeze(-1)
-        position = (first.unsqueeze(-1) + letters).clamp(max=len(tables.num_images) - 1)
-        own = (last - first).unsqueeze(-1)
-        repeatable = (tables.num_free[last] > 0).unsqueeze(-1)
-        in_order = is_first.unsqueeze(-1) | (letters > own) | ((letters == own) & repeatable)
-        limit = self.limits.max_atoms if budget is None else budget.unsqueeze(-1)
-        fits = used_atoms.unsqueeze(-1) + tables.num_images[position] <= limit
-        return torch.cat([exists & in_order & fits, ~is_first.unsqueeze(-1)], dim=-1)
-
-    def element_mask(
-        self,
-        last_element: Tensor,
-        same_letter: Tensor,
-        present: Tensor,
-        max_elements: Tensor | int | None = None,
-    ) -> Bool[Tensor, "*row 119"]:
-        """Elements that may sit on a letter: those of one letter in order, and not more kinds than allowed.
-
-        Args:
-            last_element: of the orbit before.
-            same_letter: whether the letter is that of the orbit before.
-            present: elements so far.
-            max_elements: largest number of kinds; by default that of the training data.
-        """
-        symbols = torch.arange(NUM_SYMBOLS, device=present.device)
-        limit = self.limits.max_elements if max_elements is None else max_elements
-        is_full = present.sum(-1) >= limit
-        in_order = ~same_letter.unsqueeze(-1) | (symbols >= last_element.unsqueeze(-1))
-        return in_order & (~is_full.unsqueeze(-1) | present) & (symbols > 0)
-
-    def letter_logits(self, hidden: Tensor, group: Tensor) -> Float[Tensor, "*row 28"]:
-        """Scores of the letters of each row's group, and of the end."""
-        tables = letter_tables(group.device)
-        letters = torch.arange(MAX_POSITIONS, device=group.device)
-        index = (tables.first[group].unsqueeze(-1) + letters).clamp(max=len(tables.num_images) - 1)
-        keys = self.positions.table()[index]
-        scores = torch.einsum("...d,...kd->...k", self.letter_query(hidden), keys) * hidden.shape[-1] ** -0.5
-        return torch.cat([scores, self.stop_head(hidden)], dim=-1).float()
-
-    def element_logits(self, hidden: Tensor, position: Tensor) -> Float[Tensor, "*row 119"]:
-        """Scores of the elements on a letter."""
-        query = self.element_head(torch.cat([hidden, self.positions(position)], dim=-1))
-        return (query @ self.elements.table().T * hidden.shape[-1] ** -0.5).float()
-
     # Teacher forcing
 
     def log_prob(
@@ -264,11 +167,10 @@ class CrystalGPT(nn.Module):
         allowed = torch.cat([one, one, orbits.valid, one, orbits.valid], dim=1)
         hidden = self.trunk(self.dropout(tokens + told), allowed)
 
-        group_logits = self.group_head(hidden[:, 0]).float()
-        group_logits[:, 0] = float("-inf")
-        group = group_logits.log_softmax(-1).gather(1, orbits.space_group.unsqueeze(-1)).squeeze(-1)
-        letters, elements = self._skeleton(orbits, hidden[:, 1 : num_slots + 2], images)
-        density = self.cell_head(hidden[:, num_slots + 2], normalised, free)
+        group, letters, elements = self.skeleton_log_prob(orbits, hidden[:, : num_slots + 2], images)
+        # Half precision has two digits of a mean, whose widths are down to 0.004.
+        with torch.autocast(hidden.device.type, enabled=False):
+            density = self.cell_head(hidden[:, num_slots + 2].float(), normalised.float(), free)
         # The density is that of the components themselves.
         density = density - torch.where(free, self.cell_std.log(), 0.0)
         coords = self._coordinates(orbits, placed, hidden[:, num_slots + 3 :], skeleton, smoothing)
@@ -279,35 +181,6 @@ class CrystalGPT(nn.Module):
             cell_components=density,
             place_choices=coords,
         )
-
-    def _skeleton(self, orbits: PaddedOrbits, hidden: Tensor, images: Tensor) -> tuple[Tensor, Tensor]:
-        tables = letter_tables(orbits.position.device)
-        num_slots = orbits.position.shape[1]
-        group = orbits.space_group.unsqueeze(1).expand(-1, num_slots + 1)
-        zero = torch.zeros_like(orbits.position[:, :1])
-        last = torch.cat([zero, orbits.position], dim=1)
-        used = torch.cat([zero, images.cumsum(1)], dim=1)
-        is_first = torch.zeros_like(last, dtype=torch.bool)
-        is_first[:, 0] = True
-        mask = self.letter_mask(group, last, used, is_first)
-        logits = self.letter_logits(hidden, group).masked_fill(~mask, float("-inf"))
-        num = orbits.valid.sum(-1, keepdim=True)
-        target = torch.cat([orbits.position - tables.first[orbits.space_group].unsqueeze(-1), zero], dim=1)
-        slots = torch.arange(num_slots + 1, device=num.device)
-        target = torch.where(slots == num, STOP, target.clamp(0, STOP))
-        counts = slots <= num
-        scores = torch.where(counts, logits.log_softmax(-1).gather(2, target.unsqueeze(-1)).squeeze(-1), 0.0)
-
-        previous = torch.cat([zero, orbits.element[:, :-1]], dim=1)
-        same = torch.cat(
-            [torch.zeros_like(orbits.valid[:, :1]), orbits.position[:, 1:] == orbits.position[:, :-1]], dim=1
-        )
-        present = F.one_hot(previous, NUM_SYMBOLS).cumsum(1) > 0
-        present[..., 0] = False
-        allowed = self.element_mask(previous, same, present)
-        choices = self.element_logits(hidden[:, :-1], orbits.position).masked_fill(~allowed, float("-inf"))
-        chosen = choices.log_softmax(-1).gather(2, orbits.element.unsqueeze(-1)).squeeze(-1)
-        return scores, torch.where(orbits.valid, chosen, 0.0)
 
     def _coordinates(
         self, orbits: PaddedOrbits, placed: PlacedCrystals, hidden: Tensor, skeleton: Tensor, smoothing: float
