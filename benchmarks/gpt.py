@@ -21,9 +21,10 @@ from latentite.data.build import read_source
 from latentite.models import load_gpt
 from latentite.nn.gpt.choices import DrawSettings
 from latentite.nn.gpt.inputs import PaddedOrbits, place_crystals
-from latentite.nn.gpt.model import CrystalGPT, GPTSize
+from latentite.nn.gpt.model import CrystalGPT
 from latentite.nn.gpt.network import limits_of
 from latentite.nn.gpt.sample import Sampler, num_uniforms
+from latentite.nn.gpt.size import GPTSize
 from latentite.symmetry.dataset import EncodedDataset, encode_dataset
 
 

@@ -69,6 +69,7 @@ def train_rl(config: TrainRLConfig, *, datamodule: CrystalDataModule | None = No
             network_config=plan.policy.settings,
             ema=module.ema,
             datamodule=data,
+            base_data=plan.policy.base_data,
         )
     finally:
         plan.rewards.close()

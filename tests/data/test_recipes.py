@@ -12,7 +12,8 @@ from pathlib import Path
 import pytest
 
 from latentite.base.download import DownloadError
-from latentite.data.sources import CHECKSUMS_VARIABLE, DATASETS, resolve
+from latentite.data.download_record import CHECKSUMS_VARIABLE
+from latentite.data.sources import DATASETS, resolve
 
 MP_20 = {
     "train": ["NaCl", "TiO2", "Fe", "LiFePO4", "SrTiO3"],

@@ -17,7 +17,8 @@ from pathlib import Path
 import pytest
 
 from latentite.base.download import DownloadError, Patience
-from latentite.data import sources
+from latentite.data import download_record, sources
+from latentite.data.download_record import CHECKSUMS_VARIABLE
 from latentite.data.sources import DATASETS, NamedDataset, resolve
 
 QUICK = Patience(read_s=5.0, tries=3, pause_s=0.01)
@@ -93,7 +94,7 @@ def served(server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> S
     """A server with a small `mp_20`, an empty cache, and no local data."""
     monkeypatch.setenv("LATENTITE_CACHE_DIR", str(tmp_path / "cache"))
     monkeypatch.delenv("LATENTITE_DATA_DIR", raising=False)
-    monkeypatch.delenv(sources.CHECKSUMS_VARIABLE, raising=False)
+    monkeypatch.delenv(CHECKSUMS_VARIABLE, raising=False)
     monkeypatch.setenv(sources.MIRROR_VARIABLE, server.address)
     monkeypatch.chdir(tmp_path)
     small = NamedDataset(summary="small", address="http://127.0.0.1:1/{name}/{file}", rows=ROWS)
@@ -339,7 +340,7 @@ def test_a_file_that_was_exchanged_with_equal_size_and_time_is_noticed_by_the_ne
     stat = (folder / "val.csv").stat()
     _flip(folder / "val.csv")
     os.utime(folder / "val.csv", ns=(stat.st_atime_ns, stat.st_mtime_ns))
-    sources._digest.cache_clear()  # as a new process has it
+    download_record._digest.cache_clear()  # as a new process has it
     with pytest.raises(DownloadError, match="has changed since it was downloaded"):
         resolve("mp_20", patience=QUICK)
 
@@ -347,7 +348,7 @@ def test_a_file_that_was_exchanged_with_equal_size_and_time_is_noticed_by_the_ne
 def test_a_checksum_of_the_users_own_decides_what_is_taken(
     served: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setenv(sources.CHECKSUMS_VARIABLE, str(sums_file(tmp_path, val="1" * 64)))
+    monkeypatch.setenv(CHECKSUMS_VARIABLE, str(sums_file(tmp_path, val="1" * 64)))
     came = hashlib.sha256(table(2)).hexdigest()
     with pytest.raises(
         DownloadError, match=rf"val\.csv must have sha256 {'1' * 64}, but what came has {came}"
@@ -366,7 +367,7 @@ def test_an_earlier_download_is_held_against_a_checksum_that_came_later(
     served: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     resolve("mp_20", patience=QUICK)
-    monkeypatch.setenv(sources.CHECKSUMS_VARIABLE, str(sums_file(tmp_path)))
+    monkeypatch.setenv(CHECKSUMS_VARIABLE, str(sums_file(tmp_path)))
     resolve("mp_20", patience=QUICK)
     sums_file(tmp_path, train="2" * 64)
     with pytest.raises(DownloadError, match=r"mp_20/train\.csv must have sha256 2222"):
@@ -385,7 +386,7 @@ def test_the_checksum_of_an_archive_is_that_of_the_archive(
     served.bodies["/mp_20/a.zip"] = archive.getvalue()
     digest = hashlib.sha256(archive.getvalue()).hexdigest()
     (tmp_path / "sums.txt").write_text(f"{'3' * 64} *mp_20/a.zip\n")
-    monkeypatch.setenv(sources.CHECKSUMS_VARIABLE, str(tmp_path / "sums.txt"))
+    monkeypatch.setenv(CHECKSUMS_VARIABLE, str(tmp_path / "sums.txt"))
     with pytest.raises(DownloadError, match=rf"must have sha256 3333\d*, but what came has {digest}"):
         resolve("mp_20", patience=QUICK)
     (tmp_path / "sums.txt").write_text(f"{digest.upper()} *mp_20/a.zip\n")
@@ -420,7 +421,7 @@ def test_checksums_that_cannot_be_used_are_refused_before_anything_is_fetched(
 ) -> None:
     if text is not None:
         (tmp_path / "sums.txt").write_text(text)
-    monkeypatch.setenv(sources.CHECKSUMS_VARIABLE, str(tmp_path / "sums.txt"))
+    monkeypatch.setenv(CHECKSUMS_VARIABLE, str(tmp_path / "sums.txt"))
     with pytest.raises(DownloadError, match=words):
         resolve("mp_20", patience=QUICK)
     assert served.requests == []

@@ -10,8 +10,9 @@ import pytest
 import torch
 from torch import Tensor
 
+from latentite import cli
 from latentite.base.plain import to_plain
-from latentite.checkpoint import CRYSTAL_GPT, PAYLOAD_KEY, Stage, build_payload, read_checkpoint
+from latentite.checkpoint import CRYSTAL_GPT, PAYLOAD_KEY, OrbitCard, Stage, build_payload, read_checkpoint
 from latentite.crystal import CrystalBatch
 from latentite.data.dataset import CrystalDataset
 from latentite.diffusion.noise import seed_uniforms
@@ -19,13 +20,14 @@ from latentite.generators.gpt.policy import GPTPolicy, GPTPolicyBase, sampled_en
 from latentite.generators.gpt.trajectories import GPTTrajectories, decision_columns
 from latentite.generators.latent.chain import SamplingConfig
 from latentite.generators.policy import Policy, Prompts, Trajectories
+from latentite.generators.table import open_generator
 from latentite.models import load_gpt
 from latentite.nn.condition_values import ConditionConfig, ConditionKind
 from latentite.nn.conditions import ConditionModuleConfig
 from latentite.nn.gpt.choices import DrawSettings
-from latentite.nn.gpt.model import GPTLimits, GPTSize
 from latentite.nn.gpt.network import GPTConfig, GPTNetwork
 from latentite.nn.gpt.sample import Sampler, num_uniforms
+from latentite.nn.gpt.size import GPTLimits, GPTSize
 from latentite.nn.lora import LoraConfig
 from latentite.rewards.combine import RewardConfig
 from latentite.rl.config import KLForm, PolicyConfig, ReplayConfig, RLModuleConfig, TrainRLConfig
@@ -296,11 +298,19 @@ REWARD = {
 }
 
 
+BASE_DATA = {
+    "name": "base",
+    "splits": {"train": {"num_crystals": 6, "num_atoms_histogram": [0, 1, 2, 0, 0, 2, 0, 0, 1]}},
+    "elements": ["O", "Mg", "Si", "Fe"],
+    "orbits": {"mode": "symmetry", "symprec": 0.1, "max_orbits": 2, "max_elements": 2},
+}
+
+
 def write_base(path: Path) -> Path:
     """The checkpoint of an untrained network."""
     base = tiny_base()
     payload = build_payload(
-        stage=Stage.GPT, config=to_plain(base.settings), data={}, metrics={}, generator=CRYSTAL_GPT
+        stage=Stage.GPT, config=to_plain(base.settings), data=BASE_DATA, metrics={}, generator=CRYSTAL_GPT
     )
     state = {f"network.{name}": tensor for name, tensor in base.network.state_dict().items()}
     torch.save({"state_dict": state, PAYLOAD_KEY: payload}, path)
@@ -349,5 +359,27 @@ def test_a_run_is_resumed_to_the_bit_and_ends_in_a_checkpoint_of_a_crystal_gpt(t
     assert (written.stage, written.generator) == (Stage.RL, CRYSTAL_GPT)
     network, settings, _ = load_gpt(whole)
     assert settings == tiny_base().settings
+    assert written.data.name == "tiny"
+    assert written.data.split("train").content_hash == "tiny"
     before = tiny_base().network.state_dict()
     assert any(not before[name].equal(tensor) for name, tensor in network.state_dict().items())
+
+
+def test_a_reinforced_model_samples_like_its_base_and_its_card_says_what_it_makes(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The card had the prompts' sizes, and no elements and orbits: all elements were thought to be known, and sizes of
+    the prompts' cells to be all that there are."""
+    base = write_base(tmp_path / "base.ckpt")
+    last = run(tmp_path / "run", base, max_epochs=1)
+    card = read_checkpoint(last).data
+    assert card.elements == BASE_DATA["elements"]
+    assert card.orbits == OrbitCard(mode="symmetry", symprec=0.1, max_orbits=2, max_elements=2)
+    assert card.train_sizes == [0, 1, 2, 0, 0, 2, 0, 0, 1]
+    of_base, of_run = (open_generator(path, {}, device=torch.device("cpu")).card for path in (base, last))
+    assert replace(of_run, sha256="") == replace(of_base, sha256="")
+    assert cli.main(["sample", "--ckpt", str(last), "--formula", "NaCl", "--out", str(tmp_path / "out")]) == 2
+    assert "must have elements that the generator gpt makes, got" in capsys.readouterr().err
+    assert (
+        cli.main(["sample", "--ckpt", str(last), "--num-samples", "4", "--out", str(tmp_path / "out")]) == 0
+    )

@@ -16,8 +16,8 @@ from latentite.crystal_arrays import CrystalArrays
 from latentite.generation import generate
 from latentite.generators.gpt.options import space_groups, wyckoff_letters
 from latentite.metrics.close_pairs import closest_scaled
-from latentite.nn.gpt.model import GPTLimits, GPTSize
 from latentite.nn.gpt.network import GPTConfig, GPTNetwork
+from latentite.nn.gpt.size import GPTLimits, GPTSize
 from latentite.sampling.window import GeometryLimits, RefusalKind, geometry_refusals
 from latentite.symmetry.positions import wyckoff_table
 

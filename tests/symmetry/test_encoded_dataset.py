@@ -71,15 +71,34 @@ def test_what_is_encoded_comes_from_the_cache_the_next_time(
     assert_equal(encode_dataset(crystals, workers=1, cache_dir=tmp_path), first)
 
 
+def test_other_labels_and_names_of_the_same_crystals_encode_nothing(
+    crystals: CrystalDataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Labels were in the key of the cache, so that another `data.target_condition` encoded all again, for minutes."""
+    first = encode_dataset(crystals, workers=1, cache_dir=tmp_path)
+    batch = crystals.crystals.with_properties({"density": torch.tensor([2.0, 3.0, 4.0])})
+    ids = ("a", "b", "c")
+    other = CrystalDataset(crystals=batch, ids=ids, content_hash=content_hash(batch, ids, {}))
+    assert other.content_hash != crystals.content_hash
+    monkeypatch.setattr(module, "encode_with_fallback", None)
+    second = encode_dataset(other, workers=1, cache_dir=tmp_path)
+    assert second.content_hash == first.content_hash
+    assert second.orbits.coords.equal(first.orbits.coords)
+    assert second.orbits.properties["density"].tolist() == [2.0, 4.0]
+    assert [rejection.id for rejection in second.rejections] == ["b"]
+    assert len(list((tmp_path / "orbits").iterdir())) == 1
+
+
 def test_other_tolerances_modes_and_crystals_are_other_files(
     crystals: CrystalDataset, tmp_path: Path
 ) -> None:
+    moved = dataclasses.replace(crystals.crystals, lattice=1.01 * crystals.crystals.lattice)
     encoded = [
         encode_dataset(crystals, workers=1, cache_dir=tmp_path),
         encode_dataset(crystals, symprec=0.05, workers=1, cache_dir=tmp_path),
         encode_dataset(crystals, fallback=None, workers=1, cache_dir=tmp_path),
         encode_dataset_p1(crystals, workers=1, cache_dir=tmp_path),
-        encode_dataset(dataclasses.replace(crystals, content_hash="other"), workers=1, cache_dir=tmp_path),
+        encode_dataset(dataclasses.replace(crystals, crystals=moved), workers=1, cache_dir=tmp_path),
     ]
     assert len({one.content_hash for one in encoded}) == 5
     assert len(list((tmp_path / "orbits").iterdir())) == 5

@@ -22,8 +22,8 @@ from latentite.data.properties import derive
 from latentite.data.sampler import seeded_generator
 from latentite.data.sources import resolve
 from latentite.models import load_gpt, load_ldm
-from latentite.nn.gpt.model import GPTLimits, GPTSize
 from latentite.nn.gpt.network import GPTConfig, GPTMode, GPTNetwork, limits_of
+from latentite.nn.gpt.size import GPTLimits, GPTSize
 from latentite.stages import train_gpt
 from latentite.symmetry.orbits import OrbitBatch
 from latentite.training.conditions import ConditionModuleOptions, resolve_conditions

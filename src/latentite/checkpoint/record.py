@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from enum import StrEnum
 from pathlib import Path
 from typing import Any
@@ -102,6 +102,13 @@ class DataCard:
         said = _without_none(to_plain(self))
         said |= said.pop("others")
         return {key: value for key, value in said.items() if value or key not in ("splits", "fidelities")}
+
+    def with_model_of(self, base: DataCard) -> DataCard:
+        """This card with all that another says of the crystals that its model makes: sizes, elements, orbits."""
+        train = replace(self.split("train"), num_atoms_histogram=base.train_sizes)
+        return replace(
+            self, splits={**self.splits, "train": train}, elements=base.elements, orbits=base.orbits
+        )
 
     def split(self, name: str) -> SplitCard:
         """One of the splits; one of which nothing is said where the file does not have it."""

@@ -15,6 +15,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
+from latentite.checkpoint import DataCard
 from latentite.crystal import CrystalBatch
 from latentite.diffusion.noise import crystal_seeds
 from latentite.nn.condition_values import ConditionConfig
@@ -198,6 +199,8 @@ class PolicyPlan:
     """Config from which the trained network can be built again, for the run's checkpoints."""
     build: Callable[[], Policy[Any]]
     """The policy, equal to its reference."""
+    base_data: DataCard | None = None
+    """The base's card, where it is that, and not the prompts, which says what crystals the model makes."""
 
 
 class PolicyBase(Protocol):
@@ -230,20 +233,26 @@ class PolicyBase(Protocol):
         ...
 
 
+def of_members(values: Mapping[str, Tensor], members: Int[Tensor, " member"]) -> dict[str, Tensor]:
+    """What is asked of some crystals, by condition; positions and values may be on different devices."""
+    return {name: column[members.to(column.device)] for name, column in values.items()}
+
+
 def passes(
-    sizes: Int[Tensor, " row"], max_tokens: int, *, is_padded: bool = True
+    sizes: Int[Tensor, " row"], max_tokens: int | None, *, is_padded: bool = True
 ) -> Iterator[Int[Tensor, " member"]]:
     """Rows cut into passes of about `max_tokens` tokens (one row at least), rows of one size together.
 
     Args:
         sizes: tokens of each row.
-        max_tokens: tokens in a pass.
+        max_tokens: tokens in a pass; None: 1024 on a CPU (its caches), else 8192 (they fill a GPU).
         is_padded: a pass may have rows of different sizes.
     """
     if not len(sizes):
         return
+    wanted = max_tokens or (1024 if sizes.device.type == "cpu" else 8192)
     order = sizes.argsort(stable=True)
-    part = (sizes[order].cumsum(0) - 1) // max_tokens
+    part = (sizes[order].cumsum(0) - 1) // wanted
     keys = torch.stack([part, part if is_padded else sizes[order]])
     _, counts = keys.unique_consecutive(dim=1, return_counts=True)
     yield from order.split(counts.tolist())

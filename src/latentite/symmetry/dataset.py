@@ -1,4 +1,7 @@
-"""A data set by orbits: its crystals are encoded once, in several processes, and kept in the cache beside them."""
+"""A data set by orbits: its structures are encoded once, in several processes, and kept in the cache.
+
+Ids and labels are the data set's own and are joined afterwards: other conditions of the same crystals encode nothing.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +10,7 @@ import json
 import logging
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import TypeAlias
@@ -20,6 +23,7 @@ from torch import Tensor
 
 from latentite.base.files import cache_dir as default_cache_dir
 from latentite.base.machine import map_in_order
+from latentite.crystal import CrystalBatch
 from latentite.crystal_arrays import CrystalArrays
 from latentite.data.dataset import CrystalDataset, from_bytes, save_tensors, take, to_bytes
 from latentite.symmetry.descriptions import Orbits
@@ -34,10 +38,12 @@ from latentite.symmetry.orbits import OrbitBatch
 
 log = logging.getLogger(__name__)
 
-ENCODING_VERSION = 3
+ENCODING_VERSION = 4
 """Raised whenever a crystal gets another description; caches of another version are made again."""
 _CHUNK = 64
 """Crystals that a worker process encodes at a time."""
+_ORBITS = ("space_group", "cell", "num_orbits", "position", "element", "coords")
+"""Tensors of an `OrbitBatch`."""
 
 ChunkEncoder: TypeAlias = "Callable[[Sequence[CrystalArrays]], list[Orbits | str]]"
 """Makes of each crystal its description, or the reason why there is none."""
@@ -65,7 +71,7 @@ class EncodedDataset:
     """Integer matrices R for which R @ primitive lattice has Minkowski-reduced rows."""
     rejections: tuple[EncodingRejection, ...]
     content_hash: str
-    """sha256 that changes with the data set, the tolerances and the version of the encoding."""
+    """sha256 that changes with the structures, the tolerances and the version of the encoding, and with no label."""
 
     def __len__(self) -> int:
         return len(self.orbits)
@@ -163,61 +169,45 @@ def _through_cache(
     cache_dir: Path | None,
     use_cache: bool,
 ) -> EncodedDataset:
-    """The encoded split, from the cache or made anew and kept there, with the properties of the crystals."""
-    key = {"content": dataset.content_hash, "version": ENCODING_VERSION, **options}
+    """The encoded split, from the cache or made anew and kept there, with ids and properties of the data set."""
+    key = {"structures": _structures_hash(dataset.crystals), "version": ENCODING_VERSION, **options}
     digest = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()
     folder = Path(cache_dir) if cache_dir is not None else default_cache_dir()
     path = folder / "orbits" / f"{digest}.safetensors" if use_cache else None
-    encoded = None if path is None else _read(path, digest, len(dataset))
-    if encoded is None:
-        encoded = _encode(dataset, function, digest, workers=workers)
+    tensors = None if path is None else _read(path, digest, len(dataset))
+    if tensors is None:
+        tensors = _encode(dataset.crystals, function, workers=workers)
         if path is not None:
-            _write(path, encoded)
+            save_tensors(path, tensors, {"latentite.orbits": digest})
+    encoded = _joined(tensors, dataset, digest)
     _log_rejections(encoded, len(dataset))
-    properties = {name: values[encoded.rows] for name, values in dataset.crystals.properties.items()}
-    return replace(encoded, orbits=replace(encoded.orbits, properties=properties))
+    return encoded
 
 
-def _encode(
-    dataset: CrystalDataset, function: ChunkEncoder, digest: str, *, workers: int | None
-) -> EncodedDataset:
-    """The encoded split, without properties."""
-    crystals = dataset.crystals.to_arrays()
-    chunks = [crystals[start : start + _CHUNK] for start in range(0, len(crystals), _CHUNK)]
+def _structures_hash(crystals: CrystalBatch) -> str:
+    """sha256 of all that is encoded."""
+    digest = hashlib.sha256()
+    for tensor in (crystals.num_atoms, crystals.atomic_numbers, crystals.frac_coords, crystals.lattice):
+        digest.update(tensor.contiguous().numpy().tobytes())
+    return digest.hexdigest()
+
+
+def _encode(crystals: CrystalBatch, function: ChunkEncoder, *, workers: int | None) -> dict[str, Tensor]:
+    """The content of a file of the cache: orbits, rows, reductions, and why other rows have none."""
+    arrays = crystals.to_arrays()
+    chunks = [arrays[start : start + _CHUNK] for start in range(0, len(arrays), _CHUNK)]
     results = [one for chunk in map_in_order(function, chunks, workers=workers) for one in chunk]
-    rows = [row for row, result in enumerate(results) if not isinstance(result, str)]
-    orbits = OrbitBatch.pack([result for result in results if not isinstance(result, str)])
-    return EncodedDataset(
-        orbits=orbits,
-        rows=torch.tensor(rows, dtype=torch.long),
-        reductions=torch.from_numpy(minkowski_reductions(orbits.primitive_lattices().numpy())),
-        rejections=tuple(
-            EncodingRejection(row=row, id=dataset.ids[row], reason=result)
-            for row, result in enumerate(results)
-            if isinstance(result, str)
-        ),
-        content_hash=digest,
-    )
-
-
-def _write(path: Path, encoded: EncodedDataset) -> None:
-    """Into the cache, without properties: these are the data set's own."""
-    orbits = encoded.orbits
-    tensors = {
-        "space_group": orbits.space_group,
-        "cell": orbits.cell,
-        "num_orbits": orbits.num_orbits,
-        "position": orbits.position,
-        "element": orbits.element,
-        "coords": orbits.coords,
-        "rows": encoded.rows,
-        "reductions": encoded.reductions,
-        "rejections": to_bytes([asdict(rejection) for rejection in encoded.rejections]),
+    described = {row: result for row, result in enumerate(results) if not isinstance(result, str)}
+    orbits = OrbitBatch.pack(list(described.values()))
+    return {
+        **{name: getattr(orbits, name) for name in _ORBITS},
+        "rows": torch.tensor(list(described), dtype=torch.long),
+        "reductions": torch.from_numpy(minkowski_reductions(orbits.primitive_lattices().numpy())),
+        "rejections": to_bytes([[row, result] for row, result in enumerate(results) if row not in described]),
     }
-    save_tensors(path, tensors, {"latentite.orbits": encoded.content_hash})
 
 
-def _read(path: Path, digest: str, num_crystals: int) -> EncodedDataset | None:
+def _read(path: Path, digest: str, num_crystals: int) -> dict[str, Tensor] | None:
     """From the cache; None when it is not there, or damaged."""
     if not path.is_file():
         return None
@@ -225,26 +215,29 @@ def _read(path: Path, digest: str, num_crystals: int) -> EncodedDataset | None:
         with safe_open(path, framework="pt") as handle:
             if (handle.metadata() or {}).get("latentite.orbits") != digest:
                 raise ValueError("it must hold the orbits that its name says")
-            encoded = EncodedDataset(
-                orbits=OrbitBatch(
-                    space_group=take(handle, "space_group"),
-                    cell=take(handle, "cell"),
-                    num_orbits=take(handle, "num_orbits"),
-                    position=take(handle, "position"),
-                    element=take(handle, "element"),
-                    coords=take(handle, "coords"),
-                ),
-                rows=take(handle, "rows"),
-                reductions=take(handle, "reductions"),
-                rejections=tuple(EncodingRejection(**one) for one in from_bytes(take(handle, "rejections"))),
-                content_hash=digest,
-            )
-        if len(encoded) + len(encoded.rejections) != num_crystals:
-            raise ValueError(f"it must hold {num_crystals} crystals, got {len(encoded)}")
+            tensors = {name: take(handle, name) for name in (*_ORBITS, "rows", "reductions", "rejections")}
+        if len(tensors["rows"]) + len(from_bytes(tensors["rejections"])) != num_crystals:
+            raise ValueError(f"it must hold {num_crystals} crystals, got {len(tensors['rows'])}")
     except (SafetensorError, KeyError, TypeError, ValueError) as error:
         log.warning("%s in the cache is damaged and is made again: %s", path, error)
         return None
-    return encoded
+    return tensors
+
+
+def _joined(tensors: Mapping[str, Tensor], dataset: CrystalDataset, digest: str) -> EncodedDataset:
+    """The content of a file of the cache with the ids and properties of a data set."""
+    rows = tensors["rows"]
+    properties = {name: values[rows] for name, values in dataset.crystals.properties.items()}
+    return EncodedDataset(
+        orbits=OrbitBatch(**{name: tensors[name] for name in _ORBITS}, properties=properties),
+        rows=rows,
+        reductions=tensors["reductions"],
+        rejections=tuple(
+            EncodingRejection(row=row, id=dataset.ids[row], reason=reason)
+            for row, reason in from_bytes(tensors["rejections"])
+        ),
+        content_hash=digest,
+    )
 
 
 def _log_rejections(encoded: EncodedDataset, num_crystals: int) -> None:

@@ -31,7 +31,7 @@ from lightning.pytorch import Callback, Trainer, seed_everything
 from latentite import __version__
 from latentite.base.files import replacing, write_json
 from latentite.base.plain import to_plain
-from latentite.checkpoint import Stage
+from latentite.checkpoint import DataCard, Stage
 from latentite.training.callbacks import (
     BeginCallback,
     EarlyStoppingCallback,
@@ -144,6 +144,7 @@ def fit(
     ema: EMAConfig,
     generator: str | None = None,
     datamodule: CrystalDataModule | None = None,
+    base_data: DataCard | None = None,
 ) -> FitResult:
     """Train, from the start or from `config.ckpt_path`.
 
@@ -155,6 +156,7 @@ def fit(
         ema: averaging of the weights.
         generator: name of the generator that is trained; None for a stage whose networks generate nothing.
         datamodule: instead of the one that `config.data` describes.
+        base_data: card of a model whose crystals are what the run's checkpoints make, whatever the run's data are.
 
     Raises:
         ValueError: for anything that the user can set right, in one sentence.
@@ -167,8 +169,13 @@ def fit(
     data = datamodule or CrystalDataModule(config.data)
     data.setup("fit")
     module = build_module()
+
+    def data_card() -> DataCard:
+        card = data.data_card()
+        return card if base_data is None else card.with_model_of(base_data)
+
     if resumption is not None:
-        resumption.check(config, data.data_card(), module)
+        resumption.check(config, data_card(), module)
     if config.compile:
         module.compile_network()
     checkpoints = CheckpointCallback(
@@ -177,13 +184,13 @@ def fit(
         stage=stage,
         network_config=network_config,
         generator=generator,
-        data=data.data_card,
+        data=data_card,
         run=run,
     )
     num_parameters = sum(p.numel() for p in module.parameters() if p.requires_grad)
 
     def begin() -> None:
-        write_provenance(config, data.data_card().to_plain(), num_parameters=num_parameters)
+        write_provenance(config, data_card().to_plain(), num_parameters=num_parameters)
         log.info("%s parameters, run in %s", f"{num_parameters:,}", config.run_dir)
 
     if resumption is not None and (reason := resumption.finished(config)):

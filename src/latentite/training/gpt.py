@@ -18,8 +18,9 @@ from latentite.base.plain import naming
 from latentite.data.sampler import AugmentationConfig
 from latentite.models import load_gpt
 from latentite.nn.conditions import Conditioning, ConditionModuleConfig
-from latentite.nn.gpt.model import GPTLimits, LogProbability
+from latentite.nn.gpt.log_probability import LogProbability
 from latentite.nn.gpt.network import SPACE_GROUP, GPTConfig, GPTNetwork, limits_of
+from latentite.nn.gpt.size import GPTLimits
 from latentite.objectives.terms import LossTerms, Term, num_processes
 from latentite.symmetry.descriptions import equivalent
 from latentite.symmetry.orbits import OrbitBatch

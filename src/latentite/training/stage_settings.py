@@ -9,8 +9,8 @@ from latentite.nn.denoiser import DenoiserConfig
 from latentite.nn.encoders import EncoderConfig
 from latentite.nn.gpt.cell import LatticeDensity
 from latentite.nn.gpt.circular import CoordDensity
-from latentite.nn.gpt.model import GPTSize
 from latentite.nn.gpt.network import SPACE_GROUP, GPTMode, check_size
+from latentite.nn.gpt.size import GPTSize
 from latentite.nn.lora import LoraConfig
 from latentite.nn.vae import DecoderConfig, VAEConfig
 from latentite.objectives.ldm import DiffusionConfig

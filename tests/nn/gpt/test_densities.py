@@ -30,8 +30,10 @@ from latentite.nn.gpt.circular import (
     offset_at,
 )
 from latentite.nn.gpt.inputs import PaddedOrbits, place_crystals
-from latentite.nn.gpt.model import CrystalGPT, GPTLimits, GPTSize, LogProbability
+from latentite.nn.gpt.log_probability import LogProbability
+from latentite.nn.gpt.model import CrystalGPT
 from latentite.nn.gpt.sample import Sampler, num_uniforms
+from latentite.nn.gpt.size import GPTLimits, GPTSize
 from latentite.symmetry.cells import FREE
 from latentite.symmetry.dataset import minkowski_reductions
 from latentite.symmetry.encode import encode, encode_p1

@@ -2,22 +2,29 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 
 from latentite.crystal_arrays import CrystalArrays
+from latentite.nn.gpt.cell import LatticeDensity
 from latentite.nn.gpt.inputs import PaddedOrbits, place_crystals
-from latentite.nn.gpt.model import CrystalGPT, GPTLimits, GPTSize, LogProbability
+from latentite.nn.gpt.log_probability import LogProbability
+from latentite.nn.gpt.model import CrystalGPT
+from latentite.nn.gpt.size import GPTLimits, GPTSize
+from latentite.nn.gpt.wishes import Wish, possible_groups
 from latentite.symmetry.dataset import minkowski_reductions
 from latentite.symmetry.encode import encode, encode_p1
 from latentite.symmetry.orbits import OrbitBatch
 
 
-def tiny(*, dropout: float = 0.0) -> CrystalGPT:
+def tiny(*, dropout: float = 0.0, lattice_density: LatticeDensity = LatticeDensity.AR) -> CrystalGPT:
     """An untrained network."""
     torch.manual_seed(0)
     size = GPTSize(d_model=32, num_layers=2, num_heads=2, dim_feedforward=64, dropout=dropout)
-    return CrystalGPT(size, GPTLimits(max_atoms=24, max_orbits=24, max_elements=5)).eval()
+    limits = GPTLimits(max_atoms=24, max_orbits=24, max_elements=5)
+    return CrystalGPT(size, limits, lattice_density=lattice_density).eval()
 
 
 def log_prob(model: CrystalGPT, batch: OrbitBatch) -> LogProbability:
@@ -97,3 +104,59 @@ def test_distances_are_exact_in_half_precision(crystals: OrbitBatch) -> None:
     with torch.autocast("cpu", torch.bfloat16):
         rough, _ = model.environment_of(orbits, placed, 0)
     assert torch.equal(exact, rough)
+
+
+@pytest.mark.parametrize("density", LatticeDensity)
+def test_the_cell_is_told_in_full_precision_under_autocast(
+    crystals: OrbitBatch, density: LatticeDensity
+) -> None:
+    """The head ran in bfloat16: means had two digits, where widths are a few thousandths of a unit."""
+    if density is LatticeDensity.FLOW:
+        pytest.importorskip("zuko")
+    model = tiny(lattice_density=density)
+    seen: list[torch.dtype] = []
+    hooks = [
+        layer.register_forward_hook(lambda _layer, _inputs, output: seen.append(output.dtype))
+        for layer in model.cell_head.modules()
+        if isinstance(layer, torch.nn.Linear)
+    ]
+    with torch.autocast("cpu", torch.bfloat16):
+        told = log_prob(model, crystals)
+    for hook in hooks:
+        hook.remove()
+    assert set(seen) == {torch.float32}
+    assert told.cell_components.dtype == torch.float32
+
+
+def test_more_orbits_than_any_crystal_of_training_have_no_probability_and_the_end_needs_none(
+    rocksalt: CrystalArrays,
+) -> None:
+    """Sampling ends a skeleton at the most orbits; teacher forcing still gave probability to further ones."""
+    model = tiny()
+    salt = OrbitBatch.pack([encode(rocksalt)])
+    model.limits.max_orbits = 1
+    assert float(log_prob(model, salt).letters) == float("-inf")
+    model.limits.max_orbits = 2
+    assert float(log_prob(model, salt).letter_choices[0, 2]) == 0.0
+
+
+def test_groups_that_have_no_room_have_no_probability(
+    rocksalt: CrystalArrays, perovskite: CrystalArrays
+) -> None:
+    model = tiny()
+    both = OrbitBatch.pack([encode(rocksalt), encode(perovskite)])
+    whole = log_prob(model, both).group
+    model.limits.max_atoms = 5
+    told = log_prob(model, both).group
+    possible = possible_groups(Wish(), 5, model.limits.max_orbits)
+    assert 0 < len(possible) < 230
+    assert (told > whole).all()
+    roomless = min(set(range(1, 231)) - set(possible))
+    other = replace(both, space_group=torch.full((2,), roomless))
+    with torch.no_grad():
+        group, *_ = model.skeleton_log_prob(
+            PaddedOrbits.of(other),
+            torch.zeros(2, 2 + int(both.num_orbits.max()), 32),
+            torch.ones(2, 3).long(),
+        )
+    assert (group == float("-inf")).all()

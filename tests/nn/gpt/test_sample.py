@@ -12,9 +12,9 @@ from tiny_gpt import tiny_gpt, uniforms
 
 from latentite.nn.condition_values import ConditionConfig
 from latentite.nn.gpt.choices import DrawSettings, choose, guided
-from latentite.nn.gpt.model import GPTLimits
 from latentite.nn.gpt.reach import START, Needs, choices, is_reachable
 from latentite.nn.gpt.sample import Draws, Sampler
+from latentite.nn.gpt.size import GPTLimits
 from latentite.nn.gpt.tokens import NUM_SYMBOLS
 from latentite.nn.gpt.trunk import KeyValueCache
 from latentite.nn.gpt.wishes import Wish, Wishes, has_letters, possible_groups
@@ -39,6 +39,23 @@ def formulas(drawn: Draws) -> list[Counter[int]]:
 def test_own_samples_have_the_log_probability_that_the_sampler_told() -> None:
     network = tiny_gpt()
     drawn = Sampler(network.gpt, FREE).draw(uniforms(network, 100))
+    assert (rescored(network, drawn.orbits) - drawn.log_prob).abs().max() < 1e-4
+
+
+@pytest.mark.parametrize(
+    "limits",
+    [
+        GPTLimits(max_atoms=3, max_orbits=2, max_elements=1),
+        GPTLimits(max_atoms=2, max_orbits=2, max_elements=2),
+        GPTLimits(max_atoms=12, max_orbits=1, max_elements=3),
+        GPTLimits(max_atoms=20, max_orbits=3, max_elements=2),
+    ],
+)
+def test_at_the_limits_too_samples_have_the_log_probability_that_the_sampler_told(limits: GPTLimits) -> None:
+    """Teacher forcing knew no forced end, and gave probability to groups in which nothing fits."""
+    network = tiny_gpt(limits=limits)
+    drawn = Sampler(network.gpt, FREE).draw(uniforms(network, 200, seed=1))
+    assert int(drawn.orbits.num_orbits.max()) == limits.max_orbits
     assert (rescored(network, drawn.orbits) - drawn.log_prob).abs().max() < 1e-4
 
 

@@ -6,9 +6,9 @@ import torch
 
 from latentite.nn.condition_values import ConditionConfig
 from latentite.nn.conditions import ConditionModuleConfig
-from latentite.nn.gpt.model import GPTLimits, GPTSize
 from latentite.nn.gpt.network import GPTConfig, GPTMode, GPTNetwork
 from latentite.nn.gpt.sample import num_uniforms
+from latentite.nn.gpt.size import GPTLimits, GPTSize
 
 LIMITS = GPTLimits(max_atoms=20, max_orbits=20, max_elements=4)
 

@@ -9,19 +9,19 @@ divergence are estimated at the decision that was made, which is all that the ne
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from latentite.checkpoint import CheckpointRecord
+from latentite.checkpoint import CheckpointRecord, DataCard
 from latentite.crystal import CrystalBatch
 from latentite.diffusion.noise import seed_uniforms
 from latentite.generators.gpt.trajectories import GPTTrajectories, decision_columns
 from latentite.generators.latent.chain import SamplingConfig
-from latentite.generators.policy import Decision, PolicyPlan, Prompts, Rows, passes
+from latentite.generators.policy import Decision, PolicyPlan, Prompts, Rows, of_members, passes
 from latentite.models import gpt_of
 from latentite.nn.condition_values import ConditionConfig, condition_values
 from latentite.nn.gpt.choices import DrawSettings
@@ -64,8 +64,8 @@ class GPTPolicy:
         values = condition_values(self.conditions, prompts.crystals)
         parts = []
         for members in torch.arange(len(prompts)).split(self.batch_size):
-            asked = {name: column[members.to(column.device)] for name, column in values.items()}
-            parts.append(self._drawn([prompts.seeds[i] for i in members.tolist()], asked))
+            seeds = [prompts.seeds[i] for i in members.tolist()]
+            parts.append(self._drawn(seeds, of_members(values, members)))
         return GPTTrajectories.concatenate(parts)
 
     def _drawn(self, seeds: Sequence[int], values: dict[str, Tensor]) -> GPTTrajectories:
@@ -100,13 +100,12 @@ class GPTPolicy:
         *,
         max_tokens: int | None,
     ) -> Iterator[Rows]:
-        """Passes of about `max_tokens` atoms (None: 1024 on a CPU, 8192 elsewhere).
+        """Passes of about `max_tokens` atoms.
 
         A row is a whole trajectory, since one pass of the network tells all its decisions.
         """
         num_atoms = trajectories.orbits.num_atoms[members]
-        wanted = max_tokens or (1024 if num_atoms.device.type == "cpu" else 8192)
-        for rows in passes(num_atoms, wanted):
+        for rows in passes(num_atoms, max_tokens):
             yield Rows(trajectory=members[rows], step=steps.expand(len(rows), -1))
 
     def evaluate(
@@ -194,6 +193,8 @@ class GPTPolicyBase:
 
     network: GPTNetwork
     settings: GPTConfig
+    data: DataCard = field(default_factory=DataCard)
+    """What it was trained on."""
     asked: tuple[ConditionConfig, ...] = ()
 
     @staticmethod
@@ -204,7 +205,7 @@ class GPTPolicyBase:
             CheckpointError: when it is of no such model, or config and tensors do not fit.
         """
         network, settings, _ = gpt_of(record)
-        return GPTPolicyBase(network=network, settings=settings)
+        return GPTPolicyBase(network=network, settings=settings, data=record.data)
 
     @property
     def conditions(self) -> Sequence[ConditionConfig]:
@@ -256,4 +257,4 @@ class GPTPolicyBase:
                 conditions=self.asked,
             )
 
-        return PolicyPlan(settings=self.settings, build=build)
+        return PolicyPlan(settings=self.settings, build=build, base_data=self.data)

@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from latentite.generators.policy import of_members
 from latentite.nn.gpt.tokens import letter_tables
 from latentite.symmetry.cells import free_components
 from latentite.symmetry.orbits import OrbitBatch
@@ -45,7 +46,7 @@ class GPTTrajectories:
             reductions=self.reductions[members],
             log_probs=self.log_probs[members],
             num_decisions=self.num_decisions[members],
-            values={name: column[members] for name, column in self.values.items()},
+            values=of_members(self.values, members),
         )
 
     @classmethod

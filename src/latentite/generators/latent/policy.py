@@ -35,7 +35,7 @@ from latentite.generators.latent.trajectories import (
     build_chain,
     roll_out,
 )
-from latentite.generators.policy import Decision, PolicyPlan, Prompts, Rows, passes
+from latentite.generators.policy import Decision, PolicyPlan, Prompts, Rows, of_members, passes
 from latentite.models import ldm_of
 from latentite.nn.condition_values import ConditionConfig
 from latentite.nn.ldm import LatentDiffusion
@@ -95,8 +95,7 @@ class LatentPolicy:
                 device=device,
             )
             mask = LatentBatch.token_mask(num_atoms[members]).to(device)
-            asked = {name: column[members.to(device)] for name, column in values.items()}
-            denoise = self.denoise(self.network, asked, mask)
+            denoise = self.denoise(self.network, of_members(values, members), mask)
             parts.append(roll_out(self.chain, denoise, noise.start(), mask, noise))
         trajectories = LatentTrajectories.concatenate(parts, torch.cat(batches).argsort())
         numbers = None
@@ -121,11 +120,10 @@ class LatentPolicy:
         *,
         max_tokens: int | None,
     ) -> Iterator[Rows]:
-        """Passes of about `max_tokens` atoms (None: what stays in a CPU's caches, what fills a GPU), one step a row."""
+        """Passes of about `max_tokens` atoms, one step a row."""
         step, crystal = steps.repeat_interleave(len(members)), members.repeat(len(steps))
-        wanted = max_tokens or (1024 if trajectories.mask.device.type == "cpu" else 8192)
         is_padded = max_padding(self.network) > 0.0
-        for rows in passes(trajectories.num_atoms[crystal], wanted, is_padded=is_padded):
+        for rows in passes(trajectories.num_atoms[crystal], max_tokens, is_padded=is_padded):
             yield Rows(trajectory=crystal[rows], step=step[rows].unsqueeze(-1))
 
     def evaluate(
@@ -139,7 +137,7 @@ class LatentPolicy:
         """Probabilities of steps; guidance is part of the policy."""
         num_steps = rows.step.shape[1]
         asked = trajectories.transitions(rows.step.flatten(), rows.trajectory.repeat_interleave(num_steps))
-        values = {name: column[asked.crystal] for name, column in trajectories.values.items()}
+        values = of_members(trajectories.values, asked.crystal)
         new = self._moments(self.network, asked, values)
         reference = None
         if with_reference:

@@ -17,7 +17,9 @@ from latentite.nn.conditions import Conditioning, ConditionModule, ConditionModu
 from latentite.nn.gpt.cell import LatticeDensity
 from latentite.nn.gpt.circular import CoordDensity
 from latentite.nn.gpt.inputs import PaddedOrbits, place_crystals
-from latentite.nn.gpt.model import CrystalGPT, GPTLimits, GPTSize, LogProbability
+from latentite.nn.gpt.log_probability import LogProbability
+from latentite.nn.gpt.model import CrystalGPT
+from latentite.nn.gpt.size import GPTLimits, GPTSize
 from latentite.nn.gpt.tokens import NUM_SYMBOLS
 from latentite.symmetry.cells import NUM_COMPONENTS, free_components
 from latentite.symmetry.orbits import OrbitBatch, position_tensors

@@ -1,9 +1,8 @@
-"""Places of orbits, given those that are there: scores of candidates by coordinates and by distances.
+"""Distances of candidates for a place, and what the network makes of them.
 
 Each candidate is a real point in the crystal. Its distances to all placed atoms and to its own images, in units of the
-summed covalent radii, enter the score, with weights that the trunk makes for each pair of orbits: so the network sees a
-clash, a bond length or a hole before it decides. A place is drawn in two stages: first a coarse cell, of all free
-coordinates at once, then the fine bin of each coordinate in turn (`latentite.nn.gpt.grid`).
+summed covalent radii, enter its score, with weights that the trunk makes for each pair of orbits: so the network sees a
+clash, a bond length or a hole before it decides.
 """
 
 from __future__ import annotations
@@ -15,7 +14,7 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from latentite.nn.gpt.grid import NUM_COARSE, NUM_FINE, bin_centre, coarse_centre
+from latentite.nn.gpt.tokens import covalent_radii_tensor
 from latentite.symmetry.orbits import position_tensors
 
 NUM_BASIS = 12
@@ -146,6 +145,38 @@ def scaled_distances(
     return torch.where(is_placed.unsqueeze(1), away, away.new_full((), FAR)), own
 
 
+@torch.no_grad()
+def environment_distances(
+    position: Int[Tensor, "crystal orbit"],
+    element: Int[Tensor, "crystal orbit"],
+    coords: Float[Tensor, "crystal orbit 3"],
+    slots: Int[Tensor, " orbit"],
+    placed: PlacedCrystals,
+) -> Float[Tensor, "crystal orbit atom"]:
+    """Scaled distances of the representatives of some orbits to the atoms of orbits up to each; `FAR` for others.
+
+    Args:
+        position: rows of the table of Wyckoff positions.
+        element: atomic numbers.
+        coords: free coordinates.
+        slots: place of each orbit in its crystal.
+        placed: all atoms.
+    """
+    tables = position_tensors(position.device)
+    dtype = placed.coords.dtype
+    point = torch.einsum("boij,boj->boi", tables.matrix[position].to(dtype), coords)
+    point = (point + tables.offset[position].to(dtype)) @ placed.to_reduced
+    gaps = placed.coords.unsqueeze(1) - point.unsqueeze(2)
+    distance = nearest(gaps.flatten(1, 2), placed.lattice, placed.shifts).view(gaps.shape[:-1])
+    radii = covalent_radii_tensor().to(point.device)[element]
+    scaled = distance / (radii.unsqueeze(-1) + placed.radius.unsqueeze(1))
+    known = placed.orbit.unsqueeze(1) <= slots.unsqueeze(-1)
+    # An orbit's representative is the first of its atoms.
+    first = torch.cat([torch.full_like(placed.orbit[:, :1], -1), placed.orbit[:, :-1]], dim=1) != placed.orbit
+    is_self = first.unsqueeze(1) & (placed.orbit.unsqueeze(1) == slots.unsqueeze(-1))
+    return torch.where(known & ~is_self, scaled, FAR)
+
+
 class DistanceScore(nn.Module):
     """Score of candidates by their distances, with weights by pair of orbits."""
 
@@ -186,81 +217,3 @@ class DistanceScore(nn.Module):
         features = torch.cat([others, images, near], dim=-1)
         mixed = F.gelu(self.mix(features) + self.from_trunk(hidden).unsqueeze(1), approximate="tanh")
         return self.out(mixed).squeeze(-1)
-
-
-class PlaceHead(nn.Module):
-    """Logits of coarse cells and of fine bins."""
-
-    def __init__(self, d_model: int, *, rank: int = 16) -> None:
-        super().__init__()
-        self.rank = rank
-        self.coarse = nn.Linear(d_model, rank * 3 * NUM_COARSE)
-        self.coarse_distance = DistanceScore(d_model)
-        self.coarse_embedding = nn.Embedding(3 * NUM_COARSE, d_model)
-        self.fine_embedding = nn.Embedding(3 * NUM_FINE, d_model)
-        self.axis_embedding = nn.Embedding(3, d_model)
-        self.fine = nn.Sequential(
-            nn.LayerNorm(d_model),
-            nn.Linear(d_model, d_model),
-            nn.GELU(approximate="tanh"),
-            nn.Linear(d_model, NUM_FINE),
-        )
-        self.fine_distance = DistanceScore(d_model)
-        nn.init.normal_(self.coarse.weight, std=0.02)
-
-    def coarse_logits(
-        self,
-        hidden: Float[Tensor, "place channel"],
-        cells: Int[Tensor, "place candidate 3"],
-        scores: Float[Tensor, "place candidate"],
-    ) -> Float[Tensor, "place candidate"]:
-        """Logits of coarse cells: a sum of products over the coordinates, and the score of distances."""
-        tables = self.coarse(hidden).unflatten(-1, (self.rank, 3, NUM_COARSE))
-        product = None
-        for axis in range(3):
-            index = cells[:, None, :, axis].expand(-1, self.rank, -1)
-            factor = (
-                1.0 + tables[:, :, axis].gather(2, index) if axis else tables[:, :, axis].gather(2, index)
-            )
-            product = factor if product is None else product * factor
-        assert product is not None
-        return product.sum(dim=1) + scores
-
-    def fine_hidden(
-        self,
-        hidden: Float[Tensor, "place channel"],
-        coarse: Int[Tensor, "place 3"],
-        fine: Int[Tensor, "place 3"],
-        axis: Int[Tensor, " place"],
-    ) -> Float[Tensor, "place channel"]:
-        """Input of the fine bin of a coordinate: the coarse cell, and fine bins of coordinates before it."""
-        axes = torch.arange(3, device=coarse.device)
-        cell = self.coarse_embedding(coarse + axes * NUM_COARSE).sum(dim=1)
-        known = (axes < axis.unsqueeze(-1)).unsqueeze(-1)
-        before = torch.where(known, self.fine_embedding(fine + axes * NUM_FINE), 0.0).sum(dim=1)
-        return hidden + cell + before + self.axis_embedding(axis)
-
-
-def fine_candidates(
-    coarse: Int[Tensor, "place 3"],
-    fine: Int[Tensor, "place 3"],
-    axis: Int[Tensor, " place"],
-    fixed: Bool[Tensor, "place 3"],
-) -> Float[Tensor, "place bin 3"]:
-    """Points of the 20 fine bins of a coordinate: earlier ones at their bins, later ones at their coarse centres.
-
-    Args:
-        coarse: cell.
-        fine: bins; only those of coordinates before `axis` are read.
-        axis: which coordinate.
-        fixed: coordinates that are 0.
-    """
-    axes = torch.arange(3, device=coarse.device)
-    known = axes < axis.unsqueeze(-1)
-    start = torch.where(known, bin_centre(coarse, fine), coarse_centre(coarse))
-    bins = torch.arange(NUM_FINE, device=coarse.device)
-    points = start.unsqueeze(1).repeat(1, NUM_FINE, 1)
-    own = bin_centre(coarse.gather(1, axis.unsqueeze(-1)), bins)
-    is_axis = (axes == axis.unsqueeze(-1)).unsqueeze(1)
-    points = torch.where(is_axis, own.unsqueeze(-1), points)
-    return torch.where(fixed.unsqueeze(1), 0.0, points)

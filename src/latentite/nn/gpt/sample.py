@@ -15,8 +15,9 @@ from torch import Tensor
 from latentite.nn.gpt.choices import DrawSettings, choose
 from latentite.nn.gpt.grid import NUM_BINS, NUM_FINE, bin_centre
 from latentite.nn.gpt.inputs import PaddedOrbits, place_crystals
-from latentite.nn.gpt.model import COARSE_FLOOR, FINE_FLOOR, CrystalGPT, without_clashes
+from latentite.nn.gpt.model import CrystalGPT
 from latentite.nn.gpt.placement import FAR, PlacedCrystals
+from latentite.nn.gpt.places import COARSE_FLOOR, FINE_FLOOR, Surroundings, without_clashes
 from latentite.nn.gpt.rows import CandidateCells, PlaceRows, buckets
 from latentite.nn.gpt.skeletons import Skeletons, draw_skeletons
 from latentite.nn.gpt.tokens import covalent_radii_tensor
@@ -276,18 +277,11 @@ class _Placing:
         is_wide = self.is_wide[rows.crystal]
         total = torch.zeros(len(rows.crystal), device=numbers.device)
         cells = CandidateCells.of(rows.position, rows.fixed)
-        for members in buckets(cells.count, used + own, is_wide, model.max_places_cost):
+        for members in buckets(cells.count, used + own, is_wide, model.places.max_places_cost):
             index, padding = cells.all_of(members)
             candidates = cells.cells[index]
-            scores, near = model.coarse_scores(
-                rows.select(members),
-                candidates,
-                self.placed,
-                self.skeleton,
-                int(used[members].max()),
-                int(own[members].max()),
-                bool(is_wide[members[0]]),
-            )
+            around = self._around(used[members], own[members], is_wide[members])
+            scores, near = model.places.coarse_scores(rows.select(members), candidates, around)
             chosen, log = choose(
                 without_clashes(scores + padding, near, COARSE_FLOOR),
                 numbers[members],
@@ -307,17 +301,10 @@ class _Placing:
         is_wide = self.is_wide[rows.crystal]
         total = torch.zeros(len(rows.crystal), device=numbers.device)
         counts = torch.full_like(moving, NUM_FINE)
-        for members in buckets(counts, (used + own)[moving], is_wide[moving], model.max_places_cost):
+        for members in buckets(counts, (used + own)[moving], is_wide[moving], model.places.max_places_cost):
             index = moving[members]
-            scores, near = model.fine_scores(
-                rows.select(index),
-                torch.full_like(index, axis),
-                self.placed,
-                self.skeleton,
-                int(used[index].max()),
-                int(own[index].max()),
-                bool(is_wide[index[0]]),
-            )
+            around = self._around(used[index], own[index], is_wide[index])
+            scores, near = model.places.fine_scores(rows.select(index), torch.full_like(index, axis), around)
             chosen, log = choose(
                 without_clashes(scores, near, FINE_FLOOR),
                 numbers[index],
@@ -327,6 +314,16 @@ class _Placing:
             rows.fine[index, axis] = chosen
             total[index] += log
         return total
+
+    def _around(self, used: Tensor, own: Tensor, is_wide: Tensor) -> Surroundings:
+        """What is around some places, of those cells that are all wide or all not."""
+        return Surroundings(
+            placed=self.placed,
+            skeleton=self.skeleton,
+            num_atoms=int(used.max()),
+            num_own=int(own.max()),
+            is_wide=bool(is_wide[0]),
+        )
 
     def _put_atoms(self, slot: int) -> None:
         """Write the atoms of an orbit into the placed crystals."""
