@@ -1,8 +1,8 @@
 """Places of orbits scored as a network does it, candidate by candidate: `PlaceHead`.
 
 A place is drawn in two stages: first a coarse cell, of all free coordinates at once, then the fine bin of each
-coordinate in turn (`latentite.nn.gpt.grid`). Where atoms would overlap is no candidate. `forward` asks the same of known
-crystals.
+coordinate in turn (`latentite.nn.gpt.grid`). Where atoms would overlap is no candidate. `forward` asks the same of
+known crystals.
 """
 
 from __future__ import annotations
