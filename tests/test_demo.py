@@ -99,11 +99,11 @@ def test_demo_leaves_a_report_pictures_and_a_checkpoint_and_prints_the_rates(
 
 def test_the_demo_samples_from_bundled_weights_where_there_are_any(tmp_path: Path, own_cache: Path) -> None:
     own = tmp_path / "last.ckpt"
-    assert demo.sampled_checkpoint(own) == own
+    assert demo.sampled_model(own) == (own, {"steps": demo.NUM_STEPS})
     (tmp_path / "ckpts").mkdir()
-    bundled = tmp_path / "ckpts" / f"{hub.DEFAULT_LDM}.safetensors"
+    bundled = tmp_path / "ckpts" / f"{hub.DEFAULT_GPT}.safetensors"
     bundled.write_bytes(b"x")
-    assert demo.sampled_checkpoint(own) == bundled
+    assert demo.sampled_model(own) == (bundled, {})
 
 
 def test_demo_without_time_is_refused_before_anything_is_written(

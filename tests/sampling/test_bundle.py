@@ -21,7 +21,7 @@ from latentite import hub
 from latentite.base.plain import to_plain
 from latentite.checkpoint import CheckpointError, Stage, StoredFormat, build_payload, read_portable
 from latentite.cli import main
-from latentite.hub import DEFAULT_LDM, HubError, names
+from latentite.hub import DEFAULT_GPT, DEFAULT_LDM, HubError, names
 from latentite.hub.bundle import bundle
 from latentite.models import load_ldm
 from latentite.nn.ldm import LatentDiffusion
@@ -240,7 +240,7 @@ def test_sample_needs_neither_a_name_nor_a_network(
     trained: tuple[Path, Path, LatentDiffusion], tmp_path: Path
 ) -> None:
     _, ldm, _ = trained
-    bundle(ldm, DEFAULT_LDM, tmp_path / "ckpts")
+    bundle(ldm, DEFAULT_GPT, tmp_path / "ckpts")
     words = [
         "sample",
         "--num-samples",
@@ -261,8 +261,8 @@ def test_sample_needs_neither_a_name_nor_a_network(
     )
     assert done.returncode == 0, done.stderr
     manifest = json.loads((tmp_path / "new" / "manifest.json").read_text(encoding="utf-8"))
-    assert manifest["checkpoint"]["file"] == DEFAULT_LDM
-    assert manifest["checkpoint"]["sha256"] == hub.verify(DEFAULT_LDM)
+    assert manifest["checkpoint"]["file"] == DEFAULT_GPT
+    assert manifest["checkpoint"]["sha256"] == hub.verify(DEFAULT_GPT)
 
 
 def test_generate_takes_the_bundled_model_and_says_when_there_is_none(
@@ -273,10 +273,10 @@ def test_generate_takes_the_bundled_model_and_says_when_there_is_none(
 
     monkeypatch.setattr(socket.socket, "connect", refuse)
     with pytest.raises(
-        ValueError, match=rf"{DEFAULT_LDM} .* comes with a clone .* {tmp_path}/ckpts; work in"
+        ValueError, match=rf"{DEFAULT_GPT} .* comes with a clone .* {tmp_path}/ckpts; work in"
     ):
         latentite.generate(num_samples=1)
-    bundle(trained[1], DEFAULT_LDM, tmp_path / "ckpts")
+    bundle(trained[1], DEFAULT_GPT, tmp_path / "ckpts")
     found = latentite.generate(num_samples=2, steps=2, max_attempts=50)
     assert found.counts.written == 2
 

@@ -12,7 +12,7 @@ import logging
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 
@@ -193,10 +193,10 @@ def run_demo(out_dir: Path, *, minutes: float, seed: int = 0) -> DemoResult:
     rl_config = demo_config("rl", TrainRLConfig, out_dir, seed=seed, ldm=ldm.last_path)
     rl_config.trainer.max_time = at_most(RL_SHARE * seconds)
     reinforced = reinforce(rl_config, out_dir / "training_rl.png", num_samples=NUM_SAMPLES)
-    checkpoint = sampled_checkpoint(ldm.last_path)
+    checkpoint, options = sampled_model(ldm.last_path)
     log.info("7 of 7: sample %d new crystals with %s", NUM_SAMPLES, checkpoint)
     draw_training_curve(ldm.run_dir / "metrics.csv", out_dir / "training_ldm.png")
-    samples, evaluation, sample_pictures = show_samples(checkpoint, data, out_dir, seed=seed)
+    samples, evaluation, sample_pictures = show_samples(checkpoint, options, data, out_dir, seed=seed)
     parity = predictor.run_dir / "parity_test.png"
     return DemoResult(
         vae=vae,
@@ -265,20 +265,21 @@ def show_reconstructions(
     return result, draw_reconstructions(result, chosen, out_dir / "reconstructions.png")
 
 
-def sampled_checkpoint(trained: Path) -> Path:
-    """The bundled weights, where there are any, else the demo's own."""
-    return hub.bundled_files().get(hub.DEFAULT_LDM, trained)
+def sampled_model(trained: Path) -> tuple[Path, dict[str, Any]]:
+    """The bundled crystal GPT, where there is one, else the demo's own diffusion model, and its options."""
+    bundled = hub.bundled_files().get(hub.DEFAULT_GPT)
+    return (trained, {"steps": NUM_STEPS}) if bundled is None else (bundled, {})
 
 
 def show_samples(
-    checkpoint: Path, data: CrystalDataModule, out_dir: Path, *, seed: int
+    checkpoint: Path, options: dict[str, Any], data: CrystalDataModule, out_dir: Path, *, seed: int
 ) -> tuple[GenerateResult, Evaluation | None, list[Path]]:
     """Sample new crystals into `samples/`, measure them against the demo's training split, and draw them all."""
     folder = out_dir / "samples"
     if folder.exists():  # of an earlier demo
         shutil.rmtree(folder)
     config = GenerateConfig(ckpt=checkpoint, num_samples=NUM_SAMPLES, seed=seed, out=folder)
-    samples = generate_from(config, {"steps": NUM_STEPS}, command=["latentite", "demo"])
+    samples = generate_from(config, options, command=["latentite", "demo"])
     if not samples.counts.written:
         return samples, None, []
     known = data.splits["train"].crystals.with_properties({})

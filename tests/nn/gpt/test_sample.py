@@ -12,6 +12,7 @@ from tiny_gpt import tiny_gpt, uniforms
 
 from latentite.nn.condition_values import ConditionConfig
 from latentite.nn.gpt.choices import DrawSettings, choose, guided
+from latentite.nn.gpt.places import FINE_FLOOR, without_clashes
 from latentite.nn.gpt.reach import START, Needs, choices, is_reachable
 from latentite.nn.gpt.sample import Draws, Sampler
 from latentite.nn.gpt.size import GPTLimits
@@ -57,6 +58,30 @@ def test_at_the_limits_too_samples_have_the_log_probability_that_the_sampler_tol
     drawn = Sampler(network.gpt, FREE).draw(uniforms(network, 200, seed=1))
     assert int(drawn.orbits.num_orbits.max()) == limits.max_orbits
     assert (rescored(network, drawn.orbits) - drawn.log_prob).abs().max() < 1e-4
+
+
+def test_atoms_never_overlap_where_there_is_room() -> None:
+    """Four oxygens in P1, each anywhere in a cell of about 200 Å^3: an untrained network knows nothing of distances."""
+    network = tiny_gpt()
+    network.gpt.element_volume.fill_(float(np.log(50.0)))
+    wishes = Wishes.of([Wish(groups=(1,), composition=((8, 4),))] * 300)
+    drawn = Sampler(network.gpt, FREE).draw(uniforms(network, 300), wishes=wishes)
+    roomy = drawn.orbits.primitive_lattices().norm(dim=-1).amin(-1) > 3.0
+    assert roomy.sum() > 50
+    # Within a fine bin a coordinate may be off its centre by half a bin.
+    assert drawn.closest[roomy].min() > FINE_FLOOR - 0.05
+    # The model is not told what is asked: group, letters and elements cost it the same for all of them.
+    surplus = drawn.log_prob - rescored(network, drawn.orbits)
+    assert (surplus - surplus.mean()).abs().max() < 1e-3
+
+
+def test_where_all_candidates_overlap_none_is_left_out_and_known_ones_stay() -> None:
+    scores = torch.tensor([[1.0, 2.0, 3.0], [1.0, 2.0, float("-inf")], [1.0, 2.0, 3.0]])
+    near = torch.tensor([[0.1, 0.9, 0.2], [0.1, 0.2, 0.9], [0.1, 0.9, 0.2]])
+    known = torch.tensor([[False] * 3, [False] * 3, [True, False, False]])
+    inf = float("-inf")
+    left = without_clashes(scores, near, 0.6, known)
+    assert left.tolist() == [[inf, 2.0, inf], [1.0, 2.0, inf], [1.0, 2.0, inf]]
 
 
 def test_a_crystal_does_not_depend_on_those_beside_it() -> None:
