@@ -362,6 +362,7 @@ def test_cfg_job_prints_the_settings_from_any_folder(tmp_path):
     printed = yaml.safe_load(done.stdout)
     assert printed["data"]["batch_size"] == 3
     assert printed["vae_module"]["atom_type_predict"] is False
+    assert printed["vae_module"]["encoder"]["d_model"] == 512
 
 
 def test_a_wrong_hub_name_is_refused_in_the_hub_s_own_words():

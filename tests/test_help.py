@@ -58,6 +58,8 @@ def test_no_option_has_a_default_of_its_own() -> None:
     ("words", "command"),
     [
         (["sample", "--out", "x", "--nonsense"], "latentite sample"),
+        (["sample", "--nonsense"], "latentite sample"),
+        (["data", "build", "--nonsense"], "latentite data build"),
         (["sample", "merge", "part", "--out", "x", "--nonsense"], "latentite sample merge"),
         (["data", "info", "x", "--nonsense"], "latentite data info"),
         (["--nonsense"], "latentite"),
@@ -66,7 +68,10 @@ def test_no_option_has_a_default_of_its_own() -> None:
 def test_an_unknown_option_is_answered_with_the_usage_of_its_command(
     words: list[str], command: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """argparse left it to the outermost parser, which showed `usage: latentite [-h] [--version] COMMAND ...`."""
+    """argparse left it to the outermost parser, which showed `usage: latentite [-h] [--version] COMMAND ...`.
+
+    It is named before what is missing, which may be what was mistyped.
+    """
     with pytest.raises(SystemExit) as ended:
         cli.parse(words)
     told = capsys.readouterr().err

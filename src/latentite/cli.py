@@ -59,7 +59,7 @@ GROUPS = {
         "predictor.register_predict",
         "predict properties of any structures with a trained predictor",
     ),
-    "sample": ("sample.register", "sample new crystals from a trained latent diffusion model"),
+    "sample": ("sample.register", "sample new crystals from a trained model"),
     "reward": ("reward.register", "rewards of reinforcement learning: check one of your own"),
     "evaluate": ("evaluate.register", "measure any set of structures against a reference"),
     "export": ("predictor.register_export", "a predictor at one fidelity as one file that runs elsewhere"),
@@ -78,11 +78,21 @@ class CommandParser(argparse.ArgumentParser):
     def parse_known_args(  # type: ignore[override]
         self, args: Sequence[str] | None = None, namespace: argparse.Namespace | None = None
     ) -> tuple[argparse.Namespace, list[str]]:
-        """Parsed arguments; ends the program when any is left, which argparse would leave to the outermost parser."""
-        parsed, unknown = super().parse_known_args(args, namespace)
+        """Parsed arguments; ends the program when any is left, which argparse would leave to the outermost parser.
+
+        A first pass requires nothing: a mistyped option is named before what is missing, which it may have been.
+        """
+        required = [action for action in self._actions if action.required]
+        try:
+            for action in required:
+                action.required = False
+            _, unknown = super().parse_known_args(args)
+        finally:
+            for action in required:
+                action.required = True
         if unknown:
             self.error(f"unrecognized arguments: {' '.join(unknown)}")
-        return parsed, unknown
+        return super().parse_known_args(args, namespace)
 
 
 def build_parser(group: str | None = None) -> argparse.ArgumentParser:

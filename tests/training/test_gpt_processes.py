@@ -1,4 +1,4 @@
-"""The stage `gpt` in processes of its own, as users start it: two at once, and bf16."""
+"""The stage `gpt` as users start it: two processes train like one, and bf16 like float32."""
 
 from __future__ import annotations
 
@@ -13,12 +13,14 @@ import pytest
 import torch
 from tiny_run import read
 
-from latentite.config import config_dir
+from latentite.config import compose, load
 from latentite.data.build import load_splits
 from latentite.data.dataset import CrystalDataset, write_dataset
 from latentite.data.sources import resolve
+from latentite.nn.gpt.rows import CandidateCells
+from latentite.stages import train_gpt
+from latentite.training.stage_settings import TrainGPTConfig
 
-SCRIPT = config_dir().parent / "src" / "train_gpt.py"
 TINY = [
     "experiment=prototypes/gpt",
     "data.batch_size=8",
@@ -59,7 +61,13 @@ def data_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def start(data_dir: Path, run_dir: Path, *overrides: str, script: Path = SCRIPT) -> subprocess.Popen:
+def train_here(data_dir: Path, run_dir: Path, *overrides: str) -> None:
+    """What `start` does, in this process: no other interpreter has to import everything."""
+    values = compose("train_gpt", [*TINY, f"data.data_dir={data_dir}", *overrides])
+    train_gpt(load(TrainGPTConfig, values | {"run_dir": str(run_dir)}))
+
+
+def start(data_dir: Path, run_dir: Path, script: Path, *overrides: str) -> subprocess.Popen:
     command = [sys.executable, str(script), *TINY, f"data.data_dir={data_dir}", f"hydra.run.dir={run_dir}"]
     return subprocess.Popen(
         [*command, *overrides],
@@ -87,7 +95,9 @@ def losses(run_dir: Path, name: str) -> list[float]:
 
 
 @pytest.mark.slow
-def test_two_processes_train_like_one(data_dir: Path, tmp_path: Path) -> None:
+def test_two_processes_train_like_one(
+    data_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Without the draws that depend on the process the same network comes out; only rounding differs.
 
     In one step or another a process has no free coordinate, so that some parameters have no part in its loss.
@@ -104,8 +114,10 @@ def test_two_processes_train_like_one(data_dir: Path, tmp_path: Path) -> None:
         "gpt_module.scheduler.warmup_steps=0",
     ]
     one, two = tmp_path / "one", tmp_path / "two"
-    finish(start(data_dir, one, *same, script=script))
-    finish(start(data_dir, two, *same, "trainer=ddp_cpu", "trainer.max_epochs=2", script=script))
+    pair = start(data_dir, two, script, *same, "trainer=ddp_cpu", "trainer.max_epochs=2")
+    monkeypatch.setattr(CandidateCells, "draw", lambda self, members, num: self.all_of(members))
+    train_here(data_dir, one, *same)
+    finish(pair)
     first, second = (read(folder / "checkpoints" / "last.ckpt") for folder in (one, two))
     assert first["global_step"] == second["global_step"] == 12
     for name, weights in first["state_dict"].items():
@@ -117,6 +129,6 @@ def test_two_processes_train_like_one(data_dir: Path, tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_bf16_trains_as_float32_does(data_dir: Path, tmp_path: Path) -> None:
     plain, mixed = tmp_path / "plain", tmp_path / "mixed"
-    finish(start(data_dir, plain))
-    finish(start(data_dir, mixed, "trainer.precision=bf16-mixed"))
+    train_here(data_dir, plain)
+    train_here(data_dir, mixed, "trainer.precision=bf16-mixed")
     assert losses(mixed, "val/loss") == pytest.approx(losses(plain, "val/loss"), rel=0.1)
