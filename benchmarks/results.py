@@ -27,8 +27,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from results_gpt import GPT_PARTS, with_mix
 from results_page import write_page
-from results_parts import NEEDS, PARTS, QUICK, SIZES, Setup, Sizes
+from results_parts import PARTS as LATENT_PARTS
+from results_parts import QUICK, Setup, Sizes
 
 from latentite import __version__, hub
 from latentite.base.files import sha256_file, write_json
@@ -41,10 +43,14 @@ ROLES = {
     "conditional": "mp_20_biternary_ldm_formation_energy",
     "composition": "mp_20_biternary_ldm_composition",
     "rl": "mp_20_biternary_ldm_rl",
+    "gpt": hub.DEFAULT_GPT,
+    "gpt_rl": "mp_mix_gpt_rl",
+    "gpt_biternary": "mp_20_biternary_gpt",
     "predictor_formation_energy": "mp_20_biternary_predictor_formation_energy",
     "predictor_band_gap": "mp_20_biternary_predictor_band_gap",
 }
 """The bundled checkpoint of each role."""
+PARTS = {**LATENT_PARTS, **GPT_PARTS}
 
 
 def machine() -> dict[str, Any]:
@@ -85,7 +91,9 @@ def hashes_of(path: Path) -> list[str]:
 
 def inputs_of(part: str, setup: Setup) -> dict[str, Any]:
     """Everything that the numbers of a part depend on."""
-    roles = NEEDS.get(part, tuple(ROLES) if part == "weights" else ())
+    wanted = PARTS[part]
+    roles = tuple(ROLES) if part == "weights" else wanted.needs
+    setup = with_mix(setup) if wanted.on_mix else setup
     used = {role: setup.checkpoints[role] for role in roles if role in setup.checkpoints}
     tables = sorted(
         path for folder in (setup.data, *setup.hull) for path in folder.glob("*") if path.is_file()
@@ -93,7 +101,7 @@ def inputs_of(part: str, setup: Setup) -> dict[str, Any]:
     return {
         "checkpoints": {role: hashes_of(path) for role, path in used.items()},
         "data": {f"{path.parent.name}/{path.name}": sha256_file(path) for path in tables},
-        "sizes": {name: getattr(setup.sizes, name) for name in SIZES.get(part, ())},
+        "sizes": {name: getattr(setup.sizes, name) for name in wanted.sizes},
         "relax": setup.relax,
         "hull_theory": str(setup.hull_theory),
         "seed": setup.seed,
@@ -102,8 +110,8 @@ def inputs_of(part: str, setup: Setup) -> dict[str, Any]:
 
 def run_part(part: str, setup: Setup, out: Path) -> str:
     """Measure a part unless its numbers are there; says in words what was done."""
-    needs = NEEDS.get(part)
-    if needs is not None and not any(role in setup.checkpoints for role in needs):
+    needs = PARTS[part].needs
+    if needs and not any(role in setup.checkpoints for role in needs):
         options = " or ".join(f"--{role.replace('_', '-')}" for role in needs)
         return f"left out: there is no checkpoint for it; give {options}, or have it in ckpts/"
     inputs = json.loads(json.dumps(inputs_of(part, setup)))
@@ -115,7 +123,7 @@ def run_part(part: str, setup: Setup, out: Path) -> str:
     is_resumed = folder.exists()
     folder.mkdir(parents=True, exist_ok=True)
     start = time.perf_counter()
-    found = PARTS[part](setup, folder)
+    found = PARTS[part].measure(setup, folder)
     seconds = time.perf_counter() - start
     write_json(
         path,
@@ -144,6 +152,11 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
         default=Path("../shared/data/mp_20_biternary"),
         help="folder with its three splits",
     )
+    add(
+        "--mix",
+        type=Path,
+        help="folder of mp_mix, which the shipped crystal GPT has learned from [beside --data]",
+    )
     add("--hull", type=Path, action="append", help="tables to compete with [--data, and mpts_52 beside it]")
     add("--hull-theory", default="PBE(+U), corrected", help="of their formation energies [%(default)s]")
     add(
@@ -155,7 +168,16 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--page", type=Path, default=Path("docs/results.md"), help="its pictures go into images/ beside it")
     add("--parts", nargs="*", choices=list(PARTS), default=list(PARTS), help="[all of them]")
     add("--quick", action="store_true", help="a dozen of everything, to see that it works")
-    for name in ("samples", "rl", "conditional", "crystals", "formulas", "per-formula", "relax-steps"):
+    for name in (
+        "samples",
+        "rl",
+        "filtered",
+        "conditional",
+        "crystals",
+        "formulas",
+        "per-formula",
+        "relax-steps",
+    ):
         add(f"--num-{name}", type=int, metavar="N", help=f"[{getattr(Sizes(), name.replace('-', '_'))}]")
     for role, name in ROLES.items():
         add(f"--{role.replace('_', '-')}", metavar="CKPT", help=f"[{name}, if it is there]")
@@ -177,6 +199,7 @@ def setup_of(args: argparse.Namespace) -> Setup:
             f"--data must be a folder with train, val and test tables, but {args.data} is none"
         )
     beside = args.data.parent / "mpts_52"
+    mix = args.mix or args.data.parent / "mp_mix"
     hull = args.hull or [args.data, *([beside] if beside.is_dir() else [])]
     sizes = asdict(QUICK if args.quick else Sizes())
     given = {name: getattr(args, f"num_{name}") for name in sizes}
@@ -189,6 +212,7 @@ def setup_of(args: argparse.Namespace) -> Setup:
         sizes=Sizes(**{name: value if given[name] is None else given[name] for name, value in sizes.items()}),
         workers=args.workers,
         seed=args.seed,
+        mix=mix if mix.is_dir() else None,
     )
 
 

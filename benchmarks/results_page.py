@@ -12,16 +12,20 @@ from typing import Any
 
 import numpy as np
 from results_tables import (
+    MIX_SETS,
     SETS,
     Found,
+    by_freedom,
     conditional,
     energy_note,
+    known,
     learning,
     markdown,
     missing,
     number_text,
     prediction,
     rate_text,
+    requests,
     samples,
 )
 
@@ -42,23 +46,48 @@ Made by `python benchmarks/results.py`, which anyone can run again. Rates have n
 
 {vae}
 
-## Samples
+## The shipped crystal GPT
 
-Each set is held against the training split: unique within the set, novel against it (0.2/0.3/5°). {energies}
+{mix}
+
+By number of free coordinates, of this model and of the sets of the next section:
+
+{freedom}
+
+Requests:
+
+{requests}
+
+{gpt_conditional}
+
+Known compounds, asked for by formula:
+
+{known}
+
+Before and after reinforcement learning:
+
+{gpt_rl}
+
+## The generators compared
+
+Here all models have learned from the same crystals of two and three elements. Each set is held against the training
+split: unique within the set, novel against it (0.2/0.3/5°). {energies}
 
 {samples}
 
 {pictures}
 
-## Conditions
+## Conditions of latent diffusion
 
 {conditional}
 
 ## Structure prediction
 
-{prediction}
+Crystal GPT: {gpt_prediction}
 
-## Reinforcement learning
+Latent diffusion: {prediction}
+
+## Reinforcement learning of latent diffusion
 
 {rl}
 
@@ -102,6 +131,13 @@ def write_page(folder: Path, page: Path) -> None:
         weights=_weights(found),
         machines=_machines(found),
         vae=_vae(found),
+        mix=samples(found, MIX_SETS),
+        freedom=by_freedom(found),
+        requests=requests(found),
+        gpt_conditional=conditional(found, "gpt_conditional", "gpt"),
+        known=known(found),
+        gpt_rl=learning(found, "gpt", "gpt_rl"),
+        gpt_prediction=prediction(found, "gpt_prediction"),
         energies=energy_note(found),
         samples=samples(found),
         pictures=f"![Numbers of atoms, densities, elements]({picture.relative_to(page.parent)})"

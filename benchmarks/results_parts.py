@@ -32,11 +32,16 @@ from latentite.generation import generate
 from latentite.metrics.errors import regression_metrics
 from latentite.models import load_predictor, load_vae
 from latentite.predictor.predict import predict_dataset
+from latentite.symmetry.positions import wyckoff_table
 
 CONDITION, ASKED, TOLERANCE = "formation_energy_per_atom", (-3.0, -2.0, -1.0, 0.0), 0.2
 """What the conditional model is asked for, and how near counts as a hit, in eV/atom."""
 DENSITY_EDGES = np.arange(0.0, 25.01, 0.5)
 """g/cm^3"""
+KEPT_COLUMNS = ("formula", "chemical_system", "space_group_0.1", "wyckoff", "prototype")
+"""Columns of each crystal that the numbers of a part keep."""
+FREEDOM = ((0, 0, "0"), (1, 2, "1 or 2"), (3, 6, "3 to 6"), (7, 10**6, "7 and more"))
+"""Numbers of free coordinates that are told apart."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -46,6 +51,8 @@ class Sizes:
     samples: int = 1000
     rl: int = 1000
     """Samples after reinforcement learning."""
+    filtered: int = 500
+    """Samples that pass a filter."""
     conditional: int = 100
     """For each value that is asked."""
     formulas: int = 200
@@ -55,7 +62,9 @@ class Sizes:
     relax_steps: int = 500
 
 
-QUICK = Sizes(samples=12, rl=12, conditional=4, formulas=3, per_formula=2, crystals=12, relax_steps=3)
+QUICK = Sizes(
+    samples=12, rl=12, filtered=12, conditional=4, formulas=3, per_formula=2, crystals=12, relax_steps=3
+)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -73,6 +82,8 @@ class Setup:
     sizes: Sizes
     workers: int
     seed: int
+    mix: Path | None = None
+    """The data set of the shipped crystal GPT; None where there is none."""
 
 
 def measure_vae(setup: Setup, folder: Path) -> dict[str, Any]:
@@ -88,22 +99,22 @@ def measure_vae(setup: Setup, folder: Path) -> dict[str, Any]:
 
 def measure_samples(setup: Setup, folder: Path) -> dict[str, Any]:
     """Unconditional samples, as they come and relaxed."""
-    return _sampled(setup, folder, setup.checkpoints["ldm"], setup.sizes.samples)
+    return sampled(setup, folder, setup.checkpoints["ldm"], setup.sizes.samples)
 
 
 def measure_rl(setup: Setup, folder: Path) -> dict[str, Any]:
     """The same of the model after reinforcement learning."""
-    return _sampled(setup, folder, setup.checkpoints["rl"], setup.sizes.rl)
+    return sampled(setup, folder, setup.checkpoints["rl"], setup.sizes.rl)
 
 
 def measure_test(setup: Setup, folder: Path) -> dict[str, Any]:
     """Real crystals that no model has seen, as samples are measured."""
-    return _evaluated(setup, folder, _crystals(setup, str(setup.data), "test"))
+    return evaluated(setup, folder, crystals_of(setup, str(setup.data), "test"))
 
 
 def measure_prototypes(setup: Setup, folder: Path) -> dict[str, Any]:
     """Random substitutions into known prototypes, likewise: what needs no model."""
-    return _evaluated(setup, folder, _crystals(setup, "prototypes", "train"))
+    return evaluated(setup, folder, crystals_of(setup, "prototypes", "train"))
 
 
 def measure_conditional(setup: Setup, folder: Path) -> dict[str, Any]:
@@ -111,14 +122,14 @@ def measure_conditional(setup: Setup, folder: Path) -> dict[str, Any]:
     found = {}
     for value in ASKED:
         samples = folder / f"samples_{value:g}"
-        seconds = _generate(
+        seconds = generate_into(
             setup,
             setup.checkpoints["conditional"],
             samples,
             num_samples=setup.sizes.conditional,
             conditions={CONDITION: value},
         )
-        report = _evaluated(setup, folder / f"report_{value:g}", samples, tolerances={CONDITION: TOLERANCE})
+        report = evaluated(setup, folder / f"report_{value:g}", samples, tolerances={CONDITION: TOLERANCE})
         found[f"{value:g}"] = {
             "measured": report["conditions"]["measured"].get(CONDITION),
             "formation_energies": report["formation_energies"],
@@ -130,6 +141,12 @@ def measure_conditional(setup: Setup, folder: Path) -> dict[str, Any]:
 
 def measure_prediction(setup: Setup, folder: Path) -> dict[str, Any]:
     """Crystal structure prediction: test formulas, with the number of atoms of the crystal that is looked for."""
+    role = "composition" if "composition" in setup.checkpoints else "ldm"
+    return {**predicted(setup, folder, setup.checkpoints[role]), "is_told": role == "composition"}
+
+
+def predicted(setup: Setup, folder: Path, checkpoint: Path) -> dict[str, Any]:
+    """Test formulas with a model, `Sizes.per_formula` samples of each."""
     dataset, _ = read_source(str(setup.data), split="test", max_atoms=0)
     formulas = reduced_formulas(dataset.crystals)
     order = torch.randperm(len(dataset), generator=torch.Generator().manual_seed(setup.seed)).tolist()
@@ -139,19 +156,17 @@ def measure_prediction(setup: Setup, folder: Path) -> dict[str, Any]:
     chosen = torch.tensor([i for i in order if first[formulas[i]] == i][: setup.sizes.formulas])
     targets = dataset.crystals.select(chosen).with_properties({})
     cells = [structure.composition.formula.replace(" ", "") for structure in targets.to_structures()]
-    role = "composition" if "composition" in setup.checkpoints else "ldm"
-    seconds = _generate(
+    seconds = generate_into(
         setup,
-        setup.checkpoints[role],
+        checkpoint,
         folder / "samples",
         num_samples=setup.sizes.per_formula,
         formula=cells,
         formula_units=1,
     )
-    report = _evaluated(replace(setup, relax="none"), folder / "report", folder / "samples", targets=targets)
+    report = evaluated(replace(setup, relax="none"), folder / "report", folder / "samples", targets=targets)
     return {
         "per_formula": setup.sizes.per_formula,
-        "is_told": role == "composition",
         **report["prediction"],
         "sampling_seconds": seconds,
     }
@@ -206,66 +221,77 @@ def measure_weights(setup: Setup, folder: Path) -> dict[str, Any]:
     return found
 
 
-PARTS: dict[str, Callable[[Setup, Path], dict[str, Any]]] = {
-    "weights": measure_weights,
-    "vae": measure_vae,
-    "samples": measure_samples,
-    "test": measure_test,
-    "prototypes": measure_prototypes,
-    "conditional": measure_conditional,
-    "prediction": measure_prediction,
-    "rl": measure_rl,
-    "predictors": measure_predictors,
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Part:
+    """Something that is measured."""
+
+    measure: Callable[[Setup, Path], dict[str, Any]]
+    needs: tuple[str, ...] = ()
+    """Roles whose checkpoints it takes, one of which must be there."""
+    sizes: tuple[str, ...] = ()
+    """Sizes that its numbers depend on."""
+    on_mix: bool = False
+    """True for what is held against the data set of the shipped crystal GPT."""
+
+
+PARTS = {
+    "weights": Part(measure=measure_weights),
+    "vae": Part(measure=measure_vae, needs=("vae",), sizes=("crystals",)),
+    "samples": Part(measure=measure_samples, needs=("ldm",), sizes=("samples", "relax_steps")),
+    "test": Part(measure=measure_test, sizes=("crystals", "relax_steps")),
+    "prototypes": Part(measure=measure_prototypes, sizes=("crystals", "relax_steps")),
+    "conditional": Part(
+        measure=measure_conditional, needs=("conditional",), sizes=("conditional", "relax_steps")
+    ),
+    "prediction": Part(
+        measure=measure_prediction, needs=("composition", "ldm"), sizes=("formulas", "per_formula")
+    ),
+    "rl": Part(measure=measure_rl, needs=("rl",), sizes=("rl", "relax_steps")),
+    "predictors": Part(
+        measure=measure_predictors,
+        needs=("predictor_formation_energy", "predictor_band_gap"),
+        sizes=("crystals",),
+    ),
 }
 """In the order of the page."""
 
-NEEDS = {
-    "vae": ("vae",),
-    "samples": ("ldm",),
-    "conditional": ("conditional",),
-    "prediction": ("composition", "ldm"),
-    "rl": ("rl",),
-    "predictors": ("predictor_formation_energy", "predictor_band_gap"),
-}
-"""The roles whose checkpoints a part takes, one of which must be there."""
 
-SIZES = {
-    "vae": ("crystals",),
-    "samples": ("samples", "relax_steps"),
-    "test": ("crystals", "relax_steps"),
-    "prototypes": ("crystals", "relax_steps"),
-    "conditional": ("conditional", "relax_steps"),
-    "prediction": ("formulas", "per_formula"),
-    "rl": ("rl", "relax_steps"),
-    "predictors": ("crystals",),
-}
-"""The sizes that the numbers of a part depend on."""
-
-
-def _crystals(setup: Setup, source: str, split: str) -> CrystalBatch:
+def crystals_of(setup: Setup, source: str, split: str) -> CrystalBatch:
+    """Crystals of a split, at most so many, without labels."""
     dataset, _ = read_source(source, split=split, max_atoms=0)
     return subset(dataset, setup.sizes.crystals, seed=setup.seed).crystals.with_properties({})
 
 
-def _generate(setup: Setup, checkpoint: Path, out: Path, **options: Any) -> float:
+def generate_into(setup: Setup, checkpoint: Path, out: Path, **options: Any) -> float:
     """Samples into a folder, or what is missing there; gives the seconds of all sessions."""
     generate(checkpoint, out=out, seed=setup.seed, format=["extxyz"], resume=True, **options)
     manifest = json.loads((out / "manifest.json").read_text(encoding="utf-8"))
     return float(sum(session["wall_seconds"] for session in manifest["sessions"]))
 
 
-def _sampled(setup: Setup, folder: Path, checkpoint: Path, count: int) -> dict[str, Any]:
-    seconds = _generate(setup, checkpoint, folder / "samples", num_samples=count)
+def sampled(setup: Setup, folder: Path, checkpoint: Path, count: int, **options: Any) -> dict[str, Any]:
+    """Samples with these options, and their evaluation."""
+    seconds = generate_into(setup, checkpoint, folder / "samples", num_samples=count, **options)
     manifest = json.loads((folder / "samples" / "manifest.json").read_text(encoding="utf-8"))
-    settings = {name: manifest["settings"][name] for name in ("sampler", "steps", "guidance", "seed")}
+    names = (
+        "sampler",
+        "steps",
+        "guidance",
+        "seed",
+        "temperature",
+        "top_p",
+        "max_elements",
+        "min_distance_scaled",
+    )
+    settings = {name: manifest["settings"][name] for name in names if name in manifest["settings"]}
     return {
-        **_evaluated(setup, folder, folder / "samples"),
+        **evaluated(setup, folder, folder / "samples"),
         "sampling_seconds": seconds,
         "sampling": {**settings, "counts": manifest["counts"]},
     }
 
 
-def _evaluated(setup: Setup, folder: Path, source: Path | CrystalBatch, **options: Any) -> dict[str, Any]:
+def evaluated(setup: Setup, folder: Path, source: Path | CrystalBatch, **options: Any) -> dict[str, Any]:
     """The evaluation of a set, against the training split; what the page needs of it."""
     out = folder / "evaluation"
     relax: str | EnergyOptions = "none"
@@ -308,9 +334,52 @@ def _evaluated(setup: Setup, folder: Path, source: Path | CrystalBatch, **option
             for name in ("potential", "settings", "status", "medians", "hull")
             if name in energies
         },
+        "rows": [{name: row.get(name, "") for name in KEPT_COLUMNS} for row in rows],
+        "by_freedom": by_freedom(rows),
         "formation_energies": _numbers(rows, "relaxed_formation_energy"),
         "histograms": _histograms(rows),
     }
+
+
+def by_freedom(rows: list[dict[str, str]]) -> dict[str, dict[str, Any]]:
+    """What becomes of crystals with so many free coordinates, counted by space group and Wyckoff letters."""
+    found: dict[str, list[dict[str, str]]] = {label: [] for _, _, label in FREEDOM}
+    for row in rows:
+        if row.get("wyckoff") and row.get("space_group_0.1"):
+            number = num_free_coordinates(int(float(row["space_group_0.1"])), row["wyckoff"])
+            found[next(label for low, high, label in FREEDOM if low <= number <= high)].append(row)
+    return {
+        label: {
+            "count": len(members),
+            "rmsd_to_relaxed": _median(members, "rmsd_to_relaxed"),
+            "energy_above_hull": _median(members, "energy_above_hull"),
+            **{name: _rate(members, name) for name in ("relax_converged", "relaxed_msun")},
+        }
+        for label, members in found.items()
+    }
+
+
+def num_free_coordinates(number: int, wyckoff: str) -> int:
+    """Of the orbits of a crystal, from its letters with their counts, such as `a 2c`."""
+    table = wyckoff_table()
+    letters = table.letter[table.first[number] :]
+    free = 0
+    for word in wyckoff.split():
+        place = int(table.first[number]) + letters.index(word[-1])
+        free += int(word[:-1] or 1) * int(table.num_free[place])
+    return free
+
+
+def _median(rows: list[dict[str, str]], column: str) -> float | None:
+    values = _numbers(rows, column)
+    return float(np.median(values)) if values else None
+
+
+def _rate(rows: list[dict[str, str]], column: str) -> dict[str, int] | None:
+    known = [row[column] for row in rows if row.get(column)]
+    if not known:
+        return None
+    return {"numerator": sum(value.lower() == "true" for value in known), "denominator": len(rows)}
 
 
 def _numbers(rows: list[dict[str, str]], column: str) -> list[float]:

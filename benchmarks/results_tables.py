@@ -1,6 +1,6 @@
 """Tables of `results_page.py` about sampled sets: rates side by side, conditions, structure prediction, learning.
 
-Comes before it. A section that was not measured says how it would be.
+A section that was not measured says how it would be.
 """
 
 from __future__ import annotations
@@ -17,11 +17,23 @@ Found = Mapping[str, Mapping[str, Any]]
 """By part: the content of its file."""
 
 SETS = {
-    "samples": "samples",
     "test": "test crystals",
     "prototypes": "random substitutions",
-    "rl": "samples after RL",
+    "samples": "latent diffusion",
+    "gpt_biternary": "crystal GPT",
+    "rl": "latent diffusion after RL",
+    "prototypes_filtered": "random substitutions, filtered",
+    "samples_filtered": "latent diffusion, filtered",
+    "gpt_biternary_sharp": "crystal GPT, sharp and filtered",
 }
+"""Sets that are held against the crystals of two and three elements."""
+MIX_SETS = {
+    "gpt": "as the model says them",
+    "gpt_sharp": "sharp and filtered",
+    "gpt_on_hull": "asked for energy_above_hull=0",
+    "gpt_rl": "after RL",
+}
+"""Sets of the shipped crystal GPT, held against its own training crystals."""
 RATES = {
     "min_distance_ok": "atoms more than 0.5 Å apart",
     "structure_valid": "structure valid",
@@ -30,6 +42,8 @@ RATES = {
     "unique": "unique",
     "novel": "novel",
     "valid_unique_novel": "valid, unique and novel",
+    "decorated_in_reference": "space group, letters and elements as a training crystal",
+    "prototype_in_reference": "prototype of a training crystal",
     "stable": "stable (<= 0 eV/atom), as they came",
     "metastable": "metastable (<= 0.1), as they came",
     "sun": "SUN, as they came",
@@ -80,7 +94,7 @@ def number_text(value: float | None, digits: int = 3) -> str:
 
 def energy_note(found: Found) -> str:
     """By which potential, how far relaxed and above which hull."""
-    for name in SETS:
+    for name in {**SETS, **MIX_SETS}:
         if name in found and (energies := found[name]["found"]["energies"]):
             potential, settings, hull = energies["potential"], energies["settings"], energies.get("hull")
             tables = [] if hull is None else [Path(name).name for name in hull["name"].split(", ")]
@@ -96,11 +110,11 @@ def energy_note(found: Found) -> str:
     return "No energies were computed."
 
 
-def samples(found: Found) -> str:
+def samples(found: Found, labels: Mapping[str, str] = SETS) -> str:
     """Table of rates, medians and distances, a column per set of crystals."""
-    sets = [name for name in SETS if name in found]
+    sets = [name for name in labels if name in found]
     if not sets:
-        return missing("samples test prototypes")
+        return missing(" ".join(labels))
     results = {name: found[name]["found"] for name in sets}
     rows = [["crystals", *(str(result["num_in"]) for result in results.values())]]
     for name, label in RATES.items():
@@ -116,16 +130,69 @@ def samples(found: Found) -> str:
         rows.append(
             [f"Wasserstein distance to the training set: {label}", *(number_text(value) for value in values)]
         )
-    return markdown(["", *(SETS[name] for name in sets)], rows)
+    return markdown(["", *(labels[name] for name in sets)], rows)
 
 
-def conditional(found: Found) -> str:
-    """Table of hits, a row per formation energy that was asked for."""
-    if "conditional" not in found:
-        return missing("conditional")
-    result = found["conditional"]["found"]
+def by_freedom(found: Found) -> str:
+    """Table of what becomes of crystals with few and many free coordinates."""
+    labels = {**SETS, **MIX_SETS}
+    rows = []
+    for name, label in labels.items():
+        for number, item in found.get(name, {}).get("found", {}).get("by_freedom", {}).items():
+            rate = rate_text(item["relax_converged"]), rate_text(item["relaxed_msun"])
+            medians = (number_text(item[key]) for key in ("rmsd_to_relaxed", "energy_above_hull"))
+            owner = f"shipped crystal GPT, {label}" if name in MIX_SETS else label
+            rows.append([owner, number, str(item["count"]), *medians, *rate])
+    header = ["", "free coordinates", "crystals", "median RMSD to relaxed, Å"]
+    header += ["median energy above hull, as they came, eV/atom", "relaxation converged", "MSUN, relaxed"]
+    return markdown(header, rows) if rows else missing("gpt gpt_biternary samples")
+
+
+def known(found: Found) -> str:
+    """Table of known compounds: how many samples of each formula are the known structure."""
+    if "gpt_known" not in found:
+        return missing("gpt_known")
+    rows = [
+        [
+            formula,
+            "yes" if item["is_in_train"] else "no",
+            str(item["crystals_of_this_formula_in_train"]),
+            f"{item['loose']} of {item['samples']}",
+            f"{item['strict']} of {item['samples']}",
+            f"{item['tetrahedra']} of {item['samples']} have PO4 tetrahedra" if "tetrahedra" in item else "",
+        ]
+        for formula, item in found["gpt_known"]["found"].items()
+    ]
+    header = ["formula", "in training", "training crystals of this formula", "0.3/0.5/10°", "0.2/0.3/5°", ""]
+    return markdown(header, rows)
+
+
+def requests(found: Found) -> str:
+    """Table of space groups and chemical systems that the shipped crystal GPT was asked for."""
+    if "gpt_conditional" not in found:
+        return missing("gpt_conditional")
+    result = found["gpt_conditional"]["found"]
+    rows = [
+        [f"{kind} {label}", rate_text(item["hits"]), rate_text(item["rates"]["valid"])]
+        for kind, part in (("space group", "groups"), ("chemical system", "systems"))
+        for label, item in result[part].items()
+    ]
+    return markdown(["asked", "hits", "valid"], rows)
+
+
+def conditional(found: Found, part: str = "conditional", free_part: str = "samples") -> str:
+    """Table of hits, a row per formation energy that was asked for.
+
+    Args:
+        found: all parts.
+        part: that with the requests.
+        free_part: samples of which nothing was asked.
+    """
+    if part not in found:
+        return missing(part)
+    result = found[part]["found"]
     tolerance = result["tolerance"]
-    unasked = found.get("samples", {}).get("found", {})
+    unasked = found.get(free_part, {}).get("found", {})
     free, num_free = unasked.get("formation_energies", []), unasked.get("num_scored", 0)
     rows = []
     for value, item in result["asked"].items():
@@ -149,17 +216,18 @@ def conditional(found: Found) -> str:
     )
 
 
-def prediction(found: Found) -> str:
+def prediction(found: Found, part: str = "prediction") -> str:
     """Table of match rates, by matcher and number of samples."""
-    if "prediction" not in found:
-        return missing("prediction")
-    result = found["prediction"]["found"]
+    if part not in found:
+        return missing(part)
+    result = found[part]["found"]
     most = result["per_formula"]
     told = (
         "is told the composition, too"
         if result["is_told"]
         else "is not told it, and was not trained for this"
     )
+    kept = "masks of its choices" if part.startswith("gpt") else "assigning its elements to the decoded atoms"
     rows = []
     for key, label in (("loose", "0.3/0.5/10°"), ("strict", "0.2/0.3/5°")):
         matcher = result["matchers"][key]
@@ -168,16 +236,16 @@ def prediction(found: Found) -> str:
             rows.append([label, str(count), rate_text(item["rate"]), number_text(item["rmse"])])
     return (
         f"{result['targets']['num_targets']} test crystals of different formulas. The number of atoms is given; the "
-        f"formula is kept by assigning its elements to the decoded atoms; the model {told}.\n\n"
+        f"formula is kept by {kept}; the model {told}.\n\n"
         + markdown(["matcher", "samples each", "matched", "RMSE of matched pairs"], rows)
     )
 
 
-def learning(found: Found) -> str:
+def learning(found: Found, first_part: str = "samples", second_part: str = "rl") -> str:
     """Table of rates before and after reinforcement learning."""
-    if not {"rl", "samples"} <= found.keys():
-        return missing("samples rl")
-    before, after = found["samples"]["found"]["rates"], found["rl"]["found"]["rates"]
+    if not {first_part, second_part} <= found.keys():
+        return missing(f"{first_part} {second_part}")
+    before, after = found[first_part]["found"]["rates"], found[second_part]["found"]["rates"]
     rows = []
     for name, label in RATES.items():
         first, second = rate_of(before.get(name)), rate_of(after.get(name))

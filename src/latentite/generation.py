@@ -18,7 +18,7 @@ from latentite.crystal import CrystalBatch
 from latentite.generators.jobs import Jobs
 from latentite.generators.protocol import Generator
 from latentite.generators.table import open_generator
-from latentite.hub import DEFAULT_LDM
+from latentite.hub import DEFAULT_GPT
 from latentite.sampling.folder import Counts
 from latentite.sampling.options import GenerateConfig
 from latentite.sampling.run import (
@@ -49,7 +49,7 @@ class GenerateResult:
     """Of `crystals`: index, attempt and what was asked."""
 
 
-def generate(ckpt: str | Path = DEFAULT_LDM, **options: Any) -> GenerateResult:
+def generate(ckpt: str | Path = DEFAULT_GPT, **options: Any) -> GenerateResult:
     """Sample crystals with a checkpoint, the bundled one if none is named.
 
     Args:

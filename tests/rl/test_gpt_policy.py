@@ -124,7 +124,7 @@ def test_the_decisions_are_all_that_is_drawn_and_nothing_that_follows() -> None:
     # A decision without alternatives has probability 1: the end of a full crystal, for example.
     assert (every[is_decision] == 0.0).float().mean() < 0.3
     uniforms = seed_uniforms(prompts.seeds, num_uniforms(LIMITS.max_orbits))
-    drawn = Sampler(policy.network.gpt, DrawSettings(min_distance=0.0)).draw(uniforms)
+    drawn = Sampler(policy.network.gpt, DrawSettings()).draw(uniforms)
     assert drawn.orbits.coords.equal(orbits.coords)
     full = orbits.num_orbits == LIMITS.max_orbits
     told = trajectories.log_probs.sum(-1)

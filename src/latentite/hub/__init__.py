@@ -10,6 +10,7 @@ from latentite.base.download import Patience
 from latentite.hub.lookup import card, download, list_names, resolve, verify
 from latentite.hub.names import (
     BUNDLED,
+    DEFAULT_GPT,
     DEFAULT_LDM,
     PUBLIC,
     REPOSITORY,
@@ -21,6 +22,7 @@ from latentite.hub.names import (
 
 __all__ = [
     "BUNDLED",
+    "DEFAULT_GPT",
     "DEFAULT_LDM",
     "PUBLIC",
     "REPOSITORY",

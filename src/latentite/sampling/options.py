@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from latentite.base.machine import BATCH_SIZE
 from latentite.base.options import option
 from latentite.base.plain import Numbers, Texts, check_seed, choice, names
-from latentite.hub import DEFAULT_LDM
+from latentite.hub import DEFAULT_GPT
 
 if TYPE_CHECKING:
     from latentite.checkpoint import Weights
@@ -27,7 +27,7 @@ HOW, WHAT, LONG = "how it is sampled", "what is asked", "long runs"
 class GenerateConfig:
     """The options of `latentite sample` that every generator has; text is taken wherever the command line takes it."""
 
-    ckpt: str | Path = field(default=DEFAULT_LDM, metadata=option("CKPT"))
+    ckpt: str | Path = field(default=DEFAULT_GPT, metadata=option("CKPT"))
     """A checkpoint file, or a hub name."""
     out: str | Path | None = field(default=None, metadata=option("DIR"))
     """A new or empty folder, or with --resume that of the run.

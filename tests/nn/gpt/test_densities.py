@@ -299,7 +299,7 @@ def test_own_samples_have_the_log_probability_that_the_sampler_told_with_every_d
 ) -> None:
     model = tiny(lattice, coords)
     uniforms = numbers(24, num_uniforms(model.limits.max_orbits))
-    sampler = Sampler(model, DrawSettings(min_distance=0.0))
+    sampler = Sampler(model, DrawSettings())
     drawn = sampler.draw(uniforms)
     with torch.no_grad():
         told = log_prob(model, drawn.orbits)

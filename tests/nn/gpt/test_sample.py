@@ -24,7 +24,7 @@ from latentite.symmetry.dataset import minkowski_reductions
 from latentite.symmetry.orbits import OrbitBatch
 from latentite.symmetry.positions import wyckoff_table
 
-FREE = DrawSettings(min_distance=0.0)
+FREE = DrawSettings()
 """Exactly the network's own distribution."""
 
 

@@ -73,7 +73,7 @@ class GPTPolicy:
         gpt = self.network.gpt
         uniforms = seed_uniforms(seeds, num_uniforms(gpt.limits.max_orbits)).to(gpt.start.device)
         conditioning = self.network.conditioning(values, num_crystals=len(seeds))
-        drawn = Sampler(gpt, DrawSettings(min_distance=0.0)).draw(
+        drawn = Sampler(gpt, DrawSettings()).draw(
             uniforms, condition=None if conditioning is None else conditioning.vector
         )
         lattices = drawn.orbits.primitive_lattices().cpu().numpy()

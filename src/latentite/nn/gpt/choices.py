@@ -23,9 +23,6 @@ class DrawSettings:
     """Of groups, letters, elements and coordinates: the likeliest choices that hold this share."""
     max_elements: int | None = None
     """Largest number of different elements; None for that of the training data."""
-    min_distance: float = 0.5
-    """Smallest distance over summed covalent radii that the last coordinate of an orbit may leave; 0 for none. Of bins:
-    coordinates on the circle are drawn without a look at distances."""
     guidance: float = 1.0
     """s of u + s (c - u) for the logits of groups, letters, elements and components of the cell's mixture."""
 

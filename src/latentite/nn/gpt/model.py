@@ -18,8 +18,7 @@ from latentite.nn.gpt.circular import CircularHead, CoordDensity
 from latentite.nn.gpt.inputs import PaddedOrbits
 from latentite.nn.gpt.log_probability import LogProbability
 from latentite.nn.gpt.placement import LAST, NUM_BASIS, PlacedCrystals, environment_distances, radial_basis
-from latentite.nn.gpt.places import PlaceHead, Surroundings
-from latentite.nn.gpt.rows import PlaceRows
+from latentite.nn.gpt.places import PlaceHead
 from latentite.nn.gpt.size import GPTLimits, GPTSize
 from latentite.nn.gpt.skeleton_network import SkeletonNetwork
 from latentite.nn.gpt.tokens import NUM_SYMBOLS, letter_tables
@@ -230,40 +229,3 @@ class CrystalGPT(SkeletonNetwork):
         first = torch.zeros_like(polar)
         first[:, 0] = polar[:, 0]
         return first
-
-    @property
-    def max_places_cost(self) -> float:
-        """Padded candidates times neighbours that are scored at once."""
-        return self.places.max_places_cost
-
-    def coarse_scores(
-        self,
-        rows: PlaceRows,
-        cells: Tensor,
-        placed: PlacedCrystals,
-        skeleton: Tensor,
-        num_atoms: int,
-        num_own: int,
-        is_wide: bool,
-    ) -> Tensor:
-        """`PlaceHead.coarse_scores`."""
-        around = Surroundings(
-            placed=placed, skeleton=skeleton, num_atoms=num_atoms, num_own=num_own, is_wide=is_wide
-        )
-        return self.places.coarse_scores(rows, cells, around)
-
-    def fine_scores(
-        self,
-        rows: PlaceRows,
-        axis: Tensor,
-        placed: PlacedCrystals,
-        skeleton: Tensor,
-        num_atoms: int,
-        num_own: int,
-        is_wide: bool,
-    ) -> tuple[Tensor, Tensor]:
-        """`PlaceHead.fine_scores`."""
-        around = Surroundings(
-            placed=placed, skeleton=skeleton, num_atoms=num_atoms, num_own=num_own, is_wide=is_wide
-        )
-        return self.places.fine_scores(rows, axis, around)

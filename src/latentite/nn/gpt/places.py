@@ -1,7 +1,8 @@
 """Places of orbits scored as a network does it, candidate by candidate: `PlaceHead`.
 
 A place is drawn in two stages: first a coarse cell, of all free coordinates at once, then the fine bin of each
-coordinate in turn (`latentite.nn.gpt.grid`). `forward` asks the same of known crystals.
+coordinate in turn (`latentite.nn.gpt.grid`). Where atoms would overlap is no candidate. `forward` asks the same of
+known crystals.
 """
 
 from __future__ import annotations
@@ -20,6 +21,11 @@ from latentite.nn.gpt.rows import CandidateCells, PlaceRows, buckets
 from latentite.nn.gpt.tokens import covalent_radii_tensor
 from latentite.symmetry.orbits import position_tensors
 
+COARSE_FLOOR = 0.45
+"""Smallest distance over summed covalent radii at the centre of a coarse cell that is a candidate; 99.7 % of the orbits
+of real crystals are in such cells."""
+FINE_FLOOR = 0.6
+"""The same at a fine bin; atoms of real crystals are 0.65 and more apart."""
 MISSED = -12.0
 """ln of the probability of a coarse cell that is not among those of its position: rounding has moved the crystal."""
 
@@ -100,11 +106,11 @@ class PlaceHead(nn.Module):
 
     def coarse_scores(
         self, rows: PlaceRows, cells: Int[Tensor, "place candidate 3"], around: Surroundings
-    ) -> Float[Tensor, "place candidate"]:
-        """Logits of coarse cells."""
+    ) -> tuple[Float[Tensor, "place candidate"], Float[Tensor, "place candidate"]]:
+        """Logits of coarse cells, and the smallest scaled distance at the centre of each."""
         points = torch.where(rows.fixed.unsqueeze(1), 0.0, coarse_centre(cells))
-        scores, _ = _distance_scores(self.coarse_distance, rows, rows.hidden, points, around)
-        return self.coarse_logits(rows.hidden, cells, scores).float()
+        scores, near = _distance_scores(self.coarse_distance, rows, rows.hidden, points, around)
+        return self.coarse_logits(rows.hidden, cells, scores).float(), near
 
     def fine_scores(
         self, rows: PlaceRows, axis: Int[Tensor, " place"], around: Surroundings
@@ -158,7 +164,8 @@ class PlaceHead(nn.Module):
                 index, padding = cells.all_of(members)
                 candidates = cells.cells[index]
                 is_target = (candidates == part.coarse.unsqueeze(1)).all(-1) & padding.isfinite()
-                scores = self.coarse_scores(part, candidates, around) + padding
+                scores, near = self.coarse_scores(part, candidates, around)
+                scores = without_clashes(scores + padding, near, COARSE_FLOOR, is_target)
                 chosen = scores.log_softmax(-1).masked_fill(~is_target, 0.0).sum(-1)
                 chosen = torch.where(is_target.any(-1), chosen, MISSED)
             yield asked.entry[members], asked.weight[members] * chosen
@@ -172,8 +179,11 @@ class PlaceHead(nn.Module):
         is_target = (drawn == part.coarse.unsqueeze(1)).all(-1)
         correction = correction.masked_fill(is_target, float("-inf"))
         candidates = torch.cat([part.coarse.unsqueeze(1), drawn], dim=1)
-        scores = self.coarse_scores(part, candidates, around)
-        return scores + torch.cat([torch.zeros_like(correction[:, :1]), correction], dim=1)
+        scores, near = self.coarse_scores(part, candidates, around)
+        scores = scores + torch.cat([torch.zeros_like(correction[:, :1]), correction], dim=1)
+        is_right = torch.zeros_like(scores, dtype=torch.bool)
+        is_right[:, 0] = True
+        return without_clashes(scores, near, COARSE_FLOOR, is_right)
 
     def _fine_log_prob(self, asked: _Asked, smoothing: float) -> Iterator[tuple[Tensor, Tensor]]:
         """Entries of the result, and what they are, of the fine bins of all free coordinates."""
@@ -184,14 +194,15 @@ class PlaceHead(nn.Module):
         for members, around in asked.passes(torch.full_like(axis, NUM_FINE), self.max_places_cost, place):
             index, own_axis = place[members], axis[members]
             part = rows.select(index)
-            scores, _ = self.fine_scores(part, own_axis, around)
+            scores, near = self.fine_scores(part, own_axis, around)
             target = part.fine.gather(1, own_axis.unsqueeze(-1))
-            log = scores.log_softmax(-1)
+            bins = torch.arange(NUM_FINE, device=target.device)
+            log = without_clashes(scores, near, FINE_FLOOR, bins == target).log_softmax(-1)
             chosen = log.gather(1, target).squeeze(-1)
             if smoothing:
-                bins = torch.arange(NUM_FINE, device=log.device)
-                weights = torch.exp(-0.5 * ((bins - target) / 0.7) ** 2)
+                weights = torch.exp(-0.5 * ((bins - target) / 0.7) ** 2) * torch.isfinite(log)
                 weights = weights / weights.sum(-1, keepdim=True)
+                log = torch.where(weights > 0, log, 0.0)
                 chosen = (1 - smoothing) * chosen + smoothing * (weights * log).sum(-1)
             yield asked.entry[index] + 1 + own_axis, asked.weight[index] * chosen
 
@@ -292,6 +303,27 @@ def _distance_scores(
     orbit = around.placed.orbit[rows.crystal, :num_atoms].clamp(max=around.skeleton.shape[1] - 1)
     neighbours = around.skeleton[rows.crystal.unsqueeze(-1), orbit]
     return score(hidden, neighbours, away, own), torch.minimum(away.amin(-1), own.amin(-1))
+
+
+def without_clashes(
+    scores: Float[Tensor, "place candidate"],
+    near: Float[Tensor, "place candidate"],
+    floor: float,
+    known: Bool[Tensor, "place candidate"] | None = None,
+) -> Float[Tensor, "place candidate"]:
+    """Logits of candidates without those where atoms overlap; of a place where all of them do, as they were.
+
+    Args:
+        scores: logits, minus infinity for what is no candidate.
+        near: smallest scaled distance of each candidate.
+        floor: below it atoms overlap.
+        known: what real crystals have, which stays.
+    """
+    clash = (near < floor) | scores.isneginf()
+    mask = clash & ~clash.all(-1, keepdim=True)
+    if known is not None:
+        mask = mask & ~known
+    return scores.masked_fill(mask, float("-inf"))
 
 
 def fine_candidates(

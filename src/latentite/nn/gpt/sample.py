@@ -17,6 +17,7 @@ from latentite.nn.gpt.grid import NUM_BINS, NUM_FINE, bin_centre
 from latentite.nn.gpt.inputs import PaddedOrbits, place_crystals
 from latentite.nn.gpt.model import CrystalGPT
 from latentite.nn.gpt.placement import FAR, PlacedCrystals
+from latentite.nn.gpt.places import COARSE_FLOOR, FINE_FLOOR, Surroundings, without_clashes
 from latentite.nn.gpt.rows import CandidateCells, PlaceRows, buckets
 from latentite.nn.gpt.skeletons import Skeletons, draw_skeletons
 from latentite.nn.gpt.tokens import covalent_radii_tensor
@@ -261,11 +262,10 @@ class _Placing:
         )
         used = self.first_atom[crystal, slot]
         total = self._draw_cells(rows, used, numbers[:, 0])
-        last = (torch.arange(3, device=hidden.device) * moving).amax(-1)
         for axis in range(3):
             index = torch.nonzero(moving[:, axis]).squeeze(-1)
             if len(index):
-                total += self._draw_bins(rows, axis, index, last == axis, used, numbers[:, 1 + axis])
+                total += self._draw_bins(rows, axis, index, used, numbers[:, 1 + axis])
         exact = bin_centre(rows.coarse, rows.fine) + (numbers[:, 4:] - 0.5) * DITHER / NUM_BINS
         padded.coords[crystal, slot] = torch.where(moving, torch.remainder(exact, 1.0), 0.0).float()
         return total
@@ -277,20 +277,13 @@ class _Placing:
         is_wide = self.is_wide[rows.crystal]
         total = torch.zeros(len(rows.crystal), device=numbers.device)
         cells = CandidateCells.of(rows.position, rows.fixed)
-        for members in buckets(cells.count, used + own, is_wide, model.max_places_cost):
+        for members in buckets(cells.count, used + own, is_wide, model.places.max_places_cost):
             index, padding = cells.all_of(members)
             candidates = cells.cells[index]
-            scores = model.coarse_scores(
-                rows.select(members),
-                candidates,
-                self.placed,
-                self.skeleton,
-                int(used[members].max()),
-                int(own[members].max()),
-                bool(is_wide[members[0]]),
-            )
+            around = self._around(used[members], own[members], is_wide[members])
+            scores, near = model.places.coarse_scores(rows.select(members), candidates, around)
             chosen, log = choose(
-                scores + padding,
+                without_clashes(scores + padding, near, COARSE_FLOOR),
                 numbers[members],
                 temperature=settings.temperature_coords,
                 top_p=settings.top_p,
@@ -300,7 +293,7 @@ class _Placing:
         return total
 
     def _draw_bins(
-        self, rows: PlaceRows, axis: int, moving: Tensor, is_last: Tensor, used: Tensor, numbers: Tensor
+        self, rows: PlaceRows, axis: int, moving: Tensor, used: Tensor, numbers: Tensor
     ) -> Float[Tensor, " place"]:
         """Draw the fine bins of one coordinate into the rows."""
         model, settings = self.model, self.settings
@@ -308,26 +301,29 @@ class _Placing:
         is_wide = self.is_wide[rows.crystal]
         total = torch.zeros(len(rows.crystal), device=numbers.device)
         counts = torch.full_like(moving, NUM_FINE)
-        for members in buckets(counts, (used + own)[moving], is_wide[moving], model.max_places_cost):
+        for members in buckets(counts, (used + own)[moving], is_wide[moving], model.places.max_places_cost):
             index = moving[members]
-            scores, near = model.fine_scores(
-                rows.select(index),
-                torch.full_like(index, axis),
-                self.placed,
-                self.skeleton,
-                int(used[index].max()),
-                int(own[index].max()),
-                bool(is_wide[index[0]]),
-            )
-            if settings.min_distance > 0:
-                clash = (near < settings.min_distance) & is_last[index].unsqueeze(-1)
-                scores = scores.masked_fill(clash & ~clash.all(-1, keepdim=True), float("-inf"))
+            around = self._around(used[index], own[index], is_wide[index])
+            scores, near = model.places.fine_scores(rows.select(index), torch.full_like(index, axis), around)
             chosen, log = choose(
-                scores, numbers[index], temperature=settings.temperature_coords, top_p=settings.top_p
+                without_clashes(scores, near, FINE_FLOOR),
+                numbers[index],
+                temperature=settings.temperature_coords,
+                top_p=settings.top_p,
             )
             rows.fine[index, axis] = chosen
             total[index] += log
         return total
+
+    def _around(self, used: Tensor, own: Tensor, is_wide: Tensor) -> Surroundings:
+        """What is around some places, of those cells that are all wide or all not."""
+        return Surroundings(
+            placed=self.placed,
+            skeleton=self.skeleton,
+            num_atoms=int(used.max()),
+            num_own=int(own.max()),
+            is_wide=bool(is_wide[0]),
+        )
 
     def _put_atoms(self, slot: int) -> None:
         """Write the atoms of an orbit into the placed crystals."""
