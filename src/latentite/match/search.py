@@ -242,10 +242,7 @@ def find_matches(
     """
     comparisons = Comparisons(settings=tuple(settings), workers=workers)
     formulas, known_formulas = _formulas(crystals), _formulas(reference)
-    members = Counter(formulas)
-    known = [place for place, formula in enumerate(known_formulas) if formula in members]
-    shared = {known_formulas[place] for place in known}
-    needed = [place for place, formula in enumerate(formulas) if members[formula] > 1 or formula in shared]
+    needed, known = _with_company(formulas, known_formulas)
     progress = _Progress(len(crystals), steps=len(known) + 2 * len(needed) + len(crystals), advance=advance)
 
     reduced = reduce_crystals([crystals[i] for i in needed], workers=workers, advance=progress.add)
@@ -281,6 +278,14 @@ def find_matches(
         failures=dict(sorted(failures.items())),
         reference_failures=_failures(known, others),
     )
+
+
+def _with_company(formulas: Sequence[str], known_formulas: Sequence[str]) -> tuple[list[int], list[int]]:
+    """Structures that are not the only ones with their formula, and those of the reference with one of all formulas."""
+    members = Counter(formulas)
+    known = [place for place, formula in enumerate(known_formulas) if formula in members]
+    shared = {known_formulas[place] for place in known}
+    return [i for i, formula in enumerate(formulas) if members[formula] > 1 or formula in shared], known
 
 
 def _formulas(crystals: Sequence[CrystalArrays]) -> list[str]:

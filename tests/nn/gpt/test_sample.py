@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from dataclasses import replace
 from itertools import product
 
 import numpy as np
@@ -12,6 +13,7 @@ from tiny_gpt import tiny_gpt, uniforms
 
 from latentite.nn.condition_values import ConditionConfig
 from latentite.nn.gpt.choices import DrawSettings, choose, guided
+from latentite.nn.gpt.network import num_elements
 from latentite.nn.gpt.places import FINE_FLOOR, without_clashes
 from latentite.nn.gpt.reach import START, Needs, choices, is_reachable
 from latentite.nn.gpt.sample import Draws, Sampler
@@ -114,26 +116,53 @@ def test_the_cache_of_keys_and_values_changes_nothing_and_the_future_does_not_ma
     assert not other[:, 6:].equal(at_once[:, 6:])
 
 
+def violations(orbits: OrbitBatch, limits: GPTLimits) -> dict[str, int]:
+    """Breaches of each mask, by its name; of what is no crystal, too."""
+    table = wyckoff_table()
+    position, element, crystal = orbits.position.numpy(), orbits.element.numpy(), orbits.crystal_index.numpy()
+    num_free = table.num_free[position]
+    same = crystal[1:] == crystal[:-1]
+    repeats = same & (position[1:] == position[:-1])
+    used = np.arange(3) < num_free[:, None]
+    crystals = orbits.to_crystals()
+    finite = torch.isfinite(crystals.lattice).all() & torch.isfinite(crystals.frac_coords).all()
+    is_broken = {
+        "atoms": orbits.num_atoms.numpy() > limits.max_atoms,
+        "orbits": orbits.num_orbits.numpy() > limits.max_orbits,
+        "no orbit": orbits.num_orbits.numpy() < 1,
+        "kinds of elements": num_elements(orbits).numpy() > limits.max_elements,
+        "symbols": (element < 1) | (element >= NUM_SYMBOLS),
+        "letters of another group": table.group[position] != orbits.space_group.numpy()[crystal],
+        "order of letters": same & (position[1:] < position[:-1]),
+        "a full position again": repeats & (num_free[1:] == 0),
+        "order of elements": repeats & (element[1:] < element[:-1]),
+        "coordinates that are not free": (orbits.coords.numpy() != 0) & ~used,
+        "range of coordinates": (orbits.coords.numpy() < 0) | (orbits.coords.numpy() >= 1),
+        "cells": torch.linalg.det(crystals.lattice).numpy() <= 0,
+        "numbers": np.array([not finite]),
+        "atoms of orbits": crystals.num_atoms.numpy() != orbits.num_atoms.numpy(),
+    }
+    return {name: int(np.sum(found)) for name, found in is_broken.items() if np.any(found)}
+
+
 def test_samples_break_no_mask_and_every_one_is_a_crystal() -> None:
     network = tiny_gpt()
-    orbits = Sampler(network.gpt, DrawSettings()).draw(uniforms(network, 400, seed=5)).orbits
-    limits, table = network.config.limits, wyckoff_table()
-    assert int(orbits.num_atoms.max()) <= limits.max_atoms
-    assert int(orbits.num_orbits.max()) <= limits.max_orbits
-    assert (table.group[orbits.position.numpy()] == orbits.space_group[orbits.crystal_index].numpy()).all()
-    same = orbits.crystal_index[1:] == orbits.crystal_index[:-1]
-    step = (orbits.position[1:] - orbits.position[:-1])[same]
-    assert (step >= 0).all()
-    repeats = same & (orbits.position[1:] == orbits.position[:-1])
-    assert (torch.from_numpy(table.num_free)[orbits.position[1:][repeats]] > 0).all()
-    assert (orbits.element[1:][repeats] >= orbits.element[:-1][repeats]).all()
-    crystals = orbits.to_crystals()
-    for one in crystals.to_arrays():
-        assert len(set(one.atomic_numbers.tolist())) <= limits.max_elements
-        assert np.isfinite(one.frac_coords).all()
-        assert np.linalg.det(one.lattice) > 0
-    used = np.arange(3) < table.num_free[orbits.position.numpy()][:, None]
-    assert (orbits.coords.numpy()[~used] == 0).all()
+    drawn = Sampler(network.gpt, DrawSettings()).draw(uniforms(network, 200, seed=5))
+    assert violations(drawn.orbits, network.config.limits) == {}
+
+
+@pytest.mark.slow
+def test_ten_thousand_samples_break_no_mask_and_every_one_is_a_crystal() -> None:
+    limits = GPTLimits(max_atoms=12, max_orbits=4, max_elements=3)
+    network = tiny_gpt(limits=limits)
+    drawn = Sampler(network.gpt, DrawSettings()).draw(uniforms(network, 10_000, seed=5))
+    assert len(drawn.orbits) == 10_000
+    assert violations(drawn.orbits, limits) == {}
+    # Bounds are reached, and the count would see one that is broken.
+    tighter = GPTLimits(max_atoms=11, max_orbits=3, max_elements=2)
+    assert set(violations(drawn.orbits, tighter)) == {"atoms", "orbits", "kinds of elements"}
+    other = replace(drawn.orbits, position=drawn.orbits.position.flip(0), coords=drawn.orbits.coords + 1.0)
+    assert {"letters of another group", "range of coordinates"} <= set(violations(other, limits))
 
 
 def test_formulas_numbers_of_atoms_and_elements_come_out_exactly() -> None:

@@ -43,10 +43,9 @@ class PaddedOrbits:
         )
 
 
-def place_crystals(
-    batch: OrbitBatch, reduction: Int[Tensor, "crystal 3 3"], *, dtype: torch.dtype = torch.float32
-) -> PlacedCrystals:
-    """Cells and atoms of complete crystals."""
+def place_crystals(batch: OrbitBatch, reduction: Int[Tensor, "crystal 3 3"]) -> PlacedCrystals:
+    """Cells and atoms of complete crystals, in the type in which networks are made."""
+    dtype = torch.get_default_dtype()
     tables = position_tensors(batch.position.device)
     crystals = batch.to_crystals()
     change = reduction.to(torch.float64)

@@ -164,7 +164,7 @@ def environment_distances(
     """
     tables = position_tensors(position.device)
     dtype = placed.coords.dtype
-    point = torch.einsum("boij,boj->boi", tables.matrix[position].to(dtype), coords)
+    point = torch.einsum("boij,boj->boi", tables.matrix[position].to(dtype), coords.to(dtype))
     point = (point + tables.offset[position].to(dtype)) @ placed.to_reduced
     gaps = placed.coords.unsqueeze(1) - point.unsqueeze(2)
     distance = nearest(gaps.flatten(1, 2), placed.lattice, placed.shifts).view(gaps.shape[:-1])

@@ -120,7 +120,7 @@ class FeaturedEmbedding(nn.Module):
 
     def __init__(self, features: Float[Tensor, "class feature"], width: int) -> None:
         super().__init__()
-        self.register_buffer("features", features, persistent=False)
+        self.register_buffer("features", features.to(torch.get_default_dtype()), persistent=False)
         self.own = nn.Embedding(len(features), width)
         self.shared = nn.Linear(features.shape[1], width)
         nn.init.normal_(self.own.weight, std=0.02)
