@@ -68,6 +68,22 @@ def test_none_of_their_functions_and_data_classes_is_left_out() -> None:
             assert path in checked
 
 
+def test_every_shape_is_a_text() -> None:
+    """jaxtyping passes over an annotation that it cannot read: two like `Float[Array, ...]` were never checked."""
+    for path, tree in trees().items():
+        for node in ast.walk(tree):
+            if (
+                isinstance(node, ast.Subscript)
+                and isinstance(node.value, ast.Name)
+                and node.value.id in SHAPES
+            ):
+                match node.slice:
+                    case ast.Tuple(elts=[_, ast.Constant(value=str())]):
+                        pass
+                    case _:
+                        raise AssertionError(f"{path}, line {node.lineno}: {ast.unparse(node)}")
+
+
 def _names(node: ast.AST) -> set[str]:
     return {part.id for part in ast.walk(node) if isinstance(part, ast.Name)}
 
