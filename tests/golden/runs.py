@@ -1,4 +1,4 @@
-"""The runs behind the golden numbers: four stages of training, samples of bundled models, one evaluation.
+"""The runs behind the golden numbers: every stage of training, samples of models, one evaluation.
 
 Everything is computed in float64 (`in_double`), where other processors and numbers of threads move results by about
 1e-12 instead of 1e-5: so tolerances can be narrow, and what is rounded practically never lands on the other side.
@@ -116,6 +116,20 @@ OVERRIDES: dict[str, tuple[str, ...]] = {
         "predictor_module.scheduler.warmup_steps=5",
         "predictor_module.ema.decay=0.9",
     ),
+    "gpt": (
+        "data.target_condition=[density,space_group]",
+        "gpt_module.size.d_model=32",
+        "gpt_module.size.num_layers=2",
+        "gpt_module.size.num_heads=2",
+        "gpt_module.size.dim_feedforward=64",
+        "gpt_module.condition_module={}",
+        "gpt_module.equivalents=true",
+        "gpt_module.smoothing=0.1",
+        "gpt_module.optimizer.lr=3e-3",
+        "gpt_module.scheduler.name=cosine",
+        "gpt_module.scheduler.warmup_steps=5",
+        "gpt_module.ema.decay=0.9",
+    ),
 }
 """Of each stage, as typed on the command line after those of `SHARED`."""
 
@@ -130,6 +144,13 @@ SAMPLES: dict[str, dict[str, Any]] = {
     "formula": {"ckpt": "mp_20_biternary_ldm_composition", "formula": "TiO2,NaCl", "num_samples": 2},
 }
 """Options of each run of samples."""
+
+GPT_SAMPLES: dict[str, dict[str, Any]] = {
+    "unconditional": {"num_samples": 4},
+    "cold": {"num_samples": 4, "temperature": 0.7, "top_p": 0.9, "conditions": "density=5", "guidance": 2.0},
+    "formula": {"formula": "LiNbO3,NaCl", "num_samples": 2},
+}
+"""The same of the model of the run `gpt_curve`."""
 
 
 @contextmanager
@@ -196,10 +217,16 @@ def curve(stage: str, folder: Path) -> dict[str, list[float]]:
     return found
 
 
-def samples(name: str, folder: Path) -> list[str]:
+def gpt_base(folder: Path) -> Path:
+    """The model that the run `gpt_curve` ends in, trained anew."""
+    curve("gpt", folder)
+    return folder / "run" / "checkpoints" / "last.ckpt"
+
+
+def samples(folder: Path, **options: Any) -> list[str]:
     """The crystals of a run of samples, in order, as `described`."""
     with in_double(folder / "cache"):
-        generate(**SAMPLES[name], steps=10, seed=1, batch_size=8, device="cpu", out=folder / "run")
+        generate(**options, seed=1, batch_size=8, device="cpu", out=folder / "run")
     paths = sorted((folder / "run" / "cifs").iterdir())
     return [described(path.read_text(encoding="utf-8")) for path in paths]
 
@@ -235,13 +262,24 @@ def flat(value: Any, name: str = "") -> Iterator[tuple[str, Any]]:
 
 
 def _all_samples(folder: Path) -> dict[str, str]:
-    found = {name: samples(name, folder / name) for name in SAMPLES}
+    return _numbered({name: samples(folder / name, **asked, steps=10) for name, asked in SAMPLES.items()})
+
+
+def _all_gpt_samples(folder: Path) -> dict[str, str]:
+    base = gpt_base(folder / "base")
+    return _numbered(
+        {name: samples(folder / name, ckpt=base, **asked) for name, asked in GPT_SAMPLES.items()}
+    )
+
+
+def _numbered(found: Mapping[str, list[str]]) -> dict[str, str]:
     return {f"{name} {place}": line for name, lines in found.items() for place, line in enumerate(lines)}
 
 
 RUNS: dict[str, Callable[[Path], Mapping[str, Any]]] = {
     **{f"{stage}_curve": partial(curve, stage) for stage in OVERRIDES},
     "samples": _all_samples,
+    "gpt_samples": _all_gpt_samples,
     "evaluation": summary,
 }
 """From the name of a file of golden numbers to the run that makes them anew in an empty folder."""
