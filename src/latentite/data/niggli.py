@@ -240,7 +240,7 @@ def cross(first: Real[np.ndarray, "... 3"], second: Real[np.ndarray, "... 3"]) -
     return np.stack([y * w - z * v, z * u - x * w, x * v - y * u], axis=-1)
 
 
-def determinant(matrices: Real[np.ndarray, "... 3 3"]) -> Real[np.ndarray, ...]:
+def determinant(matrices: Real[np.ndarray, "... 3 3"]) -> Real[np.ndarray, "..."]:
     """Determinants, exact for small integers."""
     return (matrices[..., 0, :] * cross(matrices[..., 1, :], matrices[..., 2, :])).sum(axis=-1)
 

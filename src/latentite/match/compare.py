@@ -318,7 +318,7 @@ class _Views:
         return flat.reshape(*shape, 3), squares.reshape(*shape, -1)
 
 
-def _spread(vectors: Float[np.ndarray, "... atom 3"]) -> Float[np.ndarray, ...]:
+def _spread(vectors: Float[np.ndarray, "... atom 3"]) -> Float[np.ndarray, "..."]:
     """The longest vector once their mean is taken away."""
     around = vectors - vectors.mean(axis=-2, keepdims=True)
     return np.sqrt((around * around).sum(axis=-1).max(axis=-1))
