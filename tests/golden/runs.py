@@ -15,7 +15,7 @@ import json
 import math
 import os
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -133,6 +133,14 @@ OVERRIDES: dict[str, tuple[str, ...]] = {
 }
 """Of each stage, as typed on the command line after those of `SHARED`."""
 
+OF_DENOISING = ("rl_module.ldm_ckpt_path=", "rl_module.sampling.steps=", "rl_module.optimizer.lr=")
+RL_GPT = (
+    *(one for one in OVERRIDES["rl"] if not one.startswith(OF_DENOISING)),
+    "rl_module.optimizer.lr=1e-3",
+    "rl_module.rl_configs.kl_form=k3",
+)
+"""Of reinforcement learning that starts from the model of the run `gpt_curve`."""
+
 SAMPLES: dict[str, dict[str, Any]] = {
     "unconditional": {"ckpt": "mp_20_biternary_ldm", "num_samples": 4},
     "reinforced": {"ckpt": "mp_20_biternary_ldm_rl", "num_samples": 4},
@@ -185,16 +193,23 @@ def _double(value: Any) -> Any:
     return value
 
 
-def curve(stage: str, folder: Path) -> dict[str, list[float]]:
+def curve(stage: str, folder: Path, overrides: Sequence[str] | None = None) -> dict[str, list[float]]:
     """What a stage logs in its first steps, by name, and its last validation: `val/...`, one number each.
 
     Of reinforcement learning a step is a rollout with two steps of the optimizer, and `first rollout` has the rewards
     of its crystals.
+
+    Args:
+        stage: of training.
+        folder: where it runs.
+        overrides: in place of those of the stage.
     """
     entry = STAGES[stage]
     recorded = folder / "rewards.jsonl"
     with in_double(folder / "cache"):
-        settings = compose(entry.config_name, [*SHARED, *OVERRIDES[stage]]) | {"run_dir": str(folder / "run")}
+        settings = compose(entry.config_name, [*SHARED, *(overrides or OVERRIDES[stage])]) | {
+            "run_dir": str(folder / "run")
+        }
         if stage == "rl":
             reward = {"_target_": f"{HERE / 'recorded_reward.py'}:RecordedReward", "path": str(recorded)}
             settings["rl_module"]["reward_fn"]["components"]["recorded"] = reward
@@ -221,6 +236,12 @@ def gpt_base(folder: Path) -> Path:
     """The model that the run `gpt_curve` ends in, trained anew."""
     curve("gpt", folder)
     return folder / "run" / "checkpoints" / "last.ckpt"
+
+
+def reinforced_gpt(folder: Path) -> dict[str, list[float]]:
+    """The curve of reinforcement learning of that model."""
+    base = gpt_base(folder / "base")
+    return curve("rl", folder / "rl", [*RL_GPT, f"rl_module.ldm_ckpt_path={base}"])
 
 
 def samples(folder: Path, **options: Any) -> list[str]:
@@ -278,6 +299,7 @@ def _numbered(found: Mapping[str, list[str]]) -> dict[str, str]:
 
 RUNS: dict[str, Callable[[Path], Mapping[str, Any]]] = {
     **{f"{stage}_curve": partial(curve, stage) for stage in OVERRIDES},
+    "rl_gpt_curve": reinforced_gpt,
     "samples": _all_samples,
     "gpt_samples": _all_gpt_samples,
     "evaluation": summary,
