@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +16,12 @@ from latentite.checkpoint import CRYSTAL_GPT, Stage, build_payload
 from latentite.crystal import CrystalBatch
 from latentite.crystal_arrays import CrystalArrays
 from latentite.generation import generate
+from latentite.generators.asks import build_asks
+from latentite.generators.gpt.generator import NUM_DRAWN_FOR_UNITS
 from latentite.generators.gpt.options import space_groups, wyckoff_letters
+from latentite.generators.jobs import Ask, ElementRules, Jobs
+from latentite.generators.protocol import Generator
+from latentite.generators.table import open_generator
 from latentite.metrics.close_pairs import closest_scaled
 from latentite.nn.gpt.network import GPTConfig, GPTNetwork
 from latentite.nn.gpt.size import GPTLimits, GPTSize
@@ -247,3 +253,29 @@ def test_the_closest_pair_is_found_in_units_of_covalent_radii() -> None:
     assert refusals[1] is not None
     assert refusals[1].kind is RefusalKind.TOO_CLOSE
     assert "atom 1 (Cs) and its own periodic image" in refusals[1].reason
+
+
+def test_a_formula_has_as_many_units_as_the_model_itself_gives_it(gpt: Path) -> None:
+    """Sizes of the training set said it, whatever the formula: SrTiO3 came in cells of 20 to 50 atoms."""
+    generator = open_generator(gpt, {}, device=torch.device("cpu"))
+    asks = build_asks(generator, formulas=["NaCl"])
+    assert [ask.num_atoms or len(ask.composition or ()) for ask in asks] == [2, 4, 6, 8, 10, 12]
+    elements = ElementRules(allowed=(11, 17), required=(11, 17))
+    result = generate_of(generator, elements, NUM_DRAWN_FOR_UNITS)
+    by_size = np.array([HISTOGRAM[2 * units] for units in range(1, 7)], dtype=float)
+    made = [
+        sum(
+            np.bincount(one.atomic_numbers, minlength=119)[[11, 17]].tolist() == [units] * 2 for one in result
+        )
+        for units in range(1, 7)
+    ]
+    assert sum(made) > 3
+    assert [ask.weight for ask in asks] == pytest.approx((np.array(made) + by_size / by_size.sum()).tolist())
+    assert [ask.weight for ask in build_asks(generator, formulas=["NaCl"], formula_units=[1, 3])] == [1.0] * 2
+
+
+def generate_of(generator: Generator, elements: ElementRules, num: int) -> list[CrystalArrays]:
+    """Crystals of run seed 0 of which only their elements are asked."""
+    jobs = replace(Jobs.plain(torch.zeros(num, dtype=torch.long)), asked=(Ask(elements=elements),))
+    drawn = generator.draw(jobs, seed=0, batch_size=num, advance=lambda count: None)
+    return drawn.crystals.to_arrays()

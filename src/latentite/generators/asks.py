@@ -36,9 +36,10 @@ def build_asks(
     """The asks of a run: one request per formula, or one in all, as the generator accepts them, ordered by request.
 
     A request for a formula has one ask for each number of formula units, which `plan_jobs` draws from: by
-    default the multiples whose number of atoms occurs in training, as often as there; if units are given, these
-    equally often. A generator with conditions that follow from a formula (composition, chemical system) is told
-    them. Where nobody knows the sizes of the training set, one formula unit is the default, and atoms have no limit.
+    default the multiples whose number of atoms occurs in training, as often as there, or as often as the generator
+    knows better; if units are given, these equally often. A generator with conditions that follow from a formula
+    (composition, chemical system) is told them. Where nobody knows the sizes of the training set, one formula unit is
+    the default, and atoms have no limit.
 
     Args:
         generator: that is to fulfil them.
@@ -189,7 +190,7 @@ def _formula_asks(card: GeneratorCard, base: Ask, formula: str, units: Sequence[
     for number, weight in weights.items():
         composition = tuple(sorted(unit * number))
         label = formula if number == 1 else f"{formula} x {number}"
-        ask = replace(base, label=label, weight=weight)
+        ask = replace(base, label=label, weight=weight, is_by_size=units is None)
         asks.append(with_composition(card.conditions, ask, composition))
     if base.num_atoms is not None:
         asks = [ask for ask in asks if ask.num_atoms == base.num_atoms]

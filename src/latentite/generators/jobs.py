@@ -48,6 +48,9 @@ class Ask:
     """The number of the user's request that this is one way to fulfil, counted from 0 without gaps."""
     weight: float = 1.0
     """Weight of this way among the others of the same request (other formula units)."""
+    is_by_size: bool = False
+    """True where the weight is how often crystals of this size occur in training, whatever their formula: a generator
+    that knows how often the formula itself has so many units may change it."""
 
     @property
     def min_atoms(self) -> int:

@@ -16,7 +16,7 @@ from latentite.crystal import CrystalBatch
 from latentite.diffusion.noise import seed_uniforms
 from latentite.elements import ATOMIC_NUMBER, MAX_ATOMIC_NUMBER, SYMBOLS
 from latentite.generators.gpt.options import GPTOptions, space_groups, wyckoff_letters
-from latentite.generators.jobs import Ask, Jobs
+from latentite.generators.jobs import Ask, ElementRules, Jobs
 from latentite.generators.protocol import Advance, Askable, Drawn, GeneratorCard
 from latentite.generators.sizes import NumAtoms, training_sizes
 from latentite.generators.told import told
@@ -29,6 +29,9 @@ from latentite.nn.gpt.wishes import Wish, Wishes, possible_groups
 from latentite.symmetry.positions import LETTERS
 
 log = logging.getLogger(__name__)
+
+NUM_DRAWN_FOR_UNITS = 64
+"""Skeletons from which is learned how many formula units the cells of a formula have."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -112,6 +115,8 @@ class GPTGenerator:
             possible = [ask for ask in ways if self._groups(self._wish(ask, 0))]
             if not possible:
                 self._refuse(ways[0])
+            if len(possible) > 1 and all(ask.is_by_size for ask in possible):
+                possible = self._with_units(possible)
             accepted += possible
         self._refuse_guidance(accepted)
         return tuple(accepted)
@@ -130,6 +135,27 @@ class GPTGenerator:
             if config.kind in follows:
                 conditions.setdefault(config.name, follows[config.kind])
         return replace(ask, conditions=conditions)
+
+    def _with_units(self, ways: list[Ask]) -> list[Ask]:
+        """The ways of a formula, by how often the model itself makes cells of so many units.
+
+        Skeletons are drawn whose elements are those of the formula, which the model is told. Those of the right
+        composition are counted; the sizes of the training set count as one more of them, so that no way is left out.
+        """
+        elements = tuple(sorted(set(ways[0].composition or ())))
+        rules = ElementRules(allowed=elements, required=elements)
+        free = replace(ways[0], composition=None, num_atoms=None, elements=rules)
+        jobs = replace(Jobs.plain(torch.zeros(NUM_DRAWN_FOR_UNITS, dtype=torch.long)), asked=(free,))
+        made = Sampler(self.network.gpt, self.draws).compositions(
+            self._uniforms(jobs, 0), **self._told(jobs), wishes=Wishes.of([self._wish(free, 0)] * len(jobs))
+        )
+        total = sum(ask.weight for ask in ways)
+        weighted = []
+        for ask in ways:
+            counts = torch.bincount(torch.tensor(ask.composition), minlength=made.shape[1])
+            hits = int((made == counts.to(made.device)).all(-1).sum())
+            weighted.append(replace(ask, weight=hits + ask.weight / total))
+        return weighted
 
     def _asked_groups(self, ask: Ask) -> tuple[int, ...]:
         """Space groups that an ask allows; empty for all."""

@@ -20,7 +20,7 @@ from latentite.nn.gpt.placement import FAR, PlacedCrystals
 from latentite.nn.gpt.places import COARSE_FLOOR, FINE_FLOOR, Surroundings, without_clashes
 from latentite.nn.gpt.rows import CandidateCells, PlaceRows, buckets
 from latentite.nn.gpt.skeletons import Skeletons, draw_skeletons
-from latentite.nn.gpt.tokens import covalent_radii_tensor
+from latentite.nn.gpt.tokens import NUM_SYMBOLS, covalent_radii_tensor
 from latentite.nn.gpt.wishes import Wish, Wishes
 from latentite.symmetry.cells import NUM_COMPONENTS, free_components
 from latentite.symmetry.dataset import minkowski_reductions
@@ -99,6 +99,23 @@ class Sampler:
         for state in self._skeletons(uniforms, condition, absent, wishes):
             group[state.rows], num_atoms[state.rows] = state.group, state.used_atoms
         return group, num_atoms
+
+    @torch.no_grad()
+    def compositions(
+        self,
+        uniforms: Float[Tensor, "crystal number"],
+        *,
+        condition: Float[Tensor, "crystal channel"] | None = None,
+        absent: Float[Tensor, " channel"] | None = None,
+        wishes: Wishes | None = None,
+    ) -> Int[Tensor, "crystal symbol"]:
+        """Atoms of each element in the primitive cells of the crystals that `draw` gives for the same arguments."""
+        counts = torch.zeros(len(uniforms), NUM_SYMBOLS, dtype=torch.long, device=uniforms.device)
+        tables = position_tensors(uniforms.device)
+        for state in self._skeletons(uniforms, condition, absent, wishes):
+            images = torch.where(state.element > 0, tables.num_images[state.position], 0)
+            counts[state.rows] = counts[state.rows].scatter_add(1, state.element, images)
+        return counts
 
     def _skeletons(
         self, uniforms: Tensor, condition: Tensor | None, absent: Tensor | None, wishes: Wishes | None
