@@ -1,4 +1,4 @@
-"""Everything that `docs/results.md` says, measured by one command that goes on where it stopped.
+"""Everything that `docs/results.md` and `docs/results_gpt.md` say, measured by a command that goes on where it stopped.
 
     python benchmarks/results.py --data ../shared/data/mp_20_biternary            # the bundled weights, all parts
     python benchmarks/results.py --parts vae samples --relax none                 # some parts, no relaxation
@@ -28,7 +28,7 @@ from typing import Any
 
 import torch
 from results_gpt import GPT_PARTS, with_mix
-from results_page import write_page
+from results_page import write_gpt_page, write_page
 from results_parts import PARTS as LATENT_PARTS
 from results_parts import QUICK, Setup, Sizes
 
@@ -165,7 +165,12 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
         default=Path("outputs/results"),
         help="numbers and work of the parts [%(default)s]",
     )
-    add("--page", type=Path, default=Path("docs/results.md"), help="its pictures go into images/ beside it")
+    add(
+        "--page",
+        type=Path,
+        default=Path("docs/results.md"),
+        help="the crystal GPT's stands beside it, as its pictures in images/",
+    )
     add("--parts", nargs="*", choices=list(PARTS), default=list(PARTS), help="[all of them]")
     add("--quick", action="store_true", help="a dozen of everything, to see that it works")
     for name in (
@@ -226,8 +231,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (ValueError, FileNotFoundError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    write_page(args.out, args.page)
-    print(f"page: {args.page}")
+    for pages, page, write in (
+        (LATENT_PARTS, args.page, write_page),
+        (GPT_PARTS, args.page.with_name(f"{args.page.stem}_gpt.md"), write_gpt_page),
+    ):
+        if not args.parts or any(part in pages for part in args.parts):
+            write(args.out, page)
+            print(f"page: {page}")
     return 0
 
 

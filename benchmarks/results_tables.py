@@ -17,16 +17,19 @@ Found = Mapping[str, Mapping[str, Any]]
 """By part: the content of its file."""
 
 SETS = {
+    "samples": "samples",
     "test": "test crystals",
     "prototypes": "random substitutions",
-    "samples": "latent diffusion",
-    "gpt_biternary": "crystal GPT",
-    "rl": "latent diffusion after RL",
+    "rl": "samples after RL",
+    "samples_filtered": "samples, filtered",
     "prototypes_filtered": "random substitutions, filtered",
-    "samples_filtered": "latent diffusion, filtered",
-    "gpt_biternary_sharp": "crystal GPT, sharp and filtered",
 }
 """Sets that are held against the crystals of two and three elements."""
+GPT_SETS = {
+    "gpt_biternary": "as the model says them",
+    "gpt_biternary_sharp": "sharp and filtered",
+}
+"""Sets of a crystal GPT that has learned from these crystals, held against them, too."""
 MIX_SETS = {
     "gpt": "as the model says them",
     "gpt_sharp": "sharp and filtered",
@@ -34,6 +37,11 @@ MIX_SETS = {
     "gpt_rl": "after RL",
 }
 """Sets of the shipped crystal GPT, held against its own training crystals."""
+ALL_SETS = {
+    **SETS,
+    **{name: f"crystal GPT of mp_20_biternary, {label}" for name, label in GPT_SETS.items()},
+    **{name: f"shipped crystal GPT, {label}" for name, label in MIX_SETS.items()},
+}
 RATES = {
     "min_distance_ok": "atoms more than 0.5 Å apart",
     "structure_valid": "structure valid",
@@ -94,7 +102,7 @@ def number_text(value: float | None, digits: int = 3) -> str:
 
 def energy_note(found: Found) -> str:
     """By which potential, how far relaxed and above which hull."""
-    for name in {**SETS, **MIX_SETS}:
+    for name in ALL_SETS:
         if name in found and (energies := found[name]["found"]["energies"]):
             potential, settings, hull = energies["potential"], energies["settings"], energies.get("hull")
             tables = [] if hull is None else [Path(name).name for name in hull["name"].split(", ")]
@@ -110,7 +118,7 @@ def energy_note(found: Found) -> str:
     return "No energies were computed."
 
 
-def samples(found: Found, labels: Mapping[str, str] = SETS) -> str:
+def samples(found: Found, labels: Mapping[str, str]) -> str:
     """Table of rates, medians and distances, a column per set of crystals."""
     sets = [name for name in labels if name in found]
     if not sets:
@@ -135,14 +143,12 @@ def samples(found: Found, labels: Mapping[str, str] = SETS) -> str:
 
 def by_freedom(found: Found) -> str:
     """Table of what becomes of crystals with few and many free coordinates."""
-    labels = {**SETS, **MIX_SETS}
     rows = []
-    for name, label in labels.items():
+    for name, label in ALL_SETS.items():
         for number, item in found.get(name, {}).get("found", {}).get("by_freedom", {}).items():
             rate = rate_text(item["relax_converged"]), rate_text(item["relaxed_msun"])
             medians = (number_text(item[key]) for key in ("rmsd_to_relaxed", "energy_above_hull"))
-            owner = f"shipped crystal GPT, {label}" if name in MIX_SETS else label
-            rows.append([owner, number, str(item["count"]), *medians, *rate])
+            rows.append([label, number, str(item["count"]), *medians, *rate])
     header = ["", "free coordinates", "crystals", "median RMSD to relaxed, Å"]
     header += ["median energy above hull, as they came, eV/atom", "relaxation converged", "MSUN, relaxed"]
     return markdown(header, rows) if rows else missing("gpt gpt_biternary samples")
