@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from dataclasses import astuple
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -135,7 +136,9 @@ def test_the_sample_of_a_reference_follows_from_seed_and_content() -> None:
 
 
 def test_a_large_reference_is_sampled_and_says_so(planted: Make, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(feature_section.reference_sample, "__kwdefaults__", {"most": 7})
+    monkeypatch.setattr(
+        feature_section, "reference_sample", partial(feature_section.reference_sample, most=7)
+    )
     result = latentite.evaluate(batch(planted(5, 0)), reference=batch(planted(12, 0)), workers=1)
     found = features(result)
     assert found["reference"] == {"num_structures": 12, "num_used": 7}

@@ -242,7 +242,7 @@ def cross(first: Real[np.ndarray, "... 3"], second: Real[np.ndarray, "... 3"]) -
 
 def determinant(matrices: Real[np.ndarray, "... 3 3"]) -> Real[np.ndarray, "..."]:
     """Determinants, exact for small integers."""
-    return (matrices[..., 0, :] * cross(matrices[..., 1, :], matrices[..., 2, :])).sum(axis=-1)
+    return np.asarray((matrices[..., 0, :] * cross(matrices[..., 1, :], matrices[..., 2, :])).sum(axis=-1))
 
 
 def integer_inverse(matrices: Real[np.ndarray, "... 3 3"]) -> Real[np.ndarray, "... 3 3"]:

@@ -234,7 +234,7 @@ class PolicyBase(Protocol):
 
 
 def of_members(values: Mapping[str, Tensor], members: Int[Tensor, " member"]) -> dict[str, Tensor]:
-    """What is asked of some crystals, by condition; positions and values may be on different devices."""
+    """Requests of some crystals, by condition; positions and values may be on different devices."""
     return {name: column[members.to(column.device)] for name, column in values.items()}
 
 

@@ -321,7 +321,7 @@ class _Views:
 def _spread(vectors: Float[np.ndarray, "... atom 3"]) -> Float[np.ndarray, "..."]:
     """The longest vector once their mean is taken away."""
     around = vectors - vectors.mean(axis=-2, keepdims=True)
-    return np.sqrt((around * around).sum(axis=-1).max(axis=-1))
+    return np.asarray(np.sqrt((around * around).sum(axis=-1).max(axis=-1)))
 
 
 def _no_match(row: np.ndarray, place: np.ndarray, vectors: np.ndarray, stol: float, size: int) -> bool:

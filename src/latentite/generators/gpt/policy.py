@@ -194,7 +194,7 @@ class GPTPolicyBase:
     network: GPTNetwork
     settings: GPTConfig
     data: DataCard = field(default_factory=DataCard)
-    """What it was trained on."""
+    """Of its training."""
     asked: tuple[ConditionConfig, ...] = ()
 
     @staticmethod

@@ -32,7 +32,7 @@ MISSED = -12.0
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Surroundings:
-    """What is around the places that are scored together."""
+    """Atoms and orbits around the places that are scored together."""
 
     placed: PlacedCrystals
     skeleton: Float[Tensor, "crystal orbit channel"]
@@ -215,7 +215,7 @@ class _Asked:
     entry: Int[Tensor, " place"]
     """Of its coarse cell in the result; those of the fine bins follow."""
     weight: Float[Tensor, " place"]
-    """How many places each stands for."""
+    """Number of places that each stands for."""
     used: Int[Tensor, " place"]
     """Atoms that are placed before."""
     own: Int[Tensor, " place"]

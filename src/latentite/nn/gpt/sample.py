@@ -333,7 +333,7 @@ class _Placing:
         return total
 
     def _around(self, used: Tensor, own: Tensor, is_wide: Tensor) -> Surroundings:
-        """What is around some places, of those cells that are all wide or all not."""
+        """Surroundings of some places, whose cells are all wide or all not."""
         return Surroundings(
             placed=self.placed,
             skeleton=self.skeleton,
