@@ -31,7 +31,6 @@ BUNDLE_PRECISION: Final = "fp16"
 """Number format of the matrices of a bundled model, unless something else is asked for (`checkpoint.StoredFormat`)."""
 BUNDLED = {
     DEFAULT_GPT: "crystal GPT, conditional",
-    "mp_mix_gpt_rl": "the crystal GPT after reinforcement learning",
     "mp_20_biternary_vae": "crystal VAE",
     DEFAULT_LDM: "latent diffusion, unconditional",
     "mp_20_biternary_ldm_composition": "latent diffusion by formula",
