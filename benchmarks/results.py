@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import argparse
 import hashlib
+import importlib.util
 import json
 import os
 import platform
@@ -46,6 +47,7 @@ ROLES = {
     "gpt": hub.DEFAULT_GPT,
     "gpt_rl": "mp_mix_gpt_rl",
     "gpt_biternary": "mp_20_biternary_gpt",
+    "gpt_biternary_second": "mp_20_biternary_gpt_second",
     "predictor_formation_energy": "mp_20_biternary_predictor_formation_energy",
     "predictor_band_gap": "mp_20_biternary_predictor_band_gap",
 }
@@ -110,7 +112,9 @@ def inputs_of(part: str, setup: Setup) -> dict[str, Any]:
 
 def run_part(part: str, setup: Setup, out: Path) -> str:
     """Measure a part unless its numbers are there; says in words what was done."""
-    needs = PARTS[part].needs
+    needs, package = PARTS[part].needs, PARTS[part].package
+    if package is not None and importlib.util.find_spec(package) is None:
+        return f"left out: it takes the package {package}, which is not installed"
     if needs and not any(role in setup.checkpoints for role in needs):
         options = " or ".join(f"--{role.replace('_', '-')}" for role in needs)
         return f"left out: there is no checkpoint for it; give {options}, or have it in ckpts/"
@@ -178,6 +182,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
         "rl",
         "filtered",
         "conditional",
+        "judged",
         "crystals",
         "formulas",
         "per-formula",

@@ -39,6 +39,8 @@ DISTANCE = 0.7
 """Smallest distance over summed covalent radii of a crystal that passes the filter."""
 SHARP = {"temperature": 0.85, "top_p": 0.95, "min_distance_scaled": DISTANCE}
 """A crystal GPT's settings for likelier crystals, at the price of variety."""
+JUDGE = "7net-0"
+"""Potential that judges anew what CHGNet has judged."""
 GROUPS = (225, 62, 166, 14)
 """Space groups that the shipped model is asked for."""
 SYSTEMS = ("Li-Fe-O", "Na-Cl", "Ba-Ti-O", "Ga-As")
@@ -114,6 +116,11 @@ def measure_gpt_biternary(setup: Setup, folder: Path) -> dict[str, Any]:
     return sampled(setup, folder, setup.checkpoints["gpt_biternary"], setup.sizes.samples)
 
 
+def measure_gpt_biternary_second(setup: Setup, folder: Path) -> dict[str, Any]:
+    """The same of a training with another seed."""
+    return sampled(setup, folder, setup.checkpoints["gpt_biternary_second"], setup.sizes.samples)
+
+
 def measure_gpt_biternary_sharp(setup: Setup, folder: Path) -> dict[str, Any]:
     """The same with settings for likelier crystals, no more elements than in training, and the filter."""
     model = setup.checkpoints["gpt_biternary"]
@@ -185,6 +192,21 @@ def measure_gpt_conditional(setup: Setup, folder: Path) -> dict[str, Any]:
     return {"tolerance": TOLERANCE, "asked": energies, "groups": groups, "systems": systems}
 
 
+def measure_judge(setup: Setup, folder: Path) -> dict[str, Any]:
+    """The first crystals of several sets, relaxed and judged by another potential."""
+    setup = replace(setup, relax=JUDGE)
+    found: dict[str, Any] = {"potential": JUDGE}
+    for name, role in (("gpt", "gpt"), ("gpt_biternary", "gpt_biternary"), ("samples", "ldm")):
+        if role in setup.checkpoints:
+            own = with_mix(setup) if name == "gpt" else setup
+            # Crystal i of a seed is the same however many are drawn.
+            found[name] = sampled(own, folder / name, setup.checkpoints[role], setup.sizes.judged)
+    substitutions = crystals_of(setup, "prototypes", "train")
+    first = substitutions.select(torch.arange(min(setup.sizes.judged, len(substitutions))))
+    found["prototypes"] = evaluated(setup, folder / "prototypes", first)
+    return found
+
+
 def measure_gpt_known(setup: Setup, folder: Path) -> dict[str, Any]:
     """Known compounds by their formulas: how many samples are the known structure, and whether training had it."""
     found: dict[str, Any] = {}
@@ -241,6 +263,11 @@ GPT_PARTS = {
     "gpt_biternary": Part(
         measure=measure_gpt_biternary, needs=("gpt_biternary",), sizes=("samples", "relax_steps")
     ),
+    "gpt_biternary_second": Part(
+        measure=measure_gpt_biternary_second,
+        needs=("gpt_biternary_second",),
+        sizes=("samples", "relax_steps"),
+    ),
     "gpt_biternary_sharp": Part(
         measure=measure_gpt_biternary_sharp, needs=("gpt_biternary",), sizes=("filtered", "relax_steps")
     ),
@@ -263,6 +290,13 @@ GPT_PARTS = {
     "gpt_rl": Part(measure=measure_gpt_rl, needs=("gpt_rl",), sizes=("rl", "relax_steps"), on_mix=True),
     "gpt_conditional": Part(
         measure=measure_gpt_conditional, needs=("gpt",), sizes=("conditional", "relax_steps"), on_mix=True
+    ),
+    "judge": Part(
+        measure=measure_judge,
+        needs=("gpt", "gpt_biternary", "ldm"),
+        sizes=("judged", "crystals", "relax_steps"),
+        on_mix=True,
+        package="sevenn",
     ),
     "gpt_known": Part(measure=measure_gpt_known, needs=("gpt",), sizes=("per_formula",), on_mix=True),
 }

@@ -20,6 +20,7 @@ from results_tables import (
     by_freedom,
     conditional,
     energy_note,
+    judged,
     known,
     learning,
     markdown,
@@ -139,6 +140,12 @@ Structure prediction. {gpt_prediction}
 
 {freedom}
 
+## A second judge
+
+The first crystals of each set, relaxed with another potential from the start.
+
+{judged}
+
 ## What limits them
 
 - Crystals with many free coordinates are further from their relaxed structures than those with few.
@@ -147,7 +154,7 @@ Structure prediction. {gpt_prediction}
 - The hull holds few phases of many elements: where competitors are missing, everything looks stable. Shares of stable
   and metastable samples are upper bounds, of use to compare sets, not to count new materials.
 - One potential relaxes and judges; it also was the reward of reinforcement learning.
-- One training run of each model: spreads over seeds are not known.
+- Two trainings of the model of two and three elements are compared above; of the shipped model there is one.
 """
 
 SHOWN_ELEMENTS = 40
@@ -193,6 +200,7 @@ def write_gpt_page(folder: Path, page: Path) -> None:
             known=known(found),
             samples=samples(found, GPT_SETS),
             gpt_prediction=prediction(found, "gpt_prediction"),
+            judged=judged(found),
             freedom=by_freedom(found),
         ),
     )

@@ -38,7 +38,16 @@ CONDITION, ASKED, TOLERANCE = "formation_energy_per_atom", (-3.0, -2.0, -1.0, 0.
 """What the conditional model is asked for, and how near counts as a hit, in eV/atom."""
 DENSITY_EDGES = np.arange(0.0, 25.01, 0.5)
 """g/cm^3"""
-KEPT_COLUMNS = ("formula", "chemical_system", "space_group_0.1", "wyckoff", "prototype")
+KEPT_COLUMNS = (
+    "formula",
+    "chemical_system",
+    "space_group_0.1",
+    "wyckoff",
+    "prototype",
+    "msun",
+    "relaxed_msun",
+    "relax_converged",
+)
 """Columns of each crystal that the numbers of a part keep."""
 FREEDOM = ((0, 0, "0"), (1, 2, "1 or 2"), (3, 6, "3 to 6"), (7, 10**6, "7 and more"))
 """Numbers of free coordinates that are told apart."""
@@ -55,6 +64,8 @@ class Sizes:
     """Samples that pass a filter."""
     conditional: int = 100
     """For each value that is asked."""
+    judged: int = 200
+    """Of each set that a second potential judges."""
     formulas: int = 200
     per_formula: int = 20
     crystals: int = 1000
@@ -63,7 +74,15 @@ class Sizes:
 
 
 QUICK = Sizes(
-    samples=12, rl=12, filtered=12, conditional=4, formulas=3, per_formula=2, crystals=12, relax_steps=3
+    samples=12,
+    rl=12,
+    filtered=12,
+    conditional=4,
+    judged=3,
+    formulas=3,
+    per_formula=2,
+    crystals=12,
+    relax_steps=3,
 )
 
 
@@ -232,6 +251,8 @@ class Part:
     """Sizes that its numbers depend on."""
     on_mix: bool = False
     """True for what is held against the data set of the shipped crystal GPT."""
+    package: str | None = None
+    """Package beside those of the project that it takes."""
 
 
 PARTS = {
@@ -379,7 +400,7 @@ def _rate(rows: list[dict[str, str]], column: str) -> dict[str, int] | None:
     known = [row[column] for row in rows if row.get(column)]
     if not known:
         return None
-    return {"numerator": sum(value.lower() == "true" for value in known), "denominator": len(rows)}
+    return {"numerator": sum(value == "yes" for value in known), "denominator": len(rows)}
 
 
 def _numbers(rows: list[dict[str, str]], column: str) -> list[float]:

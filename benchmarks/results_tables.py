@@ -27,6 +27,7 @@ SETS = {
 """Sets that are held against the crystals of two and three elements."""
 GPT_SETS = {
     "gpt_biternary": "as the model says them",
+    "gpt_biternary_second": "likewise, another seed of training",
     "gpt_biternary_sharp": "sharp and filtered",
 }
 """Sets of a crystal GPT that has learned from these crystals, held against them, too."""
@@ -152,6 +153,24 @@ def by_freedom(found: Found) -> str:
     header = ["", "free coordinates", "crystals", "median RMSD to relaxed, Å"]
     header += ["median energy above hull, as they came, eV/atom", "relaxation converged", "MSUN, relaxed"]
     return markdown(header, rows) if rows else missing("gpt gpt_biternary samples")
+
+
+def judged(found: Found) -> str:
+    """Table of what two potentials say of the same crystals, the first of several sets."""
+    if "judge" not in found:
+        return missing("judge")
+    result = found["judge"]["found"]
+    rows = []
+    for name, label in ALL_SETS.items():
+        if name not in result:
+            continue
+        other = result[name]
+        first = found.get(name, {}).get("found", {}).get("rows", [])[: other["num_in"]]
+        for rate in ("relax_converged", "msun", "relaxed_msun"):
+            numerator = sum(row.get(rate) == "yes" for row in first)
+            own = str(Rate(numerator=numerator, denominator=len(first))) if first else "-"
+            rows.append([label, RATES[rate], own, rate_text(other["rates"].get(rate))])
+    return markdown(["", "", "CHGNet", result["potential"]], rows)
 
 
 def known(found: Found) -> str:
