@@ -317,7 +317,14 @@ def write_base(path: Path) -> Path:
     return path
 
 
-def run(folder: Path, base: Path, *, max_epochs: int, ckpt_path: Path | None = None) -> Path:
+def run(
+    folder: Path,
+    base: Path,
+    *,
+    max_epochs: int,
+    ckpt_path: Path | None = None,
+    kl_form: KLForm = KLForm.K3,
+) -> Path:
     """A run of two rollouts an epoch with replay; its last checkpoint."""
     config = TrainRLConfig(
         run_dir=folder,
@@ -332,7 +339,7 @@ def run(folder: Path, base: Path, *, max_epochs: int, ckpt_path: Path | None = N
         ckpt_path=ckpt_path,
         rl_module=RLModuleConfig(
             ldm_ckpt_path=str(base),
-            rl_configs=PolicyConfig(**SETTINGS | {"num_group_samples": 6}),
+            rl_configs=PolicyConfig(**SETTINGS | {"num_group_samples": 6, "kl_form": kl_form}),
             reward_fn=RewardConfig(components=REWARD),
             replay=ReplayConfig(size=5, num_samples=3),
             optimizer=OptimizerConfig(lr=1e-3),
@@ -363,6 +370,14 @@ def test_a_run_is_resumed_to_the_bit_and_ends_in_a_checkpoint_of_a_crystal_gpt(t
     assert written.data.split("train").content_hash == "tiny"
     before = tiny_base().network.state_dict()
     assert any(not before[name].equal(tensor) for name, tensor in network.state_dict().items())
+
+
+def test_a_divergence_without_closed_form_is_refused_before_anything_is_drawn(tmp_path: Path) -> None:
+    """The first update said so, after a whole rollout."""
+    base = write_base(tmp_path / "base.ckpt")
+    with pytest.raises(ValueError, match=r"kl_form must be k3 for the generator gpt, .* got closed"):
+        run(tmp_path / "run", base, max_epochs=1, kl_form=KLForm.CLOSED)
+    assert not (tmp_path / "run").exists()
 
 
 def test_a_reinforced_model_samples_like_its_base_and_its_card_says_what_it_makes(

@@ -199,6 +199,8 @@ class PolicyPlan:
     """Config from which the trained network can be built again, for the run's checkpoints."""
     build: Callable[[], Policy[Any]]
     """The policy, equal to its reference."""
+    has_closed_kl: bool = True
+    """Whether its decisions have a `Decision.kl`."""
     base_data: DataCard | None = None
     """The base's card, where it is that, and not the prompts, which says what crystals the model makes."""
 

@@ -27,7 +27,7 @@ from latentite.nn.lora import trainable_summary
 from latentite.objectives.terms import LossTerms
 from latentite.rewards.combine import Rewards, RewardWorkers
 from latentite.rewards.repeats import DiversityFilter
-from latentite.rl.config import RLModuleConfig
+from latentite.rl.config import KLForm, RLModuleConfig
 from latentite.rl.objective import RunningRewards, choose_steps, compute_advantages
 from latentite.rl.rollout import (
     PendingRollout,
@@ -282,6 +282,12 @@ def plan_rl(config: RLModuleConfig, data: CrystalDataModule) -> RLPlan:
     base = base.asking(data.config.conditions)
     check_labels(base.conditions, data.splits["train"])
     policy = base.plan(config.sampling, lora=config.lora, per_entry=config.rl_configs.per_entry)
+    rules = config.rl_configs
+    if rules.kl_weight and rules.kl_form is KLForm.CLOSED and not policy.has_closed_kl:
+        raise ValueError(
+            f"rl_module.rl_configs.kl_form must be k3 for the generator {generator}, whose KL has no closed form, got "
+            "closed"
+        )
     config.rl_configs.check_rollout(data.config.batch_size * config.rl_configs.num_group_samples)
     rewards: Rewards | RewardWorkers = Rewards.build(config.reward_fn)
     if config.reward_workers > 0:

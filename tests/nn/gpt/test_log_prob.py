@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 
@@ -43,6 +44,21 @@ def test_a_crystal_has_the_same_probability_in_every_batch(crystals: OrbitBatch)
     for index in range(len(crystals)):
         alone = log_prob(model, crystals.select(torch.tensor([index]))).total
         assert torch.allclose(alone, together[index], atol=1e-4)
+
+
+def test_crystals_of_more_orbits_than_64_have_a_probability(rocksalt: CrystalArrays) -> None:
+    """Places of orbits were told apart up to the 64th, whatever the limits said."""
+    cells = np.array(list(np.ndindex(5, 2, 4)), dtype=np.float64) / (5, 2, 4)
+    many = CrystalArrays(
+        atomic_numbers=np.repeat(rocksalt.atomic_numbers[:2], len(cells)),
+        frac_coords=np.concatenate([cells, cells + np.array([0.1, 0.25, 0.125])]),
+        lattice=np.diag([25.0, 10.0, 20.0]),
+    )
+    batch = OrbitBatch.pack([encode_p1(many)])
+    size = GPTSize(d_model=32, num_layers=1, num_heads=2, dim_feedforward=64, dropout=0.0)
+    model = CrystalGPT(size, GPTLimits(max_atoms=80, max_orbits=80, max_elements=2)).eval()
+    assert int(batch.num_orbits) == 80
+    assert log_prob(model, batch).total.isfinite().all()
 
 
 def test_decisions_add_up_to_the_parts(crystals: OrbitBatch) -> None:

@@ -257,4 +257,4 @@ class GPTPolicyBase:
                 conditions=self.asked,
             )
 
-        return PolicyPlan(settings=self.settings, build=build, base_data=self.data)
+        return PolicyPlan(settings=self.settings, build=build, has_closed_kl=False, base_data=self.data)

@@ -24,6 +24,9 @@ from latentite.symmetry.positions import MAX_POSITIONS, NUM_GROUPS
 STOP = MAX_POSITIONS
 """End of a skeleton, after all letters."""
 
+NUM_ORDINALS = 64
+"""Places of orbits that every network tells apart, so that limits below it change no shape."""
+
 
 class SkeletonNetwork(nn.Module):
     """Embeddings, trunk, and heads of space groups, letters and elements."""
@@ -36,7 +39,7 @@ class SkeletonNetwork(nn.Module):
         self.groups = FeaturedEmbedding(group_features(), width)
         self.positions = FeaturedEmbedding(position_features(), width)
         self.elements = FeaturedEmbedding(element_features(), width)
-        self.ordinal = nn.Embedding(64, width)
+        self.ordinal = nn.Embedding(max(NUM_ORDINALS, limits.max_orbits), width)
         self.stage = nn.Embedding(3, width)
         self.trunk = CausalTransformer(
             d_model=width,
