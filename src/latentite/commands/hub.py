@@ -81,17 +81,17 @@ def register(parser: argparse.ArgumentParser) -> None:
     commands = parser.add_subparsers(
         dest="hub_command", required=True, metavar="{list,download,verify,export,bundle}"
     )
-    listing = commands.add_parser("list", help="every name, and whether its file is on this machine")
-    make_command(listing, _list)
-    download = commands.add_parser("download", help="fetch public checkpoints into the cache")
-    make_command(download, _download, DownloadOptions)
-    verify = commands.add_parser("verify", help="hash files again and compare with what was recorded")
+
+    def add(name: str, about: str) -> argparse.ArgumentParser:
+        """A command with the same line in the list and in its own help."""
+        return commands.add_parser(name, help=about, description=f"{about[0].upper()}{about[1:]}.")
+
+    make_command(add("list", "every name, and whether its file is on this machine"), _list)
+    make_command(add("download", "fetch public checkpoints into the cache"), _download, DownloadOptions)
+    verify = add("verify", "hash files again and compare with what was recorded")
     make_command(verify, _verify, VerifyOptions)
-    export = commands.add_parser("export", help="write a checkpoint to publish, or for Chemeleon2")
-    make_command(export, _export, ExportOptions)
-    bundle = commands.add_parser(
-        "bundle", help="write a checkpoint small, with a card, into the folder from which names are read"
-    )
+    make_command(add("export", "write a checkpoint to publish, or for Chemeleon2"), _export, ExportOptions)
+    bundle = add("bundle", "write a checkpoint small, with a card, into the folder from which names are read")
     make_command(bundle, _bundle, BundleOptions)
 
 
