@@ -118,10 +118,10 @@ def make_command(
         parser: of the command.
         run: called with the filled dataclasses.
         kinds: dataclasses of its options.
-        description: at the head of its help.
+        description: at the head of its help, in place of one that the parser has.
         epilog: at the end of it. Where there is one, lines of both stay as they are.
     """
-    parser.description, parser.epilog = description, epilog
+    parser.description, parser.epilog = description or parser.description, epilog
     if epilog is not None:
         parser.formatter_class = argparse.RawDescriptionHelpFormatter
     add_options(parser, *kinds)
