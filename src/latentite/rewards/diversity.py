@@ -7,6 +7,11 @@ equation 5, the biased estimate) with the cubic kernel k(x, y) = (x.y / d + 1)^3
 
 and crystal i is rewarded with MMD^2(S without i) - MMD^2(S): positive where leaving it out takes the batch further
 away. The last term cancels and is never computed. Features are fingerprints, standardised over the reference.
+
+Where what a crystal is can be counted (its number of atoms, its elements), the Kullback-Leibler divergence of the
+batch's shares from those of known crystals is brought down instead: its derivative by the probability of a crystal is,
+up to a constant, the mean of ln(share in the batch / share among known crystals) over what the crystal is counted as.
+Rewards of energy make crystals small and simple, as long as nothing holds them back.
 """
 
 from __future__ import annotations
@@ -31,6 +36,12 @@ FEATURES: dict[str, Callable[[Sequence[CrystalArrays]], np.ndarray]] = {
     "structure": radial,
 }
 _CHUNK = 4096
+
+MAX_ATOMS_OF_BIN = (2, 4, 6, 8, 10, 12, 14, 16, 20, 24, 28, 32, 40)
+"""Largest number of atoms of each bin of sizes but the last."""
+NUM_SYMBOLS = 119
+_PRIOR = 16.0
+"""Crystals of the reference that are counted to each batch, so that shares of small batches are not 0."""
 
 
 class DiversityReward:
@@ -100,3 +111,51 @@ def mmd_contributions(
     without = (total - 2.0 * own.sum(dim=1) + own.diagonal()) / (count - 1) ** 2
     without = without - 2.0 * (cross.sum() - cross) / (count - 1)
     return without - (total / count**2 - 2.0 * cross.mean())
+
+
+def _sizes(crystals: CrystalBatch) -> Float[Tensor, "crystal label"]:
+    """Bins of numbers of atoms, one for each crystal."""
+    bins = torch.bucketize(crystals.num_atoms.cpu(), torch.tensor(MAX_ATOMS_OF_BIN))
+    return torch.nn.functional.one_hot(bins, len(MAX_ATOMS_OF_BIN) + 1).double()
+
+
+def _elements(crystals: CrystalBatch) -> Float[Tensor, "crystal label"]:
+    """Elements of each crystal, all that it has with the same share."""
+    has = torch.zeros(len(crystals), NUM_SYMBOLS, dtype=torch.float64)
+    has[crystals.crystal_index.cpu(), crystals.atomic_numbers.cpu()] = 1.0
+    return has / has.sum(dim=1, keepdim=True)
+
+
+COUNTED: dict[str, Callable[[CrystalBatch], Tensor]] = {"num_atoms": _sizes, "elements": _elements}
+
+
+class SharesReward:
+    """Minus the excess of what a crystal is: mean of ln(share of known crystals / share of the batch), nats."""
+
+    is_collective = True
+
+    def __init__(self, of: str) -> None:
+        """Choose what is counted.
+
+        Args:
+            of: `num_atoms` (in bins) or `elements`.
+
+        Raises:
+            ValueError: for anything else.
+        """
+        if of not in COUNTED:
+            raise ValueError(f"of must be {' or '.join(COUNTED)}, got {of!r}")
+        self.count = COUNTED[of]
+        self._reference: Tensor | None = None
+
+    def set_reference(self, crystals: CrystalBatch) -> None:
+        """Take the training set."""
+        totals = self.count(crystals).sum(dim=0) + 1.0 / NUM_SYMBOLS
+        self._reference = totals / totals.sum()
+
+    def __call__(self, structures: Sequence[Structure], batch: CrystalBatch) -> Float[Tensor, " crystal"]:
+        if self._reference is None:
+            raise ValueError("a reward of shares needs set_reference(training crystals) before it is called")
+        labels = self.count(batch)
+        shares = (labels.sum(dim=0) + _PRIOR * self._reference) / (len(batch) + _PRIOR)
+        return labels @ (self._reference / shares).log()
