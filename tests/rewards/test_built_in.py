@@ -5,12 +5,15 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from pymatgen.core import Structure
 
 from latentite.crystal import CrystalBatch
+from latentite.crystal_arrays import CrystalArrays
 from latentite.rewards.compositions import CompositionValidity, TargetChemicalSystem, TargetComposition
 from latentite.rewards.creativity import CreativityReward
-from latentite.rewards.diversity import DiversityReward, mmd_contributions
+from latentite.rewards.diversity import DiversityReward, SharesReward, mmd_contributions
 from latentite.rewards.properties import Goal, PropertyReward, SupplyRiskReward, SymmetryReward
 from latentite.rewards.protocol import NeedsReference, Reward, check_reward
 
@@ -25,6 +28,8 @@ ALL = [
     TargetChemicalSystem("Na-Cl"),
     DiversityReward("composition"),
     DiversityReward("structure"),
+    SharesReward("num_atoms"),
+    SharesReward("elements"),
     CreativityReward(),
 ]
 
@@ -117,6 +122,48 @@ def test_whoever_is_like_nothing_known_brings_the_batch_away() -> None:
     samples = torch.randn(20, 6, generator=generator)
     samples[0] = 8.0
     assert int(mmd_contributions(samples, reference).argmin()) == 0
+
+
+@pytest.mark.parametrize("of", ["num_atoms", "elements"])
+def test_what_a_batch_has_too_much_of_is_worth_less(of: str, structures: list[Structure]) -> None:
+    """Known crystals: NaCl (8 atoms), of which half are, and MgO with 2. The batch has NaCl three times in four."""
+    salt, oxide = structures[0], structures[1].get_primitive_structure()
+    assert len(salt) != len(oxide)
+    assert not set(salt.composition) & set(oxide.composition)
+    known = CrystalBatch.from_structures([salt, oxide] * 200)
+    same = ask(SharesReward(of), CrystalBatch.from_structures([salt, oxide] * 200), known)
+    assert same == pytest.approx([0.0] * 400, abs=5e-3)
+    scores = ask(SharesReward(of), CrystalBatch.from_structures([salt, salt, salt, oxide] * 200), known)
+    # Of 800 crystals and 16 of the known ones: (600 + 8) / 816 and (200 + 8) / 816 instead of 1/2.
+    expected = [np.log(0.5 * 816 / 608), np.log(0.5 * 816 / 208)]
+    assert [scores[0], scores[3]] == pytest.approx(expected, abs=1e-2)
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.lists(st.integers(0, 3), min_size=1, max_size=40))
+def test_a_batch_is_worth_minus_its_divergence_from_known_shares(chosen: list[int]) -> None:
+    """The mean reward: minus KL(batch || known), but for the known crystals that are counted to it, so never above 0
+    by more than these can bring."""
+    kinds = [structure_of_size(size) for size in (1, 3, 5, 7)]
+    known = CrystalBatch.from_arrays(kinds * 25)
+    batch = CrystalBatch.from_arrays([kinds[kind] for kind in chosen])
+    scores = SharesReward("num_atoms")
+    scores.set_reference(known)
+    found = float(scores([], batch).mean())
+    counts = np.bincount(chosen, minlength=4)
+    shares, mixed = counts / len(chosen), (counts + 16 * 0.25) / (len(chosen) + 16)
+    assert found == pytest.approx(float((shares * np.log(0.25 / mixed)).sum()), abs=2e-2)
+    assert found < 2e-2
+
+
+def structure_of_size(count: int) -> CrystalArrays:
+    """A row of hydrogen atoms."""
+    places = np.arange(count)[:, None] / count * np.array([1.0, 0.0, 0.0])
+    return CrystalArrays(
+        atomic_numbers=np.ones(count, dtype=np.int64),
+        frac_coords=places,
+        lattice=np.diag([4.0 * count, 4, 4]),
+    )
 
 
 def test_creativity_knows_duplicates_and_known_crystals(
