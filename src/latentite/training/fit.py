@@ -19,7 +19,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from enum import StrEnum
-from functools import cache
+from functools import cache, partial
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -169,11 +169,7 @@ def fit(
     data = datamodule or CrystalDataModule(config.data)
     data.setup("fit")
     module = build_module()
-
-    def data_card() -> DataCard:
-        card = data.data_card()
-        return card if base_data is None else card.with_model_of(base_data)
-
+    data_card = partial(_data_card, data, base_data)
     if resumption is not None:
         resumption.check(config, data_card(), module)
     if config.compile:
@@ -187,12 +183,7 @@ def fit(
         data=data_card,
         run=run,
     )
-    num_parameters = sum(p.numel() for p in module.parameters() if p.requires_grad)
-
-    def begin() -> None:
-        write_provenance(config, data_card().to_plain(), num_parameters=num_parameters)
-        log.info("%s parameters, run in %s", f"{num_parameters:,}", config.run_dir)
-
+    begin = partial(_begin, config, module, data_card)
     if resumption is not None and (reason := resumption.finished(config)):
         return _take_over(config, resumption, reason, checkpoints, begin)
     callbacks = [BeginCallback(begin), *build_callbacks(config, checkpoints, ema)]
@@ -200,6 +191,19 @@ def fit(
         callbacks.insert(0, ResumedScheduleCallback(resumption.point, module.scheduler_config, stage=stage))
     trainer = build_trainer(config, callbacks, clips=module.automatic_optimization)
     return _train(config, trainer, module, data, checkpoints)
+
+
+def _data_card(data: CrystalDataModule, base: DataCard | None) -> DataCard:
+    """Of the run's data, and of the base's crystals where its model makes these."""
+    card = data.data_card()
+    return card if base is None else card.with_model_of(base)
+
+
+def _begin(config: RunConfig, module: StageModule, data_card: Callable[[], DataCard]) -> None:
+    """Leave in the folder what the run was told, and say its size."""
+    num_parameters = sum(p.numel() for p in module.parameters() if p.requires_grad)
+    write_provenance(config, data_card().to_plain(), num_parameters=num_parameters)
+    log.info("%s parameters, run in %s", f"{num_parameters:,}", config.run_dir)
 
 
 def _train(
