@@ -363,12 +363,17 @@ def evaluated(setup: Setup, folder: Path, source: Path | CrystalBatch, **options
 
 
 def by_freedom(rows: list[dict[str, str]]) -> dict[str, dict[str, Any]]:
-    """What becomes of crystals with so many free coordinates, counted by space group and Wyckoff letters."""
+    """What becomes of crystals with so many free coordinates, counted by space group and Wyckoff letters.
+
+    A crystal without converged relaxation or energy has no hit. Those whose symmetry is not known are one more group.
+    """
     found: dict[str, list[dict[str, str]]] = {label: [] for _, _, label in FREEDOM}
     for row in rows:
+        label = "unknown"
         if row.get("wyckoff") and row.get("space_group_0.1"):
             number = num_free_coordinates(int(float(row["space_group_0.1"])), row["wyckoff"])
-            found[next(label for low, high, label in FREEDOM if low <= number <= high)].append(row)
+            label = next(label for low, high, label in FREEDOM if low <= number <= high)
+        found.setdefault(label, []).append(row)
     return {
         label: {
             "count": len(members),

@@ -9,7 +9,7 @@ import torch
 from scipy.stats import chisquare
 from tiny_ldm import ALL_CONDITIONS, NUM_ATOMS, TRAIN_SIZES, build_asks, tiny_network
 
-from latentite.generators.asks import element_rules
+from latentite.generators.asks import Ask, element_rules
 from latentite.generators.latent.generator import ask_warnings
 from latentite.generators.sizes import (
     NumAtoms,
@@ -18,6 +18,9 @@ from latentite.generators.sizes import (
     plan_jobs,
     read_num_atoms,
 )
+from latentite.generators.told import unusual_values
+from latentite.nn.condition_values import ConditionConfig
+from latentite.nn.conditions import ConditionModule, ConditionModuleConfig
 from latentite.nn.denoiser import TokenIndex
 
 PLAIN = tiny_network()
@@ -52,6 +55,18 @@ def test_formula_units_are_drawn_as_often_as_their_sizes_occur() -> None:
     assert chisquare(counts, [4000 * weight / 12 for weight in (2, 6, 4)]).pvalue > 0.01
     given = build_asks(PLAIN, train_sizes=TRAIN_SIZES, formulas=["TiO2"], formula_units=[1, 3])
     assert [(ask.num_atoms, ask.weight) for ask in given] == [(3, 1.0), (9, 1.0)]
+
+
+def test_a_number_far_from_all_that_was_seen_is_asked_with_a_warning() -> None:
+    config = ConditionConfig(name="band_gap", unit="eV")
+    module = ConditionModule(ConditionModuleConfig(conditions=[config], hidden_size=8))
+    module.fit_statistics({"band_gap": torch.tensor([0.0, 1.0, 2.0, 3.0])})
+    asked = lambda value: [Ask(request=0, conditions={"band_gap": value})]  # noqa: E731
+    assert unusual_values(module, asked(5.0)) == []
+    (sentence,) = unusual_values(module, asked(20.0))
+    assert sentence.startswith("condition band_gap=20 is 17 standard deviations above the mean")
+    (sentence,) = unusual_values(module, [*asked(-20.0), *asked(-20.0)])
+    assert "19 standard deviations below" in sentence
 
 
 def test_a_model_that_was_never_told_a_composition_is_asked_with_a_warning() -> None:

@@ -23,7 +23,7 @@ from latentite.data.sampler import seeded_generator
 from latentite.data.sources import resolve
 from latentite.models import load_gpt, load_ldm
 from latentite.nn.gpt.network import GPTConfig, GPTMode, GPTNetwork, limits_of
-from latentite.nn.gpt.size import GPTLimits, GPTSize
+from latentite.nn.gpt.size import GPTSize
 from latentite.stages import train_gpt
 from latentite.symmetry.orbits import OrbitBatch
 from latentite.training.conditions import ConditionModuleOptions, resolve_conditions
@@ -354,8 +354,6 @@ def test_impossible_settings_are_refused():
             data=DataConfig(target_condition=["space_group"]),
             gpt_module=GPTModuleConfig(mode=GPTMode.P1, condition_module=ConditionModuleOptions()),
         )
-    with pytest.raises(ValueError, match=r"limits.max_orbits must be at most 64.*got 65"):
-        GPTConfig(limits=GPTLimits(max_orbits=65))
 
 
 def test_batches_are_sorted_by_orbits_within_windows_only():

@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
+from latentite.generators.asks import Ask
 from latentite.generators.jobs import Jobs
 from latentite.nn.condition_values import ConditionKind, request_row
 from latentite.nn.conditions import ConditionModule
+
+FAR = 4.0
+"""Standard deviations from the mean beyond which the user is warned."""
 
 
 def told(module: ConditionModule, jobs: Jobs) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
@@ -29,3 +35,25 @@ def told(module: ConditionModule, jobs: Jobs) -> tuple[dict[str, Tensor], dict[s
             rows, given = table[place], is_given[place]
         values[name], present[name] = rows.to(module.device), given.to(module.device)
     return values, present
+
+
+def unusual_values(module: ConditionModule, asks: Sequence[Ask]) -> list[str]:
+    """Sentences about numbers that are far from all that the model has seen."""
+    numbers = {
+        (name, float(value)): None
+        for ask in asks
+        for name, value in ask.conditions.items()
+        if name in module.statistics and isinstance(value, int | float)
+    }
+    configs = {config.name: config for config in module.config.conditions}
+    sentences = []
+    for name, value in numbers:
+        mean, std = module.statistics[name]
+        away = (float(configs[name].transform(torch.tensor(value))) - mean) / std
+        if abs(away) > FAR:
+            side = "above" if away > 0 else "below"
+            sentences.append(
+                f"condition {name}={value:g} is {abs(away):.0f} standard deviations {side} the mean of the training "
+                "data: the model has hardly seen such crystals, and what it makes need not have the value"
+            )
+    return sentences

@@ -12,7 +12,7 @@ from scipy.stats import kstest, multivariate_normal, norm
 from torch.distributions import Categorical, MixtureSameFamily, VonMises
 
 from latentite.crystal_arrays import CrystalArrays
-from latentite.nn.gpt.cell import LatticeDensity
+from latentite.nn.gpt.cell import CellHead, LatticeDensity
 from latentite.nn.gpt.cell_densities import (
     FLOW_MISSING,
     NESTED_ORDER,
@@ -198,7 +198,7 @@ def test_cells_of_the_joint_mixture_follow_its_density() -> None:
         means=one.means.expand(rows, -1, -1),
         factors=one.factors.expand(rows, -1, -1, -1),
     )
-    drawn = many.draw(numbers(rows, 12), torch.ones(rows, 6, dtype=torch.bool)).numpy()
+    drawn = many.draw(numbers(rows, 12), torch.ones(rows, 6, dtype=torch.bool), torch.zeros(rows, 6)).numpy()
     covariances = (one.factors @ one.factors.mT)[0].numpy()
     weights, means = one.log_weights[0].exp().numpy(), one.means[0].numpy()
     directions = np.random.default_rng(0).normal(size=(4, 6))
@@ -207,6 +207,28 @@ def test_cells_of_the_joint_mixture_follow_its_density() -> None:
         widths = np.sqrt(np.einsum("i,kij,j->k", direction, covariances, direction))
         cumulative = lambda x, c=centres, w=widths: norm.cdf((x[:, None] - c) / w) @ weights  # noqa: E731
         assert kstest(along, cumulative).pvalue > 0.01
+
+
+def test_a_component_is_drawn_given_those_that_the_family_fixes() -> None:
+    """Training tells fixed components as 0 minus the mean, in units; the draw told the mean."""
+    torch.manual_seed(3)
+    head, rows = CellHead(16, 3), 4_000
+    with torch.no_grad():
+        for weights in head.parameters():
+            weights.mul_(3.0)
+    hidden = torch.randn(1, 16).expand(rows, -1)
+    free = torch.tensor([True, False, True, False, False, False]).expand(rows, -1)
+    fixed = torch.tensor([0.0, -2.0, 0.0, 1.5, 0.0, 0.0]).expand(rows, -1)
+    with torch.no_grad():
+        distribution = head.distribution(hidden, lambda logits: logits(hidden), 1.0)
+        drawn = distribution.draw(numbers(rows, 12), free, fixed)
+        weights, means, widths = head.parameters_of(hidden, drawn, 2)
+        quantiles = (weights.exp() * torch.special.ndtr((drawn[:, 2:3] - means) / widths.exp())).sum(-1)
+        others = head.parameters_of(hidden, torch.where(free, drawn, 0.0), 2)
+    assert drawn[:, 1].eq(-2.0).all()
+    assert drawn[:, 3].eq(1.5).all()
+    assert kstest(quantiles.numpy(), "uniform").pvalue > 0.01
+    assert not torch.allclose(others[1], means, atol=1e-2), "the fixed component makes no difference here"
 
 
 def test_without_zuko_the_flow_is_refused_with_the_way_to_install_it(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -248,7 +270,7 @@ def test_cells_of_the_flow_follow_its_density() -> None:
     with torch.no_grad():
         distribution = head.distribution(hidden.expand(rows, -1), lambda logits: logits(hidden), 1.0)
         free = torch.from_numpy(FREE[5]).expand(rows, -1)
-        drawn = distribution.draw(numbers(rows, 12), free)
+        drawn = distribution.draw(numbers(rows, 12), free, torch.zeros(rows, 6, dtype=torch.float64))
         grid = torch.zeros(4_001, 6, dtype=torch.float64)
         grid[:, 0] = torch.linspace(-9, 9, 4_001)
         cubic = torch.from_numpy(FREE[5]).expand(len(grid), -1)

@@ -24,6 +24,7 @@ def tiny_gpt(
     with torch.no_grad():
         network.gpt.element_volume.fill_(2.7)
         network.gpt.cell_std.fill_(0.15)
+        network.gpt.cell_mean.copy_(torch.tensor([0.0, -0.05, 0.1, 0.1, 0.0, 0.05]))
         for name, weights in network.gpt.named_parameters():
             if "head" in name and weights.ndim == 2:
                 weights.mul_(3.0)

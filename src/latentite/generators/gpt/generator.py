@@ -19,7 +19,7 @@ from latentite.generators.gpt.options import GPTOptions, space_groups, wyckoff_l
 from latentite.generators.jobs import Ask, ElementRules, Jobs
 from latentite.generators.protocol import Advance, Askable, Drawn, GeneratorCard
 from latentite.generators.sizes import NumAtoms, training_sizes
-from latentite.generators.told import told
+from latentite.generators.told import told, unusual_values
 from latentite.models import gpt_of
 from latentite.nn.condition_values import ConditionKind, ConditionValue
 from latentite.nn.gpt.choices import DrawSettings
@@ -119,6 +119,9 @@ class GPTGenerator:
                 possible = self._with_units(possible)
             accepted += possible
         self._refuse_guidance(accepted)
+        module = self.network.condition_module
+        for sentence in [] if module is None else unusual_values(module, accepted):
+            log.warning("%s", sentence)
         return tuple(accepted)
 
     def _with_conditions(self, ask: Ask) -> Ask:

@@ -25,8 +25,9 @@ from latentite.generators.policy import Decision, PolicyPlan, Prompts, Rows, of_
 from latentite.models import gpt_of
 from latentite.nn.condition_values import ConditionConfig, condition_values
 from latentite.nn.gpt.choices import DrawSettings
-from latentite.nn.gpt.network import GPTConfig, GPTNetwork
+from latentite.nn.gpt.network import GPTConfig, GPTMode, GPTNetwork
 from latentite.nn.gpt.sample import Sampler, num_uniforms
+from latentite.nn.gpt.wishes import Wish, Wishes
 from latentite.nn.lora import LoraConfig
 from latentite.symmetry.dataset import minkowski_reductions
 from latentite.symmetry.orbits import OrbitBatch
@@ -73,8 +74,11 @@ class GPTPolicy:
         gpt = self.network.gpt
         uniforms = seed_uniforms(seeds, num_uniforms(gpt.limits.max_orbits)).to(gpt.start.device)
         conditioning = self.network.conditioning(values, num_crystals=len(seeds))
+        groups = (1,) if self.network.config.mode is GPTMode.P1 else ()
         drawn = Sampler(gpt, DrawSettings()).draw(
-            uniforms, condition=None if conditioning is None else conditioning.vector
+            uniforms,
+            condition=None if conditioning is None else conditioning.vector,
+            wishes=Wishes.of([Wish(groups=groups)] * len(seeds)) if groups else None,
         )
         lattices = drawn.orbits.primitive_lattices().cpu().numpy()
         reductions = torch.from_numpy(minkowski_reductions(lattices)).to(uniforms.device)

@@ -27,6 +27,7 @@ from latentite.generators.latent.options import LatentOptions
 from latentite.generators.latent.start import Start, read_structures, source_of, start_from
 from latentite.generators.protocol import Advance, Askable, Drawn, GeneratorCard
 from latentite.generators.sizes import NumAtoms, training_sizes
+from latentite.generators.told import unusual_values
 from latentite.models import ldm_of
 from latentite.nn.condition_values import ConditionKind
 from latentite.nn.denoiser import TokenIndex
@@ -95,7 +96,9 @@ class LatentGenerator:
         accepted = tuple(asks if self.start is None else self._from_structures(asks, self.start))
         _refuse_elements(self.network, accepted)
         _refuse_guidance(self.network, accepted, self.sampling.guidance)
-        for sentence in ask_warnings(self.network, accepted):
+        module = self.network.condition_module
+        unusual = [] if module is None else unusual_values(module, accepted)
+        for sentence in [*ask_warnings(self.network, accepted), *unusual]:
             log.warning("%s", sentence)
         return accepted
 

@@ -43,9 +43,12 @@ class CellDistribution(Protocol):
         ...
 
     def draw(
-        self, uniforms: Float[Tensor, "crystal 12"], free: Bool[Tensor, "crystal 6"]
+        self,
+        uniforms: Float[Tensor, "crystal 12"],
+        free: Bool[Tensor, "crystal 6"],
+        fixed: Float[Tensor, "crystal 6"],
     ) -> Float[Tensor, "crystal 6"]:
-        """Components, 0 where they are not free."""
+        """Components; those of `fixed` where they are not free."""
         ...
 
 
@@ -138,13 +141,13 @@ class _Successive:
             densities.append(torch.where(free[:, component], density, 0.0))
         return torch.stack(densities, dim=-1)
 
-    def draw(self, uniforms: Tensor, free: Tensor) -> Tensor:
-        values = torch.zeros(len(free), NUM_COMPONENTS, device=uniforms.device)
+    def draw(self, uniforms: Tensor, free: Tensor, fixed: Tensor) -> Tensor:
+        values = fixed.clone()
         for component in range(NUM_COMPONENTS):
             weights, means, widths = self._mixture(values, component)
             index, _ = choose(weights, uniforms[:, 2 * component])
             pick = index.unsqueeze(-1)
             normal = normal_at(uniforms[:, 2 * component + 1])
             value = means.gather(1, pick).squeeze(-1) + widths.gather(1, pick).squeeze(-1).exp() * normal
-            values[:, component] = torch.where(free[:, component], value, 0.0)
+            values[:, component] = torch.where(free[:, component], value, fixed[:, component])
         return values

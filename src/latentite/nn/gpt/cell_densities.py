@@ -119,14 +119,17 @@ class GaussianMixture:
         return so_far.diff(dim=-1, prepend=first)[:, _BACK]
 
     def draw(
-        self, uniforms: Float[Tensor, "crystal 12"], free: Bool[Tensor, "crystal 6"]
+        self,
+        uniforms: Float[Tensor, "crystal 12"],
+        free: Bool[Tensor, "crystal 6"],
+        fixed: Float[Tensor, "crystal 6"],
     ) -> Float[Tensor, "crystal 6"]:
         """See `CellDistribution.draw`; the first number chooses the Gaussian."""
         index, _ = choose(self.log_weights, uniforms[:, 0])
         rows = torch.arange(len(index), device=index.device)
         normal = normal_at(uniforms[:, 1 : 1 + NUM_COMPONENTS]).to(self.means.dtype)
         values = self.means[rows, index] + (self.factors[rows, index] * normal.unsqueeze(1)).sum(-1)
-        return torch.where(free, values[:, _BACK], 0.0)
+        return torch.where(free, values[:, _BACK], fixed)
 
 
 class CellFlow(nn.Module):
@@ -196,11 +199,11 @@ class _Flow:
             total = total - 0.5 * (current / self.scale).square()
             return torch.where(free, total[:, _BACK], 0.0)
 
-    def draw(self, uniforms: Tensor, free: Tensor) -> Tensor:
+    def draw(self, uniforms: Tensor, free: Tensor, fixed: Tensor) -> Tensor:
         current = normal_at(uniforms[:, :NUM_COMPONENTS]).to(self.hidden.dtype) * self.scale
         for transform in reversed(self.head.chain):
             current = transform(self.hidden).inv(current)
-        return torch.where(free, current[:, _BACK], 0.0)
+        return torch.where(free, current[:, _BACK], fixed)
 
 
 def _zuko() -> tuple[Any, Any]:

@@ -84,7 +84,14 @@ def choose(
         uniform: in [0, 1), float64.
         temperature: of the choices.
         top_p: of the choices.
+
+    Raises:
+        ValueError: for a row without any choice.
     """
+    if not (logits > float("-inf")).any(-1).all():
+        raise ValueError(
+            "every row must have a choice, got one whose logits are all minus infinity or no number"
+        )
     log = kept(logits, temperature=temperature, top_p=top_p)
     cumulative = log.exp().cumsum(-1)
     cumulative = cumulative / cumulative[:, -1:]

@@ -14,7 +14,6 @@ from enum import StrEnum
 import numpy as np
 import torch
 from jaxtyping import Bool, Float
-from scipy.stats import vonmises
 from torch import Tensor, nn
 
 from latentite.nn.gpt.choices import choose, kept
@@ -89,6 +88,8 @@ def offset_at(
     if kind is CoordDensity.WRAPPED_CAUCHY:
         return torch.tan(math.pi * (uniform - 0.5)) * width
     if kind is CoordDensity.VON_MISES:
+        from scipy.stats import vonmises  # takes half a second, which only this density needs
+
         # torch's own sampler rejects, and so takes a number of draws that differs from row to row.
         kappa = concentration(log_width.double()).cpu().numpy()
         asked = uniform.cpu().numpy()

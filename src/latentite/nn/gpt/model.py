@@ -151,7 +151,7 @@ class CrystalGPT(SkeletonNetwork):
         environment = self.environments(orbits, placed)
         where = self.placed_token(orbits.coords, tables.num_free[orbits.position], environment) + skeleton
         before = torch.cat([torch.zeros_like(where[:, :1]), where[:, :-1]], dim=1)
-        place = self.ordinal.weight[:num_slots]
+        place = self.ordinals(num_slots)
         tokens = torch.cat(
             [
                 (self.start + self.stage.weight[0]).expand(num_crystals, 1, -1),

@@ -33,9 +33,6 @@ RIDGE = 1.0
 MIN_STD = 0.01
 """Smallest unit of a component of the cell: where it hardly varies in training, others may still differ."""
 
-MAX_ORBITS = 64
-"""Orbits of one crystal for which the network has an embedding."""
-
 
 class GPTMode(StrEnum):
     """Descriptions of crystals."""
@@ -61,11 +58,6 @@ class GPTConfig:
     def __post_init__(self) -> None:
         check_size(self.size)
         width = self.size.d_model
-        if self.limits.max_orbits > MAX_ORBITS:
-            raise ValueError(
-                f"limits.max_orbits must be at most {MAX_ORBITS}, the orbits that a crystal GPT can tell apart, got "
-                f"{self.limits.max_orbits}; lower data.max_atoms"
-            )
         if self.condition_module is not None and self.condition_module.hidden_size != width:
             raise ValueError(
                 f"condition_module.hidden_size must be size.d_model ({width}), "

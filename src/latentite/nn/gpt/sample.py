@@ -168,7 +168,9 @@ class Sampler:
             lambda head: state.logits(head, settings.guidance),
             settings.temperature,
         )
-        values = distribution.draw(uniforms[:, first : first + 2 * NUM_COMPONENTS], free)
+        # Components that the family fixes are 0, and told as training tells them.
+        fixed = model.normalised_cell(torch.zeros(len(free), NUM_COMPONENTS, device=free.device), baseline)
+        values = distribution.draw(uniforms[:, first : first + 2 * NUM_COMPONENTS], free, fixed)
         cell = torch.where(free, model.real_cell(values, baseline), 0.0)
         # The density of the cell that is kept: components are narrow, and rounding moves them.
         values = model.normalised_cell(cell, baseline)

@@ -56,6 +56,11 @@ class SkeletonNetwork(nn.Module):
             nn.Linear(2 * width, 2 * width), nn.GELU(approximate="tanh"), nn.Linear(2 * width, width)
         )
 
+    def ordinals(self, num_slots: int) -> Float[Tensor, "orbit channel"]:
+        """Embeddings of first, second, ... orbits; those beyond all limits, which have no probability, are alike."""
+        slots = torch.arange(num_slots, device=self.ordinal.weight.device)
+        return self.ordinal(slots.clamp(max=self.ordinal.num_embeddings - 1))
+
     def orbit_tokens(self, position: Tensor, element: Tensor) -> Tensor:
         """Embeddings of letters with their elements."""
         return self.positions(position) + self.elements(element)
@@ -63,7 +68,7 @@ class SkeletonNetwork(nn.Module):
     # Masks
 
     def letter_mask(
-        self, group: Tensor, last: Tensor, used_atoms: Tensor, is_first: Tensor, budget: Tensor | None = None
+        self, group: Tensor, last: Tensor, used_atoms: Tensor, is_first: Tensor
     ) -> Bool[Tensor, "*row 28"]:
         """Letters that may follow; the last column is the end.
 
@@ -72,7 +77,6 @@ class SkeletonNetwork(nn.Module):
             last: row of the table of the position before; not read where there is none.
             used_atoms: atoms of the primitive cell so far.
             is_first: whether no orbit is there yet.
-            budget: largest number of atoms; by default that of the training data.
         """
         tables = letter_tables(group.device)
         letters = torch.arange(MAX_POSITIONS, device=group.device)
@@ -82,8 +86,7 @@ class SkeletonNetwork(nn.Module):
         own = (last - first).unsqueeze(-1)
         repeatable = (tables.num_free[last] > 0).unsqueeze(-1)
         in_order = is_first.unsqueeze(-1) | (letters > own) | ((letters == own) & repeatable)
-        limit = self.limits.max_atoms if budget is None else budget.unsqueeze(-1)
-        fits = used_atoms.unsqueeze(-1) + tables.num_images[position] <= limit
+        fits = used_atoms.unsqueeze(-1) + tables.num_images[position] <= self.limits.max_atoms
         return torch.cat([exists & in_order & fits, ~is_first.unsqueeze(-1)], dim=-1)
 
     def element_mask(
