@@ -151,10 +151,10 @@ ASKED = (14, 62, 136, 166, 194, 225)
 
 
 @pytest.mark.slow
-def test_a_thousand_crystals_have_the_space_group_that_was_asked_or_a_supergroup(gpt: Path) -> None:
+def test_three_hundred_crystals_have_the_space_group_that_was_asked_or_a_supergroup(gpt: Path) -> None:
     """The test before this one compared numbers of operations with those of the smallest group that was asked, and let
     any group of as many pass."""
-    crystals, groups = asked_crystals(gpt, 1000)
+    crystals, groups = asked_crystals(gpt, 300)
     share = np.mean([has_group(one, group) for one, group in zip(crystals, groups, strict=True)])
     assert share >= 0.99
 
