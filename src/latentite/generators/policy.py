@@ -200,7 +200,7 @@ class PolicyPlan:
     build: Callable[[], Policy[Any]]
     """The policy, equal to its reference."""
     has_closed_kl: bool = True
-    """Whether its decisions have a `Decision.kl`."""
+    """True where its decisions have a `Decision.kl`."""
     base_data: DataCard | None = None
     """The base's card, where it is that, and not the prompts, which says what crystals the model makes."""
 
