@@ -32,6 +32,7 @@ from latentite.nn.condition_values import (
     parse_conditions,
     request_row,
 )
+from latentite.nn.element_features import composition_descriptors, num_descriptors
 
 
 class AbsentPlace(StrEnum):
@@ -54,6 +55,8 @@ class ConditionModuleConfig:
     row_drop_probability: float = 0.1
     """Probability in training that all conditions of a crystal are hidden together."""
     absent: AbsentPlace = AbsentPlace.OUTPUT
+    descriptors: bool = False
+    """Compositions and chemical systems are told with what follows from them (`composition_descriptors`), too."""
 
     def __post_init__(self) -> None:
         names = [condition.name for condition in self.conditions]
@@ -64,6 +67,8 @@ class ConditionModuleConfig:
         check_counts(self, "hidden_size")
         if not 0.0 <= self.row_drop_probability <= 1.0:
             raise ValueError(f"row_drop_probability must be between 0 and 1, got {self.row_drop_probability}")
+        if self.absent is AbsentPlace.INPUT and self.descriptors:
+            raise ValueError("absent must be output with descriptors, got input")
         if self.absent is AbsentPlace.INPUT and any(c.kind in CLASSES for c in self.conditions):
             raise ValueError("absent must be output where a condition has classes, got input")
 
@@ -106,12 +111,17 @@ class ConditionEncoder(nn.Module):
     mean: Tensor
     std: Tensor
 
-    def __init__(self, config: ConditionConfig, hidden_size: int, absent: AbsentPlace) -> None:
+    def __init__(
+        self, config: ConditionConfig, hidden_size: int, absent: AbsentPlace, *, descriptors: bool = False
+    ) -> None:
         super().__init__()
         self.config = config
         self.absent = absent
         self.is_number, self.is_class = config.kind in NUMBERS, config.kind in CLASSES
         num_inputs = 1 if self.is_number else COMPOSITION_WIDTH
+        self.descriptors = descriptors and not self.is_number and not self.is_class
+        if self.descriptors:
+            num_inputs += num_descriptors(COMPOSITION_WIDTH)
         first = (
             nn.Embedding(config.num_classes, hidden_size)
             if self.is_class
@@ -131,6 +141,8 @@ class ConditionEncoder(nn.Module):
         """Input of the embedding: normalised numbers `[crystal 1]`, codes `[crystal]`, else the values."""
         if self.is_number:
             return ((self.config.transform(values) - self.mean) / self.std).unsqueeze(-1)
+        if self.descriptors:
+            return torch.cat([values, composition_descriptors(values)], dim=-1)
         return values - self.config.first_class if self.is_class else values
 
     def placeholder(self, num_crystals: int) -> Float[Tensor, " crystal *channel"]:
@@ -199,7 +211,10 @@ class ConditionModule(nn.Module):
         self.config = config
         hidden_size = config.hidden_size
         self.encoders = nn.ModuleDict(
-            {c.name: ConditionEncoder(c, hidden_size, config.absent) for c in config.conditions}
+            {
+                c.name: ConditionEncoder(c, hidden_size, config.absent, descriptors=config.descriptors)
+                for c in config.conditions
+            }
         )
         self.proj = nn.Sequential(
             nn.Linear(len(config.conditions) * hidden_size, hidden_size),

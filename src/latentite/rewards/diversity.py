@@ -27,6 +27,7 @@ from torch import Tensor
 from latentite.crystal import CrystalBatch
 from latentite.crystal_arrays import CrystalArrays
 from latentite.metrics.fingerprints import Scaling, fit_scaling, magpie, radial
+from latentite.nn.element_features import NUM_SYMBOLS
 
 if TYPE_CHECKING:
     from pymatgen.core import Structure
@@ -39,7 +40,6 @@ _CHUNK = 4096
 
 MAX_ATOMS_OF_BIN = (2, 4, 6, 8, 10, 12, 14, 16, 20, 24, 28, 32, 40)
 """Largest number of atoms of each bin of sizes but the last."""
-NUM_SYMBOLS = 119
 _PRIOR = 16.0
 """Crystals of the reference that are counted to each batch, so that shares of small batches are not 0."""
 

@@ -50,6 +50,8 @@ class ConditionModuleOptions:
     """Probability in training that a condition alone is hidden."""
     row_drop_probability: float = 0.1
     """Probability that all conditions of a crystal are hidden together."""
+    descriptors: bool = False
+    """Tell compositions and chemical systems with stoichiometry, roles, means and spreads of their elements, too."""
     conditions: dict[str, ConditionOptions] = field(default_factory=dict)
     """Details by name, for names of `data.target_condition`."""
 
@@ -118,6 +120,7 @@ def resolve_conditions(
         conditions=[_resolve(name, options, categories) for name in names],
         hidden_size=hidden_size,
         row_drop_probability=options.row_drop_probability,
+        descriptors=options.descriptors,
     )
 
 

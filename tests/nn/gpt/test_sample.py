@@ -12,13 +12,13 @@ import torch
 from tiny_gpt import tiny_gpt, uniforms
 
 from latentite.nn.condition_values import ConditionConfig
+from latentite.nn.element_features import NUM_SYMBOLS
 from latentite.nn.gpt.choices import DrawSettings, choose, guided
 from latentite.nn.gpt.network import num_elements
 from latentite.nn.gpt.places import FINE_FLOOR, without_clashes
 from latentite.nn.gpt.reach import START, Needs, choices, is_reachable
 from latentite.nn.gpt.sample import Draws, Sampler
 from latentite.nn.gpt.size import GPTLimits
-from latentite.nn.gpt.tokens import NUM_SYMBOLS
 from latentite.nn.gpt.trunk import KeyValueCache
 from latentite.nn.gpt.wishes import Wish, Wishes, has_letters, possible_groups
 from latentite.symmetry.dataset import minkowski_reductions

@@ -12,6 +12,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
+from latentite.nn.element_features import NUM_SYMBOLS
 from latentite.nn.gpt.cell import CellHead, LatticeDensity
 from latentite.nn.gpt.cell_densities import CellFlow, JointMixtureHead
 from latentite.nn.gpt.circular import CircularHead, CoordDensity
@@ -21,7 +22,7 @@ from latentite.nn.gpt.placement import LAST, NUM_BASIS, PlacedCrystals, environm
 from latentite.nn.gpt.places import PlaceHead
 from latentite.nn.gpt.size import GPTLimits, GPTSize
 from latentite.nn.gpt.skeleton_network import SkeletonNetwork
-from latentite.nn.gpt.tokens import NUM_SYMBOLS, letter_tables
+from latentite.nn.gpt.tokens import letter_tables
 from latentite.symmetry.cells import NUM_COMPONENTS, free_components
 from latentite.symmetry.orbits import position_tensors
 

@@ -14,13 +14,13 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from latentite.nn.conditions import Conditioning, ConditionModule, ConditionModuleConfig
+from latentite.nn.element_features import NUM_SYMBOLS
 from latentite.nn.gpt.cell import LatticeDensity
 from latentite.nn.gpt.circular import CoordDensity
 from latentite.nn.gpt.inputs import PaddedOrbits, place_crystals
 from latentite.nn.gpt.log_probability import LogProbability
 from latentite.nn.gpt.model import CrystalGPT
 from latentite.nn.gpt.size import GPTLimits, GPTSize
-from latentite.nn.gpt.tokens import NUM_SYMBOLS
 from latentite.symmetry.cells import NUM_COMPONENTS, free_components
 from latentite.symmetry.orbits import OrbitBatch, position_tensors
 

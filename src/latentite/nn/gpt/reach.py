@@ -17,7 +17,7 @@ from itertools import pairwise
 import numpy as np
 from jaxtyping import Bool
 
-from latentite.nn.gpt.tokens import NUM_SYMBOLS
+from latentite.nn.element_features import NUM_SYMBOLS
 from latentite.symmetry.positions import MAX_POSITIONS, wyckoff_table
 
 NEVER = 1_000

@@ -12,6 +12,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from latentite.nn.element_features import NUM_SYMBOLS
 from latentite.nn.gpt.choices import DrawSettings, choose
 from latentite.nn.gpt.grid import NUM_BINS, NUM_FINE, bin_centre
 from latentite.nn.gpt.inputs import PaddedOrbits, place_crystals
@@ -20,7 +21,7 @@ from latentite.nn.gpt.placement import FAR, PlacedCrystals
 from latentite.nn.gpt.places import COARSE_FLOOR, FINE_FLOOR, Surroundings, without_clashes
 from latentite.nn.gpt.rows import CandidateCells, PlaceRows, buckets
 from latentite.nn.gpt.skeletons import Skeletons, draw_skeletons
-from latentite.nn.gpt.tokens import NUM_SYMBOLS, covalent_radii_tensor
+from latentite.nn.gpt.tokens import covalent_radii_tensor
 from latentite.nn.gpt.wishes import Wish, Wishes
 from latentite.symmetry.cells import NUM_COMPONENTS, free_components
 from latentite.symmetry.dataset import minkowski_reductions

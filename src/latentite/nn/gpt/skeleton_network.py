@@ -7,12 +7,11 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
+from latentite.nn.element_features import NUM_SYMBOLS, element_features
 from latentite.nn.gpt.inputs import PaddedOrbits
 from latentite.nn.gpt.size import GPTLimits, GPTSize
 from latentite.nn.gpt.tokens import (
-    NUM_SYMBOLS,
     FeaturedEmbedding,
-    element_features,
     group_features,
     letter_tables,
     position_features,

@@ -13,11 +13,12 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from latentite.nn.element_features import NUM_SYMBOLS
 from latentite.nn.gpt.choices import DrawSettings, choose, guided
 from latentite.nn.gpt.model import CrystalGPT
 from latentite.nn.gpt.reach import START, Needs, choices
 from latentite.nn.gpt.skeleton_network import STOP
-from latentite.nn.gpt.tokens import NUM_SYMBOLS, letter_tables
+from latentite.nn.gpt.tokens import letter_tables
 from latentite.nn.gpt.trunk import KeyValueCache
 from latentite.nn.gpt.wishes import Wishes
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from dataclasses import dataclass
 from functools import cache
 
@@ -12,23 +11,9 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from latentite.elements import covalent_radii
+from latentite.nn.element_features import as_tensor, one_hot
 from latentite.symmetry.cells import FAMILIES, family_of
 from latentite.symmetry.positions import LETTERS, NUM_GROUPS, space_group, wyckoff_table
-
-NUM_SYMBOLS = 119
-"""Atomic numbers from 0, which stands for no atom, to 118."""
-PERIODS = (2, 10, 18, 36, 54, 86, 118)
-"""Last atomic number of each period."""
-
-
-def _features(values: Float[np.ndarray, "*row"]) -> Float[Tensor, "*row"]:
-    """On the CPU, also where a network is built on the meta device, which checks of checkpoints do."""
-    return torch.from_numpy(values.astype(np.float32))
-
-
-def one_hot(values: Int[np.ndarray, " row"], num: int) -> Float[np.ndarray, "row class"]:
-    """Rows of the identity."""
-    return np.eye(num)[values]
 
 
 @cache
@@ -48,7 +33,7 @@ def group_features() -> Float[Tensor, "group_from_0 feature"]:
                 ]
             )
         )
-    return _features(np.array(rows))
+    return as_tensor(np.array(rows))
 
 
 @cache
@@ -71,46 +56,13 @@ def position_features() -> Float[Tensor, "position feature"]:
         np.sin(2 * np.pi * table.offset),
         group_features().numpy()[table.group],
     ]
-    return _features(np.concatenate(parts, axis=1))
-
-
-@cache
-def element_features() -> Float[Tensor, "symbol feature"]:
-    """Place in the periodic table, electronegativity and radius of each element; the row at 0 is zero."""
-    from ase.data import covalent_radii as known_radii
-    from pymatgen.core import Element
-
-    rows = [np.zeros(7 + 18 + 6)]
-    for number in range(1, NUM_SYMBOLS):
-        element = Element.from_Z(number)
-        period = int(np.searchsorted(PERIODS, number))
-        with warnings.catch_warnings():  # that noble gases and the heaviest elements have none
-            warnings.simplefilter("ignore")
-            electronegativity = element.X if element.X == element.X else 1.3
-        radius = known_radii[number] if number < len(known_radii) else 1.6
-        rows.append(
-            np.concatenate(
-                [
-                    one_hot(np.array([period]), 7)[0],
-                    one_hot(np.array([element.group - 1]), 18)[0],
-                    [
-                        electronegativity / 2,
-                        radius,
-                        number / 50,
-                        float(element.is_metal),
-                        float(57 <= number <= 71),
-                        float(89 <= number <= 103),
-                    ],
-                ]
-            )
-        )
-    return _features(np.nan_to_num(np.array(rows), nan=0.65))
+    return as_tensor(np.concatenate(parts, axis=1))
 
 
 @cache
 def covalent_radii_tensor() -> Float[Tensor, " symbol"]:
     """`latentite.elements.covalent_radii` as a tensor."""
-    return _features(np.array(covalent_radii()))
+    return as_tensor(np.array(covalent_radii()))
 
 
 class FeaturedEmbedding(nn.Module):

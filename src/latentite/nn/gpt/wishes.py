@@ -11,9 +11,9 @@ import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
 
+from latentite.nn.element_features import NUM_SYMBOLS
 from latentite.nn.gpt.reach import START, Needs, is_reachable
 from latentite.nn.gpt.size import GPTLimits
-from latentite.nn.gpt.tokens import NUM_SYMBOLS
 from latentite.symmetry.positions import NUM_GROUPS, wyckoff_table
 
 
