@@ -1,4 +1,4 @@
-"""What is known of elements beside their names, and what a composition says by it."""
+"""Features of elements beside their names, and descriptors of compositions by them."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ def element_features() -> Float[Tensor, "symbol feature"]:
 def composition_descriptors(
     shares: Float[Tensor, "crystal element"],
 ) -> Float[Tensor, "crystal descriptor"]:
-    """What a composition says whatever the names of its elements are: stoichiometry, roles, means and spreads.
+    """Stoichiometry, roles, means and spreads: all that a composition says whatever the names of its elements are.
 
     A network that sees shares by element alone has to learn anew for each pair of elements that 1:1:3 is 1:1:3.
 
